@@ -1,0 +1,1 @@
+"""The pure core: types, errors, routing, lifecycles. No I/O and no clock of its own."""

@@ -1,0 +1,119 @@
+"""What router, gateways and operators say about the cluster: replicas, their load, and requests' claims on them."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from neox_serve.core.types import Pool
+
+
+class ReplicaPhase(StrEnum):
+    """What a replica is up to. Only READY takes requests."""
+
+    READY = "ready"
+    DRAINING = "draining"  # finishes what it has; never takes requests again
+    UNHEALTHY = "unhealthy"  # its engine has failed
+
+
+PHASES_AFTER = {
+    ReplicaPhase.READY: frozenset(ReplicaPhase),
+    ReplicaPhase.UNHEALTHY: frozenset(ReplicaPhase),
+    ReplicaPhase.DRAINING: frozenset({ReplicaPhase.DRAINING}),
+}
+"""The phases that may follow each phase; other reports (a late one that overtook nothing, say) are ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine replica. replica_id: a new one each start. address: host:port of its link. max_requests: most it takes at a time."""
+
+    replica_id: str
+    pool: Pool
+    model: str
+    address: str
+    max_requests: int
+    phase: ReplicaPhase = ReplicaPhase.READY
+
+    def __post_init__(self) -> None:
+        if not self.replica_id or not self.address or self.max_requests < 1:
+            raise ValueError(f"replica {self.replica_id!r} at {self.address!r}, max_requests {self.max_requests}")
+
+    def moved_to(self, phase: ReplicaPhase) -> "Replica":
+        """The replica in this phase, or as it is where the table does not allow the step."""
+        return replace(self, phase=phase) if phase in PHASES_AFTER[self.phase] else self
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """Load of a replica as its engine last reported it."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    kv_usage_fraction: float = 0.0
+    output_tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks for. output_tokens: the most it may generate. excluded: replicas that have already failed it."""
+
+    pool: Pool
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    excluded: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens it claims of a replica: its prompt plus the most it may generate."""
+        return self.prompt_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A request's claim on a replica. lease_id: unique for its gateway's life. tokens: prompt plus the most it may generate."""
+
+    lease_id: int
+    replica_id: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """Claims on a replica, summed: requests dispatched and not ended, and their tokens."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """A replica with its load. age_s: since it registered. lost: its stream to the router has ended, a moment ago."""
+
+    replica: Replica
+    load: ReplicaLoad
+    outstanding: Outstanding
+    age_s: float
+    lost: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now."""
+        return self.replica.phase is ReplicaPhase.READY and not self.lost
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayView:
+    """A gateway with what it has in flight. age_s: since it registered."""
+
+    gateway_id: str
+    requests_in_flight: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster as one part knows it. from_router: whether the router said so; else it is what one gateway knows by itself."""
+
+    replicas: tuple[ReplicaView, ...]
+    gateways: tuple[GatewayView, ...]
+    from_router: bool
