@@ -1,0 +1,57 @@
+"""Log lines of every process: one format, with level, component and, inside a call, its request id.
+
+Our code logs through structlog; libraries through the standard library's `logging`, which is routed into the same lines.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from neox_serve.settings import LogSettings
+
+bound = structlog.contextvars.bound_contextvars
+"""`with bound(request_id=...)`: every line inside carries these keys, in tasks started inside too."""
+
+
+def configure(settings: LogSettings, component: str, stream: TextIO = sys.stderr) -> None:
+    """Makes all lines of this process come out on `stream`, as the settings say. `component` is the process's part ("gateway", ...)."""
+    shared = _shared_processors(component)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(settings, stream)))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level.upper())
+
+
+def _shared_processors(component: str) -> list[Processor]:
+    """What every line gets, whoever wrote it."""
+
+    def add_component(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("component", component)
+        return event
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        add_component,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _renderers(settings: LogSettings, stream: TextIO) -> list[Processor]:
+    clean = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if settings.format == "json":
+        return [clean, structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    return [clean, structlog.dev.ConsoleRenderer(colors=stream.isatty())]

@@ -1,0 +1,169 @@
+"""Errors on the wire: ServeError -> google.rpc.Status with details, and back.
+
+One table gives each reason its gRPC code; nothing else in the system chooses a code. The rich status travels in the trailing metadata,
+base64-encoded, next to its message percent-encoded; peers drop the connection's headers beyond 8 KiB, so all texts are bounded here.
+"""
+
+from collections.abc import Iterator, Mapping, MutableSequence
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from neox_serve.core.errors import DOMAIN, FieldViolation, QuotaViolation, Reason, ServeError
+
+CODES: Mapping[Reason, grpc.StatusCode] = {
+    Reason.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.PROMPT_TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_ADAPTER: grpc.StatusCode.NOT_FOUND,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.QUOTA_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.REQUEST_NEVER_FITS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.REQUEST_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
+    Reason.NO_READY_REPLICA: grpc.StatusCode.UNAVAILABLE,
+    Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.REPLICA_LOST: grpc.StatusCode.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.CANCELLED: grpc.StatusCode.CANCELLED,
+    Reason.ENGINE_FAILED: grpc.StatusCode.INTERNAL,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+"""Every reason's gRPC code."""
+
+_GENERIC_TEXTS: Mapping[Reason, str] = {
+    Reason.ENGINE_FAILED: "the engine failed on this request; report it with the request id",
+    Reason.INTERNAL: "a fault of the server; report it with the request id",
+}
+"""What clients see of faults of ours; their own message goes to the log alone."""
+
+_REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
+    grpc.StatusCode.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: Reason.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.REQUEST_TOO_LARGE,
+    grpc.StatusCode.UNAVAILABLE: Reason.NO_READY_REPLICA,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED: Reason.CANCELLED,
+}
+"""What a status without our details means: it comes from the transport or the client's own channel. Others are INTERNAL."""
+
+_NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
+_CODES_BY_NUMBER = {number: code for code, number in _NUMBERS.items()}
+
+# Base64 makes 5.4 KiB of 4 KiB, and a message of 512 bytes is at most 1.5 KiB percent-encoded: together under 8 KiB with room for the rest.
+_MOST_STATUS_BYTES = 4096
+_MOST_MESSAGE_BYTES = 512
+_MOST_TEXT_BYTES = 256
+
+
+def to_rich_status(error: ServeError, request_id: str = "") -> status_pb2.Status:
+    """The error as clients see it: ErrorInfo always; BadRequest, QuotaFailure and RetryInfo where the error has them.
+
+    Reasons that are faults of the server show a generic text and no metadata but `request_id`. At most 4 KiB serialised: texts are clipped,
+    and violations that do not fit are left out.
+    """
+    generic = _GENERIC_TEXTS.get(error.reason)
+    status = status_pb2.Status(code=_NUMBERS[CODES[error.reason]], message=generic or clip(error.message, _MOST_MESSAGE_BYTES))
+    for detail in _details(error, {} if generic else error.metadata, request_id):
+        _append_if_it_fits(status, detail)
+    return status
+
+
+def to_grpc_status(error: ServeError, request_id: str = "") -> grpc.Status:
+    """The same for grpc: code, text and the trailing metadata that carries the details."""
+    return rpc_status.to_status(to_rich_status(error, request_id))
+
+
+def from_rich_status(status: status_pb2.Status) -> ServeError:
+    """The error that a rich status tells of; one without our ErrorInfo gets the reason that fits its code."""
+    code = _CODES_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    quota, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
+    found = {type(detail) for packed in status.details for detail in (info, bad_request, quota, retry) if packed.Unpack(detail)}
+    return ServeError(
+        _reason(info, code),
+        status.message,
+        metadata=dict(info.metadata),
+        retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if type(retry) in found else None,
+        violations=tuple(FieldViolation(it.field, it.description) for it in bad_request.field_violations),
+        quota_violations=tuple(QuotaViolation(it.subject, it.description) for it in quota.violations),
+    )
+
+
+def from_rpc_error(error: grpc.RpcError) -> ServeError:
+    """The ServeError behind an error of a call, sync or asyncio. Without our details: a reason by the code, with grpc's own text."""
+    try:
+        status = rpc_status.from_call(cast("grpc.Call", error))
+    except ValueError:  # details that contradict the call's code or text are not ours
+        status = None
+    if status is not None:
+        return from_rich_status(status)
+    code = error.code()
+    return ServeError(_REASONS_OF_BARE_CODES.get(code, Reason.INTERNAL), f"{code.name}: {error.details() or 'no details'}")
+
+
+def clip(text: str, most_bytes: int) -> str:
+    """The text as valid UTF-8 of at most `most_bytes` bytes; an ellipsis shows that something was cut off."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= most_bytes:
+        return encoded.decode("utf-8")
+    return encoded[: most_bytes - 3].decode("utf-8", "ignore") + "…"
+
+
+def _details(error: ServeError, metadata: Mapping[str, str], request_id: str) -> Iterator[Message]:
+    """The details, most important first."""
+    facts = {clip(key, 64): clip(value, _MOST_TEXT_BYTES) for key, value in [*metadata.items()][:8]}
+    if request_id:
+        facts["request_id"] = clip(request_id, 128)
+    yield error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=facts)
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        yield retry
+    if error.violations:
+        violations = [_field_violation(violation) for violation in error.violations[:16]]
+        yield error_details_pb2.BadRequest(field_violations=violations)
+    if error.quota_violations:
+        quotas = [_quota_violation(violation) for violation in error.quota_violations[:16]]
+        yield error_details_pb2.QuotaFailure(violations=quotas)
+
+
+def _field_violation(violation: FieldViolation) -> error_details_pb2.BadRequest.FieldViolation:
+    return error_details_pb2.BadRequest.FieldViolation(
+        field=clip(violation.field, 128), description=clip(violation.description, _MOST_TEXT_BYTES)
+    )
+
+
+def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailure.Violation:
+    return error_details_pb2.QuotaFailure.Violation(
+        subject=clip(violation.subject, 128), description=clip(violation.description, _MOST_TEXT_BYTES)
+    )
+
+
+def _append_if_it_fits(status: status_pb2.Status, detail: Message) -> None:
+    """Packs the detail, dropping the last of its violations until the status is within bounds."""
+    room = _MOST_STATUS_BYTES - status.ByteSize() - 80  # 80: the type URL and the lengths around it
+    violations = _violations_of(detail)
+    while detail.ByteSize() > room and violations:
+        violations.pop()
+    if detail.ByteSize() <= room:
+        status.details.add().Pack(detail)
+
+
+def _violations_of(detail: Message) -> MutableSequence[Any]:
+    if isinstance(detail, error_details_pb2.BadRequest):
+        return cast("MutableSequence[Any]", detail.field_violations)
+    if isinstance(detail, error_details_pb2.QuotaFailure):
+        return cast("MutableSequence[Any]", detail.violations)
+    return []
+
+
+def _reason(info: error_details_pb2.ErrorInfo, code: grpc.StatusCode) -> Reason:
+    if info.domain == DOMAIN and info.reason in Reason.__members__.values():
+        return Reason(info.reason)
+    return _REASONS_OF_BARE_CODES.get(code, Reason.INTERNAL)
