@@ -1,0 +1,62 @@
+"""Starts the engine that the settings ask for."""
+
+from pathlib import Path
+
+from neox_serve import model_files
+from neox_serve.core.model import ModelFacts
+from neox_serve.core.types import Pool
+from neox_serve.engine import arguments
+from neox_serve.engine.detokenizer import TokenTable
+from neox_serve.engine.environment import engine_environment
+from neox_serve.engine.fake_answers import Vocabulary
+from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
+from neox_serve.engine.hardware import this_machine
+from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.protocol import Engine
+from neox_serve.settings import EngineSettings, Settings, SettingsError
+
+__all__ = ["engine_environment", "fake_engine", "read_token_table", "start_engine"]
+
+
+async def start_engine(pool: Pool, settings: Settings) -> Engine:
+    """A running engine for a pool. The process' environment must hold what `engine_environment` gave.
+
+    Everything that can be checked is checked before a weight is read. Raises SettingsError; RuntimeError where vLLM fails to start.
+    """
+    engine = engine_settings(pool, settings)
+    folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
+    facts = model_files.read_facts(folder)
+    table = read_token_table(folder)
+    if engine.kind == "fake":
+        return fake_engine(settings, engine, facts, table)
+    machine = this_machine()
+    arguments.check(pool, settings, facts, machine)
+    from neox_serve.engine.vllm_start import start_vllm_engine
+
+    return await start_vllm_engine(pool, settings, facts, table, machine)
+
+
+def read_token_table(folder: Path) -> TokenTable:
+    """The tokens of the tokenizer in a folder. Raises SettingsError where it is not a byte-level one."""
+    path = folder / "tokenizer.json"
+    try:
+        return TokenTable.from_tokenizer_json(model_files.read_json(path, setting="model.source"))
+    except (KeyError, ValueError) as error:
+        raise SettingsError(f"model.source: {path}: {error}") from error
+
+
+def fake_engine(settings: Settings, engine: EngineSettings, facts: ModelFacts, table: TokenTable) -> FakeEngine:
+    """The fake engine with the model's tokens, so that its text and ids agree with the tokenizer."""
+    timing = engine.fake
+    return FakeEngine(
+        FakeTiming(timing.ttft_s, timing.itl_s, timing.itl_per_request_s),
+        vocabulary=Vocabulary(
+            size=len(table.contents),
+            text_bytes=table.text_bytes,
+            display=table.display,
+            eos_token_id=facts.eos_token_id,
+            dimensions=facts.hidden_size,
+        ),
+        adapters=frozenset(adapter.name for adapter in settings.model.adapters),
+        max_num_seqs=engine.max_num_seqs,
+    )

@@ -1,0 +1,85 @@
+"""Our requests as vLLM's parameters, and vLLM's log-probabilities as ours."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from vllm.logprobs import Logprob
+from vllm.pooling_params import PoolingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.types import Choice, GenerationRequest, Guide, JsonSchema, PositionLogprobs, Regex, TokenLogprob
+from neox_serve.engine import guides
+
+Display = Callable[[int], str]
+
+# "[03:02:59] /project/cpp/regex_converter.cc:83: " in front of what the grammar compiler says.
+_COMPILER_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
+
+
+def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
+    """Parameters of one of a request's n sequences.
+
+    Each sequence is a vLLM request of its own: equal seeds would give equal texts, so sequence i draws with seed + i, and only the first
+    computes the prompt's log-probabilities. Text and stop sequences are ours (`TextStream`), so vLLM does not detokenize.
+    """
+    sampling, stopping = request.sampling, request.stopping
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=None if sampling.seed is None else sampling.seed + index,
+        logit_bias=dict(sampling.logit_bias) or None,
+        max_tokens=stopping.max_tokens,
+        min_tokens=stopping.min_tokens,
+        stop_token_ids=list(stopping.stop_token_ids),
+        ignore_eos=stopping.ignore_eos,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs if index == 0 else None,
+        structured_outputs=None if request.guide is None else _structured(request.guide),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,
+    )
+
+
+def beam_step_params(candidates: int) -> SamplingParams:
+    """One token, and the most likely ones there."""
+    return SamplingParams(temperature=0.0, max_tokens=1, logprobs=candidates, detokenize=False, output_kind=RequestOutputKind.DELTA)
+
+
+def pooling_params(*, whole: bool) -> PoolingParams:
+    """One vector an input, or (whole) one a token; vLLM never normalizes for us."""
+    return PoolingParams(task="token_embed" if whole else "embed", use_activation=False)
+
+
+def positions(entries: list[Mapping[int, Logprob] | None] | None, alternatives: int, display: Display) -> tuple[PositionLogprobs, ...]:
+    """vLLM's log-probabilities, one mapping a position with the chosen token first; positions without any are left out."""
+    return tuple(_position(entry, alternatives, display) for entry in entries or () if entry)
+
+
+def explain_guide(guide: Guide, error: ServeError) -> ServeError:
+    """An error about a guided request, as one about the guide's field if the engine refused it."""
+    if error.reason is not Reason.INVALID_ARGUMENT:
+        return error
+    return guides.refusal(guide, f"cannot be followed: {_COMPILER_PREFIX.sub('', error.message).strip()}")
+
+
+def _position(entry: Mapping[int, Logprob], alternatives: int, display: Display) -> PositionLogprobs:
+    tokens = [TokenLogprob(token_id, found.logprob, found.rank or 0, display(token_id)) for token_id, found in entry.items()]
+    ranked = sorted((token for token in tokens if token.rank <= alternatives), key=lambda token: token.rank)
+    return PositionLogprobs(tokens[0], tuple(ranked))
+
+
+def _structured(guide: Guide) -> StructuredOutputsParams:
+    match guide:
+        case JsonSchema(schema):
+            return StructuredOutputsParams(json=schema)
+        case Regex(pattern):
+            return StructuredOutputsParams(regex=pattern)
+        case Choice(texts):
+            return StructuredOutputsParams(choice=list(texts))

@@ -1,0 +1,85 @@
+"""Starts vLLM's AsyncLLM for a pool."""
+
+import asyncio
+from collections.abc import Sequence
+
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from neox_serve import model_files
+from neox_serve.core.errors import ServeError
+from neox_serve.core.model import ModelFacts
+from neox_serve.core.types import Delta, EmbeddingRequest, GenerationRequest, Pool, Stopping
+from neox_serve.engine import arguments, vllm_arguments
+from neox_serve.engine.detokenizer import TokenTable
+from neox_serve.engine.hardware import Machine
+from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.vllm_engine import VllmEngine
+from neox_serve.engine.vllm_steps import StepSignal
+from neox_serve.settings import Settings, SettingsError
+
+_WARM_UP = "warm-up"
+_WARM_UP_TIMEOUT_S = 300.0
+
+
+async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, table: TokenTable, machine: Machine) -> VllmEngine:
+    """A running engine. Raises SettingsError before anything is loaded, RuntimeError where vLLM fails to start.
+
+    vLLM waits for its processes while it starts, so it does that on a thread; its event loop is the caller's all the same.
+    """
+    folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
+    adapters = await asyncio.to_thread(_adapters, pool, settings, facts)
+    engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
+    config = vllm_arguments.build_engine_config(pool, settings, engine_arguments)
+    steps = StepSignal()
+    llm = await asyncio.to_thread(
+        AsyncLLM.from_vllm_config, config, stat_loggers=[steps.logger_factory()], disable_log_stats=engine_arguments.disable_log_stats
+    )
+    supported_tasks = await llm.get_supported_tasks()
+    llm._run_output_handler()
+    engine = VllmEngine(
+        llm,
+        steps,
+        table=table,
+        adapters=adapters,
+        native_pooling=settings.embedding.default_pooling,
+        supported_tasks=supported_tasks,
+        eos_token_id=facts.eos_token_id,
+    )
+    try:
+        await asyncio.wait_for(_warm_up(pool, engine, settings), _WARM_UP_TIMEOUT_S)
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+async def _warm_up(pool: Pool, engine: VllmEngine, settings: Settings) -> None:
+    """Answers one request, so that the first client neither waits for what is set up lazily nor finds an engine that cannot answer."""
+    if pool is Pool.EMBEDDING:
+        await engine.embed(_WARM_UP, EmbeddingRequest(_WARM_UP, (0, 0), settings.embedding.default_pooling))
+        return
+    ended: asyncio.Future[ServeError | None] = asyncio.get_running_loop().create_future()
+
+    def sink(deltas: Sequence[Delta]) -> None:
+        if deltas[-1].end:
+            ended.set_result(deltas[-1].failure)
+
+    await engine.generate(_WARM_UP, GenerationRequest(_WARM_UP, (0, 0), Stopping(max_tokens=2, ignore_eos=True), logprobs=1), sink)
+    if failure := await ended:
+        raise failure
+
+
+def _adapters(pool: Pool, settings: Settings, facts: ModelFacts) -> dict[str, LoRARequest]:
+    """The adapters' files by name, downloaded where they are not local. vLLM numbers adapters from 1."""
+    if pool is not Pool.GENERATION:
+        return {}
+    requests = {}
+    for index, adapter in enumerate(settings.model.adapters):
+        setting = f"model.adapters.{index}.path"
+        folder = model_files.locate_adapter(adapter.path, setting=setting)
+        problems = list(arguments.check_adapter(folder, facts, engine_settings(pool, settings).max_lora_rank, setting))
+        if problems:
+            raise SettingsError("\n".join(problems))
+        requests[adapter.name] = LoRARequest(adapter.name, index + 1, str(folder))
+    return requests
