@@ -1,0 +1,75 @@
+"""How the internal gRPC connections are set up: keepalive, message sizes, addresses."""
+
+import socket
+
+import grpc
+from grpc import aio
+
+_MESSAGE_BYTES = 64 * 1024 * 1024
+_KEEPALIVE_MS = 2_000
+"""A peer whose machine vanished is found after this and the timeout; one whose process died is found at once, by its closed socket."""
+_KEEPALIVE_TIMEOUT_MS = 3_000
+
+_COMMON = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    # Of the bandwidth probes: while one is unanswered, no keepalive ping is sent, and by default it may stay so for a minute.
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_SERVER = (
+    *_COMMON,
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+    # A stale process on the port must be noticed and not take a share of the connections.
+    ("grpc.so_reuseport", 0),
+)
+_CLIENT = (
+    *_COMMON,
+    # Channels of one process share connections, and how long these back off, unless told otherwise; our own loops do the backing off.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),
+)
+
+_WILDCARDS = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  compared with, not bound to
+
+
+def internal_server() -> aio.Server:
+    """A server for internal links, not started."""
+    return aio.server(options=_SERVER)
+
+
+def internal_channel(address: str) -> aio.Channel:
+    """A channel to host:port."""
+    return aio.insecure_channel(address, options=_CLIENT)
+
+
+def bind(server: aio.Server, host: str, port: int) -> str:
+    """Binds the server (port 0: any free one) and returns the host:port that peers should call. Raises OSError where it cannot."""
+    try:
+        bound = server.add_insecure_port(f"{host or '0.0.0.0'}:{port}")  # noqa: S104  the caller's choice
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}") from error
+    return f"{_reachable_host(host)}:{bound}"
+
+
+def _reachable_host(host: str) -> str:
+    """The host itself, or for a wildcard the address of the interface that leads outward."""
+    if host not in _WILDCARDS:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # a datagram socket: nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def closed_status(error: grpc.RpcError) -> str:
+    """Code and details of a failed call, for logs."""
+    return f"{error.code().name}: {error.details()}" if isinstance(error, aio.AioRpcError) else repr(error)

@@ -1,0 +1,174 @@
+"""One generation as its reader sees it: deltas until the end, on whichever replica. Its life is the table in core.replacement.
+
+What arrives before it is read is kept; the request's own limit on output bounds it. A request whose replica is lost before anything
+arrived is moved to another while the reader waits.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from neox_serve.core.cluster import Lease
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.replacement import Action, Event, Stage, event_of_failure, step
+from neox_serve.core.types import Delta, GenerationRequest
+from neox_serve.link.engine_link_client import EngineLink
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request goes. failed: replicas that have failed it so far."""
+
+    lease: Lease
+    link: EngineLink
+    failed: tuple[str, ...]
+
+
+Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
+"""Leases a replica that is not among those given, and waits for its link. Raises ServeError."""
+
+
+class GenerationStream:
+    """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
+
+    place: finds a replica. settle: gives a lease back. on_end: called once, at the end. clock: seconds, steady.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        place: Place,
+        settle: Callable[[Lease], None],
+        on_end: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._request = request
+        self._place = place
+        self._settle = settle
+        self._on_end = on_end
+        self._clock = clock
+        self._stage = Stage.ADMITTING
+        self._placement: Placement | None = None
+        self._failed: tuple[str, ...] = ()
+        self._deltas: list[Delta] = []
+        self._error: ServeError | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._move: asyncio.Task[None] | None = None
+        self.admission_s = 0.0
+
+    @property
+    def replica_id(self) -> str:
+        """The replica that serves the request now, or did last; empty before the first."""
+        return self._placement.lease.replica_id if self._placement else ""
+
+    async def open(self) -> None:
+        """Admits and sends the request. Raises ServeError. `admission_s` grows by the seconds it took."""
+        started_s = self._clock()
+        try:
+            placement = await self._place(self._failed)
+        except ServeError as error:
+            self._happen(Event.REFUSED, error)
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+        self.admission_s += self._clock() - started_s
+        self._take_place(placement)
+
+    async def next(self) -> Sequence[Delta]:
+        """All deltas since the last call, at least one; waits for it. The last delta has `end` set.
+
+        Raises ServeError where the request was cancelled, or failed (after the deltas before). Cancelling this call changes nothing.
+        """
+        while not self._deltas:
+            if self._error is not None:
+                raise self._error
+            if self._stage is Stage.ENDED:
+                raise RuntimeError("the stream was read past its end")
+            if self._stage is Stage.ADMITTING:
+                await self._moved()
+            else:
+                await self._news()
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def cancel(self) -> None:
+        """Ends the request and frees its resources; a reader gets ServeError(CANCELLED). Again, or after the end, it does nothing."""
+        self._happen(Event.CANCELLED, ServeError(Reason.CANCELLED, "the request was cancelled"))
+        if self._move is not None:
+            self._move.cancel()
+
+    def push(self, delta: Delta) -> None:
+        """Takes a delta from the link."""
+        if delta.failure is not None:
+            self._fail(delta.failure)
+        elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
+            self._deltas.append(delta)
+            self._wake()
+        elif self._stage is not Stage.ENDED:
+            self._deltas.append(delta)
+            self._happen(Event.FINISHED if delta.end else Event.DELIVERED)
+
+    def _fail(self, failure: ServeError) -> None:
+        event = event_of_failure(failure, self._failed)
+        self._failed = (*self._failed, self.replica_id)
+        self._happen(event, failure)
+
+    def _take_place(self, placement: Placement) -> None:
+        if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
+            self._settle(placement.lease)
+            if self._error is not None:
+                raise self._error
+            return
+        self._placement, self._failed = placement, placement.failed
+        self._happen(Event.GRANTED)
+
+    def _happen(self, event: Event, error: ServeError | None = None) -> None:
+        """Takes the table's step and carries out its actions."""
+        taken = step(self._stage, event)
+        self._stage = taken.stage
+        for action in taken.actions:
+            self._carry_out(action, error)
+        self._wake()
+
+    def _carry_out(self, action: Action, error: ServeError | None) -> None:
+        placement = self._placement
+        match action:
+            case Action.SUBMIT if placement:
+                self._submit(placement)
+            case Action.ABORT if placement:
+                placement.link.cancel(placement.lease.lease_id)
+            case Action.SETTLE if placement:
+                self._settle(placement.lease)
+            case Action.TERMINATE:
+                self._error = error
+                self._on_end()
+            case _:  # ADMIT: the reader's next call does it
+                pass
+
+    def _submit(self, placement: Placement) -> None:
+        try:
+            placement.link.generate(placement.lease.lease_id, self._request, self)
+        except ServeError as error:  # the link broke in this very turn of the loop
+            self._fail(error)
+
+    async def _moved(self) -> None:
+        """Opens the request on another replica, in a task that outlives a cancelled call of `next`."""
+        if self._move is None:
+            self._move = asyncio.ensure_future(self.open())
+        await asyncio.wait((self._move,))
+        if not self._move.cancelled():
+            self._move.exception()  # kept in self._error
+        self._move = None
+
+    async def _news(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

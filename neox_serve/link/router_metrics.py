@@ -1,0 +1,46 @@
+"""What the router measures about itself."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from neox_serve.core.cluster import ClusterView
+from neox_serve.core.types import Pool
+from neox_serve.link.metrics_page import text_of
+
+_DECISION_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
+
+
+class RouterMetrics:
+    """Counters and gauges of one router."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._admissions = Counter(
+            "neox_serve_router_admissions", "Answers to requests for admission", ["outcome"], registry=self._registry
+        )
+        self._decision_s = Histogram(
+            "neox_serve_router_decision_seconds", "Time of one decision", buckets=_DECISION_BUCKETS_S, registry=self._registry
+        )
+        self._leases = Gauge("neox_serve_router_leases", "Requests dispatched and not ended", ["pool"], registry=self._registry)
+        self._tokens = Gauge("neox_serve_router_outstanding_tokens", "Tokens that leases claim", ["pool"], registry=self._registry)
+        self._replicas = Gauge("neox_serve_router_replicas", "Replicas known", ["pool", "phase"], registry=self._registry)
+        self._gateways = Gauge("neox_serve_router_gateways", "Gateways known", registry=self._registry)
+
+    def admitted(self, outcome: str, seconds: float) -> None:
+        """One decision. outcome: "granted", or the refusal's reason."""
+        self._admissions.labels(outcome).inc()
+        self._decision_s.observe(seconds)
+
+    def show(self, view: ClusterView) -> None:
+        """Sets the gauges."""
+        self._gateways.set(len(view.gateways))
+        self._replicas.clear()
+        for pool in Pool:
+            members = [each for each in view.replicas if each.replica.pool is pool]
+            self._leases.labels(pool).set(sum(each.outstanding.requests for each in members))
+            self._tokens.labels(pool).set(sum(each.outstanding.tokens for each in members))
+            for each in members:
+                self._replicas.labels(pool, each.replica.phase).inc()
+
+    def text(self) -> str:
+        """All of it in Prometheus' text format."""
+        return text_of(self._registry)

@@ -1,0 +1,257 @@
+"""The router's shell: streams from gateways and replicas around core.cluster_state, which decides everything."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+
+import grpc
+import structlog
+from grpc import aio
+
+from neox_serve.core.cluster import Demand, Replica
+from neox_serve.core.cluster_state import ClusterState
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.internal.v1 import router_link_pb2 as pb
+from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
+from neox_serve.link.channels import bind, internal_server
+from neox_serve.link.metrics_page import Labels, MetricsPage
+from neox_serve.link.router_metrics import RouterMetrics
+from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends, write
+from neox_serve.settings import MetricsSettings, RouterSettings
+from neox_serve.wire import router_messages as wire
+from neox_serve.wire.engine_messages import SCHEMA_VERSION
+
+_log = structlog.get_logger(__name__)
+
+_TICK_S = 0.1
+_HOLD_S = 1.0
+"""Longest time that a request waits here for a replica that may come any moment; less than gateways wait for an answer."""
+
+GatewayContext = aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
+ReplicaContext = aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """A gateway's stream."""
+
+    gateway_id: str
+    connection: int
+    outbox: Outbox[pb.ConnectGatewayResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request for admission. came_s: when."""
+
+    gateway: _Gateway
+    lease_id: int
+    demand: Demand
+    came_s: float
+
+
+class RouterServer(RouterLinkServiceServicer):
+    """Serves RouterLinkService and the cluster's metrics page. clock: seconds, steady. rng: for the routing policy."""
+
+    def __init__(
+        self,
+        *,
+        settings: RouterSettings,
+        metrics: MetricsSettings,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Random | None = None,
+    ) -> None:
+        self.address = ""
+        self._settings = settings
+        self._clock = clock
+        self._state = ClusterState(grace_s=settings.peer_grace_s, started_s=clock(), rng=rng or Random())
+        self._connections = count(1)
+        self._gateways: dict[int, _Gateway] = {}
+        self._held: dict[tuple[str, int], _Request] = {}
+        self._told: tuple[Replica, ...] = ()
+        self._metrics = RouterMetrics()
+        self._texts: dict[Labels, str] = {}
+        self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
+        self._page = MetricsPage(host=metrics.host, port=metrics.port, texts=self._all_texts) if metrics.enabled else None
+        self._server = internal_server()
+        self._ticks: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> ClusterState:
+        """What the router knows, to look at."""
+        return self._state
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of the metrics page; empty where there is none."""
+        return self._page.address if self._page else ""
+
+    async def start(self) -> None:
+        """Listens. Raises OSError where it cannot."""
+        add_RouterLinkServiceServicer_to_server(self, self._server)
+        self.address = bind(self._server, self._settings.host, self._settings.port)
+        if self._page:
+            self._page.start()
+        await self._server.start()
+        self._ticks = asyncio.ensure_future(repeat(self._tick, _TICK_S))
+        _log.info("router_started", address=self.address, metrics=self.metrics_address)
+
+    async def stop(self) -> None:
+        """Ends all streams. Peers look for the next router by themselves."""
+        await stop_task(self._ticks)
+        await self._server.stop(None)
+        if self._page:
+            await asyncio.to_thread(self._page.stop)
+
+    # Gateways
+
+    async def ConnectGateway(  # type: ignore[override]  # noqa: N802  a coroutine, not a generator: its `finally` runs the moment the call ends
+        self, request_iterator: object, context: GatewayContext
+    ) -> None:
+        """One gateway's stream, for as long as it lasts."""
+        try:
+            hello = (await read(context, pb.ConnectGatewayRequest)).hello
+            await _check_schema(hello.schema_version, context)
+            await self._serve_gateway(hello, context)
+        except StreamEndedError as ended:
+            _log.info("gateway_stream_ended", cause=str(ended))
+
+    async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
+        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox())
+        self._welcome(gateway, hello)
+        try:
+            await until_one_ends(self._hear(gateway, context), gateway.outbox.write_to(context))
+        finally:
+            _log.info("gateway_lost", gateway_id=gateway.gateway_id)
+            del self._gateways[gateway.connection]
+            self._drop_held(gateway)
+            self._state.disconnect_gateway(gateway.gateway_id, gateway.connection, self._clock())
+
+    def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
+        leases = [wire.lease_from_proto(lease) for lease in hello.leases]
+        self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
+        self._gateways[gateway.connection] = gateway
+        gateway.outbox.put(wire.replica_set(self._state.replicas()))
+        _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
+
+    async def _hear(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
+        while True:
+            request = await read(stream, pb.ConnectGatewayRequest)
+            match request.WhichOneof("message"):
+                case "admit":
+                    demand = wire.demand_from_proto(request.admit)
+                    self._admit(_Request(gateway, request.admit.lease_id, demand, self._clock()))
+                case "settlements":
+                    self._settle(gateway, request.settlements.lease_ids)
+                case "adopted":
+                    self._state.adopt(gateway.gateway_id, [wire.lease_from_proto(lease) for lease in request.adopted.leases])
+                case "metrics":
+                    self._texts[("component", "gateway"), ("instance", gateway.gateway_id)] = request.metrics.text
+                case "view":
+                    gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._state.view(self._clock())))
+
+    def _admit(self, request: _Request) -> None:
+        """Answers, or holds the request where a replica may come any moment."""
+        now_s, decided_s = self._clock(), time.perf_counter()
+        gateway, lease_id = request.gateway, request.lease_id
+        answer = self._state.admit(gateway.gateway_id, lease_id, request.demand, now_s)
+        if isinstance(answer, ServeError):
+            if self._may_wait(answer, request, now_s):
+                self._held[gateway.gateway_id, lease_id] = request
+                return
+            gateway.outbox.put(wire.refuse(lease_id, answer))
+            outcome = answer.reason.value
+        else:
+            gateway.outbox.put(wire.grant(lease_id, answer.replica_id))
+            outcome = "granted"
+        self._metrics.admitted(outcome, time.perf_counter() - decided_s)
+
+    def _may_wait(self, refusal: ServeError, request: _Request, now_s: float) -> bool:
+        may_come = self._state.may_become_ready(request.demand, now_s)
+        return refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S and may_come
+
+    def _settle(self, gateway: _Gateway, lease_ids: Iterable[int]) -> None:
+        lease_ids = tuple(lease_ids)
+        for lease_id in lease_ids:
+            self._held.pop((gateway.gateway_id, lease_id), None)
+        self._state.settle(gateway.gateway_id, lease_ids)
+
+    def _drop_held(self, gateway: _Gateway) -> None:
+        """Forgets the requests of a stream that ended: its gateway has gone on without an answer."""
+        self._held = {key: request for key, request in self._held.items() if request.gateway is not gateway}
+
+    # Replicas
+
+    async def ConnectReplica(  # type: ignore[override]  # noqa: N802  as above
+        self, request_iterator: object, context: ReplicaContext
+    ) -> None:
+        """One replica's stream, for as long as it lasts."""
+        try:
+            hello = (await read(context, pb.ConnectReplicaRequest)).hello
+            await _check_schema(hello.schema_version, context)
+            await self._serve_replica(wire.replica_from_proto(hello.replica), context)
+        except StreamEndedError as ended:
+            _log.info("replica_stream_ended", cause=str(ended))
+
+    async def _serve_replica(self, replica: Replica, context: ReplicaContext) -> None:
+        connection = next(self._connections)
+        self._state.connect_replica(replica, connection, self._clock())
+        _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
+        self._announce()
+        try:
+            await write(context, wire.registered())
+            await self._listen(replica, context)
+        finally:
+            _log.info("replica_lost", replica_id=replica.replica_id)
+            self._state.disconnect_replica(replica.replica_id, connection, self._clock())
+
+    async def _listen(self, replica: Replica, stream: Readable[pb.ConnectReplicaRequest]) -> None:
+        labels: Labels = (("component", "engine"), ("instance", replica.replica_id), ("pool", replica.pool.value))
+        while True:
+            request = await read(stream, pb.ConnectReplicaRequest)
+            match request.WhichOneof("message"):
+                case "load":
+                    self._state.report_load(replica.replica_id, wire.load_from_proto(request.load))
+                case "phase":
+                    self._state.change_phase(replica.replica_id, wire.phase_from_proto(request.phase))
+                    self._announce()
+                case "metrics":
+                    self._texts[labels] = request.metrics.text
+
+    def _announce(self) -> None:
+        """Tells all gateways of the replicas, if they changed, and tries again what waits for one."""
+        replicas = self._state.replicas()
+        if replicas != self._told:
+            self._told = replicas
+            message = wire.replica_set(replicas)
+            for gateway in self._gateways.values():
+                gateway.outbox.put(message)
+        self._try_held()
+
+    def _try_held(self) -> None:
+        held, self._held = self._held, {}
+        for request in held.values():
+            self._admit(request)
+
+    # Time
+
+    async def _tick(self) -> None:
+        gone = self._state.expire(self._clock())
+        if gone:
+            _log.info("peers_forgotten", peers=gone)
+            self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
+        self._announce()
+        self._metrics.show(self._state.view(self._clock()))
+
+    def _all_texts(self) -> dict[Labels, str]:
+        """Called from the page's thread: the copy is made by one step of the interpreter."""
+        return {self._labels: self._metrics.text(), **self._texts}
+
+
+async def _check_schema(version: int, context: GatewayContext | ReplicaContext) -> None:
+    if version != SCHEMA_VERSION:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"schema version {version}; this router has {SCHEMA_VERSION}")
