@@ -1,0 +1,55 @@
+"""The Python client of neox-serve.
+
+    from neox_serve.client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("def fibonacci(n):", max_tokens=64).text)
+        for event in client.stream("def fibonacci(n):", max_tokens=64):
+            ...  # StreamChunk, StreamChunk, ..., StreamFinal
+
+`AsyncClient` has the same methods for asyncio. Every failure is a `ServeError` whose `reason` callers switch on. UNAVAILABLE with a retry
+delay is tried again by itself (see `RetryPolicy`), with the same request id, and never after the first event of a stream.
+"""
+
+from neox_serve.client.async_client import AsyncClient, AsyncGenerationStream
+from neox_serve.client.connection import Tls
+from neox_serve.client.results import (
+    ClusterStatus,
+    Completion,
+    EmbedResult,
+    GenerateResult,
+    Model,
+    PromptResult,
+    StreamChunk,
+    StreamEvent,
+    StreamFinal,
+    Timings,
+    TokenizedText,
+    Usage,
+)
+from neox_serve.client.retry import RetryPolicy
+from neox_serve.client.sync_client import Client, GenerationStream
+from neox_serve.core.errors import Reason, ServeError
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGenerationStream",
+    "Client",
+    "ClusterStatus",
+    "Completion",
+    "EmbedResult",
+    "GenerateResult",
+    "GenerationStream",
+    "Model",
+    "PromptResult",
+    "Reason",
+    "RetryPolicy",
+    "ServeError",
+    "StreamChunk",
+    "StreamEvent",
+    "StreamFinal",
+    "Timings",
+    "Tls",
+    "TokenizedText",
+    "Usage",
+]

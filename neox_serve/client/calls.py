@@ -1,0 +1,237 @@
+"""Every call of the API as a value: request, method, how its answer is read. Pure; both clients run the same calls.
+
+A number outside its protobuf type, a text that is no valid Unicode or an unknown word becomes the same INVALID_ARGUMENT error, with
+the field's path, that the server gives for values out of range.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Generic, TypeVar, cast
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from neox_serve.client import responses
+from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
+from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, TokenizedText
+from neox_serve.core.errors import invalid
+from neox_serve.v1 import (
+    generation_pb2,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    ops_service_pb2,
+    ops_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A call to be made: `stub` is the generated stub's class, `read` turns each response message into a result."""
+
+    stub: Callable[[Any], Any]
+    method: str
+    request: Message
+    read: Callable[[Any], T]
+    timeout_s: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The request's id; empty where the method has none."""
+        return getattr(self.request, "request_id", "")
+
+
+def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Call[GenerateResult]:
+    """InferenceService.Generate for one prompt or many."""
+    _refuse_unknown(options, GenerateOptions)
+    request = _identified(inference_service_pb2.GenerateRequest(), options)
+    _set(request, "", {"adapter": options.get("adapter")})
+    request.prompts.extend(_prompts("prompts", prompts))
+    request.parameters.CopyFrom(_parameters(options))
+    if options.get("beam_width") is not None:
+        beams = {name: options.get(name) for name in ("beam_width", "length_penalty", "num_return")}
+        _set(request.beam_search, "beam_search.", beams)
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "Generate", request, responses.generate_result, options.get("timeout_s"))
+
+
+def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
+    """InferenceService.StreamGenerate."""
+    _refuse_unknown(options, StreamOptions)
+    request = _identified(inference_service_pb2.StreamGenerateRequest(), options)
+    _set(request, "", {"adapter": options.get("adapter")})
+    request.prompt.CopyFrom(_prompt("prompt", prompt))
+    request.parameters.CopyFrom(_parameters(options))
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
+
+
+def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[EmbedResult]:
+    """InferenceService.Embed for one input or many."""
+    _refuse_unknown(options, EmbedOptions)
+    request = _identified(inference_service_pb2.EmbedRequest(), options)
+    request.inputs.extend(_prompts("inputs", inputs))
+    _set(request, "", {"normalize": options.get("normalize"), "truncation": _word(_TRUNCATIONS, "truncation", options)})
+    _set(request, "", {"pooling": _word(_POOLINGS, "pooling", options)})
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))
+
+
+def tokenize(texts: str | Sequence[str], *, include_offsets: bool, options: CallOptions) -> Call[tuple[TokenizedText, ...]]:
+    """TokenService.Tokenize for one text or many."""
+    _refuse_unknown(options, CallOptions)
+    request = _identified(token_service_pb2.TokenizeRequest(include_offsets=include_offsets), options)
+    _set(request, "", {"texts": [texts] if isinstance(texts, str) else texts})
+    return Call(token_service_pb2_grpc.TokenServiceStub, "Tokenize", request, responses.tokenized_texts, options.get("timeout_s"))
+
+
+def detokenize(sequences: Sequence[int] | Sequence[Sequence[int]], options: CallOptions) -> Call[tuple[str, ...]]:
+    """TokenService.Detokenize for one sequence of ids or many."""
+    _refuse_unknown(options, CallOptions)
+    request = _identified(token_service_pb2.DetokenizeRequest(), options)
+    many = [sequences] if _is_token_ids(sequences) else sequences
+    for position, ids in enumerate(cast("Sequence[Sequence[int]]", many)):
+        _set(request.sequences.add(), f"sequences[{position}].", {"ids": ids})
+    return Call(token_service_pb2_grpc.TokenServiceStub, "Detokenize", request, responses.texts, options.get("timeout_s"))
+
+
+def list_models(timeout_s: float | None) -> Call[tuple[Model, ...]]:
+    """ModelService.ListModels."""
+    return Call(model_service_pb2_grpc.ModelServiceStub, "ListModels", model_service_pb2.ListModelsRequest(), responses.models, timeout_s)
+
+
+def get_model(name: str, timeout_s: float | None) -> Call[Model]:
+    """ModelService.GetModel."""
+    request = model_service_pb2.GetModelRequest()
+    _set(request, "", {"name": name})
+    return Call(model_service_pb2_grpc.ModelServiceStub, "GetModel", request, responses.one_model, timeout_s)
+
+
+def cluster_status(timeout_s: float | None) -> Call[ClusterStatus]:
+    """OpsService.GetClusterStatus."""
+    request = ops_service_pb2.GetClusterStatusRequest()
+    return Call(ops_service_pb2_grpc.OpsServiceStub, "GetClusterStatus", request, responses.cluster_status, timeout_s)
+
+
+def health(service: str, timeout_s: float | None) -> Call[str]:
+    """grpc.health.v1.Health.Check."""
+    return Call(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(service=service), responses.health, timeout_s)
+
+
+_TRUNCATIONS = {
+    "keep_end": generation_pb2.TRUNCATION_KEEP_END,
+    "keep_start": generation_pb2.TRUNCATION_KEEP_START,
+}
+_POOLINGS = {"last": inference_service_pb2.POOLING_LAST, "mean": inference_service_pb2.POOLING_MEAN}
+_DEADLINE_BEHAVIORS = {
+    "error": generation_pb2.DEADLINE_BEHAVIOR_UNSPECIFIED,
+    "partial": generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL,
+}
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "logit_bias",
+)
+_STOPPING = ("max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "include_stop_in_output")
+_GUIDES = ("json_schema", "regex", "choice")
+_COUNTS = ("n", "logprobs", "prompt_logprobs")
+
+
+def _parameters(options: Mapping[str, Any]) -> generation_pb2.GenerationParameters:
+    parameters = generation_pb2.GenerationParameters()
+    _set(parameters.sampling, "parameters.sampling.", {name: options.get(name) for name in _SAMPLING})
+    stop = options.get("stop")
+    stopping = {name: options.get(name) for name in _STOPPING} | {"stop_sequences": [stop] if isinstance(stop, str) else stop}
+    _set(parameters.stopping, "parameters.stopping.", stopping)
+    _set(parameters, "parameters.", {name: options.get(name) for name in _COUNTS})
+    _set(parameters, "parameters.", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
+    _set(parameters, "parameters.", {"on_deadline": _word(_DEADLINE_BEHAVIORS, "on_deadline", options)})
+    _guide(parameters, {name: options[name] for name in _GUIDES if options.get(name) is not None})
+    return parameters
+
+
+def _guide(parameters: generation_pb2.GenerationParameters, guides: Mapping[str, Any]) -> None:
+    path = "parameters.guided_output"
+    if len(guides) > 1:
+        raise invalid(path, f"at most one guide may be given, got {', '.join(guides)}")
+    for name, value in guides.items():
+        if name == "choice":
+            _set(parameters.guided_output.choice, f"{path}.choice.", {"texts": value})
+        else:
+            _set(parameters.guided_output, f"{path}.", {name: value if isinstance(value, str) else json.dumps(value)})
+
+
+def _prompts(path: str, prompts: Prompt | Sequence[Prompt]) -> Iterable[generation_pb2.Prompt]:
+    if isinstance(prompts, str) or _is_token_ids(prompts):
+        return [_prompt(f"{path}[0]", cast("Prompt", prompts))]
+    return [_prompt(f"{path}[{position}]", cast("Prompt", prompt)) for position, prompt in enumerate(prompts)]
+
+
+def _prompt(path: str, prompt: Prompt) -> generation_pb2.Prompt:
+    message = generation_pb2.Prompt()
+    if isinstance(prompt, str):
+        _set(message, f"{path}.", {"text": prompt})
+        return message
+    message.token_ids.SetInParent()
+    _set(message.token_ids, f"{path}.token_ids.", {"ids": prompt})
+    return message
+
+
+def _is_token_ids(value: Sequence[Any]) -> bool:
+    return len(value) > 0 and isinstance(value[0], Integral)
+
+
+def _identified(request: Any, options: CallOptions) -> Any:
+    """The request with its model and an id: retries carry the same one."""
+    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex, "model": options.get("model")})
+    return request
+
+
+def _set(message: Message, path: str, values: Mapping[str, Any]) -> None:
+    """Sets the fields that have a value. Raises INVALID_ARGUMENT for one that its protobuf type cannot hold."""
+    for name, value in values.items():
+        if value is not None:
+            try:
+                _assign(message, name, value)
+            except (TypeError, ValueError) as error:
+                raise invalid(f"{path}{name}", f"got {value!r}: {error}") from error
+
+
+def _assign(message: Message, name: str, value: Any) -> None:
+    match value:
+        case Mapping():
+            getattr(message, name).update(value)
+        case str() | bytes() | bool() | int() | float():
+            setattr(message, name, value)
+        case _:
+            getattr(message, name).extend(value)
+
+
+def _word(words: Mapping[str, int], name: str, options: Mapping[str, Any]) -> int | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    if value not in words:
+        raise invalid(name, f"must be one of {', '.join(words)}, got {value!r}")
+    return words[value]
+
+
+def _refuse_unknown(options: Mapping[str, Any], allowed: type) -> None:
+    unknown = sorted(options.keys() - allowed.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unexpected options: {', '.join(unknown)}; allowed: {', '.join(sorted(allowed.__annotations__))}")

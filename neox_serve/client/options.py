@@ -1,0 +1,74 @@
+"""What callers may pass to the client, by name. Everything is optional; the server checks ranges and names the field that is wrong."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from neox_serve.core.types import Pooling
+
+Prompt = str | Sequence[int]
+"""A text, or token ids of the served model's vocabulary."""
+
+Truncation = Literal["keep_end", "keep_start"]
+OnDeadline = Literal["error", "partial"]
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every call.
+
+    request_id: 1 to 128 characters of [A-Za-z0-9._:-]; made by the client where absent. timeout_s: seconds until the call, with all
+    its retries, fails with DEADLINE_EXCEEDED. model: a name from `models()`; absent, the one that is served.
+    """
+
+    request_id: str | None
+    timeout_s: float | None
+    model: str | None
+
+
+class StreamOptions(CallOptions, total=False):
+    """Options of `stream`. Ranges and defaults: GenerationParameters in protos/neox_serve/v1/generation.proto.
+
+    stop: one or many stop sequences. json_schema (as text or mapping), regex and choice guide the output; at most one of them.
+    logprobs, prompt_logprobs: alternatives at each position. truncation: which end of an over-long prompt stays.
+    on_deadline "partial": what there is comes back shortly before `timeout_s` passes, with finish reason DEADLINE.
+    """
+
+    adapter: str | None
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    logit_bias: Mapping[int, float] | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool
+    include_stop_in_output: bool
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    choice: Sequence[str] | None
+    n: int | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    truncation: Truncation | None
+    on_deadline: OnDeadline
+
+
+class GenerateOptions(StreamOptions, total=False):
+    """Options of `generate`: those of `stream`, and beam search where `beam_width` is given."""
+
+    beam_width: int | None
+    length_penalty: float | None
+    num_return: int | None
+
+
+class EmbedOptions(CallOptions, total=False):
+    """Options of `embed`. pooling: absent, the model's default. normalize: to Euclidean length 1; absent, true."""
+
+    pooling: Pooling | Literal["last", "mean"] | None
+    normalize: bool | None
+    truncation: Truncation | None

@@ -1,0 +1,196 @@
+"""One call in the gateway: what it is, how long it may take, what became of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from neox_serve.core.call_life import CallLife, Event
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.gateway.decoding import Decoder
+from neox_serve.v1 import generation_pb2
+from neox_serve.wire.public_messages import duration
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+# A partial answer leaves this long before the deadline, to be at the client in time: a turn of a busy loop, and the network.
+PARTIAL_MARGIN_S = 0.25
+# Of short deadlines the margin takes no more than this share.
+PARTIAL_MARGIN_FRACTION = 0.25
+
+
+@dataclass(slots=True)
+class TokenCount:
+    """Tokens of a call or of one of its prompts."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    truncated: int = 0
+
+    def add(self, other: "TokenCount") -> None:
+        """Adds another count to this one."""
+        self.prompt += other.prompt
+        self.cached += other.cached
+        self.completion += other.completion
+        self.truncated += other.truncated
+
+    def message(self) -> generation_pb2.Usage:
+        """As clients see it."""
+        return generation_pb2.Usage(
+            prompt_tokens=self.prompt, cached_tokens=self.cached, completion_tokens=self.completion, truncated_tokens=self.truncated
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call. Times are of the event loop's clock, `*_at_s` are moments, other `*_s` are spans; None: has not happened.
+
+    partial: the deadline has come, and the answer is what there is.
+    """
+
+    method: str
+    task: "asyncio.Task[Any]"
+    request_id: str
+    arrived_at_s: float
+    deadline_at_s: float
+    life: CallLife = field(default_factory=CallLife)
+    tokens: TokenCount = field(default_factory=TokenCount)
+    tokenization_s: float | None = None
+    admission_s: float | None = None
+    first_token_at_s: float | None = None
+    last_token_at_s: float | None = None
+    writing_since_s: float | None = None
+    partial: bool = False
+    interruption: ServeError | None = None
+
+    @property
+    def partial_at_s(self) -> float:
+        """When an answer of what there is must leave to arrive before the deadline."""
+        allowed_s = self.deadline_at_s - self.arrived_at_s
+        return self.deadline_at_s - min(PARTIAL_MARGIN_S, PARTIAL_MARGIN_FRACTION * allowed_s)
+
+    def interrupt(self, error: ServeError) -> None:
+        """Ends the call with this error, wherever it stands."""
+        if self.interruption is None and not self.life.ended:
+            self.interruption = error
+            self.task.cancel()
+
+    def admitted(self, admission_s: float) -> None:
+        """Notes that an engine has one of its prompts; of several the slowest counts."""
+        self.life.advance(Event.ADMIT)
+        self.admission_s = max(self.admission_s or 0.0, admission_s)
+
+    def output(self, now_s: float) -> None:
+        """Notes that tokens have arrived."""
+        if self.first_token_at_s is None:
+            self.first_token_at_s = now_s
+            self.life.advance(Event.OUTPUT)
+        self.last_token_at_s = now_s
+
+    def timings(self, now_s: float) -> generation_pb2.Timings:
+        """Where the time went, up to now."""
+        timings = generation_pb2.Timings(total=duration(now_s - self.arrived_at_s))
+        if self.tokenization_s is not None:
+            timings.tokenization.CopyFrom(duration(self.tokenization_s))
+        if self.admission_s is not None:
+            timings.admission.CopyFrom(duration(self.admission_s))
+        if self.first_token_at_s is not None:
+            timings.first_token.CopyFrom(duration(self.first_token_at_s - self.arrived_at_s))
+        return timings
+
+
+class StreamWriter:
+    """Writes a stream's messages. How long a write has been waiting is for all to see: a client that never reads loses its call."""
+
+    def __init__(self, call: Call, context: Context) -> None:
+        self._call = call
+        self._context = context
+        self._clock = asyncio.get_running_loop().time
+        self._begun = False
+
+    async def write(self, message: bytes) -> None:
+        """Writes one message; waits while the client reads too slowly."""
+        self._call.writing_since_s = self._clock()
+        if not self._begun:
+            # By itself: where the first message waits for the client, grpc would send the headers once more with the status, and fail.
+            self._begun = True
+            await self._context.send_initial_metadata(())
+        await self._context.write(message)
+        self._call.writing_since_s = None
+
+
+UnaryHandler = Callable[[Call, Any], Awaitable[Message]]
+StreamHandler = Callable[[Call, Any, StreamWriter], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC. Exactly one of the handlers is set. bounded: counts against the concurrency cap, and is refused while draining."""
+
+    service: str
+    name: str
+    decoder: Decoder[Any]
+    unary: UnaryHandler | None = None
+    stream: StreamHandler | None = None
+    bounded: bool = True
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it on the wire."""
+        return f"/{self.service}/{self.name}"
+
+
+def deadline_exceeded(allowed_s: float) -> ServeError:
+    """The error of a call whose deadline has passed."""
+    return ServeError(Reason.DEADLINE_EXCEEDED, f"not done within the {allowed_s:.3f} s allowed")
+
+
+class Expired(Exception):  # noqa: N818 - the moment has come; nothing has failed
+    """The moment of an Expiry has come."""
+
+
+class Expiry:
+    """Interrupts a task's waits when a moment comes, but never its writes: a cancelled write leaves its message half sent.
+
+    One timer a call, however many waits. `on_expiry` is called at the moment, whatever the task does then.
+    """
+
+    def __init__(self, when_s: float, on_expiry: Callable[[], None]) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an Expiry belongs to a task")
+        self._task = task
+        self._on_expiry = on_expiry
+        self._waiting = False
+        self._interrupted = False
+        self.expired = False
+        self._timer = asyncio.get_running_loop().call_at(when_s, self._expire)
+
+    async def wait(self, coroutine: Awaitable[T]) -> T:
+        """Awaits. Raises Expired where the moment comes first."""
+        self._waiting = True
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            if self._interrupted and self._task.uncancel() == 0:
+                raise Expired from None
+            raise
+        finally:
+            self._waiting = False
+
+    def close(self) -> None:
+        """Stops the timer."""
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        if self._waiting:
+            self._interrupted = True
+            self._task.cancel()
+        self._on_expiry()

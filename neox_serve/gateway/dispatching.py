@@ -1,0 +1,43 @@
+"""What the gateway needs of the link to the engines. `neox_serve.link.dispatcher` provides it; tests script it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from neox_serve.core.cluster import ClusterView
+from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
+
+
+class GenerationStream(Protocol):
+    """The output of one generation request. Must be read to its end or cancelled."""
+
+    @property
+    def admission_s(self) -> float:
+        """Seconds from the request for a replica to the router's answer."""
+
+    async def next(self) -> Sequence[Delta]:
+        """All deltas since the last call, waiting for at least one; the last has `end` set.
+
+        Raises ServeError where the request failed."""
+
+    def cancel(self) -> None:
+        """Frees the engine's request. Idempotent; after the end it does nothing."""
+
+
+class Dispatcher(Protocol):
+    """Sends requests to engine replicas."""
+
+    @property
+    def router_connected(self) -> bool:
+        """Whether the router answers."""
+
+    def ready_replicas(self, pool: Pool) -> int:
+        """Replicas that take requests now."""
+
+    async def open_generation(self, model: str, request: GenerationRequest) -> GenerationStream:
+        """Admits a request and sends it to a replica. Raises ServeError; cancelling the call leaves nothing behind."""
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> EmbeddingResult:
+        """The vector of an input. Raises ServeError; cancelling the call leaves nothing behind."""
+
+    async def cluster_view(self, timeout_s: float) -> ClusterView:
+        """The cluster as the router sees it or, where it does not answer in time, as this gateway knows it."""

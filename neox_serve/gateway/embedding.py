@@ -1,0 +1,54 @@
+"""InferenceService.Embed."""
+
+import asyncio
+
+from neox_serve.core.types import EmbeddingRequest, EmbeddingResult
+from neox_serve.gateway import prompts, validation
+from neox_serve.gateway.calls import Call
+from neox_serve.gateway.concurrency import side_by_side
+from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.served import Served
+from neox_serve.tokenizer import Tokenizer
+from neox_serve.v1 import inference_service_pb2
+from neox_serve.wire.public_messages import embedding_message, pooling
+
+
+class Embedding:
+    """Answers embedding calls."""
+
+    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher) -> None:
+        self._served = served
+        self._tokenizer = tokenizer
+        self._dispatcher = dispatcher
+
+    async def embed(self, call: Call, message: inference_service_pb2.EmbedRequest) -> inference_service_pb2.EmbedResponse:
+        """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
+        requests = await self._requests(call, message)
+        results = await side_by_side([self._dispatcher.embed(self._served.model, request) for request in requests])
+        call.tokens.cached = sum(result.cached_tokens for result in results)
+        return self._response(call, requests, results)
+
+    async def _requests(self, call: Call, message: inference_service_pb2.EmbedRequest) -> list[EmbeddingRequest]:
+        limits = validation.check_embed(message, self._served)
+        room = prompts.embedding_room(message.truncation, limits.context_tokens)
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        fitted = await prompts.fit_prompts(message.inputs, "inputs[{}]", room, self._tokenizer)
+        call.tokenization_s = clock() - began_s
+        call.tokens.prompt = sum(len(prompt.token_ids) for prompt in fitted)
+        call.tokens.truncated = sum(prompt.truncated_tokens for prompt in fitted)
+        method = pooling(message.pooling, self._served.default_pooling)
+        normalize = message.normalize if message.HasField("normalize") else True
+        return [EmbeddingRequest(f"{call.request_id}#{index}", prompt.token_ids, method, normalize) for index, prompt in enumerate(fitted)]
+
+    def _response(
+        self, call: Call, requests: list[EmbeddingRequest], results: list[EmbeddingResult]
+    ) -> inference_service_pb2.EmbedResponse:
+        vectors = [embedding_message(result, len(request.prompt_token_ids)) for request, result in zip(requests, results, strict=True)]
+        return inference_service_pb2.EmbedResponse(
+            request_id=call.request_id,
+            model=self._served.model,
+            embeddings=vectors,
+            usage=call.tokens.message(),
+            timings=call.timings(asyncio.get_running_loop().time()),
+        )

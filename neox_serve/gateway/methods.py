@@ -1,0 +1,54 @@
+"""Every RPC of the public API, with what answers it."""
+
+from collections.abc import Callable
+
+from neox_serve.core.types import Pool
+from neox_serve.gateway.calls import Method
+from neox_serve.gateway.conditions import Condition
+from neox_serve.gateway.decoding import Decoder
+from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.embedding import Embedding
+from neox_serve.gateway.generation import Generation
+from neox_serve.gateway.health import INFERENCE, MODELS, OPS, TOKENS
+from neox_serve.gateway.models import Models
+from neox_serve.gateway.ops import Ops
+from neox_serve.gateway.served import Served
+from neox_serve.gateway.tokens import Tokens
+from neox_serve.tokenizer import Tokenizer
+from neox_serve.v1 import inference_service_pb2 as inference
+from neox_serve.v1 import model_service_pb2 as model
+from neox_serve.v1 import ops_service_pb2 as operations
+from neox_serve.v1 import token_service_pb2 as token
+
+
+def methods(
+    *,
+    gateway_id: str,
+    served: Served,
+    tokenizer: Tokenizer,
+    dispatcher: Dispatcher,
+    conditions: Callable[[], list[Condition]],
+) -> tuple[Method, ...]:
+    """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
+    most_bytes = served.limits[Pool.GENERATION].request_bytes
+    generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
+    embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
+    tokens = Tokens(served=served, tokenizer=tokenizer)
+    models = Models(served=served, dispatcher=dispatcher)
+    ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
+    return (
+        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate),
+        Method(INFERENCE, "StreamGenerate", Decoder(inference.StreamGenerateRequest, most_bytes), stream=generation.stream_generate),
+        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed),
+        Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
+        Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
+        Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),
+        Method(MODELS, "GetModel", Decoder(model.GetModelRequest, most_bytes), unary=models.get_model, bounded=False),
+        Method(
+            OPS,
+            "GetClusterStatus",
+            Decoder(operations.GetClusterStatusRequest, most_bytes),
+            unary=ops.get_cluster_status,
+            bounded=False,
+        ),
+    )

@@ -1,0 +1,81 @@
+"""OpsService: the cluster as its operators see it."""
+
+from collections.abc import Callable, Mapping
+
+import neox_serve
+from neox_serve.core.cluster import ClusterView, ReplicaPhase, ReplicaView
+from neox_serve.core.types import Pool
+from neox_serve.gateway.calls import Call
+from neox_serve.gateway.conditions import Condition
+from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.v1 import ops_service_pb2
+from neox_serve.wire.public_messages import duration
+
+# Longer than a healthy router takes by far, and short enough for a table that is drawn anew every second.
+_VIEW_TIMEOUT_S = 0.5
+
+_POOL_KINDS: Mapping[Pool, ops_service_pb2.PoolKind.ValueType] = {
+    Pool.GENERATION: ops_service_pb2.POOL_KIND_GENERATION,
+    Pool.EMBEDDING: ops_service_pb2.POOL_KIND_EMBEDDING,
+}
+_STATES: Mapping[ReplicaPhase, ops_service_pb2.ReplicaState.ValueType] = {
+    ReplicaPhase.READY: ops_service_pb2.REPLICA_STATE_READY,
+    ReplicaPhase.DRAINING: ops_service_pb2.REPLICA_STATE_DRAINING,
+    ReplicaPhase.UNHEALTHY: ops_service_pb2.REPLICA_STATE_UNHEALTHY,
+}
+
+
+class Ops:
+    """Answers operators."""
+
+    def __init__(
+        self, *, gateway_id: str, pools: tuple[Pool, ...], dispatcher: Dispatcher, conditions: Callable[[], list[Condition]]
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._pools = pools
+        self._dispatcher = dispatcher
+        self._conditions = conditions
+
+    async def get_cluster_status(
+        self, _call: Call, _message: ops_service_pb2.GetClusterStatusRequest
+    ) -> ops_service_pb2.GetClusterStatusResponse:
+        """The cluster now, as far as it is known."""
+        view = await self._dispatcher.cluster_view(_VIEW_TIMEOUT_S)
+        return ops_service_pb2.GetClusterStatusResponse(
+            version=neox_serve.__version__,
+            gateway_id=self._gateway_id,
+            pools=[_pool(pool, view) for pool in self._pools],
+            replicas=[_replica(replica) for replica in view.replicas],
+            gateways=[
+                ops_service_pb2.GatewayStatus(
+                    gateway_id=gateway.gateway_id, requests_in_flight=gateway.requests_in_flight, age=duration(gateway.age_s)
+                )
+                for gateway in view.gateways
+            ],
+            conditions=[ops_service_pb2.Condition(reason=condition.reason, message=condition.message) for condition in self._conditions()],
+        )
+
+
+def _pool(pool: Pool, view: ClusterView) -> ops_service_pb2.PoolStatus:
+    members = [one for one in view.replicas if one.replica.pool is pool]
+    return ops_service_pb2.PoolStatus(
+        kind=_POOL_KINDS[pool],
+        ready_replicas=sum(one.ready for one in members),
+        requests_in_flight=sum(one.outstanding.requests for one in members),
+        outstanding_tokens=sum(one.outstanding.tokens for one in members),
+    )
+
+
+def _replica(view: ReplicaView) -> ops_service_pb2.ReplicaStatus:
+    return ops_service_pb2.ReplicaStatus(
+        replica_id=view.replica.replica_id,
+        pool=_POOL_KINDS[view.replica.pool],
+        model=view.replica.model,
+        state=ops_service_pb2.REPLICA_STATE_LOST if view.lost else _STATES[view.replica.phase],
+        running_requests=view.load.running_requests,
+        waiting_requests=view.load.waiting_requests,
+        outstanding_tokens=view.outstanding.tokens,
+        kv_usage_fraction=view.load.kv_usage_fraction,
+        output_tokens_per_second=view.load.output_tokens_per_second,
+        age=duration(view.age_s),
+    )

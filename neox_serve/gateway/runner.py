@@ -1,0 +1,209 @@
+"""The one wrapper around every call: id, limits, deadline, error translation, log line, metrics.
+
+Handlers raise ServeError or return; what leaves the gateway for an error is decided here and nowhere else.
+"""
+
+import asyncio
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from neox_serve.core.call_life import Event
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, deadline_exceeded
+from neox_serve.gateway.metrics import GatewayMetrics
+from neox_serve.gateway.validation import is_request_id
+from neox_serve.settings import GatewaySettings
+from neox_serve.wire.status import CODES, to_grpc_status
+
+log = structlog.get_logger(__name__)
+
+# Half the calls in flight end within about this time under a load that fills a gateway; earlier tries would mostly be refused again.
+OVERLOADED_RETRY_S = 1.0
+# Another gateway of the service can be tried at once; this spares it the whole herd in the same instant.
+DRAINING_RETRY_S = 0.5
+# Where no part that knows better has said when to come back: the time a replica's place is taken by others, or it starts again.
+UNAVAILABLE_RETRY_S = 1.0
+# A client that reads nothing does not take its status either. The call is then left to the transport.
+_MOST_ABORT_S = 1.0
+
+
+class CallRunner:
+    """Runs the calls of one gateway."""
+
+    def __init__(self, *, gateway_id: str, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self._gateway_id = gateway_id
+        self._settings = settings
+        self._metrics = metrics
+        self._bounded: set[Call] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that count against the cap and have not ended."""
+        return len(self._bounded)
+
+    async def run(self, method: Method, raw: bytes, context: Context) -> bytes:
+        """Answers one call: returns the response's bytes (none for a stream), or ends the call with a status."""
+        call = self._begin(method, context)
+        try:
+            response = await self._attempt(method, call, raw, context)
+        except ServeError as error:
+            self._end(call, Event.CANCEL if error.reason is Reason.CANCELLED else Event.FAIL, error)
+            await self._abort(call, context, error)
+            return b""
+        except asyncio.CancelledError:
+            self._end(call, Event.CANCEL, self._why_cancelled(call))
+            raise
+        finally:
+            self._leave(call)
+        self._end(call, Event.EXPIRE if call.partial else Event.FINISH, None)
+        context.set_trailing_metadata(self._trailing(call))
+        return response
+
+    async def idle(self) -> None:
+        """Returns when no bounded call is in flight."""
+        await self._idle.wait()
+
+    def interrupt_all(self, error: ServeError) -> None:
+        """Ends every bounded call with this error."""
+        for call in list(self._bounded):
+            call.interrupt(error)
+
+    def interrupt_stalled(self, now_s: float) -> None:
+        """Ends the calls whose client has read nothing for too long."""
+        timeout_s = self._settings.stalled_client_timeout_s
+        for call in list(self._bounded):
+            if call.writing_since_s is not None and now_s - call.writing_since_s >= timeout_s:
+                call.interrupt(ServeError(Reason.CANCELLED, f"the client has read nothing for {timeout_s:g} s"))
+
+    def _begin(self, method: Method, context: Context) -> Call:
+        now_s = asyncio.get_running_loop().time()
+        left_s = context.time_remaining()
+        allowed_s = self._settings.default_deadline_s if left_s is None else left_s
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("calls run in tasks")
+        call = Call(method.path, task, uuid.uuid4().hex, now_s, now_s + allowed_s)
+        structlog.contextvars.bind_contextvars(request_id=call.request_id)
+        self._metrics.began(call)
+        return call
+
+    async def _attempt(self, method: Method, call: Call, raw: bytes, context: Context) -> bytes:
+        """Raises only ServeError and CancelledError."""
+        try:
+            self._enter(method, call)
+            message = method.decoder.decode(raw)
+            self._identify(call, message)
+            return await self._handle(method, call, message, context)
+        except ServeError:
+            raise
+        except asyncio.CancelledError:
+            if call.interruption is None or context.cancelled():
+                raise
+            call.task.uncancel()
+            raise call.interruption from None
+        except grpc.aio.InternalError as error:  # the only way in which a write says that the client is gone
+            raise ServeError(Reason.CANCELLED, "the client is gone") from error
+        except Exception as error:  # the process boundary: whatever a handler raises becomes a status
+            log.exception("fault in a handler", method=call.method)
+            raise ServeError(Reason.INTERNAL, f"{type(error).__name__}: {error}") from error
+
+    async def _handle(self, method: Method, call: Call, message: Message, context: Context) -> bytes:
+        """Streams mind the deadline themselves, since a write must not be cut off."""
+        if method.stream is not None:
+            await method.stream(call, message, StreamWriter(call, context))
+            return b""
+        if method.unary is None:
+            raise RuntimeError(f"{method.path} has no handler")
+        try:
+            async with asyncio.timeout_at(call.deadline_at_s) as timeout:
+                response = await method.unary(call, message)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s) from None
+        return response.SerializeToString()
+
+    def _enter(self, method: Method, call: Call) -> None:
+        if not method.bounded:
+            call.life.advance(Event.ACCEPT)
+            return
+        if self.draining:
+            raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=DRAINING_RETRY_S)
+        most = self._settings.max_concurrent_requests
+        if len(self._bounded) >= most:
+            raise ServeError(
+                Reason.OVERLOADED, f"{most} requests are in flight already", {"max_concurrent_requests": str(most)}, OVERLOADED_RETRY_S
+            )
+        self._bounded.add(call)
+        self._idle.clear()
+        call.life.advance(Event.ACCEPT)
+
+    def _leave(self, call: Call) -> None:
+        self._bounded.discard(call)
+        if not self._bounded:
+            self._idle.set()
+
+    def _identify(self, call: Call, message: Any) -> None:
+        given = getattr(message, "request_id", "")
+        if given and is_request_id(given):
+            call.request_id = given
+            structlog.contextvars.bind_contextvars(request_id=given)
+
+    def _why_cancelled(self, call: Call) -> ServeError:
+        """grpc cancels the handler both when the caller gives up and when the caller's deadline passes."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= call.deadline_at_s:
+            return deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
+        return ServeError(Reason.CANCELLED, "the caller gave up")
+
+    def _end(self, call: Call, event: Event, error: ServeError | None) -> None:
+        """The call's one terminal event, with its log line and its metrics."""
+        if not call.life.advance(event):
+            return
+        now_s = asyncio.get_running_loop().time()
+        code = "OK" if error is None else CODES[error.reason].name
+        reason = "" if error is None else error.reason.value
+        self._metrics.ended(call, code, reason, now_s)
+        self._log(call, error, code, now_s)
+
+    def _log(self, call: Call, error: ServeError | None, code: str, now_s: float) -> None:
+        facts: dict[str, Any] = {
+            "method": call.method,
+            "outcome": call.life.phase.value,
+            "code": code,
+            "prompt_tokens": call.tokens.prompt,
+            "completion_tokens": call.tokens.completion,
+            "total_s": round(now_s - call.arrived_at_s, 4),
+        }
+        if call.first_token_at_s is not None:
+            facts["first_token_s"] = round(call.first_token_at_s - call.arrived_at_s, 4)
+        if call.admission_s is not None:
+            facts["admission_s"] = round(call.admission_s, 4)
+        if error is None:
+            log.info("call", **facts)
+            return
+        write = log.error if code == "INTERNAL" else log.info
+        write("call", reason=error.reason.value, error=error.message, **facts)
+
+    async def _abort(self, call: Call, context: Context, error: ServeError) -> None:
+        """Sends the status. Raises what grpc raises to end a handler."""
+        if CODES[error.reason] is grpc.StatusCode.UNAVAILABLE and error.retry_after_s is None:
+            error = replace(error, retry_after_s=UNAVAILABLE_RETRY_S)
+        status = to_grpc_status(error, call.request_id)
+        trailing = (*(status.trailing_metadata or ()), *self._trailing(call))
+        try:
+            async with asyncio.timeout(_MOST_ABORT_S):
+                await context.abort(status.code, status.details, trailing)
+        except (TimeoutError, grpc.aio.InternalError) as failure:
+            log.debug("status was not taken", method=call.method, failure=repr(failure))
+
+    def _trailing(self, call: Call) -> tuple[tuple[str, str], ...]:
+        return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id))

@@ -1,0 +1,81 @@
+"""What this gateway serves and within which limits, worked out once from settings and model facts."""
+
+from dataclasses import dataclass
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.model import ModelFacts
+from neox_serve.core.types import ModelLimits, Pool, Pooling
+from neox_serve.settings import EngineSettings, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The one model of this application. limits: by pool, for the pools that are enabled."""
+
+    model: str
+    source: str
+    revision: str
+    adapters: tuple[str, ...]
+    limits: dict[Pool, ModelLimits]
+    default_pooling: Pooling
+    embedding_dimensions: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings, facts: ModelFacts) -> "Served":
+        """What the settings say about a model of these facts."""
+        limits = {Pool.GENERATION: _limits(settings, facts, settings.generation.engine)}
+        if settings.embedding.enabled:
+            limits[Pool.EMBEDDING] = _limits(settings, facts, settings.embedding.engine)
+        return cls(
+            model=settings.model.name,
+            source=_public_source(settings.model.source),
+            revision=settings.model.revision or "",
+            adapters=tuple(adapter.name for adapter in settings.model.adapters),
+            limits=limits,
+            default_pooling=settings.embedding.default_pooling,
+            embedding_dimensions=facts.hidden_size,
+        )
+
+    def limits_of(self, pool: Pool, name: str) -> ModelLimits:
+        """The limits of the model of that name (empty: the one served). Raises UNKNOWN_MODEL, listing what is served."""
+        if name not in ("", self.model) or pool not in self.limits:
+            raise self._unknown("model", name, [self.model] if pool in self.limits else [])
+        return self.limits[pool]
+
+    def check_name(self, name: str) -> None:
+        """Raises UNKNOWN_MODEL, listing what is served, unless this is the model's name; an empty one stands for none here."""
+        if name != self.model:
+            raise self._unknown("name", name, [self.model])
+
+    def check_adapter(self, name: str) -> None:
+        """Raises UNKNOWN_ADAPTER, listing what is served, unless the name is empty or served."""
+        if name and name not in self.adapters:
+            raise ServeError(
+                Reason.UNKNOWN_ADAPTER,
+                f"adapter: {name!r} is not served; served: {', '.join(self.adapters) or 'none'}",
+                metadata={"field": "adapter", "value": name, "served": ",".join(self.adapters)},
+            )
+
+    def _unknown(self, field: str, name: str, known: list[str]) -> ServeError:
+        return ServeError(
+            Reason.UNKNOWN_MODEL,
+            f"{field}: {name!r} is not served; served: {', '.join(known) or 'none'}",
+            metadata={"field": field, "value": name, "served": ",".join(known)},
+        )
+
+
+def _limits(settings: Settings, facts: ModelFacts, engine: EngineSettings) -> ModelLimits:
+    return ModelLimits(
+        context_tokens=engine.max_model_tokens or facts.positions,
+        vocabulary_size=facts.vocabulary_size,
+        prompts_per_request=settings.limits.prompts_per_request,
+        n=settings.limits.n,
+        beam_width=settings.limits.beam_width,
+        logprobs=settings.limits.logprobs,
+        request_bytes=settings.limits.request_bytes,
+    )
+
+
+def _public_source(source: str) -> str:
+    """A local folder by its name alone: where it lies is nobody's business."""
+    return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source

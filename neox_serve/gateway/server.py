@@ -1,0 +1,164 @@
+"""The public gRPC server: one object that a process or a test holds."""
+
+import asyncio
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.model import ModelFacts
+from neox_serve.gateway.calls import Context, Method
+from neox_serve.gateway.conditions import Condition, conditions
+from neox_serve.gateway.decoding import TRANSPORT_LIMIT_FACTOR
+from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.health import Health, serving
+from neox_serve.gateway.methods import methods
+from neox_serve.gateway.metrics import GatewayMetrics
+from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
+from neox_serve.gateway.served import Served
+from neox_serve.gateway.tls import server_credentials
+from neox_serve.settings import GatewaySettings, Settings, SettingsError
+from neox_serve.tokenizer import Tokenizer
+
+log = structlog.get_logger(__name__)
+
+# How often the state of the pools is looked at for health, and open writes for stalled clients. Both are lookups in memory.
+_WATCH_INTERVAL_S = 0.1
+# What calls get to send their statuses once they have been told to end.
+_LAST_WORDS_S = 1.0
+
+
+class GatewayServer:
+    """Serves the public API on one port: `start`, then `drain`, then `stop`."""
+
+    def __init__(self, *, settings: Settings, gateway_id: str, dispatcher: Dispatcher, tokenizer: Tokenizer, facts: ModelFacts) -> None:
+        self._settings = settings.gateway
+        self._dispatcher = dispatcher
+        self._metrics = GatewayMetrics(dispatcher)
+        self._runner = CallRunner(gateway_id=gateway_id, settings=settings.gateway, metrics=self._metrics)
+        self._served = Served.from_settings(settings, facts)
+        self._pools = tuple(self._served.limits)
+        self._health = Health(self._conditions)
+        self._methods = methods(
+            gateway_id=gateway_id, served=self._served, tokenizer=tokenizer, dispatcher=dispatcher, conditions=self._conditions
+        )
+        self._request_bytes = settings.limits.request_bytes
+        self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.port = 0
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Calls of the inference and token services that have not ended."""
+        return self._runner.calls_in_flight
+
+    def metrics_text(self) -> str:
+        """The gateway's metrics in Prometheus' text format."""
+        return self._metrics.text()
+
+    async def start(self) -> None:
+        """Listens. Raises SettingsError where the port or the TLS files cannot be used."""
+        server = grpc.aio.server(options=_options(self._settings, self._request_bytes))
+        by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {}
+        for method in self._methods:
+            by_service.setdefault(method.service, {})[method.name] = _handler(method, self._runner)
+        for service, handlers in by_service.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection([*by_service, health_name, reflection.SERVICE_NAME], server)
+        self.port = _bind(server, self._settings)
+        await self._update_health()
+        await server.start()
+        self._server = server
+        self._watching = asyncio.create_task(self._watch())
+        log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new calls with DRAINING and waits for those in flight; what is not done in time ends with DRAINING too."""
+        self._runner.draining = True
+        await self._health.enter_graceful_shutdown()
+        log.info("gateway drains", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
+        if await self._idle_within(timeout_s):
+            return
+        log.warning("calls end unfinished", calls_in_flight=self._runner.calls_in_flight)
+        self._runner.interrupt_all(ServeError(Reason.DRAINING, "this gateway has stopped", retry_after_s=DRAINING_RETRY_S))
+        await self._idle_within(_LAST_WORDS_S)
+
+    async def stop(self) -> None:
+        """Stops at once; `drain` first to let calls finish. Idempotent."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        await self.drain(0.0)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await server.stop(_LAST_WORDS_S)
+
+    async def _idle_within(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._runner.idle()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _watch(self) -> None:
+        """Keeps health true, and frees the calls of clients that read nothing."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._update_health()
+            self._runner.interrupt_stalled(clock())
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    async def _update_health(self) -> None:
+        await self._health.update(serving({pool: self._dispatcher.ready_replicas(pool) for pool in self._pools}))
+
+    def _conditions(self) -> list[Condition]:
+        return conditions(self._dispatcher, self._pools, draining=self._runner.draining)
+
+
+def _handler(method: Method, runner: CallRunner) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """A handler that gets and gives bytes: decoding is ours, so that its errors are."""
+
+    async def run(raw: bytes, context: Context) -> bytes:
+        return await runner.run(method, raw, context)
+
+    async def run_stream(raw: bytes, context: Context) -> None:
+        await runner.run(method, raw, context)
+
+    if method.stream is not None:
+        return grpc.unary_stream_rpc_method_handler(run_stream)
+    return grpc.unary_unary_rpc_method_handler(run)
+
+
+def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
+    address = f"{settings.host}:{settings.port}"
+    credentials = server_credentials(settings)
+    try:
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SettingsError(f"gateway.port: cannot listen on {address}: {error}") from error
+
+
+def _options(settings: GatewaySettings, request_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 1),  # the gateways of a node share one port
+        ("grpc.max_receive_message_length", TRANSPORT_LIMIT_FACTOR * request_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Above the cap on requests: what is beyond it must arrive, to be refused with a reason instead of waiting unseen in its client.
+        ("grpc.max_concurrent_streams", 4 * settings.max_concurrent_requests + 100),
+        # Calls that have arrived and wait for the loop. Beyond the first number grpc would cancel some at random, without a reason.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
+        # Clients may ping every 5 s even if nothing is sent meanwhile; half a second of jitter costs them nothing.
+        ("grpc.http2.min_ping_interval_without_data_ms", 4_500),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A client whose machine is gone without a word loses its calls after 30 s.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
