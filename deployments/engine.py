@@ -1,0 +1,55 @@
+"""An engine replica as a Serve deployment; the generation and the embedding pool each are one deployment of this class."""
+
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
+from typing import Any
+
+import ray
+
+from autoscaling.ray_adapter import REQUESTS_METRIC
+from deployments.lookup import router_lookup
+from neox_serve import logs
+from neox_serve.core.types import Pool
+from neox_serve.engine.factory import start_engine
+from neox_serve.link.replica_server import ReplicaServer
+from neox_serve.settings import pool_settings, restore
+
+
+class EngineDeployment:
+    """Holds one engine and the server that offers it to gateways. Serve sees none of its requests, so it drains itself before it exits."""
+
+    async def __init__(self, pool: str, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._to_end = AsyncExitStack()
+        settings = restore(settings_values)
+        logs.configure(settings.log, f"{pool}-engine")
+        replicas = pool_settings(settings, Pool(pool)).replicas
+        self._engine = await start_engine(Pool(pool), settings)
+        self._to_end.push_async_callback(self._engine.close)
+        self._server = ReplicaServer(
+            engine=self._engine,
+            pool=Pool(pool),
+            model=settings.model.name,
+            host=_link_host(settings.router.host),
+            max_requests=replicas.max_requests,
+            resolve_router=router_lookup(),
+            load_interval_s=settings.router.load_interval_s,
+        )
+        await self._server.start()
+        self._to_end.push_async_callback(self._server.stop)
+        self._to_end.push_async_callback(self._server.drain, replicas.drain_timeout_s)
+
+    async def check_health(self) -> None:
+        """Raises where the engine is dead; Serve then replaces this replica."""
+        await self._engine.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy sees of this replica."""
+        return {REQUESTS_METRIC: float(self._server.requests_in_flight)}
+
+    async def __del__(self) -> None:
+        await self._to_end.aclose()
+
+
+def _link_host(configured: str) -> str:
+    """The interface of the internal links: as configured, or this node's address where all interfaces are."""
+    return ray.util.get_node_ip_address() if ip_address(configured).is_unspecified else configured

@@ -1,0 +1,44 @@
+"""A gateway process as a Serve deployment. All gateways of a node share one port."""
+
+import os
+import uuid
+from contextlib import AsyncExitStack
+from typing import Any
+
+from deployments.lookup import router_lookup
+from neox_serve import logs
+from neox_serve.gateway.server import GatewayServer
+from neox_serve.link.dispatcher import Dispatcher
+from neox_serve.model_files import locate_tokenizer, read_facts
+from neox_serve.settings import restore
+from neox_serve.tokenizer import Tokenizer
+
+
+class GatewayDeployment:
+    """Holds one GatewayServer and the dispatcher that connects it to router and replicas."""
+
+    async def __init__(self, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._to_end = AsyncExitStack()
+        settings = restore(settings_values)
+        logs.configure(settings.log, "gateway")
+        gateway_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder = locate_tokenizer(settings.model.source, settings.model.revision)
+        dispatcher = Dispatcher(gateway_id=gateway_id, resolve_router=router_lookup(), metrics_text=self._metrics_text)
+        self._server = GatewayServer(
+            settings=settings,
+            gateway_id=gateway_id,
+            dispatcher=dispatcher,
+            tokenizer=Tokenizer(folder),
+            facts=read_facts(folder),
+        )
+        await dispatcher.start()
+        self._to_end.push_async_callback(dispatcher.close)
+        await self._server.start()
+        self._to_end.push_async_callback(self._server.stop)
+        self._to_end.push_async_callback(self._server.drain, settings.gateway.drain_timeout_s)
+
+    async def __del__(self) -> None:
+        await self._to_end.aclose()
+
+    def _metrics_text(self) -> str:
+        return self._server.metrics_text()

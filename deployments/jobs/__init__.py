@@ -1,0 +1,1 @@
+"""Entry points of jobs that run beside the serving application."""

@@ -1,0 +1,253 @@
+"""Completes every row of a JSONL file through a gateway. `python -m deployments.jobs.generate --help`; the rows are described in `rows`.
+
+Every line of the input is checked before the first request is sent. Rows are written as they finish and put in the input's order at the
+end. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated. Busy or missing engines are waited for;
+the job gives up once nothing has been settled for `--patience` seconds.
+
+Exit codes: 0 all rows are settled (those with an error included; the last line counts them), 1 stopped by an error, 2 wrong arguments or
+bad rows, 130 or 143 interrupted.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deployments.jobs.progress import JobProgress
+from deployments.jobs.row_files import OutputFile, input_rows
+from deployments.jobs.rows import (
+    STOPPING_REASONS,
+    BadRow,
+    Row,
+    check_options,
+    foreign_row,
+    request_id,
+    request_options,
+    settled_line,
+)
+from neox_serve.client import AsyncClient, GenerateResult, RetryPolicy, Tls
+from neox_serve.core.errors import ServeError
+
+_SHOWN_BAD_ROWS = 20
+_ENDLESS = 1_000_000_000
+
+
+class JobError(Exception):
+    """The job cannot go on. exit_code: see the module."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """What to do. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job."""
+
+    input: Path
+    output: Path
+    address: str
+    job_id: str
+    concurrency: int = 32
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    set_aside: Path | None = None
+    patience_s: float = 600.0
+    tls: Tls | None = None
+
+
+def survey(job: GenerateJob) -> dict[int, str]:
+    """Checks every line; returns the good rows' keys by number. Raises JobError naming bad ones, unless they are to be set aside."""
+    keys: dict[int, str] = {}
+    bad: list[BadRow] = []
+    try:
+        check_options(job.defaults)
+        for row in input_rows(job.input):
+            if isinstance(row, BadRow):
+                bad.append(row)
+            else:
+                keys[row.number] = row.key
+    except OSError as error:
+        raise JobError(f"{job.input}: {error.strerror}", 2) from error
+    except (ServeError, ValueError, TypeError) as error:
+        raise JobError(f"--defaults: {error}", 2) from error
+    if bad and job.set_aside is None:
+        raise JobError(_refusal(job.input, bad, len(keys)), 2)
+    if job.set_aside is not None:
+        job.set_aside.write_text("".join(_bad_line(row) for row in bad), encoding="utf-8")
+    return keys
+
+
+async def run(job: GenerateJob, keys: Mapping[int, str], console: Console) -> JobProgress:
+    """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
+    with contextlib.ExitStack() as stack:
+        output = _open(stack, job.output)
+        foreign = foreign_row(output.ledger, keys)
+        if foreign is not None:
+            raise JobError(f"{job.output}: row {foreign} was made from another input; name another output, or remove it", 2)
+        progress = stack.enter_context(JobProgress(console, len(keys), len(output.ledger.places)))
+        await _settle_all(job, output, progress)
+        output.put_in_order()
+    return progress
+
+
+async def _settle_all(job: GenerateJob, output: OutputFile, progress: JobProgress) -> None:
+    policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
+    rows = (row for row in _good_rows(job) if row.number not in output.ledger.places)
+    workers = min(job.concurrency, progress.total - progress.done)
+    try:
+        async with AsyncClient(job.address, tls=job.tls, retry=policy) as client, asyncio.timeout(job.patience_s) as patience:
+            worker = _Worker(job, client, output, progress, patience)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(worker.work(rows))
+    except TimeoutError as error:
+        raise JobError(f"no row was settled for {job.patience_s:g} s; is the cluster up?", 1) from error
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """Takes rows from the shared iterator until there are none left."""
+
+    job: GenerateJob
+    client: AsyncClient
+    output: OutputFile
+    progress: JobProgress
+    patience: asyncio.Timeout
+
+    async def work(self, rows: Iterator[Row]) -> None:
+        for row in rows:
+            outcome = await self._outcome(row)
+            self.output.append(settled_line(row, outcome))
+            self.patience.reschedule(asyncio.get_running_loop().time() + self.job.patience_s)
+            failed = isinstance(outcome, ServeError)
+            self.progress.settled(tokens=0 if isinstance(outcome, ServeError) else outcome.usage.completion_tokens, error=failed)
+
+    async def _outcome(self, row: Row) -> GenerateResult | ServeError:
+        options = request_options(row, self.job.defaults)
+        try:
+            return await self.client.generate(row.prompt, **options, request_id=request_id(self.job.job_id, row))
+        except ServeError as error:
+            if error.reason in STOPPING_REASONS:
+                raise JobError(f"row {row.number}: {error}", 1) from error
+            return error
+
+
+def _good_rows(job: GenerateJob) -> Iterator[Row]:
+    return (row for row in input_rows(job.input) if isinstance(row, Row))
+
+
+def _open(stack: contextlib.ExitStack, path: Path) -> OutputFile:
+    try:
+        return stack.enter_context(OutputFile(path))
+    except BlockingIOError as error:
+        raise JobError(f"{path}: another job is writing to it", 1) from error
+    except OSError as error:
+        raise JobError(f"{path}: {error.strerror}", 2) from error
+
+
+def _refusal(path: Path, bad: Sequence[BadRow], good: int) -> str:
+    lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--set-aside FILE runs the good ones)"]
+    lines += [f"  line {row.number}: {row.problem}" for row in bad[:_SHOWN_BAD_ROWS]]
+    if len(bad) > _SHOWN_BAD_ROWS:
+        lines.append(f"  and {len(bad) - _SHOWN_BAD_ROWS} more")
+    return "\n".join(lines)
+
+
+def _bad_line(row: BadRow) -> str:
+    return json.dumps({"row": row.number, "problem": row.problem, "line": row.line}, ensure_ascii=False) + "\n"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> GenerateJob:
+    """The job that the arguments describe; wrong ones exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.jobs.generate", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--input", type=Path, required=True, help="JSONL with a prompt in each row")
+    parser.add_argument("--output", type=Path, required=True, help="JSONL; goes on where it stopped")
+    parser.add_argument("--address", required=True, help="gateway, host:port")
+    parser.add_argument("--job-id", default="generate", help="first part of every row's request id")
+    parser.add_argument("--concurrency", type=_positive, default=32, help="requests in flight")
+    parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
+    parser.add_argument("--set-aside", type=Path, help="file for bad rows; without it they stop the job before it starts")
+    parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
+    parser.add_argument("--tls", action="store_true", help="speak TLS")
+    for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
+        parser.add_argument(f"--tls-{name}", type=Path, help=text)
+    values = vars(parser.parse_args(arguments))
+    files = tuple(values.pop(f"tls_{name}") for name in ("ca", "certificate", "key"))
+    tls = values.pop("tls") or any(files)
+    return GenerateJob(**values, tls=Tls(*files) if tls else None)
+
+
+def arguments_of(job: GenerateJob) -> list[str]:
+    """The arguments that describe the job, from which `parse_arguments` makes it again."""
+    arguments = ["--input", str(job.input), "--output", str(job.output), "--address", job.address, "--job-id", job.job_id]
+    arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
+    arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
+    arguments += ["--set-aside", str(job.set_aside)] if job.set_aside else []
+    if job.tls:
+        files = {"--tls-ca": job.tls.root_ca, "--tls-certificate": job.tls.certificate, "--tls-key": job.tls.key}
+        arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return values
+
+
+async def _run_until_signalled(job: GenerateJob, keys: Mapping[int, str], console: Console) -> tuple[JobProgress | None, int]:
+    """What was counted and 0; or None and the exit code of the signal that came."""
+    task = asyncio.create_task(run(job, keys, console))
+    got: list[int] = []
+
+    def stop(number: int) -> None:
+        got.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await task, 0
+    except asyncio.CancelledError:
+        if not got:
+            raise
+        return None, 128 + got[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job; returns the exit code."""
+    job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    try:
+        progress, exit_code = asyncio.run(_run_until_signalled(job, survey(job), console))
+    except JobError as error:
+        console.print(f"Error: {error}", markup=False, highlight=False)
+        return error.exit_code
+    if progress is None:
+        console.print(f"Stopped; what is settled is in {job.output}. The same command goes on from there.", markup=False, highlight=False)
+        return exit_code
+    console.print(f"Done: {progress.total:,} rows in {job.output}, {progress.errors} with an error.", markup=False, highlight=False)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

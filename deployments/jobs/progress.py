@@ -1,0 +1,78 @@
+"""How far a job is: a bar on a terminal, a line now and then elsewhere (a job's log, say)."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class JobProgress:
+    """Counts settled rows. Use as a context manager. `clock` gives seconds, monotonic."""
+
+    def __init__(
+        self, console: Console, total: int, done: int, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._every_s, self._clock = console, every_s, clock
+        self.total, self.done, self.errors, self.tokens = total, done, 0, 0
+        self._done_before = done
+        self._began_s = self._said_s = clock()
+        self._bar = _bar(console) if console.is_terminal else None
+        self._task = self._bar.add_task("", total=total, completed=done) if self._bar else None
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        else:
+            self._say()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._say()
+
+    def settled(self, *, tokens: int, error: bool) -> None:
+        """A row more. tokens: generated for it."""
+        self.done += 1
+        self.tokens += tokens
+        self.errors += error
+        now_s = self._clock()
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self.done, description=self._rates(now_s))
+        elif now_s - self._said_s >= self._every_s:
+            self._say()
+
+    def line(self, now_s: float) -> str:
+        """Rows, rates and time left, in words."""
+        left = self.total - self.done
+        rate = self._rows_per_s(now_s)
+        time_left = f", {duration(left / rate)} left" if rate and left else ""
+        errors = f", {self.errors} with an error" if self.errors else ""
+        return f"{self.done:,} of {self.total:,} rows, {self._rates(now_s)}{time_left}{errors}"
+
+    def _say(self) -> None:
+        self._said_s = self._clock()
+        self._console.print(self.line(self._said_s), markup=False, highlight=False)
+
+    def _rates(self, now_s: float) -> str:
+        elapsed_s = now_s - self._began_s
+        return f"{self._rows_per_s(now_s):,.1f} rows/s, {self.tokens / elapsed_s if elapsed_s else 0:,.0f} tok/s"
+
+    def _rows_per_s(self, now_s: float) -> float:
+        elapsed_s = now_s - self._began_s
+        return (self.done - self._done_before) / elapsed_s if elapsed_s else 0.0
+
+
+def duration(seconds: float) -> str:
+    """hours:minutes:seconds."""
+    total = round(seconds)
+    return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
+
+
+def _bar(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -1,0 +1,216 @@
+"""The rows of a bulk generation: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
+
+An input row is a line of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}.
+An output row is a line of JSON: the input's line number as "row", a digest of the input row as "key", its "id" where it has one, and either
+"completions", "usage" and "seed" or "error".
+
+A row is settled once its whole line is in the output. So the output is its own record of what is done, and a line that a crash tore is cut
+off and its row done again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neox_serve.client import GenerateResult, calls
+from neox_serve.client.options import GenerateOptions
+from neox_serve.core.errors import Reason, ServeError
+
+_OPTIONS = frozenset(GenerateOptions.__annotations__) - {"request_id"}
+_KEY_CHARACTERS = 16
+
+STOPPING_REASONS = frozenset({Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNKNOWN_MODEL, Reason.CANCELLED}) | {
+    Reason.OVERLOADED,
+    Reason.NO_READY_REPLICA,
+    Reason.DRAINING,
+    Reason.REPLICA_LOST,
+    Reason.QUOTA_EXCEEDED,
+}
+"""Errors that say nothing of the row: they stop the job, which resumes later. All others settle their row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request. number: line of the input, from 1. key: digest of the line's meaning."""
+
+    number: int
+    key: str
+    id: str | None
+    prompt: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that is no request. problem: for people."""
+
+    number: int
+    problem: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a settled row stands in the output."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What an output holds. places: of settled rows, by number. keys: of the same. whole_bytes: what follows is torn and to be cut off."""
+
+    places: dict[int, Place]
+    keys: dict[int, str]
+    whole_bytes: int
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the rows stand in the order of the input."""
+        numbers = [*self.places]
+        return numbers == sorted(numbers)
+
+
+def read_rows(lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
+    """The rows of an input, blank lines left out. A second row with the same "id" is bad."""
+    ids: set[str] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _read_row(number, line)
+        if isinstance(row, Row) and row.id is not None and row.id in ids:
+            row = BadRow(number, f'"id": {row.id!r} stands on an earlier line too', _shown(line))
+        if isinstance(row, Row) and row.id is not None:
+            ids.add(row.id)
+        yield row
+
+
+def request_id(job_id: str, row: Row) -> str:
+    """The same for every try of a row."""
+    return f"{job_id}:{row.number}"
+
+
+def settled_line(row: Row, outcome: GenerateResult | ServeError) -> bytes:
+    """The output line of a row, newline included."""
+    values: dict[str, Any] = {"row": row.number, "key": row.key}
+    if row.id is not None:
+        values["id"] = row.id
+    values |= _error(outcome) if isinstance(outcome, ServeError) else _result(outcome)
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def read_ledger(lines: Iterable[bytes]) -> Ledger:
+    """What an output holds, up to the first line that is not whole; lines come with their newline. A row counts where it stands first."""
+    places: dict[int, Place] = {}
+    keys: dict[int, str] = {}
+    offset = 0
+    for line in lines:
+        settled = _settled(line)
+        if settled is None:
+            break
+        number, key = settled
+        if number not in places:
+            places[number], keys[number] = Place(offset, len(line)), key
+        offset += len(line)
+    return Ledger(places, keys, offset)
+
+
+def foreign_row(ledger: Ledger, keys: Mapping[int, str]) -> int | None:
+    """A settled row that was not made from the input whose keys these are, by row number; None where all belong to it."""
+    return next((number for number, key in ledger.keys.items() if keys.get(number) != key), None)
+
+
+def _read_row(number: int, line: bytes) -> Row | BadRow:
+    try:
+        values = json.loads(line)
+        return _row(number, values)
+    except UnicodeDecodeError as error:
+        return BadRow(number, f"not UTF-8: {error.reason} at byte {error.start}", _shown(line))
+    except json.JSONDecodeError as error:
+        return BadRow(number, f"not JSON: {error.msg} at character {error.pos}", _shown(line))
+    except (ServeError, TypeError, ValueError, RecursionError) as error:
+        return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _shown(line))
+
+
+def _row(number: int, values: Any) -> Row:
+    if not isinstance(values, dict):
+        raise TypeError(f"must be a JSON object, got {type(values).__name__}")
+    unknown = sorted(values.keys() - _OPTIONS - {"prompt", "id"})
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(unknown)}")
+    prompt, row_id = values.get("prompt"), values.get("id")
+    if not _is_prompt(prompt):
+        raise ValueError('"prompt" must be a text or a list of token ids, not empty')
+    if row_id is not None and not isinstance(row_id, str):
+        raise ValueError('"id" must be a text')
+    options = {name: value for name, value in values.items() if name in _OPTIONS}
+    check_options(options, prompt)
+    return Row(number, _digest(values), row_id, prompt, options)
+
+
+def check_options(options: Mapping[str, Any], prompt: Any = "x") -> None:
+    """Raises ServeError, ValueError or TypeError where a request cannot be made of these options."""
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(unknown)}")
+    converted = {**options, "logit_bias": _with_whole_keys(options.get("logit_bias"))}
+    calls.generate(prompt, converted)  # type: ignore[arg-type]
+
+
+def request_options(row: Row, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the row's call: its own over the job's."""
+    options = {**defaults, **row.options}
+    return {**options, "logit_bias": _with_whole_keys(options.get("logit_bias"))}
+
+
+def _with_whole_keys(bias: Any) -> Any:
+    """JSON's keys are texts, token ids are numbers."""
+    return {int(token_id): value for token_id, value in bias.items()} if isinstance(bias, dict) else bias
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, list):
+        return bool(prompt) and all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in prompt)
+    return isinstance(prompt, str) and bool(prompt)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=True).encode()
+    return hashlib.sha256(canonical).hexdigest()[:_KEY_CHARACTERS]
+
+
+def _settled(line: bytes) -> tuple[int, str] | None:
+    """Number and key of an output line; None where it is torn."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        values = json.loads(line)
+        number, key = values["row"], values["key"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return (number, key) if isinstance(number, int) and isinstance(key, str) else None
+
+
+def _error(error: ServeError) -> dict[str, Any]:
+    violations = [{"field": violation.field, "description": violation.description} for violation in error.violations]
+    return {"error": {"reason": str(error.reason), "message": error.message, "violations": violations}}
+
+
+def _result(result: GenerateResult) -> dict[str, Any]:
+    (prompt,) = result.results
+    completions = [
+        {name: value for name, value in dataclasses.asdict(completion).items() if value not in ((), None)}
+        for completion in prompt.completions
+    ]
+    values: dict[str, Any] = {"completions": completions, "usage": dataclasses.asdict(prompt.usage)}
+    if prompt.prompt_logprobs:
+        values["prompt_logprobs"] = [dataclasses.asdict(position) for position in prompt.prompt_logprobs]
+    return values if result.seed is None else {**values, "seed": result.seed}
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r\n")

@@ -1,0 +1,62 @@
+"""What a replica takes from the Ray cluster. Pure: settings in, Serve deployment options out."""
+
+from typing import Any
+
+from neox_serve.settings import EngineSettings, ReplicaSettings
+
+
+def workers(engine: EngineSettings) -> int:
+    """Processes that hold a part of the model each: tensor-parallel times pipeline-parallel size."""
+    return engine.tensor_parallel_size * engine.pipeline_parallel_size
+
+
+def node_resource(name: str | None) -> dict[str, Any]:
+    """The part of `ray_actor_options` that keeps an actor to the nodes with a custom resource, of which it takes 1."""
+    return {"resources": {name: 1}} if name else {}
+
+
+def placement_options(engine: EngineSettings, replicas: ReplicaSettings, env_vars: dict[str, str]) -> dict[str, Any]:
+    """Serve options that place one replica.
+
+    With the `ray` executor each worker gets a bundle of its own, packed onto as few nodes as hold them; the replica's own process stands in
+    the first. Otherwise all workers are children of the replica's process and its actor holds all their GPUs on one node.
+    """
+    name = replicas.node_resource
+    actor: dict[str, Any] = {"num_cpus": replicas.num_cpus, "runtime_env": {"env_vars": env_vars}}
+    if engine.executor_backend == "ray":
+        bundle = {"CPU": max(replicas.num_cpus, 1.0), "GPU": replicas.gpus_per_worker} | ({name: 1.0} if name else {})
+        return {
+            "ray_actor_options": actor,
+            "placement_group_bundles": [bundle] * workers(engine),
+            "placement_group_strategy": "PACK",
+        }
+    actor |= node_resource(name)
+    if replicas.gpus_per_worker:
+        actor["num_gpus"] = replicas.gpus_per_worker * workers(engine)
+    return {"ray_actor_options": actor}
+
+
+def scaling_options(replicas: ReplicaSettings) -> dict[str, Any]:
+    """Serve options for the number of replicas: fixed where the bounds leave no choice, otherwise by our policy."""
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.initial}
+    policy = {
+        "policy_function": "autoscaling.ray_adapter:TargetRequestsPolicy",
+        "policy_kwargs": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_requests": replicas.target_requests,
+        },
+    }
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "initial_replicas": replicas.initial,
+            "max_replicas": replicas.max,
+            "metrics_interval_s": 0.2,
+            "look_back_period_s": 1.0,
+            "upscale_delay_s": replicas.upscale_delay_s,
+            "downscale_delay_s": replicas.downscale_delay_s,
+            "policy": policy,
+        }
+    }

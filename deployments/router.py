@@ -1,0 +1,29 @@
+"""The router as a Serve deployment."""
+
+import random
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from neox_serve import logs
+from neox_serve.link.router_server import RouterServer
+from neox_serve.settings import restore
+
+
+class RouterDeployment:
+    """Holds the one RouterServer of the cluster."""
+
+    async def __init__(self, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._to_end = AsyncExitStack()
+        settings = restore(settings_values)
+        logs.configure(settings.log, "router")
+        self._server = RouterServer(settings=settings.router, metrics=settings.metrics, clock=time.monotonic, rng=random.Random())
+        await self._server.start()
+        self._to_end.push_async_callback(self._server.stop)
+
+    async def address(self) -> str:
+        """host:port of the router's links, for gateways and replicas."""
+        return self._server.address
+
+    async def __del__(self) -> None:
+        await self._to_end.aclose()
