@@ -1,0 +1,31 @@
+"""`neox-serve`: the command. Each command lives in `cluster.commands`; here they get their names."""
+
+import typer
+
+from cluster.commands import configuration, generate, inspect, job, lifecycle, logs, tokens
+from cluster.commands.failures import ExplainingGroup
+
+app = typer.Typer(
+    cls=ExplainingGroup,
+    help="Serve GPT-NeoX models, and call what is served.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_CALLS, _CLUSTER, _SETTINGS = "Call what is served", "Run a cluster", "Settings"
+
+for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.metrics, logs.logs):
+    app.command(rich_help_panel=_CLUSTER)(_command)
+for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detokenize, inspect.models):
+    app.command(rich_help_panel=_CALLS)(_command)
+app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
+app.add_typer(configuration.config_app, name="config", rich_help_panel=_SETTINGS)
+app.add_typer(configuration.manifests_app, name="manifests", rich_help_panel=_SETTINGS)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

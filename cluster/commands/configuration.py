@@ -1,0 +1,73 @@
+"""`neox-serve config` and `manifests`: what the settings are, whether they can work, and what they make on Kubernetes."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.commands.inout import JsonOption, print_json
+from cluster.commands.settings import ConfigOption, SetOption, effective
+
+if TYPE_CHECKING:
+    from neox_serve.settings import Settings
+
+config_app = typer.Typer(help="Show and check settings.", no_args_is_help=True)
+manifests_app = typer.Typer(help="Make Kubernetes manifests from the settings.", no_args_is_help=True)
+
+
+@config_app.command()
+def show(config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Print every setting with its value, as a settings file."""
+    settings = effective(config, overrides)
+    if as_json:
+        print_json(settings.model_dump(mode="json"))
+        return
+    import yaml
+
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@config_app.command()
+def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Check settings against the model and the hardware; loads nothing."""
+    settings = effective(config, overrides)
+    facts = _check_engines(settings)
+    print(f"{settings.model.name}: {facts}\nThe settings can work.")
+
+
+@manifests_app.command()
+def render(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    image: Annotated[str, typer.Option(help="Container image, from infra/images.")] = "neox-serve:latest",
+    name: Annotated[str, typer.Option(help="Of the RayService and what belongs to it.")] = "neox-serve",
+    namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "default",
+    gateway_pods: Annotated[int, typer.Option(min=1, help="Each holds gateway.processes gateways.")] = 2,
+    surge_replicas: Annotated[int, typer.Option(min=0, help="Engine replicas beyond a pool's maximum while it is rolled.")] = 0,
+    model_cache_claim: Annotated[str | None, typer.Option(help="PersistentVolumeClaim for downloaded checkpoints.")] = None,
+) -> None:
+    """Print a KubeRay RayService, with Services and a PodMonitor, made of the settings."""
+    settings = effective(config, overrides)
+    from cluster.manifests import Target, render_yaml
+
+    target = Target(
+        name=name,
+        namespace=namespace,
+        image=image,
+        gateway_pods=gateway_pods,
+        surge_replicas=surge_replicas,
+        model_cache_claim=model_cache_claim,
+    )
+    print(render_yaml(settings, target), end="")
+
+
+def _check_engines(settings: "Settings") -> str:
+    """Checks the engine of every pool; returns the model's facts in words. Fetches the model's small files only. Raises SettingsError."""
+    from neox_serve.core.types import Pool
+    from neox_serve.engine.arguments import check as check_engine
+    from neox_serve.model_files import locate_tokenizer, read_facts
+
+    facts = read_facts(locate_tokenizer(settings.model.source, settings.model.revision))
+    for pool in Pool:
+        if pool is Pool.GENERATION or settings.embedding.enabled:
+            check_engine(pool, settings, facts)
+    return f"{facts.layers} layers of {facts.hidden_size}, {facts.heads} heads, {facts.positions} positions"

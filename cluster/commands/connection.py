@@ -1,0 +1,80 @@
+"""The options that say which gateway to call, the same on every command that calls one."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from cluster.commands.settings import ConfigOption, effective
+
+if TYPE_CHECKING:
+    from neox_serve.client import Client, Tls
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Which gateway to call, and how. config: the settings file that was named."""
+
+    address: str
+    tls: "Tls | None" = None
+    config: Path | None = None
+
+    def client(self) -> "Client":
+        """A client for it; nothing is sent yet."""
+        from neox_serve.client import Client
+
+        return Client(self.address, tls=self.tls)
+
+
+def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
+    """Gives a command the options of `_choose` and hands it, first, the Connection that they make."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        connection = _choose(**{name: values.pop(name) for name in options})
+        command(connection, **values)  # type: ignore[call-arg]
+
+    options = inspect.signature(_choose, eval_str=True).parameters
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [*(it.replace(kind=inspect.Parameter.KEYWORD_ONLY) for it in own), *options.values()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _choose(
+    *,
+    address: Annotated[
+        str | None, typer.Option("--address", "-a", metavar="HOST:PORT", help="Gateway to call; absent: the settings' host and port.")
+    ] = None,
+    config: ConfigOption = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS, trusting the system's roots; implied by the options below.")] = False,
+    tls_ca: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM roots to trust instead.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificate to show, with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM key of --tls-certificate.")] = None,
+) -> Connection:
+    address = address or _address_in_settings(config)
+    if not (tls or tls_ca or tls_certificate or tls_key):
+        return Connection(address, config=config)
+    if (tls_certificate is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-certificate and --tls-key must be given together")
+    from neox_serve.client import Tls
+
+    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config)
+
+
+def _address_in_settings(config: Path | None) -> str:
+    gateway = effective(config).gateway
+    return dialled(gateway.host, gateway.port)
+
+
+def dialled(host: str, port: int) -> str:
+    """host:port as a client on this machine dials a server that listens on it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

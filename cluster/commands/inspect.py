@@ -1,0 +1,123 @@
+"""`neox-serve models`, `status` and `metrics`: what is there and how it does."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.commands.connection import Connection, connected, dialled
+from cluster.commands.failures import CommandError
+from cluster.commands.inout import JsonOption, print_json, print_view
+from cluster.commands.settings import ConfigOption, effective
+
+if TYPE_CHECKING:
+    from neox_serve.client import Client, ClusterStatus
+    from neox_serve.settings import MetricsSettings
+
+_CALL_TIMEOUT_S = 10.0
+
+
+@connected
+def models(connection: Connection, *, as_json: JsonOption = False) -> None:
+    """Show the models served, their limits and abilities."""
+    with connection.client() as client:
+        served = client.models(timeout_s=_CALL_TIMEOUT_S)
+    if as_json:
+        print_json(served)
+        return
+    from cluster.status_view import models_table
+
+    print_view(models_table(served))
+
+
+@connected
+def status(
+    connection: Connection,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks, with --watch.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show pools, replicas with their load, gateways, and what is wrong."""
+    with connection.client() as client:
+        if watch:
+            _watch(client, interval_s, as_json=as_json)
+        else:
+            _show(client.status(timeout_s=_CALL_TIMEOUT_S), as_json=as_json)
+
+
+def metrics(
+    config: ConfigOption = None, url: Annotated[str | None, typer.Option(help="Scrape page; absent: the settings' host and port.")] = None
+) -> None:
+    """Print the cluster's Prometheus page."""
+    print(_fetch(url or _metrics_url(effective(config).metrics)), end="")
+
+
+def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
+    if as_json:
+        print_json(seen)
+        return
+    from cluster.status_view import status_view
+
+    print_view(status_view(seen))
+
+
+def _watch(client: "Client", interval_s: float, *, as_json: bool) -> None:
+    """Looks again and again; a gateway that is away for a while is said to be, and looked for again."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from cluster.status_view import missing_view, status_view
+    from neox_serve.client import ServeError
+
+    with _noticed_interrupt() as interrupted, Live(console=Console(), auto_refresh=False) as live:
+        while not interrupted.is_set():
+            try:
+                seen = client.status(timeout_s=_CALL_TIMEOUT_S)
+            except ServeError as error:
+                live.update(missing_view(error), refresh=True)
+            else:
+                print_json(seen) if as_json else live.update(status_view(seen), refresh=True)
+            interrupted.wait(interval_s)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noticed_interrupt() -> Iterator[threading.Event]:
+    """Notes Ctrl-C besides raising it: raised inside a finaliser or a callback, KeyboardInterrupt would be lost."""
+    noticed = threading.Event()
+
+    def notice(*_: object) -> None:
+        noticed.set()
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGINT, notice)
+    try:
+        yield noticed
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _metrics_url(settings: "MetricsSettings") -> str:
+    if not settings.enabled:
+        raise CommandError("metrics are switched off (metrics.enabled); name a page with --url")
+    return f"http://{dialled(settings.host, settings.port)}/metrics"
+
+
+def _fetch(url: str) -> str:
+    import urllib.error
+    import urllib.request
+
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter("must begin with http:// or https://", param_hint="--url")
+    try:
+        with urllib.request.urlopen(url, timeout=_CALL_TIMEOUT_S) as page:  # noqa: S310 - the scheme is checked above
+            return str(page.read().decode("utf-8"))
+    except urllib.error.HTTPError as error:
+        with error:
+            raise CommandError(f"no metrics at {url}: {error}") from error
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise CommandError(f"no metrics at {url}: {error}") from error

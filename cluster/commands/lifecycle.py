@@ -1,0 +1,47 @@
+"""`neox-serve up`, `down` and `apply`: a cluster on this machine."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from cluster.commands.failures import CommandError
+from cluster.commands.settings import ConfigOption, SetOption, effective
+
+
+def up(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Serve here, until Ctrl-C or `neox-serve down`."""
+    settings = effective(config, overrides)
+    from cluster.local import serve_until_stopped
+
+    _deploying(lambda: serve_until_stopped(settings))
+
+
+def apply(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Roll the cluster that `up` runs to changed settings."""
+    settings = effective(config, overrides)
+    from cluster.local import apply_to_running
+
+    _deploying(lambda: apply_to_running(settings))
+
+
+def down(
+    config: ConfigOption = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Longest wait for what was accepted to be finished.")
+    ] = 300.0,
+) -> None:
+    """Drain and stop the cluster that `up` runs."""
+    settings = effective(config)
+    from cluster.local import stop_running
+
+    print("Stopped." if stop_running(settings, timeout_s) else "No cluster runs here.")
+
+
+def _deploying(action: Callable[[], None]) -> None:
+    from cluster.deployment import DeploymentError
+
+    try:
+        action()
+    except DeploymentError as error:
+        raise CommandError(f"a part of the cluster did not come up:\n{error}") from error

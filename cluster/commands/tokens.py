@@ -1,0 +1,74 @@
+"""`neox-serve embed`, `tokenize` and `detokenize`."""
+
+from typing import Annotated
+
+import typer
+
+from cluster.commands.connection import Connection, connected
+from cluster.commands.inout import JsonOption, Pooling, Truncation, print_json, read_texts
+
+TextsArgument = Annotated[list[str], typer.Argument(metavar="TEXT...", help='"-" reads standard input.')]
+ModelOption = Annotated[str | None, typer.Option(help="Absent: the one served.")]
+_SHOWN_VALUES = 6
+
+
+@connected
+def embed(
+    connection: Connection,
+    *,
+    texts: TextsArgument,
+    model: ModelOption = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Absent: the model's default.")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Scale to length 1 (the default).")] = None,
+    truncation: Annotated[Truncation | None, typer.Option(help="What to keep of a text that is too long.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn texts into vectors."""
+    with connection.client() as client:
+        result = client.embed(
+            read_texts(texts), model=model, pooling=pooling, normalize=normalize, truncation=truncation, timeout_s=timeout_s
+        )
+    if as_json:
+        print_json(result)
+        return
+    for vector, tokens in zip(result.vectors, result.prompt_tokens, strict=True):
+        shown = ", ".join(f"{value:+.4f}" for value in vector[:_SHOWN_VALUES])
+        print(f"[{shown}, ...]  {len(vector)} dimensions, {tokens} tokens")
+
+
+@connected
+def tokenize(
+    connection: Connection,
+    *,
+    texts: TextsArgument,
+    model: ModelOption = None,
+    offsets: Annotated[bool, typer.Option("--offsets", help="Show where in the text each token stands, as id:start-end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn texts into token ids, a line each."""
+    with connection.client() as client:
+        results = client.tokenize(read_texts(texts), include_offsets=offsets, model=model)
+    if as_json:
+        print_json(results)
+        return
+    for result in results:
+        places = [f":{start}-{end}" for start, end in result.offsets] or [""] * len(result.token_ids)
+        print(" ".join(f"{token_id}{place}" for token_id, place in zip(result.token_ids, places, strict=True)))
+
+
+@connected
+def detokenize(
+    connection: Connection,
+    *,
+    token_ids: Annotated[list[str], typer.Argument(metavar="ID...", help='"-" reads standard input.')],
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn token ids into text."""
+    words = " ".join(read_texts(token_ids)).replace(",", " ").split()
+    if not all(word.isdecimal() for word in words):
+        raise typer.BadParameter("token ids are whole numbers", param_hint="ID...")
+    with connection.client() as client:
+        texts = client.detokenize([int(word) for word in words], model=model)
+    print_json(texts) if as_json else print("\n".join(texts))

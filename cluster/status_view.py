@@ -1,0 +1,88 @@
+"""The cluster's state and models as tables for people."""
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from neox_serve.client.results import ClusterStatus, Model, ReplicaStatus
+from neox_serve.core.errors import ServeError
+
+_STATE_STYLES = {"ready": "green", "draining": "yellow", "unhealthy": "red", "lost": "red"}
+
+
+def status_view(status: ClusterStatus) -> RenderableType:
+    """Pools, replicas, gateways, and the conditions above them."""
+    conditions = [Text(f"{it.reason}: {it.message}", style="bold yellow") for it in status.conditions]
+    headline = Text(f"neox-serve {status.version}", style="bold")
+    return Group(headline, *conditions, _pools(status), _replicas(status.replicas), _gateways(status))
+
+
+def missing_view(error: ServeError) -> RenderableType:
+    """Instead of the state, while no gateway tells it."""
+    return Text(f"No state: {error}", style="bold red")
+
+
+def models_table(models: Iterable[Model]) -> Table:
+    """One row a model."""
+    table = _table("model", "source", "can", "context", "vocabulary", "embedding", "ready")
+    for model in models:
+        embedding = f"{model.embedding.dimensions}, {model.embedding.default_pooling}" if model.embedding else "-"
+        names = "\n".join([model.name, *(f"+ {adapter}" for adapter in model.adapters)])
+        source = f"{model.source}@{model.revision}" if model.revision else model.source
+        ready = f"{model.ready_generation_replicas} generation, {model.ready_embedding_replicas} embedding"
+        limits = (f"{model.limits.context_tokens:,}", f"{model.limits.vocabulary_size:,}")
+        table.add_row(*map(escape, (names, source, ", ".join(sorted(model.capabilities)), *limits, embedding, ready)))
+    return table
+
+
+def age(seconds: float) -> str:
+    """A length of time in its two largest units."""
+    total = int(seconds)
+    for size, unit, smaller_size, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
+    return f"{total} s"
+
+
+def _pools(status: ClusterStatus) -> Table:
+    table = _table("pool", "ready", "in flight", "outstanding tokens")
+    for pool in status.pools:
+        ready = f"[{'green' if pool.ready_replicas else 'red'}]{pool.ready_replicas}[/]"
+        table.add_row(pool.pool, ready, f"{pool.requests_in_flight:,}", f"{pool.outstanding_tokens:,}")
+    return table
+
+
+def _replicas(replicas: Iterable[ReplicaStatus]) -> Table:
+    table = _table("replica", "pool", "model", "state", "running", "waiting", "outstanding tokens", "KV in use", "tok/s", "age")
+    for replica in sorted(replicas, key=lambda it: (it.pool, it.replica_id)):
+        table.add_row(
+            escape(replica.replica_id),
+            replica.pool,
+            escape(replica.model),
+            Text(replica.state, style=_STATE_STYLES.get(replica.state, "")),
+            f"{replica.running_requests:,}",
+            f"{replica.waiting_requests:,}",
+            f"{replica.outstanding_tokens:,}",
+            f"{replica.kv_usage_fraction:.2f}",
+            f"{replica.output_tokens_per_second:,.0f}",
+            age(replica.age_s),
+        )
+    return table
+
+
+def _gateways(status: ClusterStatus) -> Table:
+    table = _table("gateway", "in flight", "age")
+    for gateway in sorted(status.gateways, key=lambda it: it.gateway_id):
+        name = escape(gateway.gateway_id) + (" [dim](answered)[/]" if gateway.gateway_id == status.gateway_id else "")
+        table.add_row(name, f"{gateway.requests_in_flight:,}", age(gateway.age_s))
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in others:
+        table.add_column(column, justify="left" if column in {"pool", "model", "state", "source", "can"} else "right")
+    return table
