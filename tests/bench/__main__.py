@@ -1,0 +1,30 @@
+"""`make bench` and `make bench-smoke`: `python -m tests.bench full|smoke [engines|fake]`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tests.bench import engine_comparison, fake_comparison, results
+from tests.bench.processes import stop_on_sigterm
+from tests.bench.view import View
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures neox-serve against what users would pick instead.")
+    parser.add_argument("size", choices=["full", "smoke"], help="full: five rounds of everything; smoke: one round in under 3 minutes")
+    parser.add_argument("part", nargs="?", choices=["engines", "fake"], help="only this comparison")
+    chosen = parser.parse_args(arguments)
+    full, view = chosen.size == "full", View()
+    if chosen.part in {None, "fake"}:
+        size = fake_comparison.FULL if full else fake_comparison.SMOKE
+        fake_comparison.run(size, results.new_folder(f"{chosen.size}-fake"), view)
+    if chosen.part in {None, "engines"}:
+        engines = engine_comparison.FULL if full else engine_comparison.SMOKE
+        engine_comparison.run(engines, results.new_folder(f"{chosen.size}-engines"), view)
+    return 0
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Runs the same workloads on several systems, one system up at a time, in alternating order, and keeps what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench.load_generator import LoadGenerator, load_generator
+from tests.bench.order import alternating
+from tests.bench.processes import CpuMeter, family
+from tests.bench.records import Record
+from tests.bench.summaries import Spread, Summary, differences, identical_fraction, ratios, summarize
+from tests.bench.systems import Running, System
+from tests.bench.view import View
+from tests.bench.workloads import Workload
+
+
+class NotComparableError(RuntimeError):
+    """The systems did not do the same work, so a ratio would say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One workload on one system in one round."""
+
+    system: str
+    workload: Workload
+    summary: Summary
+    records: list[Record]
+
+
+class Comparison:
+    """All runs of one comparison. Raises KeyError for systems and workloads that were not in it."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+
+    def of(self, system: str, workload: str) -> list[Run]:
+        """A system's runs of a workload, by round."""
+        found = [run for run in self.runs if (run.system, run.workload.name) == (system, workload)]
+        if not found:
+            raise KeyError(f"{workload} was not run on {system}")
+        return sorted(found, key=lambda run: run.workload.round)
+
+    def median(self, system: str, workload: str, figure: str) -> float:
+        """A summary's figure, median over rounds."""
+        return median(self._figures(system, workload, figure))
+
+    def ratio(self, system: str, over: str, workload: str, figure: str) -> Spread:
+        """A figure of one system over that of another, round by round. Raises NotComparableError where requests failed."""
+        self._require_complete(system, over, workload)
+        return ratios(self._figures(system, workload, figure), self._figures(over, workload, figure))
+
+    def difference(self, system: str, minus: str, workload: str, figure: str) -> Spread:
+        """A figure of one system minus that of another, round by round. Raises NotComparableError where requests failed."""
+        self._require_complete(system, minus, workload)
+        return differences(self._figures(system, workload, figure), self._figures(minus, workload, figure))
+
+    def identical(self, system: str, other: str, workload: str) -> float:
+        """Share of responses with the same tokens, over all rounds."""
+        ours = [record for run in self.of(system, workload) for record in run.records]
+        return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
+
+    def _figures(self, system: str, workload: str, figure: str) -> list[float]:
+        return [float(getattr(run.summary, figure)) for run in self.of(system, workload)]
+
+    def _require_complete(self, system: str, other: str, workload: str) -> None:
+        for run in (*self.of(system, workload), *self.of(other, workload)):
+            wrong = [record for record in run.records if record.error is None and len(record.token_ids) != workload_tokens(run)]
+            if run.summary.failed or wrong:
+                first = run.summary.errors[:1] or f"{len(wrong)} responses of another length than asked"
+                raise NotComparableError(f"{run.system}, {workload}, round {run.workload.round}: {run.summary.failed} failed: {first}")
+
+
+def workload_tokens(run: Run) -> int:
+    """Tokens that each response of a run must have."""
+    return run.workload.output_tokens
+
+
+def compare(systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View) -> Comparison:
+    """Every workload on every system, `rounds` times. Raises StartError where a system does not start."""
+    by_name = {system.name: system for system in systems}
+    visits = alternating(list(by_name), rounds)
+    runs: list[Run] = []
+    for number, visit in enumerate(visits):
+        visit_folder = folder / f"{number:02d}-{visit.system.replace(' ', '-')}"
+        visit_folder.mkdir(parents=True)
+        with view.step(f"{visit.system}: starting ({number + 1} of {len(visits)})"), by_name[visit.system].running(visit_folder) as running:
+            runs += _visit(running, visit.system, [load.in_round(each) for each in visit.rounds for load in workloads], visit_folder, view)
+    return Comparison(runs)
+
+
+def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> list[Run]:
+    """Warms a started system up and measures it."""
+    with load_generator(running.target, running.client_environment, folder) as generator:
+        for name in sorted({workload.name for workload in workloads}):
+            warm_up = next(workload for workload in workloads if workload.name == name).warm_up()
+            _measure(generator, running, system, warm_up, view)
+        return [_measure(generator, running, system, workload, view) for workload in workloads]
+
+
+def _measure(generator: LoadGenerator, running: Running, system: str, workload: Workload, view: View) -> Run:
+    """One run with its CPU time. Where the system runs within the load generator, all of it counts as the system's."""
+    inside = running.processes is None
+    whole = CpuMeter(running.processes or (lambda: family(generator.process)))
+    client = CpuMeter(list if inside else lambda: [generator.process])
+    used: list[float] = []
+
+    def ended() -> None:
+        used.extend((whole.read(), client.read()))
+
+    with view.progress(f"{system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
+        whole.start()
+        client.start()
+        records = generator.run(workload, on_progress, ended)
+    summary = summarize(records, streams=workload.streams, system_cpu_s=used[0], client_cpu_s=used[1])
+    return Run(system, workload, summary, records)

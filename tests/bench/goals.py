@@ -1,0 +1,193 @@
+"""`make goals`: one line for each measurable goal, from runs that it makes itself.
+
+    goal <id> <value> <op> <target> ok|short
+
+A goal that could not be measured has "unmeasured" for its value, is short, and says why on the same line. Lines go to stdout, progress and
+tables to stderr. Exit code 1 where a goal is short. A new goal is a row of GOALS and, where no run gives its figure yet, a method of Runs.
+"""
+
+import argparse
+import operator
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar, cast
+
+from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling
+from tests.bench.cancellation import Freed
+from tests.bench.comparison import Comparison
+from tests.bench.processes import stop_on_sigterm
+from tests.bench.rolling import Rolled
+from tests.bench.view import View
+
+T = TypeVar("T")
+
+_REASON_CHARACTERS = 300
+
+
+class Runs:
+    """What goals are measured from. Each run is made once, when the first goal asks; its failure is that of all its goals."""
+
+    def __init__(self, folder: Path, view: View) -> None:
+        self._folder = folder
+        self._view = view
+        self._made: dict[str, object] = {}
+
+    def engines(self) -> Comparison:
+        """Real engines side by side."""
+        return self._once("engines", lambda folder: engine_comparison.run(engine_comparison.GOALS, folder, self._view))
+
+    def fake(self) -> Comparison:
+        """neox-serve and a Serve handle with the fake engine."""
+        return self._once("fake", lambda folder: fake_comparison.run(fake_comparison.GOALS, folder, self._view))
+
+    def cancellation(self) -> Freed:
+        """Requests given up."""
+        return self._once("cancellation", lambda folder: cancellation.run(folder, self._view))
+
+    def rolling(self) -> Rolled:
+        """An engine setting rolled under load."""
+        return self._once("rolling", lambda folder: rolling.run(folder, self._view))
+
+    def bits_per_byte_over_xz(self) -> float:
+        """The built-in model on held-out text."""
+        return self._once("builtin-model", lambda _: builtin_model.bits_per_byte_over_xz(self._view))
+
+    def _once(self, name: str, make: Callable[[Path], T]) -> T:
+        if name not in self._made:
+            folder = self._folder / name
+            folder.mkdir(parents=True)
+            try:
+                self._made[name] = make(folder)
+            except Exception as error:  # noqa: BLE001 - whatever keeps a run from its end is the reason why its goals are short
+                self._view.console.print_exception()
+                self._made[name] = error
+        made = self._made[name]
+        if isinstance(made, Exception):
+            raise made
+        return cast("T", made)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure that must hold. measures: for people. op: of OPERATORS. measure: gets the figure, raising where it cannot be had."""
+
+    id: str
+    measures: str
+    op: str
+    target: float
+    measure: Callable[[Runs], float]
+
+
+OPERATORS: Mapping[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt}
+
+
+def _gateway_over_openai_server(runs: Runs) -> float:
+    engines = engine_comparison
+    return runs.engines().ratio(engines.NEOX, engines.OPENAI, engines.MANY, "output_throughput").median
+
+
+def _fake_over_serve_handle(runs: Runs) -> float:
+    fake = fake_comparison
+    return runs.fake().ratio(fake.NEOX, fake.HANDLE, fake.MANY, "output_throughput").median
+
+
+def _added_ttft_ms(runs: Runs) -> float:
+    engines = engine_comparison
+    return runs.engines().difference(engines.NEOX, engines.ASYNC_LLM, engines.ONE, "median_ttft_ms").median
+
+
+GOALS: tuple[Goal, ...] = (
+    Goal(
+        "spine.gateway_over_openai_server_64",
+        "tok/s of neox-serve over vLLM's OpenAI server, 64 streams, same engine settings",
+        ">=",
+        0.80,
+        _gateway_over_openai_server,
+    ),
+    Goal(
+        "spine.fake_over_serve_handle",
+        "tok/s of neox-serve over a Serve handle, fake engine, 256 streams",
+        ">=",
+        4.0,
+        _fake_over_serve_handle,
+    ),
+    Goal("spine.added_ttft_ms", "TTFT p50 of neox-serve minus AsyncLLM in process, one stream, ms", "<=", 10.0, _added_ttft_ms),
+    Goal(
+        "spine.free_after_cancel_p99_ms",
+        "from cancel, deadline or client loss to the engine free, p99, ms",
+        "<=",
+        250.0,
+        lambda runs: 1e3 * runs.cancellation().p99_s,
+    ),
+    Goal(
+        "spine.roll_longest_gap_s",
+        "longest wait of eight streaming clients while an engine setting is rolled, s",
+        "<=",
+        0.5,
+        lambda runs: runs.rolling().longest_gap_s,
+    ),
+    Goal(
+        "spine.builtin_bits_per_byte_over_xz",
+        "held-out bits per byte of the built-in model over xz -9e",
+        "<",
+        1.0,
+        Runs.bits_per_byte_over_xz,
+    ),
+    Goal("spine.builtin_model_mib", "size of the built-in model's folder, MiB", "<=", 16.0, lambda _: builtin_model.size_mib()),
+)
+
+
+def holds(goal: Goal, value: float) -> bool:
+    """Whether a figure meets its goal."""
+    return OPERATORS[goal.op](value, goal.target)
+
+
+def measured_line(goal: Goal, value: float) -> str:
+    """A goal's line, with as many digits as it takes to see which side of the target the figure is on."""
+    shown = next((text for digits in (3, 4, 5) if holds(goal, float(text := f"{value:.{digits}g}")) == holds(goal, value)), repr(value))
+    return f"goal {goal.id} {shown} {goal.op} {goal.target:g} {'ok' if holds(goal, value) else 'short'}"
+
+
+def unmeasured_line(goal: Goal, reason: str) -> str:
+    """The line of a goal without a figure. reason: shown on the same line, shortened where it is long."""
+    return f"goal {goal.id} unmeasured {goal.op} {goal.target:g} short ({shorten(reason, _REASON_CHARACTERS, placeholder=' ...')})"
+
+
+def measure_all(goals: Sequence[Goal], runs: Runs, tell: Callable[[str], None]) -> bool:
+    """Tells each goal's line as soon as it is known; whether all hold."""
+    held = True
+    for goal in goals:
+        try:
+            value = goal.measure(runs)
+        except Exception as error:  # noqa: BLE001 - a figure that cannot be had is a short goal, and the others are still measured
+            tell(unmeasured_line(goal, f"{type(error).__name__}: {error}"))
+            held = False
+        else:
+            tell(measured_line(goal, value))
+            held = held and holds(goal, value)
+    return held
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.goals", description="Measures the goals and prints one line for each.")
+    parser.add_argument(
+        "--only", action="append", metavar="ID", choices=[goal.id for goal in GOALS], help="measure this goal; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="say what the goals are and measure nothing")
+    chosen = parser.parse_args(arguments)
+    goals = [goal for goal in GOALS if not chosen.only or goal.id in chosen.only]
+    if chosen.list:
+        for goal in goals:
+            print(f"{goal.id}  {goal.op} {goal.target:g}  {goal.measures}")
+        return 0
+    runs = Runs(results.new_folder("goals"), View())
+    return 0 if measure_all(goals, runs, lambda line: print(line, flush=True)) else 1
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The bench's side of the load generator: starts its process, hands it workloads, takes the records back."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from tests.bench.load_messages import Connect, Ended, Failed, Progress, Ready, Records, Run, Stop
+from tests.bench.processes import StartError, log_tail, python_process
+from tests.bench.records import Record
+from tests.bench.targets import TargetSpec
+from tests.bench.workloads import Workload
+
+M = TypeVar("M")
+
+_CONNECT_S = 240.0
+_SILENCE_S = 120.0
+_DISCONNECT_S = 30.0
+
+
+class LoadGenerator:
+    """A connected load generator."""
+
+    def __init__(self, connection: Connection, process: psutil.Popen, log: Path) -> None:
+        self.process = process
+        self._connection = connection
+        self._log = log
+
+    def run(self, workload: Workload, on_progress: Callable[[int], None], on_ended: Callable[[], None]) -> list[Record]:
+        """The workload's records. on_ended is called the moment the last request ends. Raises StartError where the generator dies."""
+        self._connection.send(Run(workload))
+        while isinstance(message := self.receive(_SILENCE_S), Progress):
+            on_progress(message.ended)
+        _expect(message, Ended)
+        on_ended()
+        return _expect(self.receive(_SILENCE_S), Records).records
+
+    def receive(self, timeout_s: float) -> object:
+        """The next message. Raises StartError where there is none in time, or it says that the generator failed."""
+        try:
+            message: object = self._connection.recv() if self._connection.poll(timeout_s) else Failed(f"silent for {timeout_s:g} s")
+        except EOFError:
+            message = Failed("the process has ended")
+        if isinstance(message, Failed):
+            raise StartError(f"load generator: {message.reason}; the end of {self._log}:\n{log_tail(self._log)}")
+        return message
+
+
+@contextlib.contextmanager
+def load_generator(target: TargetSpec, environment: Mapping[str, str], folder: Path) -> Iterator[LoadGenerator]:
+    """A load generator that is connected to a target, for as long as the block lasts. Its log is load.log in the folder."""
+    log = folder / "load.log"
+    ours, theirs = socket.socketpair()
+    with theirs, Connection(ours.detach()) as connection:
+        command = ["-m", "tests.bench.load_process", str(theirs.fileno())]
+        with python_process(command, environment, log, pass_fds=(theirs.fileno(),)) as process:
+            theirs.close()
+            connection.send(Connect(target))
+            generator = LoadGenerator(connection, process, log)
+            _expect(generator.receive(_CONNECT_S), Ready)
+            yield generator
+            connection.send(Stop())
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(_DISCONNECT_S)
+
+
+def _expect(message: object, kind: type[M]) -> M:
+    if not isinstance(message, kind):
+        raise StartError(f"load generator: expected {kind.__name__}, got {message!r}")
+    return message

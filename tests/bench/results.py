@@ -1,0 +1,77 @@
+"""Results as files: one JSON a comparison in bench-results/, with machine, settings, every round's summary and the ratios."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.bench.comparison import Comparison
+from tests.bench.machine import BUSY_FRACTION, machine_facts
+from tests.bench.processes import ROOT
+from tests.bench.summaries import Spread
+from tests.bench.view import View
+
+FOLDER = ROOT / "bench-results"
+
+
+def new_folder(name: str, base: Path = FOLDER) -> Path:
+    """A folder of this moment's own, for logs and results."""
+    folder = base / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], busy_before: float, ratios: Mapping[str, Spread]) -> Path:
+    """Writes result.json; token ids stay out of it. busy_before: share of the machine in use before the start."""
+    content = {
+        "machine": machine_facts(),
+        "busy_fraction_before": busy_before,
+        "settings": settings,
+        "runs": [{"system": run.system, "workload": asdict(run.workload), **asdict(run.summary)} for run in comparison.runs],
+        "ratios": {name: asdict(value) for name, value in ratios.items()},
+    }
+    path = folder / "result.json"
+    path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+    return path
+
+
+_COLUMNS = (
+    ("tok/s", "output_throughput", "{:,.0f}"),
+    ("TTFT p50 ms", "median_ttft_ms", "{:.1f}"),
+    ("p99", "p99_ttft_ms", "{:.1f}"),
+    ("TPOT p50 ms", "median_tpot_ms", "{:.2f}"),
+    ("E2E p50 ms", "median_e2el_ms", "{:,.0f}"),
+    ("p99", "p99_e2el_ms", "{:,.0f}"),
+    ("largest gap p99 ms", "p99_largest_gap_ms", "{:.0f}"),
+    ("chunks/response", "chunks_per_response", "{:.1f}"),
+    ("CPU s/1k tok", "system_cpu_s_per_1k_tokens", "{:.3f}"),
+    ("client", "client_cpu_s_per_1k_tokens", "{:.3f}"),
+)
+
+
+def show(view: View, comparison: Comparison, systems: Sequence[str], workload: str) -> None:
+    """A table of one workload: medians over rounds, and how many responses equal the first system's."""
+    example = comparison.of(systems[0], workload)[0].workload
+    rounds = len(comparison.of(systems[0], workload))
+    lengths = f"{example.prompt_tokens} tokens in, {example.output_tokens} out"
+    title = f"{workload}: {example.streams} streams, {example.requests} requests, {lengths}; medians of {rounds} rounds"
+    rows = [
+        [
+            system,
+            *(form.format(comparison.median(system, workload, figure)) for _, figure, form in _COLUMNS),
+            f"{comparison.identical(system, systems[0], workload):.1%}",
+            str(sum(run.summary.failed for run in comparison.of(system, workload))),
+        ]
+        for system in systems
+    ]
+    view.table(title, ["system", *(header for header, _, _ in _COLUMNS), "same tokens", "failed"], rows)
+
+
+def show_ratios(view: View, ratios: Mapping[str, Spread], path: Path, busy_before: float) -> None:
+    """A table of ratios with their spread over rounds, where all figures are, and a warning where the machine was not idle."""
+    rows = [[name, f"{value.median:.3f}", f"{value.low:.3f}", f"{value.high:.3f}", str(value.rounds)] for name, value in ratios.items()]
+    view.table("Round by round: median, lowest, highest", ["neox-serve", "median", "low", "high", "rounds"], rows)
+    if busy_before > BUSY_FRACTION:
+        view.say(f"[bold red]{busy_before:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.say(f"All figures: {path}")

@@ -1,0 +1,186 @@
+"""The systems that are compared, each a context manager that starts it whole and stops it whole. Only one is up at a time.
+
+All run the same checkpoint with the same engine settings: those of neox-serve's settings file, translated where a system wants flags.
+"""
+
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from neox_serve.core.types import Pool
+from neox_serve.engine.environment import engine_environment
+from neox_serve.engine.hardware import dtype_for, this_machine
+from neox_serve.model_files import locate
+from neox_serve.settings import Settings, restore
+from tests.bench.processes import family, python_process, wait_for
+from tests.bench.targets import TargetSpec
+from tests.bench.targets.async_llm import AsyncLlmSpec
+from tests.bench.targets.grpc_gateway import GatewaySpec
+from tests.bench.targets.openai_server import OpenAiSpec
+from tests.bench.targets.serve_handle import ServeHandleSpec
+from tests.clusters import free_port, running_cluster
+
+_START_S = 300.0
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A system that serves. client_environment: what the load generator's process needs.
+
+    processes: the system's own; None where it runs within the load generator.
+    """
+
+    target: TargetSpec
+    processes: Callable[[], list[psutil.Process]] | None
+    client_environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class System(Protocol):
+    """Something that serves tokens."""
+
+    @property
+    def name(self) -> str:
+        """As tables print it."""
+
+    def running(self, folder: Path) -> AbstractContextManager[Running]:
+        """Starts it, with its files in the folder, and stops it at the end of the block. Raises StartError."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeoxServe:
+    """The whole of neox-serve on a Ray cluster of its own, started by `neox-serve up`."""
+
+    values: Values
+    name: str = "neox-serve"
+    channels: int = 1
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """One gateway and one engine replica, unless the values say otherwise."""
+        with running_cluster(folder, cluster_values(self.values)) as cluster:
+            yield Running(GatewaySpec(cluster.address, self.channels), cluster.family)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiServer:
+    """vLLM's OpenAI server: `python -m vllm.entrypoints.openai.api_server`."""
+
+    values: Values
+    name: str = "vLLM OpenAI server"
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """With the flags that say what the settings say."""
+        settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
+        command = ["-m", "vllm.entrypoints.openai.api_server", *openai_server_flags(settings), "--port", str(port)]
+        url = f"http://127.0.0.1:{port}"
+        with python_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+            wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
+            yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncLlm:
+    """vLLM's AsyncLLM within the load generator's process: no network, no other process but the engine's own."""
+
+    values: Values
+    name: str = "AsyncLLM in process"
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """Nothing to start: the load generator does it."""
+        settings = restore(dict(self.values))
+        yield Running(AsyncLlmSpec(settings.model_dump(mode="json")), None, engine_environment(Pool.GENERATION, settings))
+
+
+@dataclass(frozen=True, slots=True)
+class ServeHandle:
+    """A Serve deployment with the fake engine in it, called through its handle."""
+
+    values: Values
+    name: str = "Ray Serve handle"
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """A Ray cluster of its own, with a token of its own: two drivers share it, the deployment's and the load generator's."""
+        settings_file, address_file, log = folder / "settings.json", folder / "gcs-address", folder / "serve-handle.log"
+        address_file.unlink(missing_ok=True)
+        settings_file.write_text(json.dumps(restore(dict(self.values)).model_dump(mode="json")), encoding="utf-8")
+        command = ["-m", "tests.bench.serve_handle_host", str(settings_file), str(address_file)]
+        with _ray_token(folder) as environment, python_process(command, environment, log) as process:
+            wait_for(address_file.exists, process, log, _START_S, self.name)
+            yield Running(ServeHandleSpec(address_file.read_text(encoding="utf-8")), lambda: family(process), environment)
+
+
+@contextmanager
+def _ray_token(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of every driver of one Ray cluster. Ray asks drivers for a token by default; this one ends with the block."""
+    token = folder / "ray-token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    try:
+        yield {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    finally:
+        token.unlink()
+
+
+def cluster_values(values: Values) -> dict[str, Any]:
+    """Settings of a cluster whose ports are free now: one replica, one gateway, no embedding pool where nothing else is said."""
+    one = {"min": 1, "initial": 1, "max": 1, "max_requests": 4096}
+    return {
+        **values,
+        "generation": {"replicas": one, **values.get("generation", {})},
+        "embedding": values.get("embedding", {"enabled": False}),
+        "gateway": {"processes": 1, "max_concurrent_requests": 4096, "port": free_port(), **values.get("gateway", {})},
+        "metrics": {"port": free_port()},
+        "ray": {"dashboard_port": free_port()},
+        "log": {"level": "warning"},
+    }
+
+
+def openai_server_flags(settings: Settings) -> list[str]:
+    """Flags that give vLLM's OpenAI server the engine that `build_engine_arguments` describes, on CPUs. Its request log is off, as ours."""
+    engine = settings.generation.engine
+    folder = str(locate(settings.model.source, settings.model.revision))
+    values = {
+        "--host": "127.0.0.1",
+        "--model": folder,
+        "--tokenizer": folder,
+        "--served-model-name": settings.model.name,
+        "--dtype": dtype_for(engine.dtype, this_machine().cpu_flags, on_gpu=False),
+        "--tensor-parallel-size": engine.tensor_parallel_size,
+        "--pipeline-parallel-size": engine.pipeline_parallel_size,
+        "--distributed-executor-backend": "mp" if engine.executor_backend == "auto" else engine.executor_backend,
+        "--max-model-len": engine.max_model_tokens,
+        "--max-num-seqs": engine.max_num_seqs,
+        "--max-num-batched-tokens": engine.max_num_batched_tokens,
+        "--block-size": engine.block_size,
+        "--kv-cache-memory-bytes": int(engine.kv_cache_gib * 2**30),
+        "--generation-config": "vllm",
+        "--uvicorn-log-level": "warning",
+    }
+    switches = {
+        "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
+        "--no-enforce-eager" if engine.enforce_eager is False else "--enforce-eager",
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+    }
+    return [*sorted(switches), *(text for flag, value in values.items() if value is not None for text in (flag, str(value)))]
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

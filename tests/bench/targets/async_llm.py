@@ -1,0 +1,60 @@
+"""vLLM's AsyncLLM in the load generator's own process: what an application gets that embeds the engine."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from neox_serve.core.types import Pool
+from neox_serve.engine.hardware import this_machine
+from neox_serve.model_files import locate
+from neox_serve.settings import restore
+from tests.bench.records import Arrival, TokenIds
+from tests.bench.targets import Stamp, Target
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncLlmSpec:
+    """settings: as dumped; its generation engine's arguments are used as neox-serve would use them."""
+
+    settings: dict[str, Any]
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Target]:
+        """Starts the engine; its environment must be set already."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from neox_serve.engine.vllm_arguments import build_engine_arguments
+
+        settings = restore(self.settings)
+        folder = locate(settings.model.source, settings.model.revision)
+        llm = AsyncLLM.from_engine_args(build_engine_arguments(Pool.GENERATION, settings, folder, this_machine()))
+        try:
+            yield AsyncLlmTarget(llm)
+        finally:
+            llm.shutdown()
+
+
+class AsyncLlmTarget:
+    """Streams of AsyncLLM.generate, token deltas only."""
+
+    def __init__(self, llm: "AsyncLLM") -> None:
+        self._llm = llm
+        self._ids = count()
+
+    async def send(self, prompt: TokenIds, output_tokens: int, stamp: Stamp) -> None:
+        """One request. Raises what vLLM raises."""
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        async for output in self._llm.generate(TokensPrompt(prompt_token_ids=list(prompt)), params, f"bench-{next(self._ids)}"):
+            stamp(output.outputs[0].token_ids)
+
+    def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> list[Arrival]:
+        """One arrival an output."""
+        return [Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped]

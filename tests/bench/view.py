@@ -1,0 +1,56 @@
+"""What people see while a bench runs, on stderr: what it is doing, how far it is, and tables of figures at the end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_WIDTH_WITHOUT_TERMINAL = 160
+
+
+class View:
+    """Progress and tables on one console."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or _stderr()
+        self._plain = not self.console.is_terminal
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Says what begins now."""
+        self._log(what)
+        yield
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar for the length of the block; the function takes how much is done. Without a terminal: one line at the end."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=self._plain) as bars:
+            task = bars.add_task(what, total=total)
+            yield lambda done: bars.update(task, completed=done)
+        self._log(f"{what}: done")
+
+    def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; all columns but the first are figures."""
+        table = Table(title=title, title_justify="left")
+        for number, header in enumerate(headers):
+            table.add_column(header, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, highlight=False)
+
+    def _log(self, text: str) -> None:
+        self.console.print(f"{datetime.now():%H:%M:%S}  {text}", highlight=False)
+
+
+def _stderr() -> Console:
+    """A terminal's own width; wide enough for the tables where there is none."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=_WIDTH_WITHOUT_TERMINAL)
