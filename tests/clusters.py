@@ -1,0 +1,137 @@
+"""Whole clusters for tests, started and stopped by the command that users run."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from cluster import state
+from neox_serve.settings import Settings, restore
+
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 90.0
+
+# The title Ray gives a replica's process: application, deployment.
+ROUTER = "ServeReplica:neox-router:router"
+GATEWAY = "ServeReplica:neox-gateway:gateway"
+GENERATION = "ServeReplica:neox-generation:generation"
+
+
+class CommandCluster:
+    """`neox-serve up` in a process group of its own, with settings from a file."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.values = {**values, "state_folder": str(folder / "state")}
+        self.settings: Settings = restore(self.values)
+        self.address = f"127.0.0.1:{self.settings.gateway.port}"
+        self.log = folder / "up.log"
+        self._config = folder / "config.yaml"
+        self._config.write_text(yaml.safe_dump(self.values), encoding="utf-8")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the command and returns once it says that it serves."""
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.cli", "up", "--config", str(self._config)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_for(lambda: "Serving " in self.log.read_text(errors="replace"), START_TIMEOUT_S)
+
+    @property
+    def running(self) -> state.RunningCluster:
+        """The note that the command left."""
+        note = state.running(self.settings.state_folder)
+        assert note is not None, "the cluster is not running"
+        return note
+
+    @property
+    def dashboard_url(self) -> str:
+        """Address of Ray's dashboard."""
+        return self.running.dashboard_url
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Live processes of this cluster whose command line carries the title."""
+        return [process for process in self.family() if title in " ".join(_command_line(process))]
+
+    def family(self) -> list[psutil.Process]:
+        """The command's process and everything that came of it."""
+        assert self._process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = psutil.Process(self._process.pid)
+            return [command, *command.children(recursive=True)]
+        return []
+
+    def roll(self, values: dict[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Rolls the cluster to changed settings by `neox-serve apply`, which waits until Serve has replaced what they concern."""
+        config = self._config.with_name("changed.yaml")
+        config.write_text(yaml.safe_dump({**values, "state_folder": str(self.settings.state_folder)}), encoding="utf-8")
+        command = [sys.executable, "-m", "cluster.cli", "apply", "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """Sends the signal as a terminal does: to the whole foreground process group."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def wait_stopped(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Waits for the command to end and returns its exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Stops the cluster by SIGTERM, by force if it must."""
+        assert self._process is not None
+        family = self.family()
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _wait_for(self, condition: Any, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        assert self._process is not None
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                raise AssertionError(f"`neox-serve up` did not come up:\n{self.log.read_text(errors='replace')}")
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, values: dict[str, Any]) -> Iterator[CommandCluster]:
+    """A cluster for the length of a with block."""
+    cluster = CommandCluster(folder, values)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []

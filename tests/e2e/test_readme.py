@@ -1,0 +1,66 @@
+"""Every command of the README does what it says: those that call the cluster run here against one, the others have their own tests."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import CommandCluster
+
+pytestmark = pytest.mark.e2e
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCK_COMMANDS = re.findall(r"^    (make \S+|neox-serve .+)$", README, flags=re.MULTILINE)
+INLINE_COMMANDS = re.findall(r"`(make [a-z-]+|neox-serve [^`]+)`", README)
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|tokenize|status)", command)]
+TESTED_ELSEWHERE = {
+    "make serve": "tests/clusters.py starts what it starts: `neox-serve up`",
+    "make test": "this run",
+    "make help": "test_make_help_lists_every_target_of_the_readme",
+    "make check": "part of `make test`",
+    "make bench": "not a test: it measures",
+    "make goals": "not a test: it measures",
+    "make protos": "tests/unit/test_generated_protos.py",
+    "make lock": "needs the registries",
+    "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_generate.py",
+    "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
+    "neox-serve config show": "tests/unit",
+    "neox-serve config check --config FILE": "tests/unit",
+    "neox-serve manifests render --config FILE": "tests/unit",
+    "neox-serve apply --config FILE": "tests/ray",
+    "neox-serve down": "tests/ray",
+}
+
+
+def test_readme_every_command_is_run_somewhere() -> None:
+    unknown = {*BLOCK_COMMANDS, *INLINE_COMMANDS} - set(CALLS) - TESTED_ELSEWHERE.keys()
+    assert not unknown
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_readme_call_succeeds_and_prints(command: str, real_cluster: CommandCluster) -> None:
+    environment = os.environ | {
+        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, done.stdout != "") == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_readme_python_runs(code: str, real_cluster: CommandCluster) -> None:
+    code = code.replace("127.0.0.1:50051", real_cluster.address)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "StreamFinal" in done.stdout
+
+
+def test_make_help_lists_every_target_of_the_readme() -> None:
+    listed = subprocess.run(["make", "help"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    targets = {command.split()[1] for command in [*BLOCK_COMMANDS, *INLINE_COMMANDS] if command.startswith("make ")}
+    assert targets - {"help"} <= {line.split()[0] for line in listed.splitlines()}

@@ -1,0 +1,173 @@
+"""Engines for tests. Real ones are started once a session and shared; whoever uses one leaves nothing running in it."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import save_file
+
+from neox_serve import model_files
+from neox_serve.core.types import Pool
+from neox_serve.engine.detokenizer import TokenTable
+from neox_serve.engine.factory import engine_environment, read_token_table, start_engine
+from neox_serve.engine.fake_answers import Vocabulary
+from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
+from neox_serve.engine.protocol import Engine
+from neox_serve.settings import Settings, restore
+
+MAX_NUM_SEQS = 8
+BLOCK_SIZE = 32
+RANK = 8
+
+
+# float32 on every CPU, so that tokens can be compared; small enough to start in seconds.
+SHARED_MEMORY = Path("/dev/shm")
+SMALL = {"dtype": "float32", "max_num_seqs": MAX_NUM_SEQS, "kv_cache_gib": 0.1, "block_size": BLOCK_SIZE}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine with what a test must know of it."""
+
+    name: str
+    engine: Engine
+    table: TokenTable
+    eos_token_id: int = 0
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes that start within."""
+    with mock.patch.dict(os.environ, values):
+        yield
+
+
+async def start(pool: Pool, settings: Settings) -> Engine:
+    """An engine in its own environment."""
+    with environment(engine_environment(pool, settings)):
+        return await start_engine(pool, settings)
+
+
+def descendants() -> set[psutil.Process]:
+    """Processes below this one, but for multiprocessing's resource tracker, which lives as long as this process."""
+    found = psutil.Process().children(recursive=True)
+    return {process for process in found if "resource_tracker" not in " ".join(process.cmdline())}
+
+
+def shared_memory(processes: set[psutil.Process]) -> set[Path]:
+    """The named shared memory that processes use, which other engines on the machine do not."""
+    mapped = {Path(mapping.path) for process in processes for mapping in process.memory_maps()}
+    return {path for path in mapped if path.parent == SHARED_MEMORY and path.exists()}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started engine, its processes and their shared memory."""
+
+    engine: Engine
+    processes: set[psutil.Process]
+    segments: set[Path]
+
+    @classmethod
+    async def start(cls, pool: Pool, settings: Settings) -> "Running":
+        """Starts one."""
+        before = descendants()
+        started = await start(pool, settings)
+        processes = descendants() - before
+        return cls(started, processes, shared_memory(processes))
+
+    def left(self) -> tuple[list[psutil.Process], list[Path]]:
+        """Processes that run and shared memory that exists."""
+        return [process for process in self.processes if process.is_running()], [path for path in self.segments if path.exists()]
+
+
+def settings_of(pool: Pool, engine: dict[str, Any], **model: Any) -> Settings:
+    """Settings with a small real engine for a pool."""
+    return restore({"model": model, pool.value: {"engine": SMALL | engine}})
+
+
+def write_adapter(folder: Path, *, scale: float, rank: int = RANK) -> Path:
+    """A LoRA adapter of the built-in model's attention, written by hand: random values times `scale`."""
+    facts = model_files.read_facts(model_files.locate("builtin", None))
+    rng = np.random.default_rng(7)
+    tensors = {}
+    for layer in range(facts.layers):
+        name = f"base_model.model.gpt_neox.layers.{layer}.attention.query_key_value"
+        tensors[f"{name}.lora_A.weight"] = rng.standard_normal((rank, facts.hidden_size)).astype(np.float32)
+        tensors[f"{name}.lora_B.weight"] = scale * rng.standard_normal((3 * facts.hidden_size, rank)).astype(np.float32)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["query_key_value"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builtin_table() -> TokenTable:
+    return read_token_table(model_files.locate("builtin", None))
+
+
+@pytest.fixture(scope="session")
+async def generation_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    """vLLM on the built-in model, with the adapters "zero" (does nothing) and "loud" (changes everything)."""
+    folder = tmp_path_factory.mktemp("adapters")
+    adapters = [{"name": name, "path": str(write_adapter(folder / name, scale=scale))} for name, scale in (("zero", 0.0), ("loud", 0.1))]
+    settings = settings_of(Pool.GENERATION, {"max_lora_rank": RANK}, adapters=adapters)
+    running = await Running.start(Pool.GENERATION, settings)
+    yield running.engine
+    await running.engine.close()
+    assert running.left() == ([], []), "a closed engine left processes or shared memory"
+
+
+@pytest.fixture(scope="session")
+async def embedding_engine() -> AsyncIterator[Engine]:
+    """vLLM's embedding engine on the built-in model; MEAN is its own pooling. Its worker runs in the engine core's process."""
+    running = await Running.start(Pool.EMBEDDING, settings_of(Pool.EMBEDDING, {"executor_backend": "uni"}))
+    yield running.engine
+    await running.engine.close()
+    assert running.left() == ([], []), "a closed engine left processes or shared memory"
+
+
+@pytest.fixture(scope="session")
+def fake_vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+@pytest.fixture
+async def fake_engine(fake_vocabulary: Vocabulary) -> AsyncIterator[FakeEngine]:
+    """The fake engine with short real times."""
+    timing = FakeTiming(ttft_s=0.005, itl_s=0.002)
+    engine = FakeEngine(timing, vocabulary=fake_vocabulary, adapters=frozenset({"zero", "loud"}), max_num_seqs=MAX_NUM_SEQS)
+    yield engine
+    await engine.close()
+
+
+ENGINES = [pytest.param("fake"), pytest.param("vllm", marks=pytest.mark.e2e)]
+
+
+def _fake_table(vocabulary: Vocabulary) -> TokenTable:
+    return TokenTable(tuple(vocabulary.text_bytes(token_id) for token_id in range(vocabulary.size)), frozenset())
+
+
+@pytest.fixture(params=ENGINES)
+def generator(request: pytest.FixtureRequest, builtin_table: TokenTable, fake_vocabulary: Vocabulary) -> Subject:
+    """Each generation engine in turn."""
+    if request.param == "fake":
+        return Subject("fake", request.getfixturevalue("fake_engine"), _fake_table(fake_vocabulary))
+    return Subject("vllm", request.getfixturevalue("generation_engine"), builtin_table)
+
+
+@pytest.fixture(params=ENGINES)
+def embedder(request: pytest.FixtureRequest, builtin_table: TokenTable, fake_vocabulary: Vocabulary) -> Subject:
+    """Each embedding engine in turn."""
+    if request.param == "fake":
+        return Subject("fake", request.getfixturevalue("fake_engine"), _fake_table(fake_vocabulary))
+    return Subject("vllm", request.getfixturevalue("embedding_engine"), builtin_table)

@@ -1,0 +1,57 @@
+"""Certificates for one test, signed by an authority of its own."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key, in PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+def make_authority(folder: Path, hosts: tuple[str, ...] = ("neox.test",)) -> tuple[Path, Pair]:
+    """An authority's certificate, and a pair for these hosts that it has signed."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = _sign("authority", authority_key.public_key(), "authority", authority_key, ())
+    leaf = _sign("leaf", key.public_key(), "authority", authority_key, hosts)
+    root = folder / "ca.pem"
+    root.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    pair = Pair(folder / "leaf.pem", folder / "leaf.key")
+    pair.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pair.key.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    return root, pair
+
+
+def _sign(
+    name: str, key: ec.EllipticCurvePublicKey, issuer: str, issuer_key: ec.EllipticCurvePrivateKey, hosts: tuple[str, ...]
+) -> x509.Certificate:
+    """A certificate valid for a day. Without hosts: of an authority."""
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(issuer))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=not hosts, path_length=None), critical=True)
+    )
+    if hosts:
+        names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])

@@ -1,0 +1,86 @@
+"""A real gateway on a real port, over a dispatcher of the test's."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from neox_serve.core.model import ModelFacts
+from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.server import GatewayServer
+from neox_serve.model_files import locate, read_facts
+from neox_serve.settings import Settings, parse
+from neox_serve.tokenizer import Tokenizer
+from neox_serve.v1.inference_service_pb2_grpc import InferenceServiceStub
+from neox_serve.v1.model_service_pb2_grpc import ModelServiceStub
+from neox_serve.v1.ops_service_pb2_grpc import OpsServiceStub
+from neox_serve.v1.token_service_pb2_grpc import TokenServiceStub
+
+if TYPE_CHECKING:
+    from neox_serve.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+    from neox_serve.v1.model_service_pb2_grpc import ModelServiceAsyncStub
+    from neox_serve.v1.ops_service_pb2_grpc import OpsServiceAsyncStub
+    from neox_serve.v1.token_service_pb2_grpc import TokenServiceAsyncStub
+
+GATEWAY_ID = "gateway-under-test"
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The services of a gateway, on one channel."""
+
+    channel: grpc.aio.Channel
+    inference: "InferenceServiceAsyncStub"
+    tokens: "TokenServiceAsyncStub"
+    models: "ModelServiceAsyncStub"
+    ops: "OpsServiceAsyncStub"
+
+    @classmethod
+    def on(cls, channel: grpc.aio.Channel) -> "Stubs":
+        """Stubs of every service."""
+        return cls(channel, InferenceServiceStub(channel), TokenServiceStub(channel), ModelServiceStub(channel), OpsServiceStub(channel))
+
+
+@cache
+def builtin_facts() -> ModelFacts:
+    """Facts of the built-in model."""
+    return read_facts(locate("builtin", None))
+
+
+@cache
+def builtin_tokenizer() -> Tokenizer:
+    """The built-in model's tokenizer."""
+    return Tokenizer(locate("builtin", None))
+
+
+def gateway_settings(**sections: dict[str, Any]) -> Settings:
+    """Settings with the gateway on any free port; sections as in the YAML file."""
+    gateway = {"port": 0, **sections.pop("gateway", {})}
+    return parse({**sections, "gateway": gateway})
+
+
+@asynccontextmanager
+async def running_gateway(dispatcher: Dispatcher, **sections: dict[str, Any]) -> AsyncIterator[GatewayServer]:
+    """A gateway that serves until the block ends."""
+    server = GatewayServer(
+        settings=gateway_settings(**sections),
+        gateway_id=GATEWAY_ID,
+        dispatcher=dispatcher,
+        tokenizer=builtin_tokenizer(),
+        facts=builtin_facts(),
+    )
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def connected(port: int, *options: tuple[str, Any]) -> AsyncIterator[Stubs]:
+    """Stubs on a channel of their own."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), *options]) as channel:
+        yield Stubs.on(channel)

@@ -1,0 +1,116 @@
+"""Router, replicas and gateways' dispatchers in one process, over real gRPC on the loopback interface."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from neox_serve.core.types import Delta, GenerationRequest, Pool, Stopping
+from neox_serve.engine.protocol import Engine
+from neox_serve.link.dispatcher import Dispatcher
+from neox_serve.link.generation_stream import GenerationStream
+from neox_serve.link.replica_server import ReplicaServer
+from neox_serve.link.router_server import RouterServer
+from neox_serve.settings import MetricsSettings, RouterSettings
+
+MODEL = "m"
+GRACE_S = 0.6
+
+
+class LinkCluster:
+    """What a test starts in it, it stops. `resolve` gives the address of the newest router, even of one that is gone."""
+
+    def __init__(self) -> None:
+        self.router_address = "127.0.0.1:1"  # nothing listens there
+        self._routers: list[RouterServer] = []
+        self._replicas: list[ReplicaServer] = []
+        self._dispatchers: list[Dispatcher] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for dispatcher in self._dispatchers:
+            await dispatcher.close()
+        for replica in self._replicas:
+            await replica.stop()
+        for router in self._routers:
+            await router.stop()
+
+    async def resolve(self) -> str:
+        """A ResolveRouter."""
+        return self.router_address
+
+    async def router(self, *, grace_s: float = GRACE_S) -> RouterServer:
+        """Starts a router; peers look for this one from now on."""
+        settings = RouterSettings(peer_grace_s=grace_s)
+        router = RouterServer(settings=settings, metrics=MetricsSettings(port=0), clock=time.monotonic, rng=Random(1))
+        await router.start()
+        self.router_address = router.address
+        self._routers.append(router)
+        return router
+
+    async def replica(self, engine: Engine, pool: Pool = Pool.GENERATION, *, max_requests: int = 4096) -> ReplicaServer:
+        """Starts a replica around an engine."""
+        replica = ReplicaServer(
+            engine=engine,
+            pool=pool,
+            model=MODEL,
+            host="127.0.0.1",
+            max_requests=max_requests,
+            resolve_router=self.resolve,
+            load_interval_s=0.05,
+        )
+        await replica.start()
+        self._replicas.append(replica)
+        return replica
+
+    async def dispatcher(
+        self, gateway_id: str = "g", *, replicas: int = 1, admission_timeout_s: float = 2.0, start_timeout_s: float = 10.0
+    ) -> Dispatcher:
+        """Starts a gateway's dispatcher and waits until it can reach this many replicas."""
+        dispatcher = Dispatcher(
+            gateway_id=gateway_id,
+            resolve_router=self.resolve,
+            metrics_text=lambda: "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total 7\n",
+            rng=Random(2),
+            admission_timeout_s=admission_timeout_s,
+        )
+        await dispatcher.start()
+        self._dispatchers.append(dispatcher)
+        await until(lambda: sum(dispatcher.ready_replicas(pool) for pool in Pool) >= replicas, start_timeout_s)
+        return dispatcher
+
+
+_numbers = count()
+
+
+def generation(max_tokens: int = 1000, *, prompt_tokens: int = 3) -> GenerationRequest:
+    """A request of its own id."""
+    return GenerationRequest(f"request-{next(_numbers)}", tuple(range(prompt_tokens)), Stopping(max_tokens))
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> float:
+    """Waits for a condition; returns the seconds it took. Raises TimeoutError."""
+    started_s = time.monotonic()
+    while not condition():
+        if time.monotonic() > started_s + timeout_s:
+            raise TimeoutError(f"not within {timeout_s} s")
+        await asyncio.sleep(0.002)
+    return time.monotonic() - started_s
+
+
+async def read_all(stream: GenerationStream) -> list[Delta]:
+    """All deltas to the end. Raises ServeError as the stream does."""
+    deltas: list[Delta] = []
+    while not (deltas and deltas[-1].end):
+        deltas += await stream.next()
+    return deltas
+
+
+def text_of(deltas: Sequence[Delta]) -> str:
+    """The text of sequence 0."""
+    return "".join(sequence.text for delta in deltas for sequence in delta.sequences if sequence.index == 0)

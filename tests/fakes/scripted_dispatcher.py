@@ -1,0 +1,160 @@
+"""A dispatcher whose engine answers by script: what each request gets, and when, is the test's choice.
+
+It keeps the books a test asks about: which requests were opened, which still are, and when each was freed.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from neox_serve.core.cluster import ClusterView
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.types import (
+    Delta,
+    EmbeddingRequest,
+    EmbeddingResult,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Pool,
+    PromptFacts,
+    SequenceDelta,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How a generation goes: `tokens` tokens a sequence, each with `text`, `interval_s` apart, the first after `first_s`.
+
+    tokens None: as many as the request allows. gate: nothing comes before it is set. silent: nothing ever comes.
+    failure: raised instead of the token of index `fails_at`.
+    """
+
+    tokens: int | None = 3
+    text: str = " x"
+    first_s: float = 0.0
+    interval_s: float = 0.0
+    silent: bool = False
+    gate: asyncio.Event | None = None
+    failure: ServeError | None = None
+    fails_at: int = 0
+    admission_s: float = 0.0
+    refusal: ServeError | None = None
+
+
+class ScriptedStream:
+    """One generation of the script."""
+
+    def __init__(self, request: GenerationRequest, script: Script, on_freed: Callable[["ScriptedStream"], None]) -> None:
+        self.request = request
+        self.admission_s = script.admission_s
+        self.pending: list[Delta] = []
+        self.freed_at_s: float | None = None
+        self._on_freed = on_freed
+        self._failure: ServeError | None = None
+        self._news = asyncio.Event()
+        self._producer = asyncio.ensure_future(self._produce(script))
+
+    async def next(self) -> Sequence[Delta]:
+        """See the protocol."""
+        await self._news.wait()
+        if self.pending:
+            self._news.clear()
+            if self._failure is not None:
+                self._news.set()
+            deltas, self.pending = self.pending, []
+            return deltas
+        if self._failure is None:
+            raise ServeError(Reason.CANCELLED, "cancelled")
+        raise self._failure
+
+    def cancel(self) -> None:
+        """See the protocol."""
+        self._producer.cancel()
+        self._free()
+        self._news.set()
+
+    async def _produce(self, script: Script) -> None:
+        try:
+            await self._emit(script)
+        except ServeError as failure:
+            self._failure = failure
+        self._free()
+        self._news.set()
+
+    async def _emit(self, script: Script) -> None:
+        if script.silent:
+            await asyncio.Event().wait()
+        if script.gate is not None:
+            await script.gate.wait()
+        request = self.request
+        sequences = request.beam.num_return if request.beam else request.n
+        count = request.stopping.max_tokens if script.tokens is None else min(script.tokens, request.stopping.max_tokens)
+        await asyncio.sleep(script.first_s)
+        for position in range(count):
+            if script.failure is not None and position == script.fails_at:
+                raise script.failure
+            last = position == count - 1
+            finish = Finish(FinishReason.LENGTH if count == request.stopping.max_tokens else FinishReason.STOP) if last else None
+            score = -0.5 if request.beam and last else None
+            news = tuple(SequenceDelta(index, script.text, (position,), finish=finish, score=score) for index in range(sequences))
+            prompt = PromptFacts(cached_tokens=1) if position == 0 else None
+            self.pending.append(Delta(request.request_id, news, prompt, end=last))
+            self._news.set()
+            if not last:
+                await asyncio.sleep(script.interval_s)
+
+    def _free(self) -> None:
+        if self.freed_at_s is None:
+            self.freed_at_s = asyncio.get_running_loop().time()
+            self._on_freed(self)
+
+
+@dataclass(slots=True)
+class ScriptedDispatcher:
+    """Answers every request by `script`, or by `scripts` (first prompt token id -> script)."""
+
+    script: Script = Script()
+    scripts: dict[int, Script] = field(default_factory=dict)
+    router_connected: bool = True
+    ready: dict[Pool, int] = field(default_factory=lambda: {Pool.GENERATION: 1, Pool.EMBEDDING: 1})
+    view: ClusterView = field(default_factory=lambda: ClusterView((), (), from_router=True))
+    opened: list[GenerationRequest] = field(default_factory=list)
+    embedded: list[EmbeddingRequest] = field(default_factory=list)
+    streams: list[ScriptedStream] = field(default_factory=list)
+    live: set[ScriptedStream] = field(default_factory=set)
+    live_embeddings: int = 0
+
+    def ready_replicas(self, pool: Pool) -> int:
+        """See the protocol."""
+        return self.ready[pool]
+
+    async def open_generation(self, model: str, request: GenerationRequest) -> ScriptedStream:
+        """See the protocol."""
+        script = self.scripts.get(request.prompt_token_ids[0], self.script)
+        self.opened.append(request)
+        await asyncio.sleep(script.admission_s)
+        if script.refusal is not None:
+            raise script.refusal
+        stream = ScriptedStream(request, script, self.live.discard)
+        self.live.add(stream)
+        self.streams.append(stream)
+        return stream
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> EmbeddingResult:
+        """See the protocol."""
+        script = self.scripts.get(request.prompt_token_ids[0], self.script)
+        self.embedded.append(request)
+        self.live_embeddings += 1
+        try:
+            await asyncio.sleep(1e9 if script.silent else script.first_s)
+            if script.failure is not None:
+                raise script.failure
+        finally:
+            self.live_embeddings -= 1
+        return EmbeddingResult(array("f", [0.6, 0.8]).tobytes(), cached_tokens=1)
+
+    async def cluster_view(self, timeout_s: float) -> ClusterView:
+        """See the protocol."""
+        return self.view

@@ -1,0 +1,22 @@
+"""Time that passes only when someone waits for it."""
+
+import asyncio
+
+from neox_serve.engine.fake_engine import Clock
+
+
+class VirtualClock:
+    """Waiting is instant and moves `time_s` on. For one waiter at a time."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    async def sleep(self, delay_s: float) -> None:
+        """Moves time on; lets other tasks run."""
+        self.time_s += delay_s
+        await asyncio.sleep(0)
+
+    @property
+    def clock(self) -> Clock:
+        """What the fake engine takes."""
+        return Clock(lambda: self.time_s, self.sleep)

@@ -1,0 +1,236 @@
+"""The bulk generation job against a gateway whose answers are scripted."""
+
+import asyncio
+import io
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deployments.jobs.generate import GenerateJob, JobError, main, parse_arguments, run, survey
+from deployments.jobs.progress import JobProgress, duration
+from deployments.jobs.row_files import OutputFile
+from neox_serve.core.errors import Reason, ServeError, invalid
+from tests.fakes.scripted_gateway import ScriptedGateway
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[ScriptedGateway]:
+    async with ScriptedGateway() as scripted:
+        yield scripted
+
+
+def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> GenerateJob:
+    """A job over these rows, each a JSON value or a line as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return GenerateJob(folder / "in.jsonl", folder / "out.jsonl", gateway.address, "job-1", **options)
+
+
+async def do(job: GenerateJob) -> tuple[JobProgress, str]:
+    """Runs the job; returns what it counted and what it said."""
+    said = io.StringIO()
+    progress = await asyncio.wait_for(run(job, survey(job), Console(file=said, width=200)), 30)
+    return progress, said.getvalue()
+
+
+def answers(job: GenerateJob) -> list[Any]:
+    return [json.loads(line) for line in job.output.read_text(encoding="utf-8").splitlines()]
+
+
+async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    async def late() -> None:
+        await asyncio.sleep(0.2)
+
+    gateway.script("Generate", late)
+    rows = [{"prompt": f"p{n}", "id": f"row {n}", "max_tokens": n} for n in range(1, 30)]
+    job = job_of(tmp_path, gateway, rows, defaults={"temperature": 0.5, "max_tokens": 99}, concurrency=4)
+    progress, said = await do(job)
+    assert [answer["row"] for answer in answers(job)] == list(range(1, 30))
+    assert [answer["completions"][0]["text"] for answer in answers(job)] == [f"P{n}" for n in range(1, 30)]
+    assert [answer["id"] for answer in answers(job)] == [row["id"] for row in rows]
+    requests = gateway.requests("Generate")
+    assert {request.request_id for request in requests} == {f"job-1:{n}" for n in range(1, 30)}
+    assert {request.parameters.sampling.temperature for request in requests} == {0.5}
+    assert sorted(request.parameters.stopping.max_tokens for request in requests) == list(range(1, 30))
+    assert (progress.done, progress.errors) == (29, 0)
+    assert said.endswith("tok/s\n")
+    assert "29 of 29 rows" in said
+
+
+async def test_job_keeps_no_more_requests_in_flight_than_allowed(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    in_flight, most = 0, 0
+
+    async def count() -> None:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.02)
+        in_flight -= 1
+
+    gateway.script("Generate", *[count] * 20)
+    await do(job_of(tmp_path, gateway, [{"prompt": "a"}] * 20, concurrency=3))
+    assert most == 3
+
+
+async def test_job_run_again_repeats_nothing(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
+    await do(job)
+    before = job.output.read_bytes()
+    progress, _ = await do(job)
+    assert len(gateway.received) == 2
+    assert job.output.read_bytes() == before
+    assert progress.done == 2
+
+
+async def test_job_resumed_after_a_torn_line_repeats_only_what_is_missing(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": letter} for letter in "abcd"], concurrency=1)
+    await do(job)
+    whole = job.output.read_bytes()
+    job.output.write_bytes(whole[: len(whole) // 2 + 5])
+    gateway.received.clear()
+    await do(job)
+    assert job.output.read_bytes() == whole
+    assert [request.request_id for request in gateway.requests("Generate")] == ["job-1:3", "job-1:4"]
+
+
+async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}, "{", {"prompt": "b", "top": 1}])
+    with pytest.raises(JobError) as caught:
+        await do(job)
+    assert caught.value.exit_code == 2
+    assert "2 bad rows beside 1 good ones" in str(caught.value)
+    assert "line 2: not JSON" in str(caught.value)
+    assert "line 3: unknown keys: top" in str(caught.value)
+    assert not gateway.received
+    assert not job.output.exists()
+
+
+async def test_job_with_bad_rows_set_aside_runs_the_good_ones(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], set_aside=tmp_path / "bad.jsonl")
+    await do(job)
+    assert [answer["row"] for answer in answers(job)] == [2]
+    (bad,) = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert (bad["row"], bad["line"]) == (1, "{")
+
+
+async def test_job_row_that_the_service_refuses_is_settled_with_its_error(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    gateway.script("Generate", invalid("prompts[0]", "too strange"))
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}], concurrency=1)
+    progress, said = await do(job)
+    assert [answer.get("error", {}).get("reason") for answer in answers(job)] == ["INVALID_ARGUMENT", None]
+    assert progress.errors == 1
+    assert "1 with an error" in said
+
+
+async def test_job_waits_for_a_busy_cluster_and_for_one_that_is_away(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    gateway.script("Generate", *[ServeError(Reason.OVERLOADED, "busy", retry_after_s=0.01)] * 20)
+    progress, _ = await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
+    assert (progress.done, progress.errors) == (1, 0)
+
+
+async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    gateway.script("Generate", gateway.hang)
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}], patience_s=0.2)
+    with pytest.raises(JobError, match=r"no row was settled for 0\.2 s") as caught:
+        await do(job)
+    assert caught.value.exit_code == 1
+    await asyncio.wait_for(gateway.cancelled.wait(), 5)
+    assert (await do(job))[0].done == 1
+
+
+async def test_job_that_the_service_forbids_stops_at_once(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    gateway.script("Generate", *[ServeError(Reason.UNKNOWN_MODEL, "no such model")] * 8)
+    with pytest.raises(JobError, match="UNKNOWN_MODEL"):
+        await do(job_of(tmp_path, gateway, [{"prompt": "a"}] * 8, concurrency=2))
+    assert len(gateway.received) <= 4
+
+
+async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
+    with pytest.raises(JobError, match="row 1 was made from another input"):
+        await do(job_of(tmp_path, gateway, [{"prompt": "b"}]))
+
+
+async def test_job_on_an_output_in_use_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}])
+    with OutputFile(job.output), pytest.raises(JobError, match="another job is writing"):
+        await do(job)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+async def test_job_process_stopped_and_started_again_settles_each_row_once(
+    number: signal.Signals, exit_code: int, tmp_path: Path, gateway: ScriptedGateway
+) -> None:
+    gateway.script("Generate", *[_nothing] * 3, gateway.hang)
+    job = job_of(tmp_path, gateway, [{"prompt": f"p{n}"} for n in range(6)])
+    arguments = ["--input", str(job.input), "--output", str(job.output), "--address", job.address, "--concurrency", "1"]
+    process = await start(arguments)
+    await gateway.wait_for_calls(4)
+    process.send_signal(number)
+    _, said = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == exit_code
+    assert (b"The same command goes on from there." in said) == (exit_code > 0)
+    assert [answer["row"] for answer in answers(job)] == [1, 2, 3]
+
+    again = await start(arguments)
+    _, said = await asyncio.wait_for(again.communicate(), 20)
+    assert again.returncode == 0
+    assert b"Done: 6 rows" in said
+    assert [answer["row"] for answer in answers(job)] == [1, 2, 3, 4, 5, 6]
+    assert len(gateway.received) == 7
+
+
+async def _nothing() -> None:
+    """A step that lets the call be answered."""
+
+
+async def start(arguments: list[str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "deployments.jobs.generate", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+
+
+def test_output_put_in_order_keeps_the_lines(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    lines = [json.dumps({"row": row, "key": "k"}).encode() + b"\n" for row in (3, 1, 2)]
+    with OutputFile(path) as output:
+        for line in lines:
+            output.append(line)
+        output.put_in_order()
+    assert path.read_bytes() == lines[1] + lines[2] + lines[0]
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_main_without_an_input_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--input", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--address", "a:1"]
+    assert main(arguments) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--defaults", "[]"], ["--defaults", "{"], ["--concurrency", "0"]])
+def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--input", "i", "--output", "o", "--address", "a", *wrong])
+    assert caught.value.code == 2
+
+
+def test_progress_says_rates_and_time_left_now_and_then() -> None:
+    now_s, said = 0.0, io.StringIO()
+    with JobProgress(Console(file=said, width=200), total=100, done=20, every_s=5.0, clock=lambda: now_s) as progress:
+        for now_s in (1.0, 2.0, 5.0, 6.0):  # noqa: B007 - the clock reads it
+            progress.settled(tokens=10, error=False)
+    assert said.getvalue().splitlines() == [
+        "20 of 100 rows, 0.0 rows/s, 0 tok/s",
+        "23 of 100 rows, 0.6 rows/s, 6 tok/s, 0:02:08 left",
+        "24 of 100 rows, 0.7 rows/s, 7 tok/s, 0:01:54 left",
+    ]
+
+
+def test_duration_is_hours_minutes_seconds() -> None:
+    assert [duration(seconds) for seconds in (0.4, 61, 3_725)] == ["0:00:00", "0:01:01", "1:02:05"]

@@ -1,0 +1,34 @@
+"""One cluster of fake engines for all tests here: real Ray, real Serve, real processes, no model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.clusters import CommandCluster, free_port, running_cluster
+
+
+def fake_engine(**timing: float) -> dict[str, Any]:
+    """Engine settings of a fake engine."""
+    return {"kind": "fake", "fake": {"ttft_s": 0.02, "itl_s": 0.02, **timing}}
+
+
+def fake_cluster_values() -> dict[str, Any]:
+    """Settings of a small, quick cluster: two gateways, a generation pool of one or two replicas, one embedding replica."""
+    return {
+        "generation": {
+            "engine": fake_engine(),
+            "replicas": {"min": 1, "initial": 1, "max": 2, "target_requests": 6, "upscale_delay_s": 0.5, "downscale_delay_s": 3},
+        },
+        "embedding": {"engine": fake_engine()},
+        "gateway": {"port": free_port(), "processes": 2},
+        "metrics": {"port": free_port()},
+        "ray": {"dashboard_port": free_port()},
+    }
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
+    """A running cluster of fake engines, left as it was found by every test."""
+    with running_cluster(tmp_path_factory.mktemp("cluster"), fake_cluster_values()) as started:
+        yield started

@@ -1,0 +1,142 @@
+"""What a cluster survives, with real processes killed under real streams (fake engines, so that timing is known)."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from neox_serve.client import AsyncClient
+from neox_serve.client.retry import UNREACHABLE
+from neox_serve.core.errors import Reason
+from neox_serve.core.types import Pool
+from tests.clusters import GATEWAY, GENERATION, ROUTER, CommandCluster
+from tests.ray.conftest import fake_engine
+from tests.streams import NO_RETRY, StreamRecord, read_stream, until
+
+pytestmark = pytest.mark.ray
+
+LONG = 250  # tokens of 20 ms: 5 s
+
+
+async def start_streams(
+    client: AsyncClient, count: int, max_tokens: int = LONG
+) -> tuple[list[StreamRecord], "asyncio.Future[list[StreamRecord]]"]:
+    """Starts streams and waits until each has given a token."""
+    records = [StreamRecord() for _ in range(count)]
+    reading = asyncio.gather(
+        *(read_stream(client, f"stream {n}", max_tokens=max_tokens, record=record) for n, record in enumerate(records))
+    )
+
+    async def all_began() -> bool:
+        return all(record.token_ids for record in records)
+
+    await until(all_began, 20, "every stream has a token")
+    return records, reading
+
+
+def assert_whole(records: Sequence[StreamRecord], max_tokens: int = LONG) -> None:
+    """Every stream ended well, with every token once."""
+    assert [record.error for record in records] == [None] * len(records)
+    assert [len(record.token_ids) for record in records] == [max_tokens] * len(records)
+    assert all(record.final and record.final.usage.completion_tokens == max_tokens for record in records)
+
+
+async def generation_ready(client: AsyncClient, replicas: int) -> bool:
+    """Whether the router is up and this many generation replicas are ready."""
+    status = await client.status(timeout_s=5)
+    ready = {pool.pool: pool.ready_replicas for pool in status.pools}
+    return ready.get(Pool.GENERATION) == replicas and not any(condition.reason == "ROUTER_DOWN" for condition in status.conditions)
+
+
+async def idle(client: AsyncClient) -> bool:
+    """Whether no request is in flight anywhere."""
+    status = await client.status(timeout_s=5)
+    return all(replica.running_requests + replica.waiting_requests + replica.outstanding_tokens == 0 for replica in status.replicas)
+
+
+async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: CommandCluster) -> None:
+    async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+        records, reading = await start_streams(client, 4)
+        (router,) = cluster.processes(ROUTER)
+        router.kill()
+        new = await read_stream(client, "while the router is down", max_tokens=5)
+        assert_whole([new], 5)
+        assert_whole(await reading)
+        assert max(record.longest_gap_s for record in records) < 0.5
+        await until(lambda: generation_ready(client, 1), 30, "the router is back and knows the replica")
+        await until(lambda: idle(client), 10, "the new router holds no lease")
+
+
+async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(cluster: CommandCluster) -> None:
+    async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+        gateway_id = (await client.status(timeout_s=5)).gateway_id
+        records, reading = await start_streams(client, 4)
+        (victim,) = [process for process in cluster.processes(GATEWAY) if f"-{process.pid}-" in gateway_id]
+        victim.kill()
+        await reading
+        assert all(record.error and UNREACHABLE in record.error.metadata for record in records)
+    async with AsyncClient(cluster.address) as other:
+        assert_whole([await read_stream(other, "after", max_tokens=5)], 5)
+        await until(lambda: idle(other), 10, "the dead gateway's requests are aborted and its leases gone")
+
+        async def both_gateways() -> bool:
+            return len((await other.status(timeout_s=5)).gateways) == 2
+
+        await until(both_gateways, 30, "Serve has restarted the gateway")
+
+
+async def test_engine_replica_killed_requests_without_output_move_and_service_recovers(cluster: CommandCluster) -> None:
+    async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+        records, reading = await start_streams(client, 4)
+        (engine,) = cluster.processes(GENERATION)
+        engine.kill()
+        await reading
+        assert {record.error.reason for record in records if record.error} == {Reason.REPLICA_LOST}
+        assert all(record.error and record.error.retry_after_s for record in records)
+        await until(lambda: generation_ready(client, 1), 60, "Serve has restarted the engine")
+        assert_whole([await read_stream(client, "after", max_tokens=5)], 5)
+
+
+async def test_scaling_up_and_down_under_load_loses_nothing(cluster: CommandCluster) -> None:
+    async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+        await until(lambda: generation_ready(client, 1), 30, "one replica")
+        _, reading = await start_streams(client, 10, max_tokens=700)
+        await until(lambda: generation_ready(client, 2), 60, "the policy has scaled to two")
+        late = await asyncio.gather(*(read_stream(client, f"late {n}", max_tokens=100) for n in range(10)))
+        assert_whole(late, 100)
+        assert_whole(await reading, 700)
+        trickle = [StreamRecord()]
+        long_one = asyncio.ensure_future(read_stream(client, "through the scale-down", max_tokens=600, record=trickle[0]))
+        await until(lambda: generation_ready(client, 1), 60, "the policy has scaled back to one")
+        assert_whole([await long_one], 600)
+
+
+async def test_rolling_an_engine_setting_eight_clients_see_no_error_and_no_gap(cluster: CommandCluster) -> None:
+    two = {"min": 2, "initial": 2, "max": 2}
+    values = cluster.values | {"generation": {"engine": fake_engine(), "replicas": two}}
+    await asyncio.to_thread(cluster.roll, values)
+    try:
+        async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+            await until(lambda: generation_ready(client, 2), 60, "two replicas")
+            gateways = {process.pid for process in cluster.processes(GATEWAY)}
+            engines = {process.pid for process in cluster.processes(GENERATION)}
+            rolled = asyncio.Event()
+
+            async def keep_streaming(n: int) -> list[StreamRecord]:
+                records = []
+                while not rolled.is_set():
+                    records.append(await read_stream(client, f"client {n}", max_tokens=100))
+                return records
+
+            clients = [asyncio.create_task(keep_streaming(n)) for n in range(8)]
+            changed = {"generation": {"engine": {**fake_engine(), "max_num_seqs": 64}, "replicas": two}}
+            await asyncio.to_thread(cluster.roll, cluster.values | changed)
+            await asyncio.sleep(2)
+            rolled.set()
+            records = [record for task in clients for record in await task]
+            assert_whole(records, 100)
+            assert max(record.longest_gap_s for record in records) < 0.5
+            assert {process.pid for process in cluster.processes(GATEWAY)} == gateways
+            assert not engines & {process.pid for process in cluster.processes(GENERATION)}
+    finally:
+        await asyncio.to_thread(cluster.roll, cluster.values)

@@ -1,0 +1,67 @@
+"""A cluster stops without losing work and leaves nothing behind."""
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from neox_serve.client import AsyncClient
+from neox_serve.core.errors import Reason
+from tests.clusters import CommandCluster, running_cluster
+from tests.ray.conftest import fake_cluster_values
+from tests.streams import NO_RETRY, read_stream
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_drains_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    with running_cluster(tmp_path, fake_cluster_values()) as cluster:
+        family = cluster.family()
+        segments = {segment for process in family for segment in shared_memory(process)}
+        assert segments
+        ports = {cluster.settings.gateway.port, cluster.settings.metrics.port, cluster.settings.ray.dashboard_port}
+        async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+            streams = [asyncio.create_task(read_stream(client, f"accepted {n}", max_tokens=200)) for n in range(4)]
+            await asyncio.sleep(0.5)
+            cluster.interrupt(number) if number == signal.SIGINT else cluster.family()[0].send_signal(number)
+            refused = await refused_while_draining(client)
+            assert refused in {Reason.DRAINING}
+            records = await asyncio.gather(*streams)
+            assert [record.error for record in records] == [None] * 4
+            assert [len(record.token_ids) for record in records] == [200] * 4
+        assert await asyncio.to_thread(cluster.wait_stopped) == 0
+    assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    listening = {
+        connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr and connection.status == "LISTEN"
+    }
+    assert not ports & listening
+    assert [segment for segment in segments if segment.exists()] == []
+
+
+def shared_memory(process: psutil.Process) -> set[Path]:
+    """The shared-memory files that a process has mapped."""
+    with contextlib.suppress(psutil.Error):
+        return {Path(region.path) for region in process.memory_maps() if region.path.startswith("/dev/shm/")}
+    return set()
+
+
+async def refused_while_draining(client: AsyncClient) -> Reason | None:
+    """Asks until a gateway refuses; returns its reason, or None if none did within 3 s."""
+    for _ in range(60):
+        record = await read_stream(client, "too late", max_tokens=1)
+        if record.error:
+            return record.error.reason
+        await asyncio.sleep(0.05)
+    return None
+
+
+def test_second_start_is_refused_and_says_how_to_stop_the_first(cluster: CommandCluster, tmp_path: Path) -> None:
+    second = CommandCluster(tmp_path, cluster.values)
+    values = {**second.values, "state_folder": str(cluster.settings.state_folder)}
+    second = CommandCluster(tmp_path, values)
+    with pytest.raises(AssertionError, match=r"already runs|cannot be used"):
+        second.start()

@@ -1,0 +1,53 @@
+"""Reading streams in tests: what came, when, and how it ended."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from neox_serve.client import AsyncClient
+from neox_serve.client.results import StreamFinal
+from neox_serve.client.retry import RetryPolicy
+from neox_serve.core.errors import ServeError
+
+NO_RETRY = RetryPolicy(attempts=1)
+
+
+@dataclass
+class StreamRecord:
+    """One stream's history. times_s: monotonic, one an event."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    times_s: list[float] = field(default_factory=list)
+    final: StreamFinal | None = None
+    error: ServeError | None = None
+
+    @property
+    def longest_gap_s(self) -> float:
+        """The longest silence between two events."""
+        return max((later - earlier for earlier, later in pairwise(self.times_s)), default=0.0)
+
+
+async def read_stream(client: AsyncClient, prompt: str, *, max_tokens: int, record: StreamRecord | None = None) -> StreamRecord:
+    """Reads a greedy stream of exactly max_tokens to its end, or to its error. A given record is filled as events come."""
+    record = record or StreamRecord()
+    try:
+        async for event in client.stream(prompt, max_tokens=max_tokens, ignore_eos=True, temperature=0.0, timeout_s=120):
+            record.times_s.append(time.monotonic())
+            if isinstance(event, StreamFinal):
+                record.final = event
+            else:
+                record.token_ids.extend(event.token_ids)
+                record.text += event.text
+    except ServeError as error:
+        record.error = error
+    return record
+
+
+async def until(condition: object, timeout_s: float, what: str, every_s: float = 0.05) -> None:
+    """Waits until an async condition holds; fails naming what was waited for."""
+    deadline_s = time.monotonic() + timeout_s
+    while not await condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        await asyncio.sleep(every_s)

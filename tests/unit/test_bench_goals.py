@@ -1,0 +1,99 @@
+"""Lines, verdicts and the exit code of `make goals`, without a run."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.bench import goals
+from tests.bench.goals import GOALS, OPERATORS, Goal, Runs, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.view import View
+
+NO_RUNS = cast("Runs", None)
+
+
+def goal(value: float | Exception, op: str = ">=", target: float = 0.8) -> Goal:
+    """A goal whose figure is known, or cannot be had."""
+
+    def measure(_runs: Runs) -> float:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return Goal("spine.example", "an example", op, target, measure)
+
+
+def test_line_of_a_goal_that_holds() -> None:
+    assert measured_line(goal(0), 0.83) == "goal spine.example 0.83 >= 0.8 ok"
+
+
+def test_line_of_a_goal_that_is_short() -> None:
+    assert measured_line(goal(0), 0.5) == "goal spine.example 0.5 >= 0.8 short"
+
+
+def test_line_of_a_goal_just_missed_shows_that_it_was_missed() -> None:
+    assert measured_line(goal(0), 0.79996) == "goal spine.example 0.79996 >= 0.8 short"
+
+
+def test_line_of_a_goal_without_a_figure_says_why_on_one_line() -> None:
+    line = unmeasured_line(goal(0), "StartError: not up\nof a log " + 1000 * "x")
+    assert line == "goal spine.example unmeasured >= 0.8 short (StartError: not up of a log ...)"
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "expected"),
+    [
+        (">=", 1.0, True),
+        (">", 1.0, False),
+        ("<=", 1.0, True),
+        ("<", 1.0, False),
+        ("<", 0.9, True),
+        (">=", float("nan"), False),
+        ("<=", float("nan"), False),
+    ],
+)
+def test_verdict_at_the_target_depends_on_the_operator(op: str, value: float, expected: bool) -> None:
+    assert holds(goal(0, op, 1.0), value) is expected
+
+
+def test_measuring_goals_that_all_hold_is_a_success() -> None:
+    lines: list[str] = []
+    assert measure_all([goal(0.9), goal(1.0)], NO_RUNS, lines.append)
+    assert [line.split()[-1] for line in lines] == ["ok", "ok"]
+
+
+def test_measuring_goes_on_after_a_goal_that_cannot_be_measured() -> None:
+    lines: list[str] = []
+    assert not measure_all([goal(RuntimeError("no engine")), goal(0.9)], NO_RUNS, lines.append)
+    assert lines == ["goal spine.example unmeasured >= 0.8 short (RuntimeError: no engine)", "goal spine.example 0.9 >= 0.8 ok"]
+
+
+def test_goal_ids_are_unique_and_their_operators_known() -> None:
+    assert len({goal.id for goal in GOALS}) == len(GOALS)
+    assert {goal.op for goal in GOALS} <= OPERATORS.keys()
+
+
+def test_a_run_that_fails_is_tried_once_and_fails_for_all_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Path] = []
+
+    def fail(folder: Path, _view: View) -> None:
+        tries.append(folder)
+        raise RuntimeError("no cluster")
+
+    monkeypatch.setattr("tests.bench.rolling.run", fail)
+    runs = Runs(tmp_path, View())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no cluster"):
+            runs.rolling()
+    assert tries == [tmp_path / "rolling"]
+
+
+def test_command_with_only_measures_only_that_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(goals, "GOALS", (goal(0.9), Goal("spine.other", "another", "<", 1.0, lambda _: 2.0)))
+    monkeypatch.setattr("tests.bench.results.new_folder", lambda _: tmp_path)
+    assert goals.main(["--only", "spine.example"]) == 0
+    assert capsys.readouterr().out == "goal spine.example 0.9 >= 0.8 ok\n"
+    assert goals.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[1] == "goal spine.other 2 < 1 short"

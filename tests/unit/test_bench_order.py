@@ -1,0 +1,57 @@
+"""Which system is measured when, and with what."""
+
+import pytest
+
+from tests.bench.order import Visit, alternating
+from tests.bench.workloads import Workload
+
+
+def workload(requests: int = 4) -> Workload:
+    """A small one."""
+    return Workload("w", streams=2, requests=requests, prompt_tokens=8, output_tokens=32, vocabulary_size=100)
+
+
+def test_order_two_systems_two_rounds_is_abba() -> None:
+    assert alternating(["a", "b"], 2) == [Visit("a", (0,)), Visit("b", (0, 1)), Visit("a", (1,))]
+
+
+def test_order_three_systems_three_rounds_turns_at_the_ends() -> None:
+    assert [(visit.system, visit.rounds) for visit in alternating(["a", "b", "c"], 3)] == [
+        ("a", (0,)),
+        ("b", (0,)),
+        ("c", (0, 1)),
+        ("b", (1,)),
+        ("a", (1, 2)),
+        ("b", (2,)),
+        ("c", (2,)),
+    ]
+
+
+def test_order_one_system_is_started_once() -> None:
+    assert alternating(["a"], 3) == [Visit("a", (0, 1, 2))]
+
+
+@pytest.mark.parametrize("rounds", range(1, 7))
+def test_order_every_system_is_measured_once_in_every_round(rounds: int) -> None:
+    measured = sorted((visit.system, number) for visit in alternating(["a", "b", "c"], rounds) for number in visit.rounds)
+    assert measured == [(system, number) for system in "abc" for number in range(rounds)]
+
+
+def test_prompts_of_a_round_are_the_same_for_every_system() -> None:
+    assert list(workload().in_round(1).prompts()) == list(workload().in_round(1).prompts())
+
+
+def test_prompts_of_different_rounds_share_nothing_a_cache_could_hold() -> None:
+    first, second, warm_up = (set(each.prompts()) for each in (workload(), workload().in_round(1), workload().warm_up()))
+    assert len(first | second | warm_up) == len(first) + len(second) + len(warm_up)
+
+
+def test_prompts_have_the_length_and_the_vocabulary_asked_for() -> None:
+    prompts = list(workload().prompts())
+    assert [len(prompt) for prompt in prompts] == [8] * 4
+    assert all(0 <= token_id < 100 for prompt in prompts for token_id in prompt)
+
+
+def test_workload_with_fewer_requests_than_streams_is_refused() -> None:
+    with pytest.raises(ValueError, match="request for each stream"):
+        workload(requests=1)

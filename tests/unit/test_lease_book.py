@@ -1,0 +1,36 @@
+"""The arithmetic of leases."""
+
+from neox_serve.core.cluster import Lease, Outstanding
+from neox_serve.core.leases import LeaseBook
+
+
+def test_remove_twice_counts_once() -> None:
+    book = LeaseBook()
+    book.add("g", Lease(1, "r", 100))
+    assert book.remove("g", 1) == Lease(1, "r", 100)
+    assert book.remove("g", 1) is None
+    assert book.outstanding("r") == Outstanding()
+
+
+def test_add_with_a_known_id_replaces_the_lease() -> None:
+    book = LeaseBook()
+    book.add("g", Lease(1, "r", 100))
+    book.add("g", Lease(1, "s", 50))
+    assert (book.outstanding("r"), book.outstanding("s")) == (Outstanding(), Outstanding(1, 50))
+
+
+def test_same_id_of_two_gateways_is_two_leases() -> None:
+    book = LeaseBook()
+    book.add("g", Lease(1, "r", 100))
+    book.add("h", Lease(1, "r", 50))
+    book.drop_gateway("g")
+    assert book.outstanding("r") == Outstanding(1, 50)
+    assert (book.requests("g"), book.requests("h"), len(book)) == (0, 1, 1)
+
+
+def test_drop_replica_leaves_the_leases_on_others() -> None:
+    book = LeaseBook()
+    book.replace("g", [Lease(1, "r", 100), Lease(2, "s", 50), Lease(3, "r", 1)])
+    book.drop_replica("r")
+    assert book.leases("g") == (Lease(2, "s", 50),)
+    assert book.outstanding("r") == Outstanding()

@@ -1,0 +1,133 @@
+"""A stream's life without a network: whatever happens in whatever order, one terminal event and no lease left."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neox_serve.core.cluster import Lease
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.replacement import replica_lost
+from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
+from neox_serve.link.engine_link_client import DeltaReceiver, EngineLink
+from neox_serve.link.generation_stream import GenerationStream, Placement
+
+REQUEST = GenerationRequest("r", (1,), Stopping(10))
+
+
+class World:
+    """Everything around one stream: the router that places it, the links that carry it, the reader."""
+
+    def __init__(self, refuse_after: int) -> None:
+        self.refuse_after = refuse_after
+        self.link_up = True
+        self.placed: list[Lease] = []
+        self.settled: Counter[int] = Counter()
+        self.receiver: DeltaReceiver | None = None
+        self.aborted: list[int] = []
+        self.ends = 0
+        self.stream = GenerationStream(REQUEST, place=self.place, settle=self.settle, on_end=self.end, clock=lambda: 0.0)
+        self.reading: asyncio.Task[None] | None = None
+        self.errors: list[ServeError] = []
+        self.texts: list[str] = []
+
+    async def place(self, failed: tuple[str, ...]) -> Placement:
+        await asyncio.sleep(0)
+        if len(self.placed) >= self.refuse_after:
+            raise ServeError(Reason.NO_READY_REPLICA, "none")
+        lease = Lease(len(self.placed), f"replica-{len(self.placed)}", 11)
+        assert lease.replica_id not in failed
+        self.placed.append(lease)
+        return Placement(lease, cast("EngineLink", self), failed)
+
+    def settle(self, lease: Lease) -> None:
+        self.settled[lease.lease_id] += 1
+
+    def end(self) -> None:
+        self.ends += 1
+
+    # The link's part
+
+    def generate(self, key: int, _request: GenerationRequest, receiver: DeltaReceiver) -> None:
+        if not self.link_up:
+            raise replica_lost("gone")
+        self.receiver = receiver
+
+    def cancel(self, key: int) -> None:
+        self.aborted.append(key)
+        self.receiver = None
+
+    def push(self, delta: Delta) -> None:
+        receiver = self.receiver
+        if delta.end:
+            self.receiver = None
+        if receiver is not None:
+            receiver.push(delta)
+
+    # The reader's part
+
+    async def read(self) -> None:
+        try:
+            while True:
+                deltas: Sequence[Delta] = await self.stream.next()
+                self.texts += [sequence.text for delta in deltas for sequence in delta.sequences]
+                if deltas[-1].end:
+                    return
+        except ServeError as error:
+            self.errors.append(error)
+
+
+def fail(reason: Reason) -> Delta:
+    return Delta(0, end=True, failure=ServeError(reason, "failed"))
+
+
+def act(world: World, action: str) -> None:
+    match action:
+        case "token":
+            world.push(Delta(0, (SequenceDelta(0, "x", (1,)),)))
+        case "finish":
+            world.push(Delta(0, end=True))
+        case "lose":
+            world.push(fail(Reason.REPLICA_LOST))
+        case "drain":
+            world.push(fail(Reason.DRAINING))
+        case "break":
+            world.push(fail(Reason.ENGINE_FAILED))
+        case "link down":
+            world.link_up = False
+        case "cancel":
+            world.stream.cancel()
+
+
+ACTIONS = st.lists(st.sampled_from(["token", "finish", "lose", "drain", "break", "link down", "cancel", "wait"]), max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS, st.integers(1, 3))
+def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list[str], refuse_after: int) -> None:
+    async def live() -> World:
+        world = World(refuse_after)
+        await world.stream.open()
+        reading = asyncio.ensure_future(world.read())
+        for action in actions:
+            act(world, action)
+            if action == "wait":
+                for _ in range(5):
+                    await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        if not reading.done():
+            world.stream.cancel()
+        await asyncio.wait_for(reading, 5)
+        return world
+
+    world = asyncio.run(live())
+    assert world.ends == 1
+    assert world.settled == Counter(lease.lease_id for lease in world.placed)
+    assert len(world.placed) <= 2
+    assert len(world.errors) <= 1
+    if world.texts and world.errors:
+        assert world.errors[0].reason is not Reason.NO_READY_REPLICA, "a request with output was moved"

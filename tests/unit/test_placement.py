@@ -1,0 +1,34 @@
+"""What a replica takes from the cluster."""
+
+from deployments.placement import placement_options, scaling_options, workers
+from neox_serve.settings import EngineSettings, ReplicaSettings
+
+
+def test_placement_on_cpu_takes_no_gpu_and_passes_the_environment() -> None:
+    options = placement_options(EngineSettings(), ReplicaSettings(), {"A": "1"})
+    assert options == {"ray_actor_options": {"num_cpus": 0.0, "runtime_env": {"env_vars": {"A": "1"}}}}
+
+
+def test_placement_workers_in_the_replica_hold_all_gpus_on_one_node() -> None:
+    engine = EngineSettings(tensor_parallel_size=2, pipeline_parallel_size=2)
+    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1), {})
+    assert workers(engine) == 4
+    assert options["ray_actor_options"]["num_gpus"] == 4
+
+
+def test_placement_ray_executor_packs_one_bundle_a_worker() -> None:
+    engine = EngineSettings(tensor_parallel_size=2, executor_backend="ray")
+    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1, num_cpus=2), {})
+    assert options["placement_group_bundles"] == [{"CPU": 2, "GPU": 1}] * 2
+    assert options["placement_group_strategy"] == "PACK"
+    assert "num_gpus" not in options["ray_actor_options"]
+
+
+def test_scaling_equal_bounds_fix_the_count() -> None:
+    assert scaling_options(ReplicaSettings(initial=2, min=2, max=2)) == {"num_replicas": 2}
+
+
+def test_scaling_open_bounds_ask_our_policy_with_the_same_bounds() -> None:
+    config = scaling_options(ReplicaSettings(min=1, max=3, target_requests=8, upscale_delay_s=2, downscale_delay_s=9))["autoscaling_config"]
+    assert config["policy"]["policy_kwargs"] == {"min_replicas": 1, "max_replicas": 3, "target_requests": 8}
+    assert (config["upscale_delay_s"], config["downscale_delay_s"]) == (2, 9)
