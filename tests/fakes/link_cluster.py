@@ -93,14 +93,13 @@ def generation(max_tokens: int = 1000, *, prompt_tokens: int = 3) -> GenerationR
     return GenerationRequest(f"request-{next(_numbers)}", tuple(range(prompt_tokens)), Stopping(max_tokens))
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> float:
-    """Waits for a condition; returns the seconds it took. Raises TimeoutError."""
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Returns once the condition holds. Raises TimeoutError where it does not within a time that no healthy machine needs."""
     started_s = time.monotonic()
     while not condition():
         if time.monotonic() > started_s + timeout_s:
             raise TimeoutError(f"not within {timeout_s} s")
         await asyncio.sleep(0.002)
-    return time.monotonic() - started_s
 
 
 async def read_all(stream: GenerationStream) -> list[Delta]:

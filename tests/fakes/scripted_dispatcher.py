@@ -50,7 +50,7 @@ class ScriptedStream:
         self.request = request
         self.admission_s = script.admission_s
         self.pending: list[Delta] = []
-        self.freed_at_s: float | None = None
+        self._freed = False
         self._on_freed = on_freed
         self._failure: ServeError | None = None
         self._news = asyncio.Event()
@@ -106,8 +106,8 @@ class ScriptedStream:
                 await asyncio.sleep(script.interval_s)
 
     def _free(self) -> None:
-        if self.freed_at_s is None:
-            self.freed_at_s = asyncio.get_running_loop().time()
+        if not self._freed:
+            self._freed = True
             self._on_freed(self)
 
 

@@ -177,7 +177,7 @@ async def test_interrupted_stream_cancels_the_call_and_exits_with_130(gateway: S
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 20)
     assert (process.returncode, err) == (130, b"")
-    await asyncio.wait_for(gateway.cancelled.wait(), 5)
+    await asyncio.wait_for(gateway.cancelled.wait(), 20)
 
 
 async def test_interrupted_unary_call_is_cancelled(gateway: ScriptedGateway) -> None:
@@ -187,7 +187,7 @@ async def test_interrupted_unary_call_is_cancelled(gateway: ScriptedGateway) -> 
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 20)
     assert (process.returncode, err) == (130, b"")
-    await asyncio.wait_for(gateway.cancelled.wait(), 5)
+    await asyncio.wait_for(gateway.cancelled.wait(), 20)
 
 
 async def test_reader_that_goes_away_ends_the_command_quietly(gateway: ScriptedGateway) -> None:

@@ -32,7 +32,7 @@ async def stubs(dispatcher: ScriptedDispatcher) -> AsyncIterator[Stubs]:
         connected(server.port) as stubs,
     ):
         yield stubs
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while server.requests_in_flight:  # noqa: ASYNC110 - a client has its status before its call has left the server
                 await asyncio.sleep(0.002)
     assert not dispatcher.opened

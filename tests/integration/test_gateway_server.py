@@ -49,7 +49,7 @@ async def stubs(server: GatewayServer) -> AsyncIterator[Stubs]:
         yield stubs
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Returns once the condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in the server
@@ -66,7 +66,7 @@ async def state(stubs: Stubs, service: str) -> int:
 
 
 async def state_becomes(stubs: Stubs, service: str, wanted: int) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while await state(stubs, service) != wanted:  # noqa: ASYNC110 - the server is asked
             await asyncio.sleep(0.01)
 

@@ -140,7 +140,7 @@ async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Pa
     with pytest.raises(JobError, match=r"no row was settled for 0\.2 s") as caught:
         await do(job)
     assert caught.value.exit_code == 1
-    await asyncio.wait_for(gateway.cancelled.wait(), 5)
+    await asyncio.wait_for(gateway.cancelled.wait(), 20)
     assert (await do(job))[0].done == 1
 
 
