@@ -16,15 +16,15 @@ from typing import Any
 
 import grpc
 
+from neox_serve.loadgen.summaries import percentile
+from neox_serve.loadgen.targets.grpc_gateway import stream_request
+from neox_serve.loadgen.workloads import Workload
 from neox_serve.model_files import locate_tokenizer, read_facts
 from neox_serve.v1 import ops_service_pb2
 from tests.bench.engine_comparison import VALUES
 from tests.bench.forwarder import Forwarder
-from tests.bench.summaries import percentile
 from tests.bench.systems import cluster_values
-from tests.bench.targets.grpc_gateway import stream_request
 from tests.bench.view import View
-from tests.bench.workloads import Workload
 from tests.clusters import running_cluster
 
 _STREAM = "/neox_serve.v1.InferenceService/StreamGenerate"

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench.load_generator import LoadGenerator, load_generator
+from neox_serve.loadgen.generator import LoadGenerator, load_generator
+from neox_serve.loadgen.processes import CpuMeter, family
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.summaries import Spread, Summary, differences, identical_fraction, ratios, summarize
+from neox_serve.loadgen.workloads import Workload
 from tests.bench.order import alternating
-from tests.bench.processes import CpuMeter, family
-from tests.bench.records import Record
-from tests.bench.summaries import Spread, Summary, differences, identical_fraction, ratios, summarize
 from tests.bench.systems import Running, System
 from tests.bench.view import View
-from tests.bench.workloads import Workload
 
 
 class NotComparableError(RuntimeError):

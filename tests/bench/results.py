@@ -6,10 +6,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from neox_serve.loadgen.processes import ROOT
+from neox_serve.loadgen.summaries import Spread
 from tests.bench.comparison import Comparison
 from tests.bench.machine import BUSY_FRACTION, machine_facts
-from tests.bench.processes import ROOT
-from tests.bench.summaries import Spread
 from tests.bench.view import View
 
 FOLDER = ROOT / "bench-results"

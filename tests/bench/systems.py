@@ -18,13 +18,13 @@ import psutil
 from neox_serve.core.types import Pool
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.hardware import dtype_for, this_machine
+from neox_serve.loadgen.processes import family, python_process, wait_for
+from neox_serve.loadgen.targets import TargetSpec
+from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
+from neox_serve.loadgen.targets.openai_server import OpenAiSpec
 from neox_serve.model_files import locate
 from neox_serve.settings import Settings, restore
-from tests.bench.processes import family, python_process, wait_for
-from tests.bench.targets import TargetSpec
 from tests.bench.targets.async_llm import AsyncLlmSpec
-from tests.bench.targets.grpc_gateway import GatewaySpec
-from tests.bench.targets.openai_server import OpenAiSpec
 from tests.bench.targets.serve_handle import ServeHandleSpec
 from tests.clusters import free_port, running_cluster
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from neox_serve.loadgen.workloads import Workload
 from tests.bench.order import Visit, alternating
-from tests.bench.workloads import Workload
 
 
 def workload(requests: int = 4) -> Workload:

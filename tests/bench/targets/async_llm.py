@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import this_machine
+from neox_serve.loadgen.records import Arrival, TokenIds
+from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.model_files import locate
 from neox_serve.settings import restore
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

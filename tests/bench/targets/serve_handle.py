@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
+from neox_serve.loadgen.records import Arrival, TokenIds
+from neox_serve.loadgen.targets import Stamp, Target
 
 APPLICATION = "bench-fake"
 DEPLOYMENT = "FakeStreams"

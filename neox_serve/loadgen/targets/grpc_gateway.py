@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 
+from neox_serve.loadgen.records import Arrival, TokenIds
+from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.v1 import generation_pb2, inference_service_pb2
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
 
 _METHOD = "/neox_serve.v1.InferenceService/StreamGenerate"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
-from tests.bench.records import TokenIds
+from neox_serve.loadgen.records import TokenIds
 
 
 @dataclass(frozen=True, slots=True)

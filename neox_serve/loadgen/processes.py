@@ -24,7 +24,7 @@ class StartError(RuntimeError):
 def python_process(
     arguments: list[str], environment: Mapping[str, str], log: Path, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[psutil.Popen]:
-    """A Python process from this environment that can import the tests; at the end it is terminated, then killed with all it started."""
+    """A Python process from this environment that can import the repository; at the end it is terminated, then killed with all it started."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with log.open("wb") as output:
         process = psutil.Popen(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 
-from tests.bench.records import Record
+from neox_serve.loadgen.records import Record
 
 
 @dataclass(frozen=True, slots=True)

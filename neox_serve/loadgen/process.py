@@ -1,4 +1,4 @@
-"""The load generator: `python -m tests.bench.load_process <file descriptor>`.
+"""The load generator: `python -m neox_serve.loadgen.process <file descriptor>`.
 
 One process for each start of a system, so that a client's cost is its own and no state is carried over.
 """
@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from tests.bench.closed_loop import ClosedLoop
-from tests.bench.load_messages import Connect, Ended, Failed, Progress, Ready, Records, Run
-from tests.bench.targets import Target
+from neox_serve.loadgen.messages import Connect, Ended, Failed, Progress, Ready, Records, Run
+from neox_serve.loadgen.runner import ClosedLoop
+from neox_serve.loadgen.targets import Target
 
 _PROGRESS_INTERVAL_S = 0.5
 

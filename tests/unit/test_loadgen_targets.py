@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from neox_serve.loadgen.records import Arrival, TokenIds
+from neox_serve.loadgen.runner import ClosedLoop
+from neox_serve.loadgen.targets import Stamp
+from neox_serve.loadgen.targets.grpc_gateway import GatewayTarget, stream_request
+from neox_serve.loadgen.targets.openai_server import OpenAiTarget
+from neox_serve.loadgen.workloads import Workload
 from neox_serve.v1 import inference_service_pb2 as pb
-from tests.bench.closed_loop import ClosedLoop
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp
-from tests.bench.targets.grpc_gateway import GatewayTarget, stream_request
-from tests.bench.targets.openai_server import OpenAiTarget
-from tests.bench.workloads import Workload
 
 
 def event(*token_ids: int) -> bytes:

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import psutil
 
-from tests.bench.load_messages import Connect, Ended, Failed, Progress, Ready, Records, Run, Stop
-from tests.bench.processes import StartError, log_tail, python_process
-from tests.bench.records import Record
-from tests.bench.targets import TargetSpec
-from tests.bench.workloads import Workload
+from neox_serve.loadgen.messages import Connect, Ended, Failed, Progress, Ready, Records, Run, Stop
+from neox_serve.loadgen.processes import StartError, log_tail, python_process
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.targets import TargetSpec
+from neox_serve.loadgen.workloads import Workload
 
 M = TypeVar("M")
 
@@ -56,7 +56,7 @@ def load_generator(target: TargetSpec, environment: Mapping[str, str], folder: P
     log = folder / "load.log"
     ours, theirs = socket.socketpair()
     with theirs, Connection(ours.detach()) as connection:
-        command = ["-m", "tests.bench.load_process", str(theirs.fileno())]
+        command = ["-m", "neox_serve.loadgen.process", str(theirs.fileno())]
         with python_process(command, environment, log, pass_fds=(theirs.fileno(),)) as process:
             theirs.close()
             connection.send(Connect(target))

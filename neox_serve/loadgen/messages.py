@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tests.bench.records import Record
-from tests.bench.targets import TargetSpec
-from tests.bench.workloads import Workload
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.targets import TargetSpec
+from neox_serve.loadgen.workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
+from neox_serve.loadgen.records import Arrival, TokenIds
+from neox_serve.loadgen.targets import Stamp, Target
 
 _EVENT_END = b"\n\n"
 _DATA = b"data: "

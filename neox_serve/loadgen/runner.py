@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.bench.records import Record, TokenIds, record
-from tests.bench.targets import Stamped, Target
-from tests.bench.workloads import Workload
+from neox_serve.loadgen.records import Record, TokenIds, record
+from neox_serve.loadgen.targets import Stamped, Target
+from neox_serve.loadgen.workloads import Workload
 
 
 @dataclass(slots=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.bench.records import Arrival, Record, record
-from tests.bench.summaries import differences, identical_fraction, percentile, ratios, spread, summarize
+from neox_serve.loadgen.records import Arrival, Record, record
+from neox_serve.loadgen.summaries import differences, identical_fraction, percentile, ratios, spread, summarize
 
 
 def answered(start_s: float, *times_s: float, end_s: float | None = None, prompt_tokens: int = 4) -> Record:

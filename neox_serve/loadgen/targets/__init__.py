@@ -1,0 +1,30 @@
+"""What the load generator can drive. A target keeps payloads raw while it is timed, and decodes them afterwards."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from neox_serve.loadgen.records import Arrival, TokenIds
+
+Stamp = Callable[[Any], None]
+"""Takes each payload the moment it arrives."""
+
+Stamped = list[tuple[float, Any]]
+"""Payloads with their times."""
+
+
+class Target(Protocol):
+    """A connection to a system."""
+
+    async def send(self, prompt: TokenIds, output_tokens: int, stamp: Stamp) -> None:
+        """Asks for exactly this many greedy tokens and stamps what comes; returns at the end. Raises where it ends badly."""
+
+    def decode(self, stamped: Sequence[tuple[float, Any]]) -> list[Arrival]:
+        """The tokens in what was stamped."""
+
+
+class TargetSpec(Protocol):
+    """How to connect; goes to the load generator's process, so it can be pickled."""
+
+    def connect(self) -> AbstractAsyncContextManager[Target]:
+        """A connection for as long as the block lasts."""
