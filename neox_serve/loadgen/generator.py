@@ -1,4 +1,4 @@
-"""The bench's side of the load generator: starts its process, hands it workloads, takes the records back."""
+"""The near side of the load generator: starts its process, hands it loads, takes the records back."""
 
 import contextlib
 import socket
@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import psutil
 
-from neox_serve.loadgen.messages import Connect, Ended, Failed, Progress, Ready, Records, Run, Stop
+from neox_serve.loadgen.load import Load
+from neox_serve.loadgen.messages import Connect, Ended, Failed, Interrupt, Progress, Ready, Run, Stop
 from neox_serve.loadgen.processes import StartError, log_tail, python_process
-from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.records import Outcome
 from neox_serve.loadgen.targets import TargetSpec
-from neox_serve.loadgen.workloads import Workload
 
 M = TypeVar("M")
 
 _CONNECT_S = 240.0
-_SILENCE_S = 120.0
+_RECORDS_S = 120.0
 _DISCONNECT_S = 30.0
 
 
@@ -30,20 +30,37 @@ class LoadGenerator:
         self._connection = connection
         self._log = log
 
-    def run(self, workload: Workload, on_progress: Callable[[int], None], on_ended: Callable[[], None]) -> list[Record]:
-        """The workload's records. on_ended is called the moment the last request ends. Raises StartError where the generator dies."""
-        self._connection.send(Run(workload))
-        while isinstance(message := self.receive(_SILENCE_S), Progress):
+    def run(
+        self,
+        load: Load,
+        on_progress: Callable[[int], None] = lambda _: None,
+        on_ended: Callable[[], None] = lambda: None,
+        silence_s: float | None = None,
+    ) -> Outcome:
+        """The load's records. on_ended is called the moment the last request ends.
+
+        silence_s: longest time without the end of a request. Raises StartError where it passes, or the generator dies.
+        """
+        self._connection.send(Run(load))
+        while isinstance(message := self._receive(silence_s), Progress):
             on_progress(message.ended)
         _expect(message, Ended)
         on_ended()
-        return _expect(self.receive(_SILENCE_S), Records).records
+        return _expect(self._receive(_RECORDS_S), Outcome)
 
-    def receive(self, timeout_s: float) -> object:
+    def interrupt(self) -> None:
+        """Makes `run` return with what has ended. May be called from a signal handler, while `run` waits."""
+        self._connection.send(Interrupt())
+
+    def wait_ready(self) -> None:
+        """Returns once it is connected to its target. Raises StartError."""
+        _expect(self._receive(_CONNECT_S), Ready)
+
+    def _receive(self, timeout_s: float | None) -> object:
         """The next message. Raises StartError where there is none in time, or it says that the generator failed."""
         try:
             message: object = self._connection.recv() if self._connection.poll(timeout_s) else Failed(f"silent for {timeout_s:g} s")
-        except EOFError:
+        except (EOFError, ConnectionError):
             message = Failed("the process has ended")
         if isinstance(message, Failed):
             raise StartError(f"load generator: {message.reason}; the end of {self._log}:\n{log_tail(self._log)}")
@@ -51,17 +68,20 @@ class LoadGenerator:
 
 
 @contextlib.contextmanager
-def load_generator(target: TargetSpec, environment: Mapping[str, str], folder: Path) -> Iterator[LoadGenerator]:
-    """A load generator that is connected to a target, for as long as the block lasts. Its log is load.log in the folder."""
+def load_generator(target: TargetSpec, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[LoadGenerator]:
+    """A load generator that is connected to a target, for as long as the block lasts. Its log is load.log in the folder.
+
+    environment: on top of this process's own. Raises StartError.
+    """
     log = folder / "load.log"
     ours, theirs = socket.socketpair()
     with theirs, Connection(ours.detach()) as connection:
         command = ["-m", "neox_serve.loadgen.process", str(theirs.fileno())]
-        with python_process(command, environment, log, pass_fds=(theirs.fileno(),)) as process:
+        with python_process(command, environment or {}, log, pass_fds=(theirs.fileno(),)) as process:
             theirs.close()
             connection.send(Connect(target))
             generator = LoadGenerator(connection, process, log)
-            _expect(generator.receive(_CONNECT_S), Ready)
+            generator.wait_ready()
             yield generator
             connection.send(Stop())
             with contextlib.suppress(psutil.TimeoutExpired):

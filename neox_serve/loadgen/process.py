@@ -1,4 +1,4 @@
-"""The load generator: `python -m neox_serve.loadgen.process <file descriptor>`.
+"""The load generator's process: `python -m neox_serve.loadgen.process <file descriptor>`.
 
 One process for each start of a system, so that a client's cost is its own and no state is carried over.
 """
@@ -12,28 +12,57 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from neox_serve.loadgen.messages import Connect, Ended, Failed, Progress, Ready, Records, Run
-from neox_serve.loadgen.runner import ClosedLoop
+from neox_serve.loadgen.messages import Connect, Ended, Failed, Interrupt, Progress, Ready, Run, Stop
+from neox_serve.loadgen.runner import Runner
 from neox_serve.loadgen.targets import Target
 
 _PROGRESS_INTERVAL_S = 0.5
 
 
+class _Orders:
+    """What is to be done, in turn; an interrupt is passed on the moment it comes. The other end's death is an order to stop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.runner: Runner | None = None
+        self._connection = connection
+        self._orders: asyncio.Queue[object] = asyncio.Queue()
+        asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
+
+    async def next(self) -> object:
+        """The next order."""
+        return await self._orders.get()
+
+    def _receive(self) -> None:
+        try:
+            order: object = self._connection.recv()
+        except EOFError:
+            order = Stop()
+        if isinstance(order, Stop):
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        if isinstance(order, (Interrupt, Stop)) and self.runner is not None:
+            self.runner.interrupt()
+        if not isinstance(order, Interrupt):
+            self._orders.put_nowait(order)
+
+
 async def serve(connection: Connection) -> None:
-    """Connects as told, then runs workloads until told to stop."""
-    order = await asyncio.to_thread(connection.recv)
+    """Connects as told, then runs loads until told to stop."""
+    orders = _Orders(connection)
+    order = await orders.next()
     assert isinstance(order, Connect)
     async with order.target.connect() as target:
         connection.send(Ready())
-        while isinstance(order := await asyncio.to_thread(connection.recv), Run):
-            await _run(order, target, connection)
+        while isinstance(order := await orders.next(), Run):
+            await _run(order, target, connection, orders)
 
 
-async def _run(order: Run, target: Target, connection: Connection) -> None:
-    loop = ClosedLoop(order.workload, target, _throttled(lambda ended: connection.send(Progress(ended))))
-    await loop.run()
+async def _run(order: Run, target: Target, connection: Connection, orders: _Orders) -> None:
+    runner = Runner(order.load, target, _throttled(lambda ended: connection.send(Progress(ended))))
+    orders.runner = runner
+    await runner.run()
+    orders.runner = None
     connection.send(Ended())
-    connection.send(Records(loop.records()))
+    connection.send(runner.outcome())
 
 
 def _throttled(tell: Callable[[int], None]) -> Callable[[int], None]:
@@ -51,11 +80,13 @@ def _throttled(tell: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def main() -> None:
-    """Serves the bench at the other end of the inherited socket that the first argument numbers."""
+    """Serves the other end of the inherited socket that the first argument numbers."""
     with Connection(int(sys.argv[1])) as connection:
         try:
             uvloop.run(serve(connection))
-        except Exception:  # noqa: BLE001 - the process boundary: the bench reports it
+        except BrokenPipeError:
+            return
+        except Exception:  # noqa: BLE001 - the process boundary: the other end reports it
             connection.send(Failed(traceback.format_exc()))
 
 

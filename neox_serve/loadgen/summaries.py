@@ -1,44 +1,82 @@
 """Figures of a run, under the names that `vllm bench serve` prints; what it has no name for is named after its pattern."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean, median, pstdev
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from statistics import fmean, pstdev
 
 from neox_serve.loadgen.records import Record
+
+_ERRORS_KEPT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request must keep to be good, from its intended start; None: any value is."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
+
+    def met(self, one: Record) -> bool:
+        """Whether a request that ended well was good. One without a time between tokens keeps any limit of it."""
+        kept = [one.tpot_s is None or _within(one.tpot_s, self.tpot_ms), _within(one.e2e_s, self.e2el_ms)]
+        return all(kept) and (self.ttft_ms is None or (one.ttft_s is not None and _within(one.ttft_s, self.ttft_ms)))
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Of a latency over requests; zeros where no request had it."""
+
+    mean: float
+    median: float
+    std: float
+    p90: float
+    p99: float
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One run. Throughputs are per second; latencies that no request had are 0. errors: the first few different ones.
+    """One run. Throughputs are per second. errors: the most frequent, with how often each came.
 
-    largest_gap: the longest silence within a response. system_cpu_s_per_1k_tokens: CPU of every process of the system under test;
-    client_cpu_s_per_1k_tokens: of the load generator, 0 where the system runs within it.
+    max_concurrency: streams, or the cap of an open loop; None where there is none. offered_request_rate: requests a second as they
+    were meant to start; None for closed loops. request_goodput: requests a second that kept their SLO; None where none was given.
+    largest_gap_ms: the longest silence within a response. late_ms: from the intended to the real start of a request.
+    system_cpu_s_per_1k_tokens: CPU of every process of the system under test, client_cpu_s_per_1k_tokens: of the load generator, 0 where
+    the system runs within it; None where not measured.
     """
 
     completed: int
     failed: int
     duration: float
-    max_concurrency: int
+    max_concurrency: int | None
     total_input_tokens: int
     total_output_tokens: int
     request_throughput: float
+    offered_request_rate: float | None
+    request_goodput: float | None
     output_throughput: float
-    mean_ttft_ms: float
-    median_ttft_ms: float
-    std_ttft_ms: float
-    p99_ttft_ms: float
-    mean_tpot_ms: float
-    median_tpot_ms: float
-    p99_tpot_ms: float
-    mean_e2el_ms: float
-    median_e2el_ms: float
-    p99_e2el_ms: float
-    median_largest_gap_ms: float
-    p99_largest_gap_ms: float
+    total_token_throughput: float
+    ttft_ms: Distribution
+    tpot_ms: Distribution
+    e2el_ms: Distribution
+    largest_gap_ms: Distribution
+    late_ms: Distribution
     chunks_per_response: float
-    system_cpu_s_per_1k_tokens: float
-    client_cpu_s_per_1k_tokens: float
-    errors: tuple[str, ...] = ()
+    system_cpu_s_per_1k_tokens: float | None = None
+    client_cpu_s_per_1k_tokens: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, object]:
+        """All of it flat, as `vllm bench serve` names it: mean_ttft_ms, p99_ttft_ms and so on."""
+        flat: dict[str, object] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Distribution):
+                flat |= {f"{statistic.name}_{each.name}": getattr(value, statistic.name) for statistic in fields(value)}
+            else:
+                flat[each.name] = value
+        return flat
 
 
 def percentile(values: Iterable[float], fraction: float) -> float:
@@ -52,77 +90,63 @@ def percentile(values: Iterable[float], fraction: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
-def summarize(records: Sequence[Record], *, streams: int, system_cpu_s: float = 0.0, client_cpu_s: float = 0.0) -> Summary:
-    """The figures of a run. Failed requests count in `failed` and in the duration, and nowhere else."""
+def summarize(
+    records: Sequence[Record],
+    *,
+    max_concurrency: int | None = None,
+    open_loop: bool = False,
+    slo: Slo | None = None,
+    system_cpu_s: float | None = None,
+    client_cpu_s: float | None = None,
+) -> Summary:
+    """The figures of a run. Failed requests count in `failed`, the duration, the offered rate and lateness, and nowhere else."""
     good = [one for one in records if one.error is None]
     duration_s = max((one.end_s for one in records), default=0.0) - min((one.intended_s for one in records), default=0.0)
+    input_tokens = sum(one.prompt_tokens for one in good)
     output_tokens = sum(len(one.token_ids) for one in good)
-    ttft_ms = [1e3 * one.ttft_s for one in good if one.ttft_s is not None]
-    tpot_ms = [1e3 * one.tpot_s for one in good if one.tpot_s is not None]
-    e2el_ms = [1e3 * one.e2e_s for one in good]
-    gaps_ms = [1e3 * one.largest_gap_s for one in good]
     return Summary(
         completed=len(good),
         failed=len(records) - len(good),
         duration=duration_s,
-        max_concurrency=streams,
-        total_input_tokens=sum(one.prompt_tokens for one in good),
+        max_concurrency=max_concurrency,
+        total_input_tokens=input_tokens,
         total_output_tokens=output_tokens,
         request_throughput=_per(len(good), duration_s),
+        offered_request_rate=_offered_rate_rps(records) if open_loop else None,
+        request_goodput=None if slo is None else _per(sum(map(slo.met, good)), duration_s),
         output_throughput=_per(output_tokens, duration_s),
-        mean_ttft_ms=_mean(ttft_ms),
-        median_ttft_ms=percentile(ttft_ms, 0.5),
-        std_ttft_ms=pstdev(ttft_ms) if ttft_ms else 0.0,
-        p99_ttft_ms=percentile(ttft_ms, 0.99),
-        mean_tpot_ms=_mean(tpot_ms),
-        median_tpot_ms=percentile(tpot_ms, 0.5),
-        p99_tpot_ms=percentile(tpot_ms, 0.99),
-        mean_e2el_ms=_mean(e2el_ms),
-        median_e2el_ms=percentile(e2el_ms, 0.5),
-        p99_e2el_ms=percentile(e2el_ms, 0.99),
-        median_largest_gap_ms=percentile(gaps_ms, 0.5),
-        p99_largest_gap_ms=percentile(gaps_ms, 0.99),
+        total_token_throughput=_per(input_tokens + output_tokens, duration_s),
+        ttft_ms=_distribution_ms(one.ttft_s for one in good),
+        tpot_ms=_distribution_ms(one.tpot_s for one in good),
+        e2el_ms=_distribution_ms(one.e2e_s for one in good),
+        largest_gap_ms=_distribution_ms(one.largest_gap_s for one in good),
+        late_ms=_distribution_ms(one.late_s for one in records),
         chunks_per_response=_mean([one.chunks for one in good]),
-        system_cpu_s_per_1k_tokens=_per(1e3 * system_cpu_s, output_tokens),
-        client_cpu_s_per_1k_tokens=_per(1e3 * client_cpu_s, output_tokens),
-        errors=tuple(sorted({one.error for one in records if one.error is not None}))[:5],
+        system_cpu_s_per_1k_tokens=None if system_cpu_s is None else _per(1e3 * system_cpu_s, output_tokens),
+        client_cpu_s_per_1k_tokens=None if client_cpu_s is None else _per(1e3 * client_cpu_s, output_tokens),
+        errors=dict(Counter(one.error for one in records if one.error is not None).most_common(_ERRORS_KEPT)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A figure over rounds."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+def _distribution_ms(values_s: Iterable[float | None]) -> Distribution:
+    values_ms = [1e3 * value_s for value_s in values_s if value_s is not None]
+    return Distribution(
+        mean=_mean(values_ms),
+        median=percentile(values_ms, 0.5),
+        std=pstdev(values_ms) if values_ms else 0.0,
+        p90=percentile(values_ms, 0.9),
+        p99=percentile(values_ms, 0.99),
+    )
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median and range. Raises ValueError where there is no value."""
-    if not values:
-        raise ValueError("no round was measured")
-    return Spread(median(values), min(values), max(values), len(values))
+def _offered_rate_rps(records: Sequence[Record]) -> float:
+    """Of n starts there are n - 1 gaps."""
+    starts_s = [one.intended_s for one in records]
+    return _per(len(starts_s) - 1, max(starts_s) - min(starts_s)) if starts_s else 0.0
 
 
-def ratios(of: Sequence[float], over: Sequence[float]) -> Spread:
-    """Ratio within each round, then over rounds: what drifts from round to round cancels out. Raises ValueError where sizes differ."""
-    return spread([one / other for one, other in zip(of, over, strict=True)])
-
-
-def differences(of: Sequence[float], minus: Sequence[float]) -> Spread:
-    """Difference within each round, then over rounds. Raises ValueError where sizes differ."""
-    return spread([one - other for one, other in zip(of, minus, strict=True)])
-
-
-def identical_fraction(ours: Sequence[Record], theirs: Sequence[Record]) -> float:
-    """Share of requests to which both systems answered with the same tokens. Raises ValueError where sizes differ."""
-    same = [one.token_ids == other.token_ids for one, other in zip(ours, theirs, strict=True)]
-    return _mean([float(each) for each in same])
+def _within(value_s: float, limit_ms: float | None) -> bool:
+    return limit_ms is None or 1e3 * value_s <= limit_ms
 
 
 def _mean(values: Sequence[float]) -> float:

