@@ -44,7 +44,8 @@ def test_azure_requests_have_recorded_times_and_clipped_lengths(tmp_path: Path) 
     assert first_s is not None
     assert second_s == pytest.approx(first_s + 0.5)
     found = survey(workload)
-    assert (found.requests, found.clipped, found.timed, found.duration_s) == (2, 1, True, pytest.approx(0.5))
+    assert (found.requests, found.clipped, found.timed) == (2, 1, True)
+    assert found.duration_s == pytest.approx(0.5)
     assert requests == list(workload.requests())
 
 
