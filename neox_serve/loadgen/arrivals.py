@@ -1,5 +1,7 @@
-"""When requests are meant to start. An open loop's times are computed ahead, so that a slow answer neither delays the next request nor
-hides what waiting for it would have cost."""
+"""When requests are meant to start.
+
+An open loop's times are computed ahead, so that a slow answer neither delays the next request nor hides what waiting would have cost.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

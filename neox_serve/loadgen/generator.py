@@ -60,7 +60,7 @@ class LoadGenerator:
         """The next message. Raises StartError where there is none in time, or it says that the generator failed."""
         try:
             message: object = self._connection.recv() if self._connection.poll(timeout_s) else Failed(f"silent for {timeout_s:g} s")
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             message = Failed("the process has ended")
         if isinstance(message, Failed):
             raise StartError(f"load generator: {message.reason}; the end of {self._log}:\n{log_tail(self._log)}")

@@ -5,6 +5,7 @@ One process for each start of a system, so that a client's cost is its own and n
 
 import asyncio
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,25 +21,32 @@ _PROGRESS_INTERVAL_S = 0.5
 
 
 class _Orders:
-    """What is to be done, in turn; an interrupt is passed on the moment it comes. The other end's death is an order to stop."""
+    """What is to be done, in turn; an interrupt is passed on the moment it comes. The other end's death is an order to stop.
+
+    A thread receives: a loop's reader would make the socket non-blocking, and records are larger than its buffer.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.runner: Runner | None = None
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
         self._orders: asyncio.Queue[object] = asyncio.Queue()
-        asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
+        threading.Thread(target=self._receive, daemon=True).start()
 
     async def next(self) -> object:
         """The next order."""
         return await self._orders.get()
 
     def _receive(self) -> None:
-        try:
-            order: object = self._connection.recv()
-        except EOFError:
-            order = Stop()
-        if isinstance(order, Stop):
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        order: object = None
+        while not isinstance(order, Stop):
+            try:
+                order = self._connection.recv()
+            except (EOFError, OSError):
+                order = Stop()
+            self._loop.call_soon_threadsafe(self._take, order)
+
+    def _take(self, order: object) -> None:
         if isinstance(order, (Interrupt, Stop)) and self.runner is not None:
             self.runner.interrupt()
         if not isinstance(order, Interrupt):

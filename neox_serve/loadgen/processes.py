@@ -21,8 +21,10 @@ class StartError(RuntimeError):
 def python_process(
     arguments: list[str], environment: Mapping[str, str], log: Path, pass_fds: tuple[int, ...] = (), cwd: Path | None = None
 ) -> Iterator[psutil.Popen]:
-    """A Python process from this environment; at the end it is terminated, then killed with all it started. A terminal's Ctrl-C does
-    not reach it."""
+    """A Python process from this environment; at the end it is terminated, then killed with all it started.
+
+    A terminal's Ctrl-C does not reach it.
+    """
     with log.open("wb") as output:
         process = psutil.Popen(
             [sys.executable, *arguments],

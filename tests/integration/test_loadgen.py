@@ -107,10 +107,22 @@ def _interrupted(generator: LoadGenerator, dispatcher: ScriptedDispatcher) -> Ou
     return outcome
 
 
+async def test_generator_process_gives_back_more_than_its_socket_holds(tmp_path: Path) -> None:
+    load = Load(Synthetic("w", 100, prompt_tokens=2, output_tokens=1_500), ClosedLoop(50))
+    async with running_gateway(ScriptedDispatcher(Script(tokens=None))) as gateway:
+        outcome = await asyncio.to_thread(_one_run, GatewaySpec(f"127.0.0.1:{gateway.port}"), tmp_path, load)
+    assert [len(one.token_ids) for one in outcome.records] == [1_500] * 100
+
+
+def _one_run(target: TargetSpec, folder: Path, load: Load) -> Outcome:
+    with load_generator(target, folder) as generator:
+        return generator.run(load)
+
+
 async def test_generator_process_that_cannot_connect_says_why(tmp_path: Path) -> None:
     target = GatewaySpec("127.0.0.1:1", tls=Tls(root_ca=tmp_path / "none.pem"))
     with pytest.raises(StartError, match="No such file"):
-        await asyncio.to_thread(_three_runs, target, tmp_path, ScriptedDispatcher())
+        await asyncio.to_thread(_one_run, target, tmp_path, Load(WORKLOAD, ClosedLoop(1)))
 
 
 @asynccontextmanager
