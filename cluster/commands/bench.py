@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -170,10 +171,16 @@ def _tell(
 
         plot(measured.records, f"{endpoint.model}: {load.workload.name}", plot_file)
     if measured.interrupted:
+        if summary.failed:
+            print(_failures(summary), file=sys.stderr)
         raise KeyboardInterrupt
     if summary.failed:
-        lines = [f"  {count:,} x {error}" for error, count in summary.errors.items()]
-        raise CommandError("\n".join([f"{summary.failed:,} of {len(measured.records):,} requests failed:", *lines]))
+        raise CommandError(_failures(summary))
+
+
+def _failures(summary: "Summary") -> str:
+    lines = [f"  {count:,} x {error}" for error, count in summary.errors.items()]
+    return "\n".join([f"{summary.failed:,} of {summary.completed + summary.failed:,} requests failed:", *lines])
 
 
 def _summary(load: "Load", measured: "Measured", slo: "Slo | None") -> "Summary":

@@ -69,13 +69,14 @@ async def test_bench_with_failed_requests_exits_with_1_and_says_which_errors(gat
 
 
 async def test_bench_interrupted_sums_up_what_completed_and_exits_with_130(gateway: ScriptedGateway) -> None:
-    gateway.script("StreamGenerate", nothing, nothing, gateway.hang)
-    process = await start(gateway, "--requests", "3", "--streams", "1")
-    await gateway.wait_for_calls(4)
+    gateway.script("StreamGenerate", nothing, nothing, ServeError(Reason.OVERLOADED, "full"), gateway.hang)
+    process = await start(gateway, "--requests", "4", "--streams", "1")
+    await gateway.wait_for_calls(5)
     process.send_signal(signal.SIGINT)
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, b"Traceback" in err) == (130, False)
-    assert b"1 completed, 0 failed" in out
+    assert b"1 completed, 1 failed" in out
+    assert b"1 x UNAVAILABLE: full" in err
     assert b"Interrupted: 1 in flight were cut off" in out
 
 
