@@ -104,7 +104,7 @@ class VllmGrpcServer:
         """With the flags that say what the settings say."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "vllm-grpc.log"
         command = ["-m", "vllm.entrypoints.launchers.grpc_server", *engine_flags(settings), "--host", "127.0.0.1", "--port", str(port)]
-        with python_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _listens(port), process, log, _START_S, self.name)
             yield Running(VllmGrpcSpec(f"127.0.0.1:{port}"), lambda: family(process))
 
@@ -125,7 +125,7 @@ class RayServeLlm:
         arguments_file.write_text(json.dumps(serve_llm_arguments(settings, self.batching_ms)), encoding="utf-8")
         command = ["-m", "tests.bench.serve_llm_host", str(arguments_file), str(port)]
         url = f"http://127.0.0.1:{port}"
-        with python_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _answers(f"{url}/v1/models"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
+from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.targets import Stamp, Target
+from neox_serve.loadgen.workloads import Prompt
 
 _METHOD = "/vllm.grpc.engine.VllmEngine/Generate"
 
@@ -36,21 +37,22 @@ class VllmGrpcTarget:
         self._method = method
         self._ids = count()
 
-    async def send(self, prompt: TokenIds, output_tokens: int, stamp: Stamp) -> None:
+    async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
         """One Generate call. Raises AioRpcError."""
+        assert not isinstance(prompt, str)
         call = self._method(generate_request(f"bench-{next(self._ids)}", prompt, output_tokens).SerializeToString())
         while (message := await call.read()) is not grpc.aio.EOF:
             stamp(message)
 
-    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> list[Arrival]:
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
         """One arrival a chunk; the last message says all tokens once more."""
         from smg_grpc_proto import vllm_engine_pb2
 
         parse = vllm_engine_pb2.GenerateResponse.FromString
-        return [Arrival(at_s, tuple(parse(message).chunk.token_ids)) for at_s, message in stamped]
+        return Answer([Arrival(at_s, tuple(parse(message).chunk.token_ids)) for at_s, message in stamped])
 
 
-def generate_request(request_id: str, prompt: TokenIds, output_tokens: int) -> Any:
+def generate_request(request_id: str, prompt: Sequence[int], output_tokens: int) -> Any:
     """Exactly this many greedy tokens."""
     from smg_grpc_proto import vllm_engine_pb2
 
