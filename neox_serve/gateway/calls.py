@@ -5,18 +5,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from neox_serve.core.call_life import CallLife, Event
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.gateway.decoding import Decoder
+from neox_serve.transport.call import ServerCall
 from neox_serve.v1 import generation_pb2
 from neox_serve.wire.public_messages import duration
 
 T = TypeVar("T")
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+Context = ServerCall
 
 # A partial answer leaves this long before the deadline, to be at the client in time: a turn of a busy loop, and the network.
 PARTIAL_MARGIN_S = 0.25
@@ -112,15 +112,10 @@ class StreamWriter:
         self._call = call
         self._context = context
         self._clock = asyncio.get_running_loop().time
-        self._begun = False
 
     async def write(self, message: bytes) -> None:
         """Writes one message; waits while the client reads too slowly."""
         self._call.writing_since_s = self._clock()
-        if not self._begun:
-            # By itself: where the first message waits for the client, grpc would send the headers once more with the status, and fail.
-            self._begun = True
-            await self._context.send_initial_metadata(())
         await self._context.write(message)
         self._call.writing_since_s = None
 

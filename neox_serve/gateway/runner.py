@@ -28,8 +28,6 @@ OVERLOADED_RETRY_S = 1.0
 DRAINING_RETRY_S = 0.5
 # Where no part that knows better has said when to come back: the time a replica's place is taken by others, or it starts again.
 UNAVAILABLE_RETRY_S = 1.0
-# A client that reads nothing does not take its status either. The call is then left to the transport.
-_MOST_ABORT_S = 1.0
 
 
 class CallRunner:
@@ -109,8 +107,6 @@ class CallRunner:
                 raise
             call.task.uncancel()
             raise call.interruption from None
-        except grpc.aio.InternalError as error:  # the only way in which a write says that the client is gone
-            raise ServeError(Reason.CANCELLED, "the client is gone") from error
         except Exception as error:  # the process boundary: whatever a handler raises becomes a status
             log.exception("fault in a handler", method=call.method)
             raise ServeError(Reason.INTERNAL, f"{type(error).__name__}: {error}") from error
@@ -194,16 +190,12 @@ class CallRunner:
         write("call", reason=error.reason.value, error=error.message, **facts)
 
     async def _abort(self, call: Call, context: Context, error: ServeError) -> None:
-        """Sends the status. Raises what grpc raises to end a handler."""
+        """Sends the status. Raises AbortError, which ends the handler."""
         if CODES[error.reason] is grpc.StatusCode.UNAVAILABLE and error.retry_after_s is None:
             error = replace(error, retry_after_s=UNAVAILABLE_RETRY_S)
         status = to_grpc_status(error, call.request_id)
         trailing = (*(status.trailing_metadata or ()), *self._trailing(call))
-        try:
-            async with asyncio.timeout(_MOST_ABORT_S):
-                await context.abort(status.code, status.details, trailing)
-        except (TimeoutError, grpc.aio.InternalError) as failure:
-            log.debug("status was not taken", method=call.method, failure=repr(failure))
+        await context.abort(status.code, status.details, trailing)
 
     def _trailing(self, call: Call) -> tuple[tuple[str, str], ...]:
         return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id))

@@ -1,11 +1,12 @@
 """The public gRPC server: one object that a process or a test holds."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
@@ -18,9 +19,11 @@ from neox_serve.gateway.methods import methods
 from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
 from neox_serve.gateway.served import Served
-from neox_serve.gateway.tls import server_credentials
+from neox_serve.gateway.tls import server_context
 from neox_serve.settings import GatewaySettings, Settings, SettingsError
 from neox_serve.tokenizer import Tokenizer
+from neox_serve.transport.connection import Limits
+from neox_serve.transport.server import Server
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +48,7 @@ class GatewayServer:
             gateway_id=gateway_id, served=self._served, tokenizer=tokenizer, dispatcher=dispatcher, conditions=self._conditions
         )
         self._request_bytes = settings.limits.request_bytes
-        self._server: grpc.aio.Server | None = None
+        self._server: Server | None = None
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -60,18 +63,20 @@ class GatewayServer:
 
     async def start(self) -> None:
         """Listens. Raises SettingsError where the port or the TLS files cannot be used."""
-        server = grpc.aio.server(options=_options(self._settings, self._request_bytes))
+        server = Server(_limits(self._settings, self._request_bytes))
         by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {}
         for method in self._methods:
             by_service.setdefault(method.service, {})[method.name] = _handler(method, self._runner)
         for service, handlers in by_service.items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            server.add_registered_method_handlers(service, handlers)
+        registry: Any = server  # generated code knows grpc's own servers only
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection([*by_service, health_name, reflection.SERVICE_NAME], server)
-        self.port = _bind(server, self._settings)
+        names = [*by_service, health_name, reflection.SERVICE_NAME]
+        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(reflection.aio.ReflectionServicer(names), registry)
         await self._update_health()
-        await server.start()
+        self.port = await _listen(server, self._settings)
         self._server = server
         self._watching = asyncio.create_task(self._watch())
         log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
@@ -135,30 +140,16 @@ def _handler(method: Method, runner: CallRunner) -> "grpc.RpcMethodHandler[bytes
     return grpc.unary_unary_rpc_method_handler(run)
 
 
-def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
-    address = f"{settings.host}:{settings.port}"
-    credentials = server_credentials(settings)
+async def _listen(server: Server, settings: GatewaySettings) -> int:
     try:
-        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise SettingsError(f"gateway.port: cannot listen on {address}: {error}") from error
+        return await server.start(settings.host, settings.port, server_context(settings))
+    except OSError as error:
+        raise SettingsError(f"gateway.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
 
 
-def _options(settings: GatewaySettings, request_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 1),  # the gateways of a node share one port
-        ("grpc.max_receive_message_length", TRANSPORT_LIMIT_FACTOR * request_bytes),
-        ("grpc.max_send_message_length", -1),
+def _limits(settings: GatewaySettings, request_bytes: int) -> Limits:
+    return Limits(
+        most_message_bytes=TRANSPORT_LIMIT_FACTOR * request_bytes,
         # Above the cap on requests: what is beyond it must arrive, to be refused with a reason instead of waiting unseen in its client.
-        ("grpc.max_concurrent_streams", 4 * settings.max_concurrent_requests + 100),
-        # Calls that have arrived and wait for the loop. Beyond the first number grpc would cancel some at random, without a reason.
-        ("grpc.server.max_pending_requests", 100_000),
-        ("grpc.server.max_pending_requests_hard_limit", 100_000),
-        # Clients may ping every 5 s even if nothing is sent meanwhile; half a second of jitter costs them nothing.
-        ("grpc.http2.min_ping_interval_without_data_ms", 4_500),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # A client whose machine is gone without a word loses its calls after 30 s.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-    ]
+        most_streams=4 * settings.max_concurrent_requests + 100,
+    )

@@ -1,26 +1,30 @@
 """TLS of the public port, from the files that the settings name."""
 
+import ssl
+from collections.abc import Callable
 from pathlib import Path
-
-import grpc
+from typing import Any
 
 from neox_serve.settings import GatewaySettings, SettingsError
 
 
-def server_credentials(settings: GatewaySettings) -> grpc.ServerCredentials | None:
-    """Credentials for the port, None for plain text. Raises SettingsError naming the setting whose file cannot be read."""
+def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:
+    """The port's TLS, None for plain text. Raises SettingsError naming the setting whose file cannot be used."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    certificate = _read("gateway.tls_certificate", settings.tls_certificate)
-    key = _read("gateway.tls_key", settings.tls_key)
-    if settings.tls_client_ca is None:
-        return grpc.ssl_server_credentials([(key, certificate)])
-    client_ca = _read("gateway.tls_client_ca", settings.tls_client_ca)
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=client_ca, require_client_auth=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    _use("gateway.tls_certificate", settings.tls_certificate, Path.read_bytes)
+    _use("gateway.tls_key", settings.tls_key, lambda key: context.load_cert_chain(settings.tls_certificate or "", key))
+    if settings.tls_client_ca is not None:
+        _use("gateway.tls_client_ca", settings.tls_client_ca, context.load_verify_locations)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
-def _read(setting: str, path: Path) -> bytes:
+def _use(setting: str, path: Path, action: Callable[[Path], Any]) -> None:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{setting}: cannot read {path}: {error.strerror}") from error
+        action(path)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(f"{setting}: cannot use {path}: {error.strerror}") from error

@@ -1,0 +1,139 @@
+"""gRPC's own layer on HTTP/2: messages with a length in front, timeouts, statuses and metadata as headers.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+"""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
+
+import grpc
+
+Headers = list[tuple[bytes, bytes]]
+Metadata = Sequence[tuple[str, str | bytes]]
+
+ENCODINGS = "identity, deflate, gzip"
+
+_HEAD_BYTES = 5
+_TIMEOUT_UNITS_S: Mapping[str, float] = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MOST_TIMEOUT_DIGITS = 8
+_INFLATE_WINDOW: Mapping[str, int] = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
+# What a status message may hold as it is; all else is percent-encoded.
+_PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_RESERVED = ("grpc-", ":")
+_HTTP_ONLY = frozenset({"content-type", "te"})
+
+
+class StatusError(Exception):
+    """Ends a call with a status, before or instead of a handler's own."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it goes into DATA frames, not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class MessageReader:
+    """Cuts what DATA frames bring into messages. most_bytes: of one message, before and after it is decompressed."""
+
+    def __init__(self, most_bytes: int, encoding: str) -> None:
+        self._most_bytes = most_bytes
+        self._encoding = encoding
+        self._buffer = bytearray()
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that the data complete. Raises StatusError."""
+        self._buffer += data
+        messages: list[bytes] = []
+        while len(self._buffer) >= _HEAD_BYTES:
+            size = int.from_bytes(self._buffer[1:_HEAD_BYTES], "big")
+            self._check_size(size)
+            end = _HEAD_BYTES + size
+            if len(self._buffer) < end:
+                break
+            compressed, payload = self._buffer[0], bytes(self._buffer[_HEAD_BYTES:end])
+            del self._buffer[:end]
+            messages.append(self._inflated(payload) if compressed else payload)
+        return messages
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most_bytes:
+            message = f"Received message larger than max ({size} vs. {self._most_bytes})"
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+    def _inflated(self, payload: bytes) -> bytes:
+        window = _INFLATE_WINDOW.get(self._encoding)
+        if window is None:
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding!r}; known are: {ENCODINGS}")
+        inflater = zlib.decompressobj(window)
+        try:
+            message = inflater.decompress(payload, self._most_bytes + 1)
+        except zlib.error as error:
+            raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not valid {self._encoding}: {error}") from error
+        self._check_size(len(message))
+        return message
+
+
+def timeout_s(value: str) -> float:
+    """Seconds of a grpc-timeout header. Raises StatusError."""
+    digits, unit = value[:-1], value[-1:]
+    if unit not in _TIMEOUT_UNITS_S or not digits.isascii() or not digits.isdigit() or len(digits) > _MOST_TIMEOUT_DIGITS:
+        raise StatusError(grpc.StatusCode.INTERNAL, f"grpc-timeout {value!r} is not a number with a unit of H, M, S, m, u or n")
+    return int(digits) * _TIMEOUT_UNITS_S[unit]
+
+
+def response_headers(metadata: Metadata = ()) -> Headers:
+    """The headers that begin an answer."""
+    return [
+        (b":status", b"200"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-accept-encoding", ENCODINGS.encode()),
+        *metadata_headers(metadata),
+    ]
+
+
+def status_headers(code: grpc.StatusCode, details: str, metadata: Metadata = ()) -> Headers:
+    """The trailers that end a call."""
+    number: int = code.value[0]
+    headers = [(b"grpc-status", b"%d" % number)]
+    if details:
+        headers.append((b"grpc-message", quote(details, safe=_PLAIN).encode("ascii")))
+    return headers + metadata_headers(metadata)
+
+
+def metadata_headers(metadata: Metadata) -> Headers:
+    """Metadata as headers; values of keys that end with -bin are bytes."""
+    return [(key.encode("ascii"), _header_value(key, value)) for key, value in metadata]
+
+
+def metadata_of(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str | bytes], ...]:
+    """What a client sent along. Raises StatusError."""
+    return tuple(
+        (key, _decoded(key, value) if key.endswith("-bin") else value)
+        for key, value in headers
+        if not key.startswith(_RESERVED) and key not in _HTTP_ONLY
+    )
+
+
+def _header_value(key: str, value: str | bytes) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return base64.b64encode(raw).rstrip(b"=") if key.endswith("-bin") else raw
+
+
+def _decoded(key: str, value: str) -> bytes:
+    try:
+        return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise StatusError(grpc.StatusCode.INTERNAL, f"metadata {key!r} is not base64") from error
