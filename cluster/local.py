@@ -87,6 +87,7 @@ class LocalCluster:
             log_to_driver=False,
             logging_level="warning",
             object_store_memory=self.settings.ray.object_store_bytes,
+            _system_config={"worker_niceness": 0},  # at its own 15, whatever else runs here holds up the model at every layer
         )
 
     def wait_ready(
