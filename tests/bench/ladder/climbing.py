@@ -1,0 +1,193 @@
+"""Measures the rungs: one up at a time, in alternating order, with the same loads on each."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from neox_serve.model_files import locate_tokenizer, read_facts
+from tests.bench.ladder.client import Client, Sample, client_of
+from tests.bench.ladder.client_messages import Order
+from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall, require_complete
+from tests.bench.ladder.rungs import CLIENT, EVERYTHING, ITL_S, ROUTER, local_rungs, on_ray, values
+from tests.bench.ladder.search import highest_carried
+from tests.bench.ladder.stamps import Lag, lag
+from tests.bench.order import Visit, alternating
+from tests.bench.summaries import summarize
+from tests.bench.systems import System, Values
+from tests.bench.view import View
+from tests.bench.workloads import Workload
+
+TOPS = (ROUTER, EVERYTHING)
+"""The rungs with every part, on which a stalled client and the fan-in are tried."""
+
+STEADY_STREAMS = 64
+_CALLERS = 64
+_FAN_IN_ITL_S = 0.5
+_FAN_IN_TOKENS = 4
+_FAN_IN_CHANNELS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How long it takes. steady_s: length of each response at 50 tokens a second. levels: streams to try, fewest first.
+
+    on_ray: whether the fifth rung is measured too.
+    """
+
+    rounds: int
+    on_ray: bool
+    lone_requests: int
+    one_token_requests: int
+    many_requests_per_stream: int
+    steady_s: float
+    levels: tuple[int, ...]
+    fan_in_streams: int
+
+
+FULL = Size(
+    rounds=5,
+    on_ray=True,
+    lone_requests=200,
+    one_token_requests=10_000,
+    many_requests_per_stream=2,
+    steady_s=3.0,
+    levels=(16, 32, 64, 96, 128, 192, 256, 384, 512),
+    fan_in_streams=2_000,
+)
+SMOKE = Size(
+    rounds=1,
+    on_ray=False,
+    lone_requests=40,
+    one_token_requests=1_000,
+    many_requests_per_stream=1,
+    steady_s=1.0,
+    levels=(64, 128, 256),
+    fan_in_streams=500,
+)
+
+
+class Loads:
+    """What is asked of every rung alike."""
+
+    def __init__(self, size: Size) -> None:
+        self._size = size
+        self._vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
+
+    def lone(self) -> Workload:
+        """A request at a time, for the time to the first token."""
+        return self._load("1 stream", 1, self._size.lone_requests, 1)
+
+    def steady(self, streams: int = STEADY_STREAMS) -> Workload:
+        """One long response a stream, all at the engine's pace."""
+        return self._load(f"{streams} steady streams", streams, streams, round(self._size.steady_s / ITL_S))
+
+    def one_token(self) -> Workload:
+        """Requests of one token, for what a request costs."""
+        return self._load("1-token requests", _CALLERS, self._size.one_token_requests, 1)
+
+    def many(self) -> Workload:
+        """More tokens than a small machine carries."""
+        return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, 128)
+
+    def fan_in(self) -> Workload:
+        """Very many slow streams."""
+        return self._load("fan-in", self._size.fan_in_streams, self._size.fan_in_streams, _FAN_IN_TOKENS)
+
+    def _load(self, name: str, streams: int, requests: int, output_tokens: int) -> Workload:
+        return Workload(name, streams, requests, prompt_tokens=64, output_tokens=output_tokens, vocabulary_size=self._vocabulary_size)
+
+
+def climb(size: Size, folder: Path, view: View) -> Ladder:
+    """Every rung, `size.rounds` times, then the fan-in on the tops. Raises StartError where a rung does not start."""
+    rungs = {rung.name: rung for rung in _rungs(size, values())}
+    loads, climbs, stalls = Loads(size), list[Climb](), list[Stall]()
+    for number, visit in enumerate(alternating(list(rungs), size.rounds)):
+        with _started(rungs[visit.system], folder / f"{number:02d}", view) as client:
+            rung = _Rung(visit.system, client, loads, view)
+            found = rung.visited(visit, size.levels)
+            climbs += found[0]
+            stalls += found[1]
+    fan_ins = [_fan_in(rung, loads, folder / f"fan-in-{number}", view) for number, rung in enumerate(_tops(size))]
+    return Ladder(tuple(rungs), tuple(climbs), tuple(stalls), tuple(fan_ins))
+
+
+def _rungs(size: Size, of: Values) -> list[System]:
+    return [*local_rungs(of), *([on_ray(of)] if size.on_ray else [])]
+
+
+def _tops(size: Size) -> list[System]:
+    return [rung for rung in _rungs(size, values(itl_s=_FAN_IN_ITL_S)) if rung.name in TOPS]
+
+
+@contextmanager
+def _started(rung: System, folder: Path, view: View) -> Iterator[Client]:
+    folder.mkdir(parents=True)
+    with view.step(f"{rung.name}: starting"), rung.running(folder) as running, client_of(running, folder) as client:
+        yield client
+
+
+def _fan_in(rung: System, loads: Loads, folder: Path, view: View) -> FanIn:
+    with _started(rung, folder, view) as client:
+        return FanIn(rung.name, _Rung(rung.name, client, loads, view).measure(loads.fan_in(), _FAN_IN_CHANNELS))
+
+
+class _Rung:
+    """One rung that is up."""
+
+    def __init__(self, name: str, client: Client, loads: Loads, view: View) -> None:
+        self._name = name
+        self._client = client
+        self._loads = loads
+        self._view = view
+
+    def visited(self, visit: Visit, levels: Sequence[int]) -> tuple[list[Climb], list[Stall]]:
+        """All rounds of a visit, after a warm-up."""
+        self.measure(self._loads.many().warm_up())
+        climbs, stalls = [], []
+        for number in visit.rounds:
+            climbs.append(self._climb(number, levels))
+            if self._name in TOPS:
+                stalls.append(self._stall(number))
+        return climbs, stalls
+
+    def measure(self, workload: Workload, channels: int = 1) -> Measured:
+        """One load."""
+        return _measured(workload, self._run(Order(workload, channels)))
+
+    def _climb(self, number: int, levels: Sequence[int]) -> Climb:
+        loads = self._loads
+        lone, steady, one_token, many = (
+            self.measure(load.in_round(number)) for load in (loads.lone(), loads.steady(), loads.one_token(), loads.many())
+        )
+        highest = highest_carried(
+            levels, lambda streams: self.measure(loads.steady(streams).in_round(number)), lambda measured: measured.carried
+        )
+        return Climb(self._name, number, lone, steady, one_token, many, highest)
+
+    def _stall(self, number: int) -> Stall:
+        """Without, with, with, without; the other way round in every second round."""
+        lags: dict[bool, array[float]] = {False: array("d"), True: array("d")}
+        workload = self._loads.steady().in_round(number)
+        for stalled in (False, True, True, False) if number % 2 == 0 else (True, False, False, True):
+            sample = self._run(Order(workload, stalled=stalled))
+            require_complete(_measured(workload, sample), self._name)
+            lags[stalled].extend(sample.result.lags_s)
+        return Stall(self._name, number, lag(lags[False]), lag(lags[True]))
+
+    def _run(self, order: Order) -> Sample:
+        workload = order.workload
+        beside = " beside a stalled client" if order.stalled else ""
+        what = f"{self._name}: {workload.name}{beside}, round {workload.round + 1}"
+        with self._view.progress(what, workload.requests) as on_progress:
+            return self._client.run(order, on_progress)
+
+
+def _measured(workload: Workload, sample: Sample) -> Measured:
+    found: Lag = lag(sample.result.lags_s)
+    system_cpu_s = sum(used_s for role, used_s in sample.cpu_s.items() if role != CLIENT)
+    summary = summarize(
+        sample.result.records, streams=workload.streams, system_cpu_s=system_cpu_s, client_cpu_s=sample.cpu_s[CLIENT]
+    )
+    return Measured(workload, summary, found, sample.cpu_s)
