@@ -9,11 +9,15 @@ from tests.bench.workloads import Workload
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """To the client: connect for this workload. channels: connections. stalled: a further client, which never reads, beside it."""
+    """To the client: connect for this workload. channels: connections. stalled: a further client, which never reads, beside it.
+
+    ramp_tokens: first tokens of each response whose lag does not count, because all streams start at once as no real ones do.
+    """
 
     workload: Workload
     channels: int = 1
     stalled: bool = False
+    ramp_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """From the client, after Ended. records: in the order of the prompts. lags_s: of every token that came, in no order."""
+    """From the client, after Ended. records: in the order of the prompts. lags_s: of every token after the ramp, in no order."""
 
     records: list[Record]
     lags_s: "array[float]"

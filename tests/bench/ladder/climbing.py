@@ -12,7 +12,7 @@ from tests.bench.ladder.client_messages import Order
 from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall, require_complete
 from tests.bench.ladder.rungs import CLIENT, EVERYTHING, ITL_S, ROUTER, local_rungs, on_ray, values
 from tests.bench.ladder.search import highest_carried
-from tests.bench.ladder.stamps import Lag, lag
+from tests.bench.ladder.stamps import lag
 from tests.bench.order import Visit, alternating
 from tests.bench.summaries import summarize
 from tests.bench.systems import System, Values
@@ -31,9 +31,9 @@ _FAN_IN_CHANNELS = 8
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long it takes. steady_s: length of each response at 50 tokens a second. levels: streams to try, fewest first.
+    """How long it takes. on_ray: whether the fifth rung is measured too. levels: streams to try, fewest first.
 
-    on_ray: whether the fifth rung is measured too.
+    steady_s: length of each response of steady streams; ramp_s: of its beginning, which does not count for lag.
     """
 
     rounds: int
@@ -41,6 +41,8 @@ class Size:
     lone_requests: int
     one_token_requests: int
     many_requests_per_stream: int
+    many_tokens: int
+    ramp_s: float
     steady_s: float
     levels: tuple[int, ...]
     fan_in_streams: int
@@ -52,18 +54,22 @@ FULL = Size(
     lone_requests=200,
     one_token_requests=10_000,
     many_requests_per_stream=2,
-    steady_s=3.0,
+    many_tokens=128,
+    ramp_s=1.0,
+    steady_s=4.0,
     levels=(16, 32, 64, 96, 128, 192, 256, 384, 512),
     fan_in_streams=2_000,
 )
 SMOKE = Size(
     rounds=1,
     on_ray=False,
-    lone_requests=40,
-    one_token_requests=1_000,
+    lone_requests=25,
+    one_token_requests=500,
     many_requests_per_stream=1,
-    steady_s=1.0,
-    levels=(64, 128, 256),
+    many_tokens=64,
+    ramp_s=0.4,
+    steady_s=1.2,
+    levels=(32, 96),
     fan_in_streams=500,
 )
 
@@ -83,13 +89,18 @@ class Loads:
         """One long response a stream, all at the engine's pace."""
         return self._load(f"{streams} steady streams", streams, streams, round(self._size.steady_s / ITL_S))
 
+    @property
+    def ramp_tokens(self) -> int:
+        """Of each response of steady streams."""
+        return round(self._size.ramp_s / ITL_S)
+
     def one_token(self) -> Workload:
         """Requests of one token, for what a request costs."""
         return self._load("1-token requests", _CALLERS, self._size.one_token_requests, 1)
 
     def many(self) -> Workload:
         """More tokens than a small machine carries."""
-        return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, 128)
+        return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, self._size.many_tokens)
 
     def fan_in(self) -> Workload:
         """Very many slow streams."""
@@ -156,22 +167,28 @@ class _Rung:
         """One load."""
         return _measured(workload, self._run(Order(workload, channels)))
 
+    def _steady(self, number: int, streams: int = STEADY_STREAMS) -> Measured:
+        workload = self._loads.steady(streams).in_round(number)
+        return _measured(workload, self._run(Order(workload, ramp_tokens=self._loads.ramp_tokens)))
+
     def _climb(self, number: int, levels: Sequence[int]) -> Climb:
         loads = self._loads
-        lone, steady, one_token, many = (
-            self.measure(load.in_round(number)) for load in (loads.lone(), loads.steady(), loads.one_token(), loads.many())
+        return Climb(
+            rung=self._name,
+            round=number,
+            lone=self.measure(loads.lone().in_round(number)),
+            steady=self._steady(number),
+            one_token=self.measure(loads.one_token().in_round(number)),
+            many=self.measure(loads.many().in_round(number)),
+            highest=highest_carried(levels, lambda streams: self._steady(number, streams), lambda measured: measured.carried),
         )
-        highest = highest_carried(
-            levels, lambda streams: self.measure(loads.steady(streams).in_round(number)), lambda measured: measured.carried
-        )
-        return Climb(self._name, number, lone, steady, one_token, many, highest)
 
     def _stall(self, number: int) -> Stall:
         """Without, with, with, without; the other way round in every second round."""
         lags: dict[bool, array[float]] = {False: array("d"), True: array("d")}
         workload = self._loads.steady().in_round(number)
         for stalled in (False, True, True, False) if number % 2 == 0 else (True, False, False, True):
-            sample = self._run(Order(workload, stalled=stalled))
+            sample = self._run(Order(workload, stalled=stalled, ramp_tokens=self._loads.ramp_tokens))
             require_complete(_measured(workload, sample), self._name)
             lags[stalled].extend(sample.result.lags_s)
         return Stall(self._name, number, lag(lags[False]), lag(lags[True]))
@@ -185,9 +202,6 @@ class _Rung:
 
 
 def _measured(workload: Workload, sample: Sample) -> Measured:
-    found: Lag = lag(sample.result.lags_s)
     system_cpu_s = sum(used_s for role, used_s in sample.cpu_s.items() if role != CLIENT)
-    summary = summarize(
-        sample.result.records, streams=workload.streams, system_cpu_s=system_cpu_s, client_cpu_s=sample.cpu_s[CLIENT]
-    )
-    return Measured(workload, summary, found, sample.cpu_s)
+    summary = summarize(sample.result.records, streams=workload.streams, system_cpu_s=system_cpu_s, client_cpu_s=sample.cpu_s[CLIENT])
+    return Measured(workload, summary, lag(sample.result.lags_s), sample.cpu_s)

@@ -25,10 +25,11 @@ class Measured:
 
     @property
     def pace_fraction(self) -> float:
-        """How fast the tokens came, as a share of the engine's schedule, for one request a stream.
+        """How fast the tokens of a response came, as a share of the engine's schedule.
 
-        An engine that shares a process steps late where the others leave it no time; those tokens have little lag, and are late."""
-        return (TTFT_S + (self.workload.output_tokens - 1) * ITL_S) / self.summary.duration
+        An engine steps late where the rest of its process leaves it no time; such tokens have little lag, and are late all the same.
+        """
+        return 1e3 * ITL_S / self.summary.median_tpot_ms
 
     @property
     def carried(self) -> bool:
@@ -114,7 +115,7 @@ class Ladder:
         _require(stalls, rung or self.top)
         return ratios([stall.beside_stalled.p99_s for stall in stalls], [stall.healthy.p99_s for stall in stalls])
 
-    def highest_throughput(self, rung: str | None = None) -> Spread:
+    def most_carried(self, rung: str | None = None) -> Spread:
         """The most tok/s with the p99 lag in bounds; 0 where not even the fewest streams were carried."""
         return self.of(rung or self.top, lambda climb: climb.highest.summary.output_throughput if climb.highest else 0.0)
 

@@ -89,8 +89,8 @@ async def bare(settings: Settings, _folder: Path) -> AsyncIterator[str]:
     """The engine and the server, in one process."""
     engine = await start_engine(Pool.GENERATION, settings)
     server = grpc.aio.server(options=_OPTIONS)
-    handlers = {"StreamGenerate": grpc.unary_stream_rpc_method_handler(BareServicer(engine).stream_generate)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("neox_serve.v1.InferenceService", handlers),))
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareServicer(engine).stream_generate)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("neox_serve.v1.InferenceService", {"StreamGenerate": handler}),))
     address = f"{settings.gateway.host}:{settings.gateway.port}"
     server.add_insecure_port(address)
     await server.start()

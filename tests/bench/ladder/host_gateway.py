@@ -28,9 +28,11 @@ def gateway_server(settings: Settings, dispatcher: dispatching.Dispatcher) -> Ga
 @asynccontextmanager
 async def gateway(settings: Settings, folder: Path) -> AsyncIterator[str]:
     """Gateway and dispatcher, once the replica is linked."""
-    dispatcher = Dispatcher(
-        gateway_id=_GATEWAY_ID, resolve_router=hosting.router_lookup(folder), metrics_text=lambda: server.metrics_text()
-    )
+
+    def metrics_text() -> str:
+        return server.metrics_text()
+
+    dispatcher = Dispatcher(gateway_id=_GATEWAY_ID, resolve_router=hosting.router_lookup(folder), metrics_text=metrics_text)
     server = gateway_server(settings, dispatcher)
     await dispatcher.start()
     try:

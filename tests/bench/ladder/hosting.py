@@ -8,8 +8,8 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -48,8 +48,17 @@ async def _serve(part: AbstractAsyncContextManager[str], file: Path) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with part as address:
-        aside = file.with_suffix(".new")
-        aside.write_text(address, encoding="utf-8")
-        aside.replace(file)
-        await stopped.wait()
+        with _published(address, file):
+            await stopped.wait()
+
+
+@contextmanager
+def _published(address: str, file: Path) -> Iterator[None]:
+    """Others read the file at any moment: it is whole or not there."""
+    aside = file.with_suffix(".new")
+    aside.write_text(address, encoding="utf-8")
+    aside.replace(file)
+    try:
+        yield
+    finally:
         file.unlink()

@@ -10,10 +10,11 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from neox_serve.settings import restore
 from tests.bench.ladder.hosting import address_file
@@ -52,11 +53,11 @@ class LocalRung:
     def running(self, folder: Path) -> Iterator[Running]:
         """Starts all at once: each looks for the router until it is there. Raises StartError."""
         settings = cluster_values(self.values)
-        settings_file, ready = folder / "settings.json", address_file(folder, self.hosts[-1])
+        front = self.hosts[-1]
+        settings_file, ready = folder / "settings.json", address_file(folder, front)
         settings_file.write_text(json.dumps(restore(settings).model_dump(mode="json")), encoding="utf-8")
         with ExitStack() as to_end:
             processes = {part: to_end.enter_context(_host(part, settings_file, folder)) for part in self.hosts}
-            front = self.hosts[-1]
             wait_for(ready.exists, processes[front], _log(folder, front), _START_S, self.name)
             if self.router_leaves:
                 stop(processes.pop("router"))
@@ -101,7 +102,7 @@ def role_of(command_line: Sequence[str]) -> str:
     return next((role for title, role in _ROLE_OF_TITLE.items() if title in shown), RAY_REST)
 
 
-def _host(part: str, settings_file: Path, folder: Path) -> Any:
+def _host(part: str, settings_file: Path, folder: Path) -> AbstractContextManager[psutil.Popen]:
     command = ["-m", f"tests.bench.ladder.host_{part}", str(settings_file), str(folder)]
     return python_process(command, {}, _log(folder, part))
 
