@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", nargs="?", choices=["engines", "fake"], help="only this comparison")
     parser.add_argument("--smoke", action="store_true", help="the ladder without Ray, in a minute")
     chosen = parser.parse_args(arguments)
+    if chosen.part if chosen.size == "ladder" else chosen.smoke:
+        parser.error("--smoke goes with ladder, a part with full or smoke")
     full, view = chosen.size == "full", View()
     if chosen.size == "ladder":
         ladder_size, name = (SMOKE, "ladder-smoke") if chosen.smoke else (FULL, "ladder")

@@ -19,6 +19,7 @@ _FIGURES: tuple[tuple[str, Callable[[Climb], float]], ...] = (
     ("lag highest ms", lambda climb: 1e3 * climb.steady.lag.highest_s),
     ("most streams carried", lambda climb: climb.highest.workload.streams if climb.highest else 0),
     ("256 streams tok/s", lambda climb: climb.many.summary.output_throughput),
+    ("256 streams chunks/response", lambda climb: climb.many.summary.chunks_per_response),
     ("requests/s", lambda climb: climb.one_token.summary.request_throughput),
     ("E2E p50 ms", lambda climb: climb.one_token.summary.median_e2el_ms),
     ("E2E p99 ms", lambda climb: climb.one_token.summary.p99_e2el_ms),
