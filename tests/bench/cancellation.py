@@ -16,15 +16,15 @@ from typing import Any
 
 import grpc
 
+from neox_serve.loadgen.summaries import percentile
+from neox_serve.loadgen.targets.grpc_gateway import stream_request
+from neox_serve.loadgen.workloads import Synthetic
 from neox_serve.model_files import locate_tokenizer, read_facts
 from neox_serve.v1 import ops_service_pb2
 from tests.bench.engine_comparison import VALUES
 from tests.bench.forwarder import Forwarder
-from tests.bench.summaries import percentile
 from tests.bench.systems import cluster_values
-from tests.bench.targets.grpc_gateway import stream_request
 from tests.bench.view import View
-from tests.bench.workloads import Workload
 from tests.clusters import running_cluster
 
 _STREAM = "/neox_serve.v1.InferenceService/StreamGenerate"
@@ -96,7 +96,7 @@ class _Gateway:
         self._stream: Any = channel.unary_stream(_STREAM)
         self._status: Any = channel.unary_unary(_STATUS)
         vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
-        self._prompts = Workload("cancellation", 1, 1_000_000, 64, _LONG_TOKENS, vocabulary_size).prompts()
+        self._requests = Synthetic("cancellation", None, 64, _LONG_TOKENS, vocabulary_size).requests()
 
     @asynccontextmanager
     async def background(self) -> AsyncIterator[None]:
@@ -143,7 +143,7 @@ class _Gateway:
                 return await self._freed_after(given_up_s)
 
     def _start(self, method: Any, timeout: float | None = None) -> Any:
-        return method(stream_request(next(self._prompts), _LONG_TOKENS).SerializeToString(), timeout=timeout)
+        return method(stream_request(next(self._requests).prompt, _LONG_TOKENS).SerializeToString(), timeout=timeout)
 
     async def _running(self, call: Any) -> None:
         """Returns once the request gives tokens and the engine counts it. Raises NotMeasuredError where it ends before that."""

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench.load_generator import LoadGenerator, load_generator
+from neox_serve.loadgen.generator import LoadGenerator, load_generator
+from neox_serve.loadgen.processes import CpuMeter, family
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.summaries import Summary, summarize
 from tests.bench.order import alternating
-from tests.bench.processes import CpuMeter, family
-from tests.bench.records import Record
-from tests.bench.summaries import Spread, Summary, differences, identical_fraction, ratios, summarize
+from tests.bench.processes import importing_tests
+from tests.bench.spreads import Spread, differences, identical_fraction, ratios
 from tests.bench.systems import Running, System
 from tests.bench.view import View
 from tests.bench.workloads import Workload
+
+_SILENCE_S = 120.0
 
 
 class NotComparableError(RuntimeError):
@@ -27,6 +31,12 @@ class Run:
     workload: Workload
     summary: Summary
     records: list[Record]
+
+    def figure(self, name: str) -> float:
+        """A figure of the summary. Raises KeyError."""
+        value = self.summary.figures()[name]
+        assert isinstance(value, (int, float))
+        return float(value)
 
 
 class Comparison:
@@ -62,13 +72,13 @@ class Comparison:
         return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
 
     def _figures(self, system: str, workload: str, figure: str) -> list[float]:
-        return [float(getattr(run.summary, figure)) for run in self.of(system, workload)]
+        return [run.figure(figure) for run in self.of(system, workload)]
 
     def _require_complete(self, system: str, other: str, workload: str) -> None:
         for run in (*self.of(system, workload), *self.of(other, workload)):
             wrong = [record for record in run.records if record.error is None and len(record.token_ids) != workload_tokens(run)]
             if run.summary.failed or wrong:
-                first = run.summary.errors[:1] or f"{len(wrong)} responses of another length than asked"
+                first = next(iter(run.summary.errors), None) or f"{len(wrong)} responses of another length than asked"
                 raise NotComparableError(f"{run.system}, {workload}, round {run.workload.round}: {run.summary.failed} failed: {first}")
 
 
@@ -92,10 +102,9 @@ def compare(systems: Sequence[System], workloads: Sequence[Workload], *, rounds:
 
 def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> list[Run]:
     """Warms a started system up and measures it."""
-    with load_generator(running.target, running.client_environment, folder) as generator:
+    with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
         for name in sorted({workload.name for workload in workloads}):
-            warm_up = next(workload for workload in workloads if workload.name == name).warm_up()
-            _measure(generator, running, system, warm_up, view)
+            generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), silence_s=_SILENCE_S)
         return [_measure(generator, running, system, workload, view) for workload in workloads]
 
 
@@ -112,6 +121,6 @@ def _measure(generator: LoadGenerator, running: Running, system: str, workload: 
     with view.progress(f"{system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
         whole.start()
         client.start()
-        records = generator.run(workload, on_progress, ended)
-    summary = summarize(records, streams=workload.streams, system_cpu_s=used[0], client_cpu_s=used[1])
+        records = generator.run(workload.load(), on_progress, ended, _SILENCE_S).records
+    summary = summarize(records, max_concurrency=workload.streams, system_cpu_s=used[0], client_cpu_s=used[1])
     return Run(system, workload, summary, records)

@@ -8,7 +8,7 @@ from neox_serve.model_files import locate_tokenizer, read_facts
 from tests.bench import results
 from tests.bench.comparison import Comparison, compare
 from tests.bench.machine import busy_fraction
-from tests.bench.summaries import Spread
+from tests.bench.spreads import Spread
 from tests.bench.systems import AsyncLlm, NeoxServe, OpenAiServer, System
 from tests.bench.view import View
 from tests.bench.workloads import Workload

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.bench.comparison import Comparison
 from tests.bench.machine import BUSY_FRACTION, machine_facts
 from tests.bench.processes import ROOT
-from tests.bench.summaries import Spread
+from tests.bench.spreads import Spread
 from tests.bench.view import View
 
 FOLDER = ROOT / "bench-results"
@@ -28,7 +28,7 @@ def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], 
         "machine": machine_facts(),
         "busy_fraction_before": busy_before,
         "settings": settings,
-        "runs": [{"system": run.system, "workload": asdict(run.workload), **asdict(run.summary)} for run in comparison.runs],
+        "runs": [{"system": run.system, "workload": asdict(run.workload), **run.summary.figures()} for run in comparison.runs],
         "ratios": {name: asdict(value) for name, value in ratios.items()},
     }
     path = folder / "result.json"

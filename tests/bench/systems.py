@@ -5,6 +5,7 @@ All run the same checkpoint with the same engine settings: those of neox-serve's
 
 import json
 import secrets
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +19,16 @@ import psutil
 from neox_serve.core.types import Pool
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.hardware import dtype_for, this_machine
+from neox_serve.loadgen.processes import family
+from neox_serve.loadgen.targets import TargetSpec
+from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
+from neox_serve.loadgen.targets.openai_server import OpenAiSpec
 from neox_serve.model_files import locate
 from neox_serve.settings import Settings, restore
-from tests.bench.processes import family, python_process, wait_for
-from tests.bench.targets import TargetSpec
+from tests.bench.processes import system_process, wait_for
 from tests.bench.targets.async_llm import AsyncLlmSpec
-from tests.bench.targets.grpc_gateway import GatewaySpec
-from tests.bench.targets.openai_server import OpenAiSpec
 from tests.bench.targets.serve_handle import ServeHandleSpec
+from tests.bench.targets.vllm_grpc import VllmGrpcSpec
 from tests.clusters import free_port, running_cluster
 
 _START_S = 300.0
@@ -84,8 +87,46 @@ class OpenAiServer:
         settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
         command = ["-m", "vllm.entrypoints.openai.api_server", *openai_server_flags(settings), "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
-        with python_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
+            yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
+
+
+@dataclass(frozen=True, slots=True)
+class VllmGrpcServer:
+    """vLLM's gRPC server: `python -m vllm.entrypoints.launchers.grpc_server`. It sends token ids; texts are its clients' business."""
+
+    values: Values
+    name: str = "vLLM gRPC server"
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """With the flags that say what the settings say."""
+        settings, port, log = restore(dict(self.values)), free_port(), folder / "vllm-grpc.log"
+        command = ["-m", "vllm.entrypoints.launchers.grpc_server", *engine_flags(settings), "--host", "127.0.0.1", "--port", str(port)]
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+            wait_for(lambda: _listens(port), process, log, _START_S, self.name)
+            yield Running(VllmGrpcSpec(f"127.0.0.1:{port}"), lambda: family(process))
+
+
+@dataclass(frozen=True, slots=True)
+class RayServeLlm:
+    """`ray.serve.llm`: `build_openai_app` behind Serve's HTTP proxy. batching_ms: how long it gathers chunks; None: its default, 50."""
+
+    values: Values
+    name: str = "ray.serve.llm"
+    batching_ms: float | None = None
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Running]:
+        """One replica, with the engine arguments that say what the settings say."""
+        settings, port, log = restore(dict(self.values)), free_port(), folder / "serve-llm.log"
+        arguments_file = folder / "llm-config.json"
+        arguments_file.write_text(json.dumps(serve_llm_arguments(settings, self.batching_ms)), encoding="utf-8")
+        command = ["-m", "tests.bench.serve_llm_host", str(arguments_file), str(port)]
+        url = f"http://127.0.0.1:{port}"
+        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+            wait_for(lambda: _answers(f"{url}/v1/models"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
 
@@ -117,7 +158,7 @@ class ServeHandle:
         address_file.unlink(missing_ok=True)
         settings_file.write_text(json.dumps(restore(dict(self.values)).model_dump(mode="json")), encoding="utf-8")
         command = ["-m", "tests.bench.serve_handle_host", str(settings_file), str(address_file)]
-        with _ray_token(folder) as environment, python_process(command, environment, log) as process:
+        with _ray_token(folder) as environment, system_process(command, environment, log) as process:
             wait_for(address_file.exists, process, log, _START_S, self.name)
             yield Running(ServeHandleSpec(address_file.read_text(encoding="utf-8")), lambda: family(process), environment)
 
@@ -150,32 +191,61 @@ def cluster_values(values: Values) -> dict[str, Any]:
 
 def openai_server_flags(settings: Settings) -> list[str]:
     """Flags that give vLLM's OpenAI server the engine that `build_engine_arguments` describes, on CPUs. Its request log is off, as ours."""
+    flags = ["--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"]
+    return [*flags, *engine_flags(settings)]
+
+
+def engine_flags(settings: Settings) -> list[str]:
+    """The flags of all of vLLM's servers for the engine that the settings describe, on CPUs."""
+    flags: list[str] = []
+    for argument, value in engine_values(settings).items():
+        name = argument.replace("_", "-")
+        match value:
+            case bool():
+                flags.append(f"--{name}" if value else f"--no-{name}")
+            case _:
+                flags += [f"--{name}", str(value)]
+    return flags
+
+
+def engine_values(settings: Settings) -> dict[str, Any]:
+    """vLLM's arguments of an engine on CPUs; those that the settings leave to vLLM are not among them."""
     engine = settings.generation.engine
     folder = str(locate(settings.model.source, settings.model.revision))
     values = {
-        "--host": "127.0.0.1",
-        "--model": folder,
-        "--tokenizer": folder,
-        "--served-model-name": settings.model.name,
-        "--dtype": dtype_for(engine.dtype, this_machine().cpu_flags, on_gpu=False),
-        "--tensor-parallel-size": engine.tensor_parallel_size,
-        "--pipeline-parallel-size": engine.pipeline_parallel_size,
-        "--distributed-executor-backend": "mp" if engine.executor_backend == "auto" else engine.executor_backend,
-        "--max-model-len": engine.max_model_tokens,
-        "--max-num-seqs": engine.max_num_seqs,
-        "--max-num-batched-tokens": engine.max_num_batched_tokens,
-        "--block-size": engine.block_size,
-        "--kv-cache-memory-bytes": int(engine.kv_cache_gib * 2**30),
-        "--generation-config": "vllm",
-        "--uvicorn-log-level": "warning",
+        "model": folder,
+        "tokenizer": folder,
+        "served_model_name": settings.model.name,
+        "dtype": dtype_for(engine.dtype, this_machine().cpu_flags, on_gpu=False),
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "distributed_executor_backend": "mp" if engine.executor_backend == "auto" else engine.executor_backend,
+        "max_model_len": engine.max_model_tokens,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "block_size": engine.block_size,
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "enforce_eager": engine.enforce_eager is not False,
+        "disable_log_stats": True,
     }
-    switches = {
-        "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
-        "--no-enforce-eager" if engine.enforce_eager is False else "--enforce-eager",
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
+    return {argument: value for argument, value in values.items() if value is not None}
+
+
+def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[str, Any]:
+    """Arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the executor (mp) itself."""
+    engine = engine_values(settings)
+    named = {"model", "served_model_name", "distributed_executor_backend"}
+    environment = engine_environment(Pool.GENERATION, settings)
+    return {
+        "model_loading_config": {"model_id": settings.model.name, "model_source": engine["model"]},
+        "accelerator_config": {"kind": "cpu"},
+        "placement_group_config": {"bundles": [{"CPU": 1}]},
+        "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 4096},
+        "engine_kwargs": {argument: value for argument, value in engine.items() if argument not in named},
+        "experimental_configs": {} if batching_ms is None else {"stream_batching_interval_ms": batching_ms},
+        "runtime_env": {"env_vars": environment},
     }
-    return [*sorted(switches), *(text for flag, value in values.items() if value is not None for text in (flag, str(value)))]
 
 
 def _answers(url: str) -> bool:
@@ -184,3 +254,8 @@ def _answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,18 +1,15 @@
-"""What is asked of every system alike: the same prompts, as token ids, in the same order."""
+"""What is asked of every system alike: the same prompts, as token ids, in the same order, by the same number of streams."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from random import Random
+from dataclasses import asdict, dataclass, replace
 
-from tests.bench.records import TokenIds
+from neox_serve.loadgen.arrivals import ClosedLoop
+from neox_serve.loadgen.load import Load
+from neox_serve.loadgen.workloads import Synthetic
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A closed loop: `streams` callers, each asking anew when its answer is whole, `requests` in all. Lengths are fixed.
-
-    vocabulary_size: prompts are drawn from it, as seed and round say, so that no two rounds share a prefix that a cache could hold.
-    """
+    """A closed loop of `streams` callers, `requests` in all; lengths are fixed."""
 
     name: str
     streams: int
@@ -21,22 +18,24 @@ class Workload:
     output_tokens: int
     vocabulary_size: int
     round: int = 0
-    seed: int = 20_240_607
 
     def __post_init__(self) -> None:
-        if min(self.streams, self.prompt_tokens, self.output_tokens) < 1 or self.requests < self.streams:
-            raise ValueError(f"{self}: needs a stream, a token each way, and a request for each stream")
+        if self.requests < self.streams:
+            raise ValueError(f"{self}: needs a request for each stream")
 
     def in_round(self, number: int) -> "Workload":
         """The same with the prompts of another round."""
         return replace(self, round=number)
 
-    def warm_up(self) -> "Workload":
-        """One short request a stream, with prompts of its own; its result is dropped."""
-        return replace(self, name=f"{self.name} (warm-up)", requests=self.streams, output_tokens=min(16, self.output_tokens), round=-1)
+    def prompts(self) -> Synthetic:
+        """What is asked."""
+        values = {name: value for name, value in asdict(self).items() if name not in {"streams", "requests"}}
+        return Synthetic(count=self.requests, **values)
 
-    def prompts(self) -> Iterator[TokenIds]:
-        """All prompts, in order."""
-        rng = Random(f"{self.seed}/{self.name}/{self.round}")
-        for _ in range(self.requests):
-            yield tuple(rng.randrange(self.vocabulary_size // 8, self.vocabulary_size) for _ in range(self.prompt_tokens))
+    def load(self) -> Load:
+        """A run of it."""
+        return Load(self.prompts(), ClosedLoop(self.streams))
+
+    def warm_up(self) -> Load:
+        """One short request a stream."""
+        return Load(self.prompts().warm_up(self.streams), ClosedLoop(self.streams))

@@ -17,7 +17,7 @@ BLOCK_COMMANDS = re.findall(r"^    (make \S+|neox-serve .+)$", README, flags=re.
 INLINE_COMMANDS = re.findall(r"`(make [a-z-]+|neox-serve [^`]+)`", README)
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
-CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|tokenize|status)", command)]
+CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|tokenize|status|bench --)", command)]
 TESTED_ELSEWHERE = {
     "make serve": "tests/clusters.py starts what it starts: `neox-serve up`",
     "make test": "this run",
@@ -29,6 +29,7 @@ TESTED_ELSEWHERE = {
     "make lock": "needs the registries",
     "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_generate.py",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
+    "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
     "neox-serve config check --config FILE": "tests/unit",
     "neox-serve manifests render --config FILE": "tests/unit",

@@ -10,18 +10,18 @@ import pytest
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import GenerationRequest, Pool, Stopping
 from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
+from neox_serve.loadgen.records import Answer, Arrival, record
+from neox_serve.loadgen.summaries import summarize
+from neox_serve.loadgen.targets.grpc_gateway import GatewayTarget
 from neox_serve.v1 import inference_service_pb2 as pb
 from tests.bench.comparison import NotComparableError
 from tests.bench.ladder import plot, report
-from tests.bench.ladder.client_process import StampedTarget
 from tests.bench.ladder.engine_dispatcher import EngineDispatcher
 from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall
 from tests.bench.ladder.rungs import BARE, ITL_S, ROLES, ROUTER, role_of
 from tests.bench.ladder.search import highest_carried
+from tests.bench.ladder.stamped_target import StampedTarget
 from tests.bench.ladder.stamps import Lag, lag, lags, stamps_of
-from tests.bench.records import Arrival, record
-from tests.bench.summaries import summarize
-from tests.bench.targets.grpc_gateway import GatewayTarget
 from tests.bench.workloads import Workload
 from tests.clusters import GATEWAY
 from tests.fakes.virtual_clock import VirtualClock
@@ -69,8 +69,8 @@ def chunk(text: str, *token_ids: int) -> bytes:
 def test_stamped_target_leaves_each_responses_ramp_out_of_the_lags() -> None:
     target = StampedTarget(GatewayTarget([]), ramp_tokens=2)
     stamped = [(1.5, chunk("1.000000 ", 7)), (2.0, chunk("1.250000 1.500000 ", 8, 9)), (2.5, chunk(""))]
-    arrivals = [target.decode(stamped) for _ in range(2)]
-    assert arrivals[0] == [Arrival(1.5, (7,)), Arrival(2.0, (8, 9)), Arrival(2.5, ())]
+    answers = [target.decode(stamped) for _ in range(2)]
+    assert answers[0] == Answer([Arrival(1.5, (7,)), Arrival(2.0, (8, 9)), Arrival(2.5, ())])
     assert list(target.lags_s) == [0.5, 0.5]
 
 
@@ -118,10 +118,11 @@ def measured(*, itl_s: float = ITL_S, p99_s: float = 0.005, failed: int = 0, num
     """Two requests on an engine that steps at this interval."""
     times_s = [itl_s * step for step in range(TOKENS)]
     arrivals = [Arrival(at_s, (1,)) for at_s in times_s]
-    records = [record(4, 0.0, arrivals, times_s[-1], "lost" if index < failed else None) for index in range(2)]
+    errors = ["lost" if index < failed else None for index in range(2)]
+    records = [record(4, arrivals, intended_s=0.0, sent_s=0.0, end_s=times_s[-1], error=error) for error in errors]
     workload = Workload("w", 2, 2, prompt_tokens=4, output_tokens=TOKENS, vocabulary_size=100, round=number)
     cpu_s = dict.fromkeys(ROLES, 0.0) | {"client": 0.001, "gateway": 0.002}
-    return Measured(workload, summarize(records, streams=2), Lag(2 * TOKENS, 0.001, p99_s, 0.02), cpu_s)
+    return Measured(workload, summarize(records, max_concurrency=2), Lag(2 * TOKENS, 0.001, p99_s, 0.02), cpu_s)
 
 
 def test_load_on_schedule_with_little_lag_is_carried() -> None:

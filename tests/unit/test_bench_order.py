@@ -38,18 +38,13 @@ def test_order_every_system_is_measured_once_in_every_round(rounds: int) -> None
 
 
 def test_prompts_of_a_round_are_the_same_for_every_system() -> None:
-    assert list(workload().in_round(1).prompts()) == list(workload().in_round(1).prompts())
+    assert list(workload().in_round(1).prompts().requests()) == list(workload().in_round(1).prompts().requests())
 
 
 def test_prompts_of_different_rounds_share_nothing_a_cache_could_hold() -> None:
-    first, second, warm_up = (set(each.prompts()) for each in (workload(), workload().in_round(1), workload().warm_up()))
+    rounds = (workload().prompts(), workload().in_round(1).prompts(), workload().warm_up().workload)
+    first, second, warm_up = ({request.prompt for request in each.requests()} for each in rounds)
     assert len(first | second | warm_up) == len(first) + len(second) + len(warm_up)
-
-
-def test_prompts_have_the_length_and_the_vocabulary_asked_for() -> None:
-    prompts = list(workload().prompts())
-    assert [len(prompt) for prompt in prompts] == [8] * 4
-    assert all(0 <= token_id < 100 for prompt in prompts for token_id in prompt)
 
 
 def test_workload_with_fewer_requests_than_streams_is_refused() -> None:

@@ -20,7 +20,7 @@ from neox_serve.core.errors import QuotaViolation, Reason, ServeError, invalid
 from neox_serve.settings import Settings, restore
 
 SLOW = {"ray", "vllm", "torch", "transformers", "grpc", "numpy", "yaml", "neox_serve.settings", "neox_serve.client"}
-COMMANDS = ("up", "down", "apply", "status", "metrics", "logs", "generate", "embed", "tokenize", "detokenize", "models")
+COMMANDS = ("up", "down", "apply", "status", "metrics", "logs", "generate", "embed", "tokenize", "detokenize", "models", "bench")
 GROUPS = ("job", "job submit", "config", "manifests")
 
 
@@ -44,7 +44,7 @@ def imported_by(*arguments: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED ")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["job", "submit", "generate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["bench", "--help"], ["job", "submit", "generate", "--help"]])
 def test_help_loads_nothing_slow(arguments: list[str]) -> None:
     assert not imported_by(*arguments) & SLOW
 

@@ -6,16 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from neox_serve.loadgen.summaries import summarize
 from neox_serve.model_files import locate_tokenizer, read_facts
-from tests.bench.ladder.client import Client, Sample, client_of
-from tests.bench.ladder.client_messages import Order
+from tests.bench.ladder.client import Client, Order, Sample
 from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall, require_complete
-from tests.bench.ladder.rungs import CLIENT, EVERYTHING, ITL_S, ROUTER, local_rungs, on_ray, values
+from tests.bench.ladder.rungs import BARE, CLIENT, EVERYTHING, GATEWAY, ITL_S, LINK, ROUTER, all_rungs, values
 from tests.bench.ladder.search import highest_carried
 from tests.bench.ladder.stamps import lag
 from tests.bench.order import Visit, alternating
-from tests.bench.summaries import summarize
-from tests.bench.systems import System, Values
+from tests.bench.systems import System
 from tests.bench.view import View
 from tests.bench.workloads import Workload
 
@@ -24,6 +23,7 @@ TOPS = (ROUTER, EVERYTHING)
 
 STEADY_STREAMS = 64
 _CALLERS = 64
+_WARM_UP_TOKENS = 16
 _FAN_IN_ITL_S = 0.5
 _FAN_IN_TOKENS = 4
 _FAN_IN_CHANNELS = 8
@@ -31,13 +31,14 @@ _FAN_IN_CHANNELS = 8
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long it takes. on_ray: whether the fifth rung is measured too. levels: streams to try, fewest first.
+    """How long it takes. rungs: names of those that are measured. levels: streams to try, fewest first.
 
     steady_s: length of each response of steady streams; ramp_s: of its beginning, which does not count for lag.
+    fan_in_streams: None for no fan-in.
     """
 
     rounds: int
-    on_ray: bool
+    rungs: tuple[str, ...]
     lone_requests: int
     one_token_requests: int
     many_requests_per_stream: int
@@ -45,12 +46,12 @@ class Size:
     ramp_s: float
     steady_s: float
     levels: tuple[int, ...]
-    fan_in_streams: int
+    fan_in_streams: int | None
 
 
 FULL = Size(
     rounds=5,
-    on_ray=True,
+    rungs=(BARE, GATEWAY, LINK, ROUTER, EVERYTHING),
     lone_requests=200,
     one_token_requests=10_000,
     many_requests_per_stream=2,
@@ -62,7 +63,7 @@ FULL = Size(
 )
 SMOKE = Size(
     rounds=1,
-    on_ray=False,
+    rungs=(BARE, GATEWAY, LINK, ROUTER),
     lone_requests=25,
     one_token_requests=500,
     many_requests_per_stream=1,
@@ -102,9 +103,13 @@ class Loads:
         """More tokens than a small machine carries."""
         return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, self._size.many_tokens)
 
-    def fan_in(self) -> Workload:
+    def fan_in(self, streams: int) -> Workload:
         """Very many slow streams."""
-        return self._load("fan-in", self._size.fan_in_streams, self._size.fan_in_streams, _FAN_IN_TOKENS)
+        return self._load("fan-in", streams, streams, _FAN_IN_TOKENS)
+
+    def warm_up(self) -> Workload:
+        """A short response a stream."""
+        return self._load("warm-up", 256, 256, _WARM_UP_TOKENS)
 
     def _load(self, name: str, streams: int, requests: int, output_tokens: int) -> Workload:
         return Workload(name, streams, requests, prompt_tokens=64, output_tokens=output_tokens, vocabulary_size=self._vocabulary_size)
@@ -112,7 +117,7 @@ class Loads:
 
 def climb(size: Size, folder: Path, view: View) -> Ladder:
     """Every rung, `size.rounds` times, then the fan-in on the tops. Raises StartError where a rung does not start."""
-    rungs = {rung.name: rung for rung in _rungs(size, values())}
+    rungs = {rung.name: rung for rung in all_rungs(values()) if rung.name in size.rungs}
     loads, climbs, stalls = Loads(size), list[Climb](), list[Stall]()
     for number, visit in enumerate(alternating(list(rungs), size.rounds)):
         with _started(rungs[visit.system], folder / f"{number:02d}", view) as client:
@@ -120,28 +125,24 @@ def climb(size: Size, folder: Path, view: View) -> Ladder:
             found = rung.visited(visit, size.levels)
             climbs += found[0]
             stalls += found[1]
-    fan_ins = [_fan_in(rung, loads, folder / f"fan-in-{number}", view) for number, rung in enumerate(_tops(size))]
-    return Ladder(tuple(rungs), tuple(climbs), tuple(stalls), tuple(fan_ins))
-
-
-def _rungs(size: Size, of: Values) -> list[System]:
-    return [*local_rungs(of), *([on_ray(of)] if size.on_ray else [])]
-
-
-def _tops(size: Size) -> list[System]:
-    return [rung for rung in _rungs(size, values(itl_s=_FAN_IN_ITL_S)) if rung.name in TOPS]
+    return Ladder(tuple(rungs), tuple(climbs), tuple(stalls), tuple(_fan_ins(size, loads, folder, view)))
 
 
 @contextmanager
 def _started(rung: System, folder: Path, view: View) -> Iterator[Client]:
     folder.mkdir(parents=True)
-    with view.step(f"{rung.name}: starting"), rung.running(folder) as running, client_of(running, folder) as client:
-        yield client
+    with view.step(f"{rung.name}: starting"), rung.running(folder) as running:
+        yield Client(running, folder)
 
 
-def _fan_in(rung: System, loads: Loads, folder: Path, view: View) -> FanIn:
-    with _started(rung, folder, view) as client:
-        return FanIn(rung.name, _Rung(rung.name, client, loads, view).measure(loads.fan_in(), _FAN_IN_CHANNELS))
+def _fan_ins(size: Size, loads: Loads, folder: Path, view: View) -> Iterator[FanIn]:
+    if size.fan_in_streams is None:
+        return
+    workload = loads.fan_in(size.fan_in_streams)
+    tops = [rung for rung in all_rungs(values(itl_s=_FAN_IN_ITL_S)) if rung.name in TOPS and rung.name in size.rungs]
+    for number, rung in enumerate(tops):
+        with _started(rung, folder / f"fan-in-{number}", view) as client:
+            yield FanIn(rung.name, _Rung(rung.name, client, loads, view).measure(workload, _FAN_IN_CHANNELS))
 
 
 class _Rung:
@@ -155,7 +156,7 @@ class _Rung:
 
     def visited(self, visit: Visit, levels: Sequence[int]) -> tuple[list[Climb], list[Stall]]:
         """All rounds of a visit, after a warm-up."""
-        self.measure(self._loads.many().warm_up())
+        self.measure(self._loads.warm_up())
         climbs, stalls = [], []
         for number in visit.rounds:
             climbs.append(self._climb(number, levels))
@@ -190,7 +191,7 @@ class _Rung:
         for stalled in (False, True, True, False) if number % 2 == 0 else (True, False, False, True):
             sample = self._run(Order(workload, stalled=stalled, ramp_tokens=self._loads.ramp_tokens))
             require_complete(_measured(workload, sample), self._name)
-            lags[stalled].extend(sample.result.lags_s)
+            lags[stalled].extend(sample.lags_s)
         return Stall(self._name, number, lag(lags[False]), lag(lags[True]))
 
     def _run(self, order: Order) -> Sample:
@@ -203,5 +204,5 @@ class _Rung:
 
 def _measured(workload: Workload, sample: Sample) -> Measured:
     system_cpu_s = sum(used_s for role, used_s in sample.cpu_s.items() if role != CLIENT)
-    summary = summarize(sample.result.records, streams=workload.streams, system_cpu_s=system_cpu_s, client_cpu_s=sample.cpu_s[CLIENT])
-    return Measured(workload, summary, lag(sample.result.lags_s), sample.cpu_s)
+    summary = summarize(sample.records, max_concurrency=workload.streams, system_cpu_s=system_cpu_s, client_cpu_s=sample.cpu_s[CLIENT])
+    return Measured(workload, summary, lag(sample.lags_s), sample.cpu_s)

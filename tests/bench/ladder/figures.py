@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from neox_serve.loadgen.summaries import Summary
 from tests.bench.comparison import NotComparableError
 from tests.bench.ladder.rungs import BARE, CLIENT, ITL_S, TTFT_S
 from tests.bench.ladder.stamps import Lag
-from tests.bench.summaries import Spread, Summary, ratios, spread
+from tests.bench.spreads import Spread, ratios, spread
 from tests.bench.workloads import Workload
 
 MOST_LAG_S = 0.010
@@ -29,7 +30,7 @@ class Measured:
 
         An engine steps late where the rest of its process leaves it no time; such tokens have little lag, and are late all the same.
         """
-        return 1e3 * ITL_S / self.summary.median_tpot_ms
+        return 1e3 * ITL_S / self.summary.tpot_ms.median
 
     @property
     def carried(self) -> bool:
@@ -121,11 +122,11 @@ class Ladder:
 
     def added_ttft_ms(self, rung: str | None = None) -> Spread:
         """TTFT p50 of a lone request over the engine's own."""
-        return self.of(rung or self.top, lambda climb: climb.lone.summary.median_ttft_ms - 1e3 * TTFT_S)
+        return self.of(rung or self.top, lambda climb: climb.lone.summary.ttft_ms.median - 1e3 * TTFT_S)
 
     def added_p99_ttft_ms(self, rung: str | None = None) -> Spread:
         """TTFT p99 of a lone request over the engine's own."""
-        return self.of(rung or self.top, lambda climb: climb.lone.summary.p99_ttft_ms - 1e3 * TTFT_S)
+        return self.of(rung or self.top, lambda climb: climb.lone.summary.ttft_ms.p99 - 1e3 * TTFT_S)
 
     def fan_in(self, rung: str | None = None) -> Summary:
         """All streams of the fan-in."""
@@ -148,7 +149,7 @@ def require_complete(measured: Measured, rung: str) -> None:
     if summary.failed or summary.total_output_tokens != workload.requests * workload.output_tokens:
         raise NotComparableError(
             f"{rung}, {workload.name}, round {workload.round}: {summary.failed} failed, {summary.total_output_tokens} tokens; "
-            f"{summary.errors[:1]}"
+            f"{next(iter(summary.errors), '')}"
         )
 
 

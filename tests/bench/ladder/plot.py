@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tests.bench.ladder.figures import Ladder
 from tests.bench.ladder.report import cpu_us_per_token, rung_figures
 from tests.bench.ladder.rungs import ROLES
-from tests.bench.summaries import Spread
+from tests.bench.spreads import Spread
 
 _BAR_WIDTH = 0.38
 

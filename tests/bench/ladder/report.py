@@ -10,7 +10,7 @@ from tests.bench.ladder.climbing import TOPS
 from tests.bench.ladder.figures import Climb, Ladder
 from tests.bench.ladder.rungs import BARE, ROLES
 from tests.bench.machine import BUSY_FRACTION, machine_facts
-from tests.bench.summaries import Spread
+from tests.bench.spreads import Spread
 from tests.bench.view import View
 
 _FIGURES: tuple[tuple[str, Callable[[Climb], float]], ...] = (
@@ -21,8 +21,8 @@ _FIGURES: tuple[tuple[str, Callable[[Climb], float]], ...] = (
     ("256 streams tok/s", lambda climb: climb.many.summary.output_throughput),
     ("256 streams chunks/response", lambda climb: climb.many.summary.chunks_per_response),
     ("requests/s", lambda climb: climb.one_token.summary.request_throughput),
-    ("E2E p50 ms", lambda climb: climb.one_token.summary.median_e2el_ms),
-    ("E2E p99 ms", lambda climb: climb.one_token.summary.p99_e2el_ms),
+    ("E2E p50 ms", lambda climb: climb.one_token.summary.e2el_ms.median),
+    ("E2E p99 ms", lambda climb: climb.one_token.summary.e2el_ms.p99),
     ("CPU us/request", lambda climb: climb.one_token.system_cpu_us_per_request),
 )
 
@@ -86,7 +86,8 @@ def show(view: View, ladder: Ladder) -> None:
     _table(view, "CPU microseconds a request, by process", {rung: cpu_us_per_request(ladder, rung) for rung in ladder.rungs})
     rows = [[name, f"{value.median:.3f}", f"{value.low:.3f}", f"{value.high:.3f}"] for name, value in ratios(ladder).items()]
     view.table("Round by round: median, lowest, highest", ["", "median", "low", "high"], rows)
-    _show_fan_in(view, ladder)
+    if ladder.fan_ins:
+        _show_fan_in(view, ladder)
 
 
 def show_files(view: View, result: Path, plot: Path, busy_before: float) -> None:
@@ -100,7 +101,7 @@ def _show_fan_in(view: View, ladder: Ladder) -> None:
     rows = []
     for each in ladder.fan_ins:
         summary = each.measured.summary
-        cells = (summary.completed, summary.failed, summary.median_ttft_ms, summary.p99_ttft_ms)
+        cells = (summary.completed, summary.failed, summary.ttft_ms.median, summary.ttft_ms.p99)
         rows.append([each.rung, *(f"{cell:,.0f}" for cell in cells)])
     view.table("Fan-in: as many slow streams at once", ["rung", "completed", "failed", "TTFT p50 ms", "p99"], rows)
 

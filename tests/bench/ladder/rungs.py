@@ -16,11 +16,12 @@ from pathlib import Path
 
 import psutil
 
+from neox_serve.loadgen.processes import family, stop
+from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.settings import restore
 from tests.bench.ladder.hosting import address_file
-from tests.bench.processes import family, python_process, stop, wait_for
+from tests.bench.processes import system_process, wait_for
 from tests.bench.systems import NeoxServe, Running, System, Values, cluster_values
-from tests.bench.targets.grpc_gateway import GatewaySpec
 from tests.clusters import GATEWAY as RAY_GATEWAY
 from tests.clusters import GENERATION as RAY_REPLICA
 from tests.clusters import ROUTER as RAY_ROUTER
@@ -65,20 +66,16 @@ class LocalRung:
             yield Running(GatewaySpec(address), lambda: [each for process in processes.values() for each in family(process)])
 
 
-def local_rungs(of: Values) -> tuple[System, ...]:
-    """The four without Ray, lowest first."""
+def all_rungs(of: Values) -> tuple[System, ...]:
+    """Lowest first."""
     cluster = ("router", "replica", "gateway")
     return (
         LocalRung(BARE, ("bare",), of),
         LocalRung(GATEWAY, ("engine_gateway",), of),
         LocalRung(LINK, cluster, of, router_leaves=True),
         LocalRung(ROUTER, cluster, of),
+        NeoxServe(of, EVERYTHING),
     )
-
-
-def on_ray(of: Values) -> System:
-    """The fifth."""
-    return NeoxServe(of, EVERYTHING)
 
 
 _ROLE_OF_TITLE = {
@@ -104,7 +101,7 @@ def role_of(command_line: Sequence[str]) -> str:
 
 def _host(part: str, settings_file: Path, folder: Path) -> AbstractContextManager[psutil.Popen]:
     command = ["-m", f"tests.bench.ladder.host_{part}", str(settings_file), str(folder)]
-    return python_process(command, {}, _log(folder, part))
+    return system_process(command, {}, _log(folder, part))
 
 
 def _log(folder: Path, part: str) -> Path:

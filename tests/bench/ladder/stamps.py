@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.bench.summaries import percentile
+from neox_serve.loadgen.summaries import percentile
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import this_machine
+from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.targets import Stamp, Target
+from neox_serve.loadgen.workloads import Prompt
 from neox_serve.model_files import locate
 from neox_serve.settings import restore
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -46,15 +47,16 @@ class AsyncLlmTarget:
         self._llm = llm
         self._ids = count()
 
-    async def send(self, prompt: TokenIds, output_tokens: int, stamp: Stamp) -> None:
+    async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
         """One request. Raises what vLLM raises."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
-        async for output in self._llm.generate(TokensPrompt(prompt_token_ids=list(prompt)), params, f"bench-{next(self._ids)}"):
+        asked = prompt if isinstance(prompt, str) else TokensPrompt(prompt_token_ids=list(prompt))
+        async for output in self._llm.generate(asked, params, f"bench-{next(self._ids)}"):
             stamp(output.outputs[0].token_ids)
 
-    def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> list[Arrival]:
+    def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> Answer:
         """One arrival an output."""
-        return [Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped]
+        return Answer([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

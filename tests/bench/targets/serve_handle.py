@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.bench.records import Arrival, TokenIds
-from tests.bench.targets import Stamp, Target
+from neox_serve.core.types import TokenIds
+from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.targets import Stamp, Target
+from neox_serve.loadgen.workloads import Prompt
 
 APPLICATION = "bench-fake"
 DEPLOYMENT = "FakeStreams"
@@ -37,11 +39,11 @@ class ServeHandleTarget:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def send(self, prompt: TokenIds, output_tokens: int, stamp: Stamp) -> None:
+    async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
         """One call. Raises Ray's errors."""
         async for token_ids in self._handle.stream.remote(prompt, output_tokens):
             stamp(token_ids)
 
-    def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> list[Arrival]:
+    def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> Answer:
         """One arrival an item."""
-        return [Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped]
+        return Answer([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

@@ -1,10 +1,12 @@
-"""What the bench and its load generator's process tell each other, pickled over a socket pair."""
+"""What a load generator's process and whoever started it tell each other, pickled over a socket pair.
+
+Records come as an `Outcome`, after `Ended`.
+"""
 
 from dataclasses import dataclass
 
-from tests.bench.records import Record
-from tests.bench.targets import TargetSpec
-from tests.bench.workloads import Workload
+from neox_serve.loadgen.load import Load
+from neox_serve.loadgen.targets import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,12 @@ class Ready:
 class Run:
     """To the generator: run this now."""
 
-    workload: Workload
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """To the generator: end the run now, if there still is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +43,6 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """From the generator: the last request has ended; the records follow."""
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """From the generator: the run's records, in the order of the prompts."""
-
-    records: list[Record]
 
 
 @dataclass(frozen=True, slots=True)

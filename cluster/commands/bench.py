@@ -1,0 +1,197 @@
+"""`neox-serve bench`: measures a gateway, or a server with OpenAI's API, under load."""
+
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.commands.connection import Connection, connected
+from cluster.commands.failures import CommandError
+from cluster.commands.inout import print_view
+
+if TYPE_CHECKING:
+    from cluster.bench_endpoints import Endpoint
+    from cluster.bench_plan import Plan
+    from cluster.bench_run import Measured
+    from neox_serve.loadgen.load import Load
+    from neox_serve.loadgen.summaries import Slo, Summary
+    from neox_serve.loadgen.targets.grpc_gateway import Metadata
+
+_WHEN, _WHAT, _TARGET, _RESULTS = "When requests are sent", "What they ask", "Whom they ask", "Results"
+_PICTURES = (".png", ".svg")
+
+
+def _option(panel: str, text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=least)
+
+
+@connected
+def bench(  # noqa: PLR0913 - the command's options, one by one
+    connection: Connection,
+    *,
+    streams: Annotated[int | None, _option(_WHEN, "Closed loop: so many callers, each asking anew (default: 8).", least=1)] = None,
+    rate: Annotated[float | None, _option(_WHEN, "Open loop: requests a second, whatever becomes of them.")] = None,
+    burstiness: Annotated[
+        float | None, _option(_WHEN, "CV of the gaps of --rate: 0 even, 1 Poisson (default), more is burstier.", metavar="CV", least=0)
+    ] = None,
+    speed: Annotated[float | None, _option(_WHEN, "Replays the times of --trace so much faster (default: 1).")] = None,
+    max_in_flight: Annotated[int | None, _option(_WHEN, "Holds an open loop's requests back at so many.", least=1)] = None,
+    requests: Annotated[
+        int | None, _option(_WHEN, "How many; absent: 100, all of --trace, or no limit with --duration.", "--requests", "-n", least=1)
+    ] = None,
+    duration_s: Annotated[float | None, _option(_WHEN, "Sends nothing after so long.", "--duration", metavar="SECONDS")] = None,
+    warm_up: Annotated[int, _option(_WHEN, "Short requests before all others, not counted.", least=0)] = 4,
+    input_tokens: Annotated[int | None, _option(_WHAT, "Length of made-up prompts (default: 128).", least=1)] = None,
+    output_tokens: Annotated[int | None, _option(_WHAT, "Tokens of each answer (default: 64).", least=1)] = None,
+    trace: Annotated[
+        Path | None,
+        _option(_WHAT, "Recorded requests: Azure's CSV, Mooncake's JSONL, or JSONL of prompt, max_tokens, at_s.", metavar="FILE"),
+    ] = None,
+    trace_divisor: Annotated[int, _option(_WHAT, "Divides lengths and prefix blocks of Mooncake's traces.", least=1)] = 8,
+    context_tokens: Annotated[int | None, _option(_WHAT, "Clips a trace to this; absent: what the model has.", least=2)] = None,
+    seed: Annotated[int, _option(_WHAT, "Of prompts and gaps. Repeated, a run may find its prompts cached.")] = 0,
+    openai_url: Annotated[str | None, _option(_TARGET, "A vLLM server instead of a gateway; needs --model.", metavar="URL")] = None,
+    model: Annotated[str | None, _option(_TARGET, "Absent: the one that the gateway serves.")] = None,
+    channels: Annotated[int, _option(_TARGET, "Connections to the gateway.", least=1)] = 1,
+    metadata: Annotated[list[str] | None, _option(_TARGET, "Goes with every call (HTTP: a header).", metavar="KEY=VALUE")] = None,
+    slo_ttft_ms: Annotated[float | None, _option(_RESULTS, "Goodput: counts requests with at most this TTFT.", metavar="MS")] = None,
+    slo_tpot_ms: Annotated[float | None, _option(_RESULTS, "Likewise for the time per output token.", metavar="MS")] = None,
+    slo_e2el_ms: Annotated[float | None, _option(_RESULTS, "Likewise for the whole request.", metavar="MS")] = None,
+    json_file: Annotated[
+        Path | None, _option(_RESULTS, "Writes the figures, named as by `vllm bench serve`.", "--json", metavar="FILE")
+    ] = None,
+    plot_file: Annotated[Path | None, _option(_RESULTS, "Draws latencies; needs matplotlib.", "--plot", metavar="FILE.png|svg")] = None,
+) -> None:
+    """Measure what is served under load."""
+    from cluster.bench_plan import Options, plan
+
+    _check_files(json_file, plot_file)
+    with _explained():
+        options = Options(
+            streams=streams,
+            rate=rate,
+            burstiness=burstiness,
+            speed=speed,
+            max_in_flight=max_in_flight,
+            requests=requests,
+            duration_s=duration_s,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            trace=trace,
+            trace_divisor=trace_divisor,
+            context_tokens=context_tokens,
+            seed=seed,
+        )
+        endpoint = _endpoint(connection, openai_url, model, _metadata(metadata), channels)
+        planned = plan(options, endpoint)
+        measured = _measure(endpoint, planned, warm_up)
+    _tell(endpoint, planned, measured, _slo(slo_ttft_ms, slo_tpot_ms, slo_e2el_ms), json_file, plot_file)
+
+
+def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
+    """Before anything is measured, so that no measurement is lost."""
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file.parent} is no folder", param_hint=option)
+    if plot_file is None:
+        return
+    if plot_file.suffix not in _PICTURES:
+        raise typer.BadParameter(f"must end in {' or '.join(_PICTURES)}, got {plot_file}", param_hint="--plot")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError("--plot needs matplotlib: `pip install matplotlib`, or install neox-serve[plot]")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Failures that are no bugs, in words."""
+    from cluster.bench_plan import OptionError
+    from neox_serve.loadgen.processes import StartError
+    from neox_serve.loadgen.targets import TargetError
+    from neox_serve.loadgen.trace_files import TraceError
+
+    try:
+        yield
+    except OptionError as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from error
+    except (TraceError, TargetError, StartError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _endpoint(connection: Connection, openai_url: str | None, model: str | None, metadata: "Metadata", channels: int) -> "Endpoint":
+    from cluster.bench_endpoints import gateway_endpoint, openai_endpoint
+
+    if openai_url is None:
+        return gateway_endpoint(connection.address, connection.tls, model, metadata, channels)
+    if not openai_url.startswith(("http://", "https://")):
+        raise typer.BadParameter("must begin with http:// or https://", param_hint="--openai-url")
+    if model is None:
+        raise typer.BadParameter("must be given with --openai-url", param_hint="--model")
+    return openai_endpoint(openai_url, connection.tls, model, metadata)
+
+
+def _metadata(pairs: list[str] | None) -> "Metadata":
+    for pair in pairs or ():
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="--metadata")
+    split = (pair.partition("=") for pair in pairs or ())
+    return tuple((key.lower(), value) for key, _, value in split)
+
+
+def _measure(endpoint: "Endpoint", planned: "Plan", warm_up: int) -> "Measured":
+    from cluster.bench_run import measure
+
+    return measure(endpoint.target, planned.load, planned.requests, warm_up)
+
+
+def _slo(ttft_ms: float | None, tpot_ms: float | None, e2el_ms: float | None) -> "Slo | None":
+    from neox_serve.loadgen.summaries import Slo
+
+    return None if ttft_ms is tpot_ms is e2el_ms is None else Slo(ttft_ms, tpot_ms, e2el_ms)
+
+
+def _tell(
+    endpoint: "Endpoint", planned: "Plan", measured: "Measured", slo: "Slo | None", json_file: Path | None, plot_file: Path | None
+) -> None:
+    """Shows and writes the figures. Raises CommandError where requests failed, KeyboardInterrupt after Ctrl-C."""
+    from cluster.bench_view import bench_json, bench_view, reading_notes
+
+    load, summary = planned.load, _summary(planned.load, measured, slo)
+    notes = [*planned.notes, *reading_notes(load, summary, measured.unfinished, measured.client_cpu_s)]
+    print_view(bench_view(endpoint, load, summary, notes))
+    if json_file is not None:
+        content = bench_json(endpoint, load, summary, measured.unfinished)
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        from cluster.bench_plot import plot
+
+        plot(measured.records, f"{endpoint.model}: {load.workload.name}", plot_file)
+    if measured.interrupted:
+        if summary.failed:
+            print(_failures(summary), file=sys.stderr)
+        raise KeyboardInterrupt
+    if summary.failed:
+        raise CommandError(_failures(summary))
+
+
+def _failures(summary: "Summary") -> str:
+    lines = [f"  {count:,} x {error}" for error, count in summary.errors.items()]
+    return "\n".join([f"{summary.failed:,} of {summary.completed + summary.failed:,} requests failed:", *lines])
+
+
+def _summary(load: "Load", measured: "Measured", slo: "Slo | None") -> "Summary":
+    from neox_serve.loadgen.arrivals import ClosedLoop
+    from neox_serve.loadgen.summaries import summarize
+
+    streams = load.arrivals.streams if isinstance(load.arrivals, ClosedLoop) else None
+    return summarize(
+        measured.records,
+        max_concurrency=streams or load.max_in_flight,
+        open_loop=streams is None,
+        slo=slo,
+        client_cpu_s=measured.client_cpu_s,
+    )

@@ -1,0 +1,101 @@
+"""neox-serve's gateway, by bare grpc.aio calls: messages stay bytes until the run is over."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+
+from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.targets import Stamp, Target, TargetError
+from neox_serve.loadgen.workloads import Prompt
+from neox_serve.v1 import generation_pb2, inference_service_pb2
+
+_METHOD = "/neox_serve.v1.InferenceService/StreamGenerate"
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Credentials(Protocol):
+    """What makes a channel a TLS one, such as the client's `Tls`."""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySpec:
+    """address: host:port. channels: connections that the streams are spread over. model: empty for the one served.
+
+    tls: None for plain text. metadata: sent with every call.
+    """
+
+    address: str
+    channels: int = 1
+    model: str = ""
+    tls: Credentials | None = None
+    metadata: Metadata = ()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Target]:
+        """Opens all connections first, so that no request pays for one."""
+        channels = [self._channel() for _ in range(self.channels)]
+        try:
+            for channel in channels:
+                await channel.channel_ready()
+            yield GatewayTarget([channel.unary_stream(_METHOD) for channel in channels], self.model, self.metadata)
+        finally:
+            for channel in channels:
+                await channel.close()
+
+    def _channel(self) -> grpc.aio.Channel:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        if self.tls is None:
+            return grpc.aio.insecure_channel(self.address, options)
+        return grpc.aio.secure_channel(self.address, self.tls.credentials(), options)
+
+
+class GatewayTarget:
+    """Streams over the given methods in turn."""
+
+    def __init__(self, methods: Sequence[Any], model: str = "", metadata: Metadata = ()) -> None:
+        self._methods = methods
+        self._model = model
+        self._metadata = metadata
+        self._sent = 0
+
+    async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
+        """One StreamGenerate call. Raises TargetError."""
+        self._sent += 1
+        method = self._methods[self._sent % len(self._methods)]
+        call = method(stream_request(prompt, output_tokens, self._model).SerializeToString(), metadata=self._metadata)
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                stamp(message)
+        except grpc.aio.AioRpcError as error:
+            raise TargetError(f"{error.code().name}: {error.details()}") from error
+
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
+        """One arrival a message."""
+        parse = inference_service_pb2.StreamGenerateResponse.FromString
+        messages = [(at_s, parse(message)) for at_s, message in stamped]
+        usages = [message.final.usage.prompt_tokens for _, message in messages if message.HasField("final")]
+        return Answer([Arrival(at_s, tuple(message.chunk.token_ids)) for at_s, message in messages], usages[-1] if usages else None)
+
+
+def stream_request(prompt: Prompt, output_tokens: int, model: str = "") -> inference_service_pb2.StreamGenerateRequest:
+    """Exactly this many greedy tokens."""
+    asked = (
+        generation_pb2.Prompt(text=prompt)
+        if isinstance(prompt, str)
+        else generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
+    )
+    return inference_service_pb2.StreamGenerateRequest(
+        model=model,
+        prompt=asked,
+        parameters=generation_pb2.GenerationParameters(
+            sampling=generation_pb2.Sampling(temperature=0.0),
+            stopping=generation_pb2.Stopping(max_tokens=output_tokens, ignore_eos=True),
+        ),
+    )

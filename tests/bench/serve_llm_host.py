@@ -1,0 +1,40 @@
+"""Ray's own LLM serving: `build_openai_app` of `ray.serve.llm` behind Serve's HTTP proxy.
+
+`python -m tests.bench.serve_llm_host <arguments.json> <port>` runs until SIGTERM.
+"""
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+
+def serve_model(arguments: dict[str, Any], port: int) -> None:
+    """Starts Ray and the application. arguments: of LLMConfig."""
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level="warning")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build_openai_app({"llm_configs": [LLMConfig(**arguments)]}), name="llm")
+
+
+def main() -> None:
+    """Deploys and waits for SIGTERM."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        serve_model(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2]))
+        while not stopped.wait(1.0):
+            pass
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
