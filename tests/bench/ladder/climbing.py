@@ -61,6 +61,18 @@ FULL = Size(
     levels=(16, 32, 64, 96, 128, 192, 256, 384, 512),
     fan_in_streams=2_000,
 )
+GOALS = Size(
+    rounds=3,
+    rungs=(BARE, EVERYTHING),
+    lone_requests=50,
+    one_token_requests=2_000,
+    many_requests_per_stream=2,
+    many_tokens=128,
+    ramp_s=1.0,
+    steady_s=4.0,
+    levels=(64,),
+    fan_in_streams=None,
+)
 SMOKE = Size(
     rounds=1,
     rungs=(BARE, GATEWAY, LINK, ROUTER),
