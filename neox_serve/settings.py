@@ -61,6 +61,9 @@ class FakeEngineSettings(_Section):
     ttft_s: float = Field(0.02, ge=0)
     itl_s: float = Field(0.02, ge=0, description="Seconds between tokens at batch size 1")
     itl_per_request_s: float = Field(0.0, ge=0, description="Added to itl_s for each further request in the batch")
+    stamp_text: bool = Field(
+        False, description="Each token's text is the moment of its step (CLOCK_MONOTONIC seconds, 6 digits) and a space: to measure latency"
+    )
 
 
 class EngineSettings(_Section):

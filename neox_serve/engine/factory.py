@@ -59,4 +59,5 @@ def fake_engine(settings: Settings, engine: EngineSettings, facts: ModelFacts, t
         ),
         adapters=frozenset(adapter.name for adapter in settings.model.adapters),
         max_num_seqs=engine.max_num_seqs,
+        stamp_text=timing.stamp_text,
     )

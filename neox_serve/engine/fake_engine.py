@@ -10,7 +10,7 @@ Time is an argument: with a virtual clock a minute of streaming takes millisecon
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import (
@@ -20,6 +20,7 @@ from neox_serve.core.types import (
     EmbeddingResult,
     EngineStats,
     GenerationRequest,
+    SequenceDelta,
 )
 from neox_serve.engine import fake_answers, guides
 from neox_serve.engine.fake_answers import Answer, Vocabulary
@@ -86,7 +87,7 @@ class _Load:
 
 
 class FakeEngine:
-    """Implements `neox_serve.engine.protocol.Engine`."""
+    """Implements `neox_serve.engine.protocol.Engine`. stamp_text: each token's text is the moment of its step, in the clock's seconds."""
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class FakeEngine:
         max_num_seqs: int = 4096,
         faults: Faults = no_faults,
         clock: Clock = Clock(),
+        stamp_text: bool = False,
     ) -> None:
         self._timing = timing
         self._vocabulary = vocabulary
@@ -104,6 +106,7 @@ class FakeEngine:
         self._max_num_seqs = max_num_seqs
         self._faults = faults
         self._clock = clock
+        self._stamp_text = stamp_text
         self._load = _Load()
         self._outbox = Outbox()
         self._alive = True
@@ -213,8 +216,9 @@ class FakeEngine:
 
     def _step(self) -> None:
         self._start_due_requests()
+        stamp = f"{self._clock.now_s():.6f} " if self._stamp_text else None
         for live in tuple(self._load.running.values()):
-            delta = self._advance(live)
+            delta = self._advance(live, stamp)
             if delta.end:
                 del self._load.running[live.key]
             if delta.sequences or delta.end:
@@ -227,16 +231,23 @@ class FakeEngine:
         for live in due[: max(0, self._max_num_seqs - len(load.running))]:
             load.running[live.key] = load.waiting.pop(live.key)
 
-    def _advance(self, live: _Live) -> Delta:
+    def _advance(self, live: _Live, stamp: str | None) -> Delta:
         if live.fault is not None and live.steps == live.fault.after_tokens:
             return Delta(live.key, end=True, failure=live.fault.error)
         live.steps += 1
         sequences, ended = live.answer.step()
+        if stamp is not None:
+            sequences = _stamped(sequences, stamp)
         prompt = live.answer.prompt if sequences and not live.told else None
         live.told |= bool(sequences)
         for sequence in sequences:
             self._load.output_tokens_total += len(sequence.token_ids)
         return Delta(live.key, sequences, prompt, end=ended)
+
+
+def _stamped(sequences: tuple[SequenceDelta, ...], stamp: str) -> tuple[SequenceDelta, ...]:
+    """The same tokens with a stamp each for their text."""
+    return tuple([replace(sequence, text=stamp * len(sequence.token_ids)) for sequence in sequences])
 
 
 def _lost() -> ServeError:

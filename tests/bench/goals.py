@@ -18,6 +18,9 @@ from typing import TypeVar, cast
 from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
+from tests.bench.ladder import climbing
+from tests.bench.ladder import running as ladder
+from tests.bench.ladder.figures import Ladder
 from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
 from tests.bench.view import View
@@ -42,6 +45,10 @@ class Runs:
     def fake(self) -> Comparison:
         """neox-serve and a Serve handle with the fake engine."""
         return self._once("fake", lambda folder: fake_comparison.run(fake_comparison.GOALS, folder, self._view))
+
+    def ladder(self) -> Ladder:
+        """A bare gRPC server and the whole of neox-serve with the fake engine."""
+        return self._once("ladder", lambda folder: ladder.run(climbing.GOALS, folder, self._view))
 
     def cancellation(self) -> Freed:
         """Requests given up."""
@@ -137,6 +144,20 @@ GOALS: tuple[Goal, ...] = (
         Runs.bits_per_byte_over_xz,
     ),
     Goal("spine.builtin_model_mib", "size of the built-in model's folder, MiB", "<=", 16.0, lambda _: builtin_model.size_mib()),
+    Goal(
+        "path.fake_over_bare_grpc",
+        "tok/s of neox-serve over a bare grpc.aio server, fake engine, 256 streams",
+        ">=",
+        0.9,
+        lambda runs: runs.ladder().fake_over_bare_grpc().median,
+    ),
+    Goal(
+        "path.stalled_client_lag",
+        "p99 token lag of 64 streams beside a client that never reads over that without it",
+        "<=",
+        1.2,
+        lambda runs: runs.ladder().stalled_over_healthy_lag().median,
+    ),
 )
 
 

@@ -139,3 +139,31 @@ async def test_sink_that_raises_does_not_stop_the_others() -> None:
     loop.set_exception_handler(None)
     assert [str(error) for error in reported] == ["broken sink"] * 2
     await engine.close()
+
+
+async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock, stamp_text=True), Recorder(time)
+
+    def slow_once(deltas: Sequence[Delta]) -> None:
+        sink(deltas)
+        if len(sink.calls) == 1:
+            time.time_s += 0.25
+
+    await engine.generate("a", GenerationRequest("a", (1, 2, 3), Stopping(max_tokens=3), n=2), slow_once)
+    await sink.end()
+    texts = [[sequence.text for sequence in delta.sequences] for _, deltas in sink.calls for delta in deltas]
+    assert texts == [["0.500000 "] * 2, ["0.750000 "] * 2, ["0.750000 "] * 2]
+    await engine.close()
+
+
+async def test_stamped_tokens_are_those_without_stamps() -> None:
+    answers = []
+    for stamp_text in (False, True):
+        time = VirtualClock()
+        engine, sink = FakeEngine(clock=time.clock, stamp_text=stamp_text), Recorder(time)
+        await engine.generate("a", request("a", 4), sink)
+        await sink.end()
+        answers.append([sequence.token_ids for _, deltas in sink.calls for delta in deltas for sequence in delta.sequences])
+        await engine.close()
+    assert answers[0] == answers[1]

@@ -1,0 +1,86 @@
+"""The ladder's client: a load generator of its own for each load, with the CPU time that each kind of process used meanwhile."""
+
+import contextlib
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from neox_serve.loadgen.generator import LoadGenerator, load_generator
+from neox_serve.loadgen.processes import CpuMeter
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
+from tests.bench.ladder.rungs import CLIENT, ROLES, role_of
+from tests.bench.ladder.stamped_target import StampedSpec
+from tests.bench.processes import importing_tests
+from tests.bench.systems import Running
+from tests.bench.workloads import Workload
+
+_SILENCE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to run. channels: connections. stalled: a further client, which never reads, beside it.
+
+    ramp_tokens: first tokens of each response whose lag does not count, because all streams start at once as no real ones do.
+    """
+
+    workload: Workload
+    channels: int = 1
+    stalled: bool = False
+    ramp_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What came of an order. lags_s: of every token after the ramp, in no order. cpu_s: seconds that each role's processes used."""
+
+    records: list[Record]
+    lags_s: "array[float]"
+    cpu_s: Mapping[str, float]
+
+
+class Client:
+    """A client of one running system. Its log is load.log in the folder."""
+
+    def __init__(self, running: Running, folder: Path) -> None:
+        self._running = running
+        self._folder = folder
+
+    def run(self, order: Order, on_progress: Callable[[int], None]) -> Sample:
+        """Carries an order out. Raises StartError where the load generator dies."""
+        gateway = self._running.target
+        assert isinstance(gateway, GatewaySpec)
+        spec = StampedSpec(replace(gateway, channels=order.channels), self._folder / "lags", order.ramp_tokens, order.stalled)
+        environment = {**self._running.client_environment, **importing_tests()}
+        with load_generator(spec, self._folder, environment) as generator:
+            records, cpu_s = self._metered(generator, order.workload, on_progress)
+        return Sample(records, spec.lags_s(), cpu_s)
+
+    def _metered(
+        self, generator: LoadGenerator, workload: Workload, on_progress: Callable[[int], None]
+    ) -> tuple[list[Record], Mapping[str, float]]:
+        meters = {CLIENT: CpuMeter(lambda: [generator.process]), **{role: self._meter(role) for role in ROLES if role != CLIENT}}
+        cpu_s: dict[str, float] = {}
+
+        def ended() -> None:
+            cpu_s.update((role, meter.read()) for role, meter in meters.items())
+
+        for meter in meters.values():
+            meter.start()
+        outcome = generator.run(workload.load(), on_progress, ended, _SILENCE_S)
+        return outcome.records, cpu_s
+
+    def _meter(self, role: str) -> CpuMeter:
+        processes = self._running.processes
+        assert processes is not None
+        return CpuMeter(lambda: [process for process in processes() if role_of(_command_line(process)) == role])
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []

@@ -1,0 +1,92 @@
+"""A gateway's dispatcher on an engine in its own process: what the gateway costs, without a link or a router."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from itertools import count
+
+from neox_serve.core.cluster import ClusterView
+from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
+from neox_serve.engine.protocol import Engine
+
+
+class EngineStream:
+    """Implements `neox_serve.gateway.dispatching.GenerationStream`. on_cancel: frees the engine's request."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._on_cancel = on_cancel
+        self._deltas: list[Delta] = []
+        self._news = asyncio.Event()
+        self._ended = False
+        self.admission_s = 0.0
+
+    async def next(self) -> Sequence[Delta]:
+        """All deltas since the last call. Raises ServeError where the request failed."""
+        await self._news.wait()
+        self._news.clear()
+        deltas, self._deltas = self._deltas, []
+        if (failure := deltas[-1].failure) is not None:
+            raise failure
+        return deltas
+
+    def push(self, delta: Delta) -> None:
+        """Takes a delta from the engine."""
+        self._ended |= delta.end
+        self._deltas.append(delta)
+        self._news.set()
+
+    def cancel(self) -> None:
+        """Frees the engine's request, unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self._on_cancel()
+
+
+class EngineDispatcher:
+    """Implements `neox_serve.gateway.dispatching.Dispatcher`, with the engine as its only replica."""
+
+    router_connected = True
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._keys = count(1)
+        self._streams: dict[Hashable, EngineStream] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
+        # One object for good: the engine groups a step's deltas by sink.
+        self._sink = self._take
+
+    def ready_replicas(self, pool: Pool) -> int:
+        """The engine."""
+        return int(pool is Pool.GENERATION)
+
+    async def open_generation(self, _model: str, request: GenerationRequest) -> EngineStream:
+        """Hands the request to the engine. Raises ServeError."""
+        key, started_s = next(self._keys), time.monotonic()
+        stream = self._streams[key] = EngineStream(lambda: self._abort(key))
+        try:
+            await self._engine.generate(key, request, self._sink)
+        except BaseException:
+            del self._streams[key]
+            raise
+        stream.admission_s = time.monotonic() - started_s
+        return stream
+
+    async def embed(self, _model: str, request: EmbeddingRequest) -> EmbeddingResult:
+        """The engine's vector. Raises ServeError."""
+        return await self._engine.embed(next(self._keys), request)
+
+    async def cluster_view(self, timeout_s: float) -> ClusterView:
+        """Nobody but this process."""
+        return ClusterView((), (), from_router=False)
+
+    def _take(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            stream = self._streams.pop(delta.key, None) if delta.end else self._streams.get(delta.key)
+            if stream is not None:
+                stream.push(delta)
+
+    def _abort(self, key: int) -> None:
+        self._streams.pop(key, None)
+        task = asyncio.ensure_future(self._engine.abort(key))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
