@@ -112,9 +112,16 @@ async def events_of(path: Path, request: inference_service_pb2.StreamGenerateReq
     ],
     ids=["plain", "n", "logprobs", "stop", "choice"],
 )
-async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"minChunkInterval": "0.03s"}, {"minChunkInterval": "0.03s", "minChunkTokens": 5}],
+    ids=["every step", "interval", "interval and tokens"],
+)
+async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dict[str, Any], options: dict[str, Any]) -> None:
     unary = await path.stubs.inference.Generate(unary_request(**parameters))
-    *chunks, last = await events_of(path, stream_request(**parameters))
+    request = stream_request(**parameters)
+    json_format.ParseDict(options, request.options)
+    *chunks, last = await events_of(path, request)
     (result,) = unary.results
     for completion in result.completions:
         mine = [event.chunk for event in chunks if event.chunk.index == completion.index]
