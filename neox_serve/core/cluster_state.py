@@ -28,7 +28,8 @@ from neox_serve.core.cluster import (
 from neox_serve.core.errors import ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import PoolFlow, next_slot_s, refusal
-from neox_serve.core.routing import Candidate, Shortage, choose
+from neox_serve.core.roster import Candidate, Roster
+from neox_serve.core.routing import Shortage, choose
 from neox_serve.core.types import Pool
 
 _NO_LOAD = ReplicaLoad()
@@ -65,7 +66,8 @@ class ClusterState:
         self._rng = rng
         self._replicas: dict[str, _ReplicaPeer] = {}
         self._gateways: dict[str, _Peer] = {}
-        self._leases = LeaseBook()
+        self._roster = Roster()
+        self._leases = LeaseBook(self._roster.credit)
         self._promised_until_s: dict[tuple[Pool, str], float] = {}
 
     # Replicas
@@ -77,21 +79,25 @@ class ClusterState:
                 self._forget_replica(other.replica_id)
         known = self._replicas.get(replica.replica_id)
         registered_s = known.registered_s if known else now_s
-        self._replicas[replica.replica_id] = _ReplicaPeer(connection, registered_s, replica=replica)
+        self._enter(_ReplicaPeer(connection, registered_s, replica=replica))
 
     def report_load(self, replica_id: str, load: ReplicaLoad) -> None:
         """A replica's load; of an unknown replica it is ignored."""
         if peer := self._replicas.get(replica_id):
             peer.load = load
+            self._enter(peer)
 
     def change_phase(self, replica_id: str, phase: ReplicaPhase) -> None:
         """A replica's phase; of an unknown replica it is ignored."""
         if peer := self._replicas.get(replica_id):
             peer.replica = peer.replica.moved_to(phase)
+            self._enter(peer)
 
     def disconnect_replica(self, replica_id: str, connection: int, now_s: float) -> None:
         """A replica's stream ended."""
-        _lose(self._replicas.get(replica_id), connection, now_s)
+        if peer := self._replicas.get(replica_id):
+            _lose(peer, connection, now_s)
+            self._enter(peer)
 
     # Gateways
 
@@ -109,13 +115,14 @@ class ClusterState:
 
     def disconnect_gateway(self, gateway_id: str, connection: int, now_s: float) -> None:
         """A gateway's stream ended."""
-        _lose(self._gateways.get(gateway_id), connection, now_s)
+        if peer := self._gateways.get(gateway_id):
+            _lose(peer, connection, now_s)
 
     # Requests
 
     def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Grant | ServeError:
         """Leases a replica to a request, or says why not: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
-        choice = choose(self._candidates(), demand, self._rng)
+        choice = choose(self._roster, demand, self._rng)
         if isinstance(choice, Shortage):
             return refusal(choice, demand, self._promise_slot(demand, now_s) if choice is Shortage.FULL else 0.0)
         self._leases.add(gateway_id, Lease(lease_id, choice.replica_id, demand.tokens))
@@ -176,10 +183,12 @@ class ClusterState:
         gateways = tuple(GatewayView(key, self._leases.requests(key), now_s - peer.registered_s) for key, peer in self._gateways.items())
         return ClusterView(replicas, gateways, from_router=True)
 
-    def _candidates(self) -> list[Candidate]:
-        return [
-            Candidate(peer.replica, self._leases.outstanding(key), reachable=peer.lost_s is None) for key, peer in self._replicas.items()
-        ]
+    def _enter(self, peer: _ReplicaPeer) -> None:
+        """All that changes of a replica passes here to routing; what changes of its leases, the book tells."""
+        replica_id = peer.replica.replica_id
+        self._replicas[replica_id] = peer
+        outstanding, rate = self._leases.outstanding(replica_id), peer.load.output_tokens_per_second
+        self._roster.put(Candidate(peer.replica, outstanding, peer.lost_s is None, rate))
 
     def _promise_slot(self, demand: Demand, now_s: float) -> float:
         key = (demand.pool, demand.model)
@@ -188,22 +197,19 @@ class ClusterState:
         return slot_s - now_s
 
     def _flow(self, demand: Demand) -> PoolFlow:
-        peers = [peer for peer in self._replicas.values() if (peer.replica.pool, peer.replica.model) == (demand.pool, demand.model)]
-        sums = [self._leases.outstanding(peer.replica.replica_id) for peer in peers]
-        return PoolFlow(
-            requests=sum(each.requests for each in sums),
-            tokens=sum(each.tokens for each in sums),
-            tokens_per_second=sum(peer.load.output_tokens_per_second for peer in peers),
-        )
+        members = self._roster.members(demand.pool, demand.model)
+        outstanding = members.outstanding
+        return PoolFlow(outstanding.requests, outstanding.tokens, members.tokens_per_second)
 
     def _is_over(self, peer: _Peer, now_s: float) -> bool:
         return peer.lost_s is not None and now_s >= peer.lost_s + self._grace_s
 
     def _forget_replica(self, replica_id: str) -> None:
         del self._replicas[replica_id]
+        self._roster.remove(replica_id)
         self._leases.drop_replica(replica_id)
 
 
-def _lose(peer: _Peer | None, connection: int, now_s: float) -> None:
-    if peer is not None and peer.connection == connection and peer.lost_s is None:
+def _lose(peer: _Peer, connection: int, now_s: float) -> None:
+    if peer.connection == connection and peer.lost_s is None:
         peer.lost_s = now_s

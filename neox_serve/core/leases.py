@@ -4,7 +4,7 @@ Invariants (held by property tests): a replica's sums equal the sums over the le
 lease twice, or one that is not there, changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from neox_serve.core.cluster import Lease, Outstanding
 
@@ -12,47 +12,49 @@ _NONE = Outstanding()
 
 
 class LeaseBook:
-    """Leases by gateway, with running sums by replica. A replica need not be known: gateways may report leases before it registers."""
+    """Leases by gateway and by replica, with running sums. A replica need not be known: gateways may report leases before it registers.
 
-    def __init__(self) -> None:
+    on_change: told of a replica's new sums, once for each change here.
+    """
+
+    def __init__(self, on_change: Callable[[str, Outstanding], None] = lambda _replica_id, _outstanding: None) -> None:
+        self._on_change = on_change
         self._by_gateway: dict[str, dict[int, Lease]] = {}
-        self._by_replica: dict[str, Outstanding] = {}
+        self._by_replica: dict[str, set[tuple[str, int]]] = {}
+        self._sums: dict[str, Outstanding] = {}
 
     def add(self, gateway_id: str, lease: Lease) -> None:
         """Enters a lease; one with the same id is replaced."""
         self.remove(gateway_id, lease.lease_id)
-        self._by_gateway.setdefault(gateway_id, {})[lease.lease_id] = lease
-        self._count(lease, 1)
+        self._put_all(gateway_id, (lease,))
 
     def remove(self, gateway_id: str, lease_id: int) -> Lease | None:
         """Takes a lease out and returns it; None if it is not there."""
-        lease = self._by_gateway.get(gateway_id, {}).pop(lease_id, None)
+        lease = self._by_gateway.get(gateway_id, {}).get(lease_id)
         if lease is not None:
-            self._count(lease, -1)
+            self._remove_all(gateway_id, (lease,))
         return lease
 
     def replace(self, gateway_id: str, leases: Iterable[Lease]) -> None:
         """Makes these the gateway's leases, instead of all it had."""
-        self.drop_gateway(gateway_id)
-        for lease in leases:
-            self.add(gateway_id, lease)
+        named = {lease.lease_id: lease for lease in leases}
+        known = self._by_gateway.get(gateway_id, {})
+        self._remove_all(gateway_id, [lease for lease in known.values() if named.get(lease.lease_id) != lease])
+        self._put_all(gateway_id, [lease for lease in named.values() if lease.lease_id not in known])
 
     def drop_gateway(self, gateway_id: str) -> None:
         """Removes all leases of a gateway."""
-        for lease in self._by_gateway.pop(gateway_id, {}).values():
-            self._count(lease, -1)
+        self._remove_all(gateway_id, self.leases(gateway_id))
+        self._by_gateway.pop(gateway_id, None)
 
     def drop_replica(self, replica_id: str) -> None:
         """Removes all leases on a replica."""
-        if replica_id not in self._by_replica:
-            return
-        for gateway_id, leases in self._by_gateway.items():
-            for lease_id in [lease.lease_id for lease in leases.values() if lease.replica_id == replica_id]:
-                self.remove(gateway_id, lease_id)
+        for gateway_id, lease_id in tuple(self._by_replica.get(replica_id, ())):
+            self.remove(gateway_id, lease_id)
 
     def outstanding(self, replica_id: str) -> Outstanding:
         """Claims on a replica, summed."""
-        return self._by_replica.get(replica_id, _NONE)
+        return self._sums.get(replica_id, _NONE)
 
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
         """All leases of a gateway."""
@@ -65,10 +67,28 @@ class LeaseBook:
     def __len__(self) -> int:
         return sum(len(leases) for leases in self._by_gateway.values())
 
+    def _put_all(self, gateway_id: str, leases: Collection[Lease]) -> None:
+        mine = self._by_gateway.setdefault(gateway_id, {})
+        for lease in leases:
+            mine[lease.lease_id] = lease
+            self._by_replica.setdefault(lease.replica_id, set()).add((gateway_id, lease.lease_id))
+            self._count(lease, 1)
+        self._tell(leases)
+
+    def _remove_all(self, gateway_id: str, leases: Collection[Lease]) -> None:
+        for lease in leases:
+            del self._by_gateway[gateway_id][lease.lease_id]
+            self._by_replica[lease.replica_id].remove((gateway_id, lease.lease_id))
+            self._count(lease, -1)
+        self._tell(leases)
+
     def _count(self, lease: Lease, sign: int) -> None:
         now = self.outstanding(lease.replica_id)
-        then = Outstanding(now.requests + sign, now.tokens + sign * lease.tokens)
-        if then.requests:
-            self._by_replica[lease.replica_id] = then
-        else:
-            del self._by_replica[lease.replica_id]
+        self._sums[lease.replica_id] = Outstanding(now.requests + sign, now.tokens + sign * lease.tokens)
+
+    def _tell(self, leases: Iterable[Lease]) -> None:
+        """Tells of the replicas that these leases are or were on, and forgets the sums of those without any."""
+        for replica_id in {lease.replica_id for lease in leases}:
+            if not self._by_replica[replica_id]:
+                del self._by_replica[replica_id], self._sums[replica_id]
+            self._on_change(replica_id, self.outstanding(replica_id))

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from itertools import count
 from random import Random
 
-from neox_serve.core.cluster import Demand, Lease
+from neox_serve.core.cluster import Demand, Lease, Outstanding
 from neox_serve.core.errors import ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
-from neox_serve.core.routing import Candidate, Shortage, choose
+from neox_serve.core.roster import Candidate, Roster
+from neox_serve.core.routing import Shortage, choose
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.engine_links import EngineLinks
 from neox_serve.wire import router_messages as wire
@@ -41,7 +42,8 @@ class Admission:
         self._rng = rng
         self._timeout_s = timeout_s
         self._ids = count(1)
-        self._book = LeaseBook()
+        self._book = LeaseBook(self._credit)
+        self._roster: Roster | None = None
         self._asked: dict[int, tuple[Demand, asyncio.Future[Lease | ServeError | None]]] = {}
         self._settled: list[int] = []
 
@@ -85,6 +87,10 @@ class Admission:
         for _, future in asked.values():
             future.set_result(None)
 
+    def on_links_changed(self) -> None:
+        """Replicas or links came, went or changed: routing here looks at all of them again when it is next asked."""
+        self._roster = None
+
     def candidates(self) -> list[Candidate]:
         """All replicas known here, with this gateway's own load."""
         return [Candidate(replica, self._book.outstanding(replica.replica_id), up) for replica, up in self._links.replicas()]
@@ -116,13 +122,19 @@ class Admission:
         self._tell_settled(lease_id)
 
     def _lease_here(self, demand: Demand) -> Lease:
-        choice = choose(self.candidates(), demand, self._rng)
+        if self._roster is None:
+            self._roster = Roster(self.candidates())
+        choice = choose(self._roster, demand, self._rng)
         if isinstance(choice, Shortage):
             raise refusal(choice, demand, UNKNOWN_SLOT_INTERVAL_S)
         lease = Lease(next(self._ids), choice.replica_id, demand.tokens)
         self._book.add(self._gateway_id, lease)
         self._send(wire.adopted((lease,)))
         return lease
+
+    def _credit(self, replica_id: str, outstanding: Outstanding) -> None:
+        if self._roster is not None:
+            self._roster.credit(replica_id, outstanding)
 
     def _tell_settled(self, lease_id: int) -> None:
         if not self._settled:

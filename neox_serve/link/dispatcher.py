@@ -187,6 +187,7 @@ class Dispatcher:
         self._open -= 1
 
     def _announce_change(self) -> None:
+        self._admission.on_links_changed()
         self._changed.set()
 
     # The router

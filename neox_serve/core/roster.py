@@ -1,0 +1,153 @@
+"""The replicas that routing chooses from, sorted while they change, so that a choice looks at two of them and not at all.
+
+By pool and model: which replicas there are, which of them are ready, and which of those have room for one more request. Every change of a
+replica, its load or its claims enters here and costs the same in a cluster of any size.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from neox_serve.core.cluster import Outstanding, Replica, ReplicaPhase
+from neox_serve.core.types import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A replica, what it has been given, whether it can be reached now, and how fast it last said that it generates."""
+
+    replica: Replica
+    outstanding: Outstanding
+    reachable: bool = True
+    tokens_per_second: float = 0.0
+
+
+def is_ready(candidate: Candidate) -> bool:
+    """Whether the replica takes requests, as long as it has room."""
+    return candidate.replica.phase is ReplicaPhase.READY and candidate.reachable
+
+
+def has_room(candidate: Candidate) -> bool:
+    """Whether the replica takes one more request."""
+    return candidate.outstanding.requests < candidate.replica.max_requests
+
+
+class Members:
+    """The replicas of one model in one pool."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
+        self._rates: dict[str, float] = {}
+        self._ready: set[str] = set()
+        self._free: list[Candidate] = []
+        self._places: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def free(self) -> Sequence[Candidate]:
+        """Those that are ready and have room, in no order that means anything."""
+        return self._free
+
+    @property
+    def outstanding(self) -> Outstanding:
+        """Claims on all of them, summed."""
+        return Outstanding(sum(self._requests.values()), sum(self._tokens.values()))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """How fast all of them generate."""
+        return sum(self._rates.values())
+
+    def has_ready(self, excluded: Collection[str]) -> bool:
+        """Whether one that is not excluded is ready, with room or without."""
+        return any(replica_id not in excluded for replica_id in self._ready)
+
+    def put(self, candidate: Candidate) -> None:
+        """Enters a replica, instead of what was known of it."""
+        replica_id = candidate.replica.replica_id
+        self._requests[replica_id] = candidate.outstanding.requests
+        self._tokens[replica_id] = candidate.outstanding.tokens
+        self._rates[replica_id] = candidate.tokens_per_second
+        if is_ready(candidate):
+            self._ready.add(replica_id)
+        else:
+            self._ready.discard(replica_id)
+        if is_ready(candidate) and has_room(candidate):
+            self._put_free(candidate)
+        else:
+            self._remove_free(replica_id)
+
+    def remove(self, replica_id: str) -> None:
+        """Takes out a replica that is there."""
+        for sums in (self._requests, self._tokens, self._rates):
+            del sums[replica_id]
+        self._ready.discard(replica_id)
+        self._remove_free(replica_id)
+
+    def _put_free(self, candidate: Candidate) -> None:
+        place = self._places.setdefault(candidate.replica.replica_id, len(self._free))
+        if place == len(self._free):
+            self._free.append(candidate)
+        else:
+            self._free[place] = candidate
+
+    def _remove_free(self, replica_id: str) -> None:
+        """The last one takes its place, so that no other moves."""
+        place = self._places.pop(replica_id, None)
+        if place is None:
+            return
+        last = self._free.pop()
+        if place < len(self._free):
+            self._free[place] = last
+            self._places[last.replica.replica_id] = place
+
+
+class Roster:
+    """All replicas. They may enter in any order and as often as they change."""
+
+    def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
+        self._candidates: dict[str, Candidate] = {}
+        self._members: dict[tuple[Pool, str], Members] = {}
+        self._nobody = Members()
+        for candidate in candidates:
+            self.put(candidate)
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def members(self, pool: Pool, model: str) -> Members:
+        """The replicas of a model in a pool."""
+        return self._members.get((pool, model), self._nobody)
+
+    def has_model(self, model: str) -> bool:
+        """Whether a replica of any pool has the model, ready or not."""
+        return any((pool, model) in self._members for pool in Pool)
+
+    def put(self, candidate: Candidate) -> None:
+        """Enters a replica, instead of what was known of it."""
+        replica = candidate.replica
+        known = self._candidates.get(replica.replica_id)
+        if known and _key(known) != _key(candidate):
+            self.remove(replica.replica_id)
+        self._candidates[replica.replica_id] = candidate
+        if _key(candidate) not in self._members:
+            self._members[_key(candidate)] = Members()
+        self._members[_key(candidate)].put(candidate)
+
+    def credit(self, replica_id: str, outstanding: Outstanding) -> None:
+        """What a replica has been given now; of an unknown one it is ignored."""
+        if known := self._candidates.get(replica_id):
+            self.put(Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second))
+
+    def remove(self, replica_id: str) -> None:
+        """Takes out a replica that is there."""
+        key = _key(self._candidates.pop(replica_id))
+        self._members[key].remove(replica_id)
+        if not self._members[key]:
+            del self._members[key]
+
+
+def _key(candidate: Candidate) -> tuple[Pool, str]:
+    return candidate.replica.pool, candidate.replica.model
