@@ -12,6 +12,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from neox_serve.settings import LogSettings
 
+# At debug it writes several lines for every header of every call, request ids among them.
+_HEADER_CODEC = "hpack"
+
 bound = structlog.contextvars.bound_contextvars
 """`with bound(request_id=...)`: every line inside carries these keys, in tasks started inside too."""
 
@@ -30,6 +33,7 @@ def configure(settings: LogSettings, component: str, stream: TextIO = sys.stderr
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.level.upper())
+    logging.getLogger(_HEADER_CODEC).setLevel(logging.INFO)
 
 
 def _shared_processors(component: str) -> list[Processor]:

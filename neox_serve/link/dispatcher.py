@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import count
 from random import Random
 
+import structlog
+
 from neox_serve.core.cluster import ClusterView, Demand, GatewayView, ReplicaLoad, ReplicaPhase, ReplicaView
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.refusal import NOT_READY_RETRY_S
@@ -23,6 +25,8 @@ from neox_serve.link.generation_stream import GenerationStream, Placement
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
 from neox_serve.link.streams import repeat, stop_task
 from neox_serve.wire import router_messages as wire
+
+_log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
@@ -118,7 +122,7 @@ class Dispatcher:
         demand = Demand(Pool.GENERATION, model, len(request.prompt_token_ids), request.most_output_tokens)
         stream = GenerationStream(
             request,
-            place=lambda failed: self._place(replace(demand, excluded=failed)),
+            place=lambda failed: self._place(request.request_id, replace(demand, excluded=failed)),
             settle=self._admission.settle,
             on_end=self._ended,
             clock=self._clock,
@@ -156,7 +160,7 @@ class Dispatcher:
         admission_s = 0.0
         while True:
             asked_s = self._clock()
-            placement = await self._place(demand)
+            placement = await self._place(request.request_id, demand)
             admission_s += self._clock() - asked_s
             lease, link = placement.lease, placement.link
             try:
@@ -169,7 +173,7 @@ class Dispatcher:
                 link.cancel(lease.lease_id)
                 self._admission.settle(lease)
 
-    async def _place(self, demand: Demand) -> Placement:
+    async def _place(self, request_id: str, demand: Demand) -> Placement:
         """Leases a replica whose link is up; one that cannot be reached has failed the request. Raises ServeError."""
         while True:
             lease = await self._admission.lease(demand)
@@ -184,6 +188,7 @@ class Dispatcher:
                 self._admission.settle(lease)
                 raise
             else:
+                _log.info("request_placed", request_id=request_id, replica_id=lease.replica_id, failed_replicas=demand.excluded)
                 return Placement(lease, link, demand.excluded)
 
     def _ended(self) -> None:

@@ -6,7 +6,7 @@ its backlog in fewer, larger frames, and past a bound loses its link: it slows n
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -48,8 +48,8 @@ class EngineLinkSession:
         self._admit = admit
         self._on_ended = on_ended
         self._most_backlog_deltas = most_backlog_deltas
-        self._live: set[int] = set()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._live: dict[Hashable, str] = {}  # key: request id
+        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._freeing: set[asyncio.Task[None]] = set()
         self._frames: deque[Sequence[Delta]] = deque()
         self._results: deque[pb.ConnectResponse] = deque()
@@ -76,9 +76,9 @@ class EngineLinkSession:
         while True:
             commands = (await read(stream, pb.ConnectRequest)).commands
             for generation in commands.generations:
-                self._start(generation.key, self._generate(generation))
+                self._start(generation, self._generate(generation))
             for embedding in commands.embeddings:
-                self._start(embedding.key, self._embed(embedding))
+                self._start(embedding, self._embed(embedding))
             for key in commands.cancelled_keys:
                 self._cancel(self._base | key)
 
@@ -115,9 +115,10 @@ class EngineLinkSession:
 
     # Requests
 
-    def _start(self, link_key: int, work: Coroutine[Any, Any, None]) -> None:
-        key = self._base | link_key
-        self._live.add(key)
+    def _start(self, message: pb.SubmitGeneration | pb.SubmitEmbedding, work: Coroutine[Any, Any, None]) -> None:
+        key = self._base | message.key
+        self._live[key] = message.request_id
+        _log.debug("request_taken", request_id=message.request_id)
         task = asyncio.ensure_future(work)
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
@@ -139,22 +140,21 @@ class EngineLinkSession:
             result = await self._engine.embed(key, wire.embedding_from_proto(message))
             response = wire.embedding_result_to_proto(message.key, result)
         except ServeError as error:
+            _note_failure(message.request_id, error)
             response = wire.embedding_result_to_proto(message.key, error)
         except Exception:  # noqa: BLE001  as above
             response = wire.embedding_result_to_proto(message.key, _broken(message.request_id))
-        if key in self._live:
-            self._live.discard(key)
+        if self._live.pop(key, None) is not None:
             self._results.append(response)
             self._wake.set()
 
     def _cancel(self, key: int) -> None:
-        if key in self._live:
-            self._live.discard(key)
+        if self._live.pop(key, None) is not None:
             task = asyncio.ensure_future(self._free(key))
             self._freeing.add(task)
             task.add_done_callback(self._freed)
 
-    async def _free(self, key: int) -> None:
+    async def _free(self, key: Hashable) -> None:
         """Ends a request's task, if it is still being submitted, and its work in the engine."""
         task = self._tasks.get(key)
         if task is not None:
@@ -174,7 +174,9 @@ class EngineLinkSession:
             return
         for delta in deltas:
             if delta.end:
-                self._live.discard(delta.key)
+                request_id = self._live.pop(delta.key, None)
+                if request_id is not None and delta.failure is not None:
+                    _note_failure(request_id, delta.failure)
         self._frames.append(deltas)
         self._backlog_deltas += len(deltas)
         self._wake.set()
@@ -190,6 +192,10 @@ class EngineLinkSession:
         deltas = tuple(deltas)
         self._backlog_deltas -= len(deltas)
         return wire.step_to_proto(deltas, _link_key)
+
+
+def _note_failure(request_id: str, error: ServeError) -> None:
+    _log.info("request_failed", request_id=request_id, reason=error.reason.value, error=error.message)
 
 
 def _broken(request_id: str) -> ServeError:
