@@ -24,6 +24,7 @@ from cluster.ray_access import present_token, quiet_about_token
 from cluster.startup_view import StartupView
 from deployments.app import EMBEDDING_APPLICATION, GATEWAY_APPLICATION, GENERATION_APPLICATION
 from deployments.lookup import ROUTER_APPLICATION
+from neox_serve.engine.checking import check_engines
 from neox_serve.settings import Settings, SettingsError
 
 # Gateways go first and find the engines still there for what they have accepted.
@@ -129,12 +130,14 @@ class LocalCluster:
 def serve_until_stopped(settings: Settings) -> None:
     """Brings the cluster up, says how to call it, and holds it until SIGINT or SIGTERM; then drains and stops it.
 
-    Raises SettingsError where a port is taken or a cluster of this user already runs, DeploymentError where a part does not start.
+    Raises SettingsError where an engine cannot work, a port is taken or a cluster of this user already runs, DeploymentError where a part
+    does not start.
     """
     console = Console(stderr=True)
     already = state.running(settings.state_folder)
     if already:
         raise SettingsError(f"a cluster already runs (pid {already.pid}, {already.gateway_address}); stop it with `neox-serve down`")
+    _check_here(settings)
     cluster = LocalCluster(settings)
     with _signals() as signals:
         try:
@@ -165,15 +168,22 @@ def stop_running(settings: Settings, timeout_s: float) -> bool:
 def apply_to_running(settings: Settings) -> None:
     """Rolls the cluster noted in the state folder to changed settings, new replicas before old ones go, and waits until it has.
 
-    Raises SettingsError where no cluster runs, DeploymentError or TimeoutError where a part does not come up.
+    Raises SettingsError where no cluster runs or an engine cannot work, DeploymentError or TimeoutError where a part does not come up.
     """
     cluster = state.running(settings.state_folder)
     if cluster is None:
         raise SettingsError("no cluster runs here; start one with `neox-serve up`")
+    _check_here(settings)
     _attach(cluster.ray_address)
     deploy(cluster.dashboard_url, settings)
     with StartupView(Console(stderr=True)) as view:
         wait_until_running(settings.generation.replicas.start_timeout_s, view.show, stopped=lambda: False)
+
+
+def _check_here(settings: Settings) -> None:
+    """Checks the engines where they run on this machine; on others they check themselves when they start. Raises SettingsError."""
+    if settings.ray.address == "local":
+        check_engines(settings)
 
 
 def _attach(address: str) -> BaseContext:

@@ -1,5 +1,6 @@
 """`neox-serve config` and `manifests`: what the settings are, whether they can work, and what they make on Kubernetes."""
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,13 +62,13 @@ def render(
 
 
 def _check_engines(settings: "Settings") -> str:
-    """Checks the engine of every pool; returns the model's facts in words. Fetches the model's small files only. Raises SettingsError."""
-    from neox_serve.core.types import Pool
-    from neox_serve.engine.arguments import check as check_engine
-    from neox_serve.model_files import locate_tokenizer, read_facts
+    """Checks the engine of every pool, vLLM's own checks last; returns the model's facts in words. Raises SettingsError."""
+    from neox_serve.engine.checking import check_engines, check_with_vllm, enabled_pools
+    from neox_serve.engine.environment import engine_environment
 
-    facts = read_facts(locate_tokenizer(settings.model.source, settings.model.revision))
-    for pool in Pool:
-        if pool is Pool.GENERATION or settings.embedding.enabled:
-            check_engine(pool, settings, facts)
+    facts = check_engines(settings)
+    for pool in enabled_pools(settings):
+        # vLLM logs to stdout, even what it makes of good settings.
+        os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
+        check_with_vllm(pool, settings)
     return f"{facts.layers} layers of {facts.hidden_size}, {facts.heads} heads, {facts.positions} positions"

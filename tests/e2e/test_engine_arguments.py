@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import vllm
+from typer.testing import CliRunner
 from vllm.config import VllmConfig
+from vllm.v1.engine.async_llm import AsyncLLM
 
+from cluster.cli import app
 from neox_serve import model_files
 from neox_serve.core.errors import Reason
 from neox_serve.core.types import Pool
@@ -18,7 +21,7 @@ from neox_serve.engine import vllm_arguments, vllm_errors
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.hardware import Machine
 from neox_serve.settings import Settings, SettingsError, load, restore
-from tests.engines import environment
+from tests.engines import environment, start
 from tests.unit.test_model_facts import PUBLISHED_20B
 
 pytestmark = pytest.mark.e2e
@@ -104,6 +107,60 @@ def test_embedding_engine_of_last_tokens_caches_prefixes() -> None:
 def test_names_that_vllm_does_not_know_are_refused(engine: dict[str, Any], complaint: str) -> None:
     with pytest.raises(SettingsError, match=rf"generation\.engine\.{complaint}"):
         config_of(Pool.GENERATION, settings(Pool.GENERATION, **engine), model_files.locate("builtin", None))
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """What is raised instead of loading a model."""
+
+    class ReachedError(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(AsyncLLM, "from_vllm_config", load)
+    return ReachedError
+
+
+BAD = [
+    pytest.param({"max_model_tokens": 4096}, "max_model_tokens: 4096", id="our check"),
+    pytest.param({"quantization": "four-bit"}, "quantization: 'four-bit'", id="name"),
+    pytest.param({"extra_arguments": {"seed": "seven"}}, "vLLM refuses these arguments", id="vLLM's check"),
+]
+
+
+@pytest.mark.parametrize("pool", list(Pool))
+@pytest.mark.parametrize(("engine", "complaint"), BAD)
+@pytest.mark.usefixtures("reached")
+async def test_start_engine_refuses_what_cannot_work_before_it_loads(pool: Pool, engine: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        await start(pool, settings(pool, **engine))
+    assert f"{pool.value}.engine" in str(caught.value)
+    assert complaint in str(caught.value)
+
+
+async def test_start_engine_loads_what_can_work(reached: type[Exception]) -> None:
+    with pytest.raises(reached):
+        await start(Pool.GENERATION, settings(Pool.GENERATION))
+
+
+@pytest.mark.parametrize(("engine", "complaint"), BAD)
+def test_config_check_says_what_cannot_work(engine: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"generation": {"engine": engine}}))
+    with environment({}):
+        done = CliRunner().invoke(app, ["config", "check", "--config", str(file)])
+    assert done.exit_code == 1, done.output
+    assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--set", "embedding.enabled=false"]], ids=["both pools", "one pool"])
+def test_config_check_says_that_the_built_in_model_can_work(options: list[str]) -> None:
+    with environment({}):
+        done = CliRunner().invoke(app, ["config", "check", *options])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("The settings can work.\n")
 
 
 def vllm_exceptions() -> set[type[BaseException]]:

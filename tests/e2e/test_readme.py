@@ -31,7 +31,7 @@ TESTED_ELSEWHERE = {
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
-    "neox-serve config check --config FILE": "tests/unit",
+    "neox-serve config check --config FILE": "tests/e2e/test_engine_arguments.py",
     "neox-serve manifests render --config FILE": "tests/unit",
     "neox-serve apply --config FILE": "tests/ray",
     "neox-serve down": "tests/ray",
