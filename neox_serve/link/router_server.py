@@ -171,8 +171,8 @@ class RouterServer(RouterLinkServiceServicer):
         self._metrics.admitted(outcome, time.perf_counter() - decided_s)
 
     def _may_wait(self, refusal: ServeError, request: _Request, now_s: float) -> bool:
-        may_come = self._state.may_become_ready(request.demand, now_s)
-        return refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S and may_come
+        in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S
+        return in_time and self._state.may_become_ready(request.demand, now_s)
 
     def _settle(self, gateway: _Gateway, lease_ids: Iterable[int]) -> None:
         lease_ids = tuple(lease_ids)
@@ -245,7 +245,7 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
         self._announce()
-        self._metrics.show(self._state.view(self._clock()))
+        self._metrics.show(self._state)
 
     def _all_texts(self) -> dict[Labels, str]:
         """Called from the page's thread: the copy is made by one step of the interpreter."""
