@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(sort $(shell find protos -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check test bench bench-smoke goals protos generate-protos lock
+.PHONY: help setup peers serve check test bench bench-smoke goals protos generate-protos lock
 
 help: ## Lists these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,12 @@ $(VENV)/.installed: requirements/cpu.lock pyproject.toml
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c "import torch" || { rm -rf $(VENV); echo "torch does not load here: its build with CUDA was installed without CUDA." \
 	  "Set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels and try again."; exit 1; }
+	@touch $@
+
+peers: $(VENV)/.peers ## Adds what only benchmarks need: other systems to measure against
+
+$(VENV)/.peers: requirements/peers.lock $(VENV)/.installed
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/peers.lock
 	@touch $@
 
 serve: setup ## Serves the built-in model here; Ctrl-C stops all of it
@@ -36,13 +42,13 @@ generate-protos:
 test: setup check ## Everything that must pass: checks, then all tests
 	@$(BIN)/python -m pytest
 
-bench: setup ## Measures against vLLM's servers and Serve handles, five rounds (about 20 minutes on an idle machine); see docs/benchmarks.md
+bench: peers ## Measures against what users would pick instead, five rounds (about two hours on an idle machine); see docs/benchmarks.md
 	@$(BIN)/python -m tests.bench full
 
 bench-smoke: setup ## The main ratios from one round, in under 3 minutes
 	@$(BIN)/python -m tests.bench smoke
 
-goals: setup ## Measures every goal and prints a line for each; fails where one is short
+goals: peers ## Measures every goal and prints a line for each; fails where one is short
 	@$(BIN)/python -m tests.bench.goals
 
 lock: $(VENV)/.installed ## Resolves requirements/{cpu,gpu}.lock anew from pyproject.toml

@@ -8,6 +8,7 @@ import ray
 
 from autoscaling.ray_adapter import REQUESTS_METRIC
 from deployments.lookup import router_lookup
+from deployments.memory import settle
 from neox_serve import logs
 from neox_serve.core.types import Pool
 from neox_serve.engine.factory import start_engine
@@ -35,6 +36,7 @@ class EngineDeployment:
             load_interval_s=settings.router.load_interval_s,
         )
         await self._server.start()
+        settle()
         self._to_end.push_async_callback(self._server.stop)
         self._to_end.push_async_callback(self._server.drain, replicas.drain_timeout_s)
 

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from deployments.lookup import router_lookup
+from deployments.memory import settle
 from neox_serve import logs
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.link.dispatcher import Dispatcher
@@ -34,6 +35,7 @@ class GatewayDeployment:
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)
         await self._server.start()
+        settle()
         self._to_end.push_async_callback(self._server.stop)
         self._to_end.push_async_callback(self._server.drain, settings.gateway.drain_timeout_s)
 

@@ -13,6 +13,7 @@ _SAMPLING = "Sampling"
 _STOPPING = "Stopping"
 _GUIDE = "Guided output"
 _BEAMS = "Beam search"
+_STREAM = "Streaming"
 
 
 def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
@@ -58,6 +59,10 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
     beam_width: Annotated[int | None, _option(_BEAMS, "Beams kept.")] = None,
     length_penalty: Annotated[float | None, _option(_BEAMS, "Above 1 favours long texts.")] = None,
     num_return: Annotated[int | None, _option(_BEAMS, "Beams returned.")] = None,
+    chunk_interval_s: Annotated[
+        float | None, _option(_STREAM, "Least time between two chunks, 0 to 10.", "--chunk-interval", metavar="SECONDS")
+    ] = None,
+    chunk_tokens: Annotated[int | None, _option(_STREAM, "Least tokens in a chunk.")] = None,
 ) -> None:
     """Complete a prompt."""
     request = {
@@ -90,9 +95,12 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
         "choice": choice or None,
     }
     beams = {"beam_width": beam_width, "length_penalty": length_penalty, "num_return": num_return}
+    chunks = {"min_chunk_interval_s": chunk_interval_s, "min_chunk_tokens": chunk_tokens}
     (text,) = read_texts([prompt])
     if _streams(stream, several=(n or 1) > 1, beams=beam_width is not None, as_json=as_json):
-        _stream(connection, text, request, as_json=as_json)
+        _stream(connection, text, request | chunks, as_json=as_json)
+    elif any(value is not None for value in chunks.values()):
+        raise typer.BadParameter("only a stream has chunks: add --stream", param_hint="--chunk-interval, --chunk-tokens")
     else:
         _generate(connection, text, request | beams, as_json=as_json)
 

@@ -29,6 +29,7 @@ from neox_serve.v1 import (
     token_service_pb2,
     token_service_pb2_grpc,
 )
+from neox_serve.wire.public_messages import duration
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
     _set(request, "", {"adapter": options.get("adapter")})
     request.prompt.CopyFrom(_prompt("prompt", prompt))
     request.parameters.CopyFrom(_parameters(options))
+    _set(request.options, "options.", {"min_chunk_tokens": options.get("min_chunk_tokens")})
+    _set_seconds(request.options, "options.", "min_chunk_interval", options.get("min_chunk_interval_s"))
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
 
@@ -210,6 +213,15 @@ def _set(message: Message, path: str, values: Mapping[str, Any]) -> None:
                 _assign(message, name, value)
             except (TypeError, ValueError) as error:
                 raise invalid(f"{path}{name}", f"got {value!r}: {error}") from error
+
+
+def _set_seconds(message: Message, path: str, name: str, seconds: float | None) -> None:
+    """Sets a field that is a Duration, likewise."""
+    if seconds is not None:
+        try:
+            getattr(message, name).CopyFrom(duration(seconds))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise invalid(f"{path}{name}", f"got {seconds!r}: {error}") from error
 
 
 def _assign(message: Message, name: str, value: Any) -> None:

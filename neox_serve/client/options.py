@@ -24,8 +24,8 @@ class CallOptions(TypedDict, total=False):
     model: str | None
 
 
-class StreamOptions(CallOptions, total=False):
-    """Options of `stream`. Ranges and defaults: GenerationParameters in protos/neox_serve/v1/generation.proto.
+class GenerationOptions(CallOptions, total=False):
+    """Options of `generate` and `stream`. Ranges and defaults: GenerationParameters in protos/neox_serve/v1/generation.proto.
 
     stop: one or many stop sequences. json_schema (as text or mapping), regex and choice guide the output; at most one of them.
     logprobs, prompt_logprobs: alternatives at each position. truncation: which end of an over-long prompt stays.
@@ -58,8 +58,15 @@ class StreamOptions(CallOptions, total=False):
     on_deadline: OnDeadline
 
 
-class GenerateOptions(StreamOptions, total=False):
-    """Options of `generate`: those of `stream`, and beam search where `beam_width` is given."""
+class StreamOptions(GenerationOptions, total=False):
+    """Options of `stream`: those of GenerationOptions, and when a chunk leaves (StreamOptions in inference_service.proto)."""
+
+    min_chunk_interval_s: float | None
+    min_chunk_tokens: int | None
+
+
+class GenerateOptions(GenerationOptions, total=False):
+    """Options of `generate`: those of GenerationOptions, and beam search where `beam_width` is given."""
 
     beam_width: int | None
     length_penalty: float | None

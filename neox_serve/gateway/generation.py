@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from neox_serve.gateway.calls import Call, Expired, Expiry, StreamWriter, TokenCount, deadline_exceeded
+from neox_serve.gateway.coalesced_stream import coalesced
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.concurrency import side_by_side
 from neox_serve.gateway.dispatching import Dispatcher, GenerationStream
@@ -42,7 +43,8 @@ class Generation:
             outgoing.progress.sequences = max(1, message.parameters.n)
             prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
             call.tokens = outgoing.progress.tokens = prepared.tokens
-            await outgoing.forward(await outgoing.wait(self._dispatcher.open_generation(self._model, prepared.request)))
+            stream = await outgoing.wait(self._dispatcher.open_generation(self._model, prepared.request))
+            await outgoing.forward(coalesced(stream, message.options, outgoing.wait))
         except Expired:
             _expire(call, message.parameters, checked=outgoing.progress.sequences > 0)
         finally:

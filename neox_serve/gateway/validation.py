@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from neox_serve.core.types import ModelLimits, Pool
@@ -62,6 +63,8 @@ SAMPLING_RANGES = (
 )
 LOGIT_BIAS = Range("logit_bias", -100, 100)
 LENGTH_PENALTY = Range("length_penalty", -5, 5)
+CHUNK_INTERVAL_S = Range("min_chunk_interval", 0, 10)
+CHUNK_TOKENS = Range("min_chunk_tokens", 1, 1_024)
 
 _NOT_WITH_BEAMS: tuple[Literal["sampling", "guided_output", "n", "logprobs", "prompt_logprobs"], ...] = (
     "sampling",
@@ -99,6 +102,8 @@ def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, 
     _check_request_id(request, violations)
     _check_prompt(request.prompt, "prompt", limits, violations)
     _check_parameters(request.parameters, limits, violations)
+    _check_seconds(request.options.min_chunk_interval, "options", CHUNK_INTERVAL_S, violations)
+    CHUNK_TOKENS.check(request.options, "options", violations)
     violations.raise_if_any()
     return limits
 
@@ -211,6 +216,12 @@ def _check_beams(
         present.append("stopping.min_tokens")
     for name in present:
         violations.add(f"parameters.{name}", "must be absent where beam_search is set")
+
+
+def _check_seconds(duration: Duration, path: str, bound: Range, violations: Violations) -> None:
+    seconds = duration.ToNanoseconds() / 1e9
+    well_formed = abs(duration.nanos) < 1_000_000_000
+    violations.require(well_formed and bound.holds(seconds), f"{path}.{bound.field}", seconds, f"{bound} s, with nanos below 10^9")
 
 
 def _check_enum(number: int, enum: Any, path: str, violations: Violations) -> None:

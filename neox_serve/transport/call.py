@@ -157,7 +157,7 @@ class Requests:
 
     def put(self, message: bytes | None) -> None:
         """A message; None: there are no more. Raises StatusError where too many wait."""
-        if self._messages.qsize() > _MOST_WAITING_MESSAGES:
+        if message is not None and self._messages.qsize() >= _MOST_WAITING_MESSAGES:
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_WAITING_MESSAGES} request messages wait already")
         self._messages.put_nowait(message)
 

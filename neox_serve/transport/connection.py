@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, ServerCall] = {}
         self._incoming: dict[int, _Incoming] = {}
         self._blocked: dict[int, ServerCall] = {}
-        self._lingering: set[int] = set()
+        self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._writable = True
         self._flushing = False
         self._closing = False
@@ -162,6 +162,8 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         for stream_id in tuple(self._incoming):
             self._end_incoming(stream_id)
+        for stream_id in tuple(self._lingering):
+            self._end_lingering(stream_id)
         calls, self._calls = self._calls, {}
         self._blocked.clear()
         for call in calls.values():
@@ -172,10 +174,7 @@ class Connection(asyncio.Protocol):
 
     def send_headers(self, call: ServerCall, headers: Headers, *, end: bool) -> None:
         """Sends a block of headers, which no window bounds."""
-        try:
-            self._h2.send_headers(call.stream_id, headers, end_stream=end)
-        except ProtocolError:
-            # The client has reset the stream in bytes that have not been handled yet, or the connection is at its end.
+        if not self._try(self._h2.send_headers, call.stream_id, headers, end_stream=end):
             self._forget(call)
         self._pings.sent()
         self._flush_soon()
@@ -190,8 +189,7 @@ class Connection(asyncio.Protocol):
         if call.unsent:
             self._blocked[call.stream_id] = call
             if call.ended and call.stream_id not in self._lingering:
-                self._lingering.add(call.stream_id)
-                self._loop.call_later(_LINGER_S, self._reset, call)
+                self._lingering[call.stream_id] = self._loop.call_later(_LINGER_S, self._reset, call)
             return
         self._blocked.pop(call.stream_id, None)
         call.all_sent()
@@ -217,25 +215,31 @@ class Connection(asyncio.Protocol):
     def _answered(self, call: ServerCall) -> None:
         """The status has gone. Where the request is not whole yet, its rest is not wanted."""
         self._calls.pop(call.stream_id, None)
+        self._end_lingering(call.stream_id)
         if self._end_incoming(call.stream_id):
             self._reset(call)
 
     def _reset(self, call: ServerCall) -> None:
         """Tells the client that the stream is over, if it is not."""
-        try:
-            self._h2.reset_stream(call.stream_id, ErrorCodes.NO_ERROR if call.ended else ErrorCodes.CANCEL)
-        except ProtocolError:
-            return
-        finally:
-            self._forget(call)
+        self._try(self._h2.reset_stream, call.stream_id, ErrorCodes.NO_ERROR if call.ended else ErrorCodes.CANCEL)
+        self._forget(call)
         self._flush_soon()
 
     def _forget(self, call: ServerCall) -> None:
         self._calls.pop(call.stream_id, None)
         self._blocked.pop(call.stream_id, None)
-        self._lingering.discard(call.stream_id)
+        self._end_lingering(call.stream_id)
         self._end_incoming(call.stream_id)
         call.lose()
+
+    def _try(self, send: Callable[..., None], *arguments: Any, **options: Any) -> bool:
+        """Calls a method of h2 for a stream; whether it could. The client may have reset the stream in bytes that came in the same read and
+        are not handled yet, which is its right and concerns no other stream."""
+        try:
+            send(*arguments, **options)
+        except ProtocolError:
+            return False
+        return True
 
     # What clients send
 
@@ -244,9 +248,9 @@ class Connection(asyncio.Protocol):
         fields = dict(headers)
         stream_id = event.stream_id
         if self._closing:
-            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            self._try(self._h2.reset_stream, stream_id, ErrorCodes.REFUSED_STREAM)
         elif fields.get(":method") != "POST" or not fields.get("content-type", "").startswith("application/grpc"):
-            self._h2.send_headers(stream_id, [(b":status", b"415")], end_stream=True)
+            self._try(self._h2.send_headers, stream_id, [(b":status", b"415")], end_stream=True)
         else:
             self._begin(stream_id, headers, fields)
 
@@ -257,7 +261,8 @@ class Connection(asyncio.Protocol):
             call = ServerCall(stream=self, stream_id=stream_id, path=path, metadata=metadata_of(headers), deadline_s=deadline_s)
             handler = self._find_handler(path)
         except StatusError as error:
-            self._h2.send_headers(stream_id, response_headers() + status_headers(error.code, error.details), end_stream=True)
+            answer = response_headers() + status_headers(error.code, error.details)
+            self._try(self._h2.send_headers, stream_id, answer, end_stream=True)
             return
         requests = Requests()
         reader = MessageReader(self._limits.most_message_bytes, fields.get("grpc-encoding", "identity"))
@@ -270,7 +275,7 @@ class Connection(asyncio.Protocol):
             call.task.add_done_callback(lambda _: late.cancel())
 
     def _on_data(self, event: events.DataReceived) -> None:
-        self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        self._try(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
         incoming = self._incoming.get(event.stream_id)
         if incoming is None:
             return
@@ -312,6 +317,10 @@ class Connection(asyncio.Protocol):
         for call in tuple(self._blocked.values()):
             self.send_waiting(call)
 
+    def _end_lingering(self, stream_id: int) -> None:
+        if (timer := self._lingering.pop(stream_id, None)) is not None:
+            timer.cancel()
+
     def _end_incoming(self, stream_id: int) -> _Incoming | None:
         incoming = self._incoming.pop(stream_id, None)
         if incoming is not None and incoming.timer is not None:
@@ -347,9 +356,7 @@ class Connection(asyncio.Protocol):
         if self._heard:
             self._check_alive()
             return
-        try:
-            self._h2.ping(b"keepaliv")
-        except ProtocolError:
+        if not self._try(self._h2.ping, b"keepaliv"):
             self.abort()
             return
         self._flush_soon()

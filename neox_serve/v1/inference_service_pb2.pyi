@@ -5,6 +5,7 @@ The calls that run the model."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -179,6 +180,7 @@ class StreamGenerateRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
     model: _builtins.str
@@ -189,6 +191,10 @@ class StreamGenerateRequest(_message.Message):
     def prompt(self) -> _generation_pb2.Prompt: ...
     @_builtins.property
     def parameters(self) -> _generation_pb2.GenerationParameters: ...
+    @_builtins.property
+    def options(self) -> Global___StreamOptions:
+        """Absent: a chunk leaves at every engine step."""
+
     def __init__(
         self,
         *,
@@ -197,14 +203,48 @@ class StreamGenerateRequest(_message.Message):
         adapter: _builtins.str = ...,
         prompt: _generation_pb2.Prompt | None = ...,
         parameters: _generation_pb2.GenerationParameters | None = ...,
+        options: Global___StreamOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "parameters", b"parameters", "prompt", b"prompt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "options", b"options", "parameters", b"parameters", "prompt", b"prompt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamGenerateRequest: _TypeAlias = StreamGenerateRequest  # noqa: Y015
+
+@_typing.final
+class StreamOptions(_message.Message):
+    """When a chunk leaves: as soon as both minima are met, each counted for every completion by itself. Until then its tokens wait, and go out
+    together. Nothing waits in three cases: a completion's first token, the rest of a completion that has finished, and what there is when
+    the call ends otherwise (deadline or failure). For a bound on how long tokens wait, give the interval alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_CHUNK_INTERVAL_FIELD_NUMBER: _builtins.int
+    MIN_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    min_chunk_tokens: _builtins.int
+    """Least number of tokens in a chunk, 1 to 1,024. Absent: 1."""
+    @_builtins.property
+    def min_chunk_interval(self) -> _duration_pb2.Duration:
+        """Least time between two chunks of a completion, 0 to 10 s. Absent or 0: chunks need not be apart."""
+
+    def __init__(
+        self,
+        *,
+        min_chunk_interval: _duration_pb2.Duration | None = ...,
+        min_chunk_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_chunk_tokens", b"_min_chunk_tokens", "min_chunk_interval", b"min_chunk_interval", "min_chunk_tokens", b"min_chunk_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_chunk_tokens", b"_min_chunk_tokens", "min_chunk_interval", b"min_chunk_interval", "min_chunk_tokens", b"min_chunk_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_chunk_tokens: _TypeAlias = _typing.Literal["min_chunk_tokens"]  # noqa: Y015
+    _WhichOneofArgType__min_chunk_tokens: _TypeAlias = _typing.Literal["_min_chunk_tokens", b"_min_chunk_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_chunk_tokens) -> _WhichOneofReturnType__min_chunk_tokens | None: ...
+
+Global___StreamOptions: _TypeAlias = StreamOptions  # noqa: Y015
 
 @_typing.final
 class StreamGenerateResponse(_message.Message):

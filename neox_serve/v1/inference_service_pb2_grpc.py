@@ -92,7 +92,7 @@ class InferenceServiceServicer:
 
     def StreamGenerate(self, request, context):
         """Completes one prompt: any number of chunks, then exactly one final event. A stream that ends without its final event has failed, with the
-        call's status saying why. A client that reads slowly gets fewer, larger chunks; it slows nobody else.
+        call's status saying why. A client that reads slowly, or asks for it in StreamOptions, gets fewer, larger chunks; it slows nobody else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

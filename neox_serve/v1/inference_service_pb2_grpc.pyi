@@ -53,7 +53,7 @@ class InferenceServiceStub:
     """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]
     """Completes one prompt: any number of chunks, then exactly one final event. A stream that ends without its final event has failed, with the
-    call's status saying why. A client that reads slowly gets fewer, larger chunks; it slows nobody else.
+    call's status saying why. A client that reads slowly, or asks for it in StreamOptions, gets fewer, larger chunks; it slows nobody else.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Turns one or many inputs into vectors."""
@@ -83,7 +83,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Completes one prompt: any number of chunks, then exactly one final event. A stream that ends without its final event has failed, with the
-    call's status saying why. A client that reads slowly gets fewer, larger chunks; it slows nobody else.
+    call's status saying why. A client that reads slowly, or asks for it in StreamOptions, gets fewer, larger chunks; it slows nobody else.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns one or many inputs into vectors."""
@@ -122,7 +122,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_service_pb2.StreamGenerateResponse]]:
         """Completes one prompt: any number of chunks, then exactly one final event. A stream that ends without its final event has failed, with the
-        call's status saying why. A client that reads slowly gets fewer, larger chunks; it slows nobody else.
+        call's status saying why. A client that reads slowly, or asks for it in StreamOptions, gets fewer, larger chunks; it slows nobody else.
         """
 
     @_abc_1.abstractmethod

@@ -13,12 +13,15 @@ from typing import Any
 import ray
 from ray import serve
 
+_LOGICAL_CPUS = 8
+
 
 def serve_model(arguments: dict[str, Any], port: int) -> None:
     """Starts Ray and the application. arguments: of LLMConfig."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level="warning")
+    # More CPUs than a small machine has: ingress and replica each ask for some, and would wait for ever.
+    ray.init(address="local", num_cpus=_LOGICAL_CPUS, include_dashboard=False, logging_level="warning")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_openai_app({"llm_configs": [LLMConfig(**arguments)]}), name="llm")
 

@@ -243,6 +243,7 @@ def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[s
         "placement_group_config": {"bundles": [{"CPU": 1}]},
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 4096},
         "engine_kwargs": {argument: value for argument, value in engine.items() if argument not in named},
+        "log_engine_metrics": False,
         "experimental_configs": {} if batching_ms is None else {"stream_batching_interval_ms": batching_ms},
         "runtime_env": {"env_vars": environment},
     }

@@ -80,6 +80,13 @@ async def test_generate_with_beams_sends_them(gateway: ScriptedGateway) -> None:
     assert request.beam_search == generation_pb2.BeamSearch(beam_width=3, length_penalty=0.5, num_return=2)
 
 
+async def test_generate_with_stream_options_sends_them(gateway: ScriptedGateway) -> None:
+    done = await call(gateway, "generate", "a b", "--stream", "--chunk-interval", "0.25", "--chunk-tokens", "4")
+    assert done.stdout == "A B\n"
+    (request,) = gateway.requests("StreamGenerate")
+    assert (request.options.min_chunk_interval.ToMilliseconds(), request.options.min_chunk_tokens) == (250, 4)
+
+
 async def test_generate_json_is_one_object_or_a_line_for_each_event(gateway: ScriptedGateway) -> None:
     whole = json.loads((await call(gateway, "generate", "hi", "--json")).stdout)
     assert whole["results"][0]["completions"][0]["text"] == "HI"

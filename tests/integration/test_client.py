@@ -223,6 +223,12 @@ async def test_stream_gives_chunks_and_then_one_final(client: Any) -> None:
     assert (final.request_id, final.finishes, final.usage.completion_tokens) == ("s-1", (Finish(FinishReason.LENGTH),), 2)
 
 
+async def test_stream_options_reach_the_gateway(client: Any, gateway: ScriptedGateway) -> None:
+    await read(client, "a b", min_chunk_interval_s=1.5, min_chunk_tokens=8)
+    (request,) = gateway.requests("StreamGenerate")
+    assert (request.options.min_chunk_interval.ToMilliseconds(), request.options.min_chunk_tokens) == (1500, 8)
+
+
 async def test_stream_while_busy_is_tried_again_before_its_first_event(client: Any, gateway: ScriptedGateway) -> None:
     gateway.script("StreamGenerate", BUSY, BUSY)
     events = await read(client, "a b")

@@ -125,3 +125,46 @@ async def test_first_failing_prompt_ends_the_call_and_frees_the_others(stubs: St
     assert (error.reason, error.retry_after_s) == (Reason.REPLICA_LOST, 0.25)
     await asyncio.sleep(0)
     assert not dispatcher.live
+
+
+IDS = list(range(2, 2102))  # 52 beyond the context
+
+
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [(generation_pb2.TRUNCATION_KEEP_END, IDS[-2040:]), (generation_pb2.TRUNCATION_KEEP_START, IDS[:2040])],
+    ids=["end", "start"],
+)
+async def test_long_prompt_is_truncated_on_request_and_the_loss_is_counted(
+    truncation: generation_pb2.Truncation.ValueType, kept: list[int], stubs: Stubs, dispatcher: ScriptedDispatcher
+) -> None:
+    long = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=IDS))
+    request = stream_request(truncation=truncation, stopping=generation_pb2.Stopping(max_tokens=8))
+    request.prompt.CopyFrom(long)
+    final = [event async for event in stubs.inference.StreamGenerate(request)][-1].final
+    assert list(dispatcher.opened[0].prompt_token_ids) == kept
+    assert (final.usage.prompt_tokens, final.usage.truncated_tokens) == (2040, 60)
+    await stubs.inference.Embed(inference_service_pb2.EmbedRequest(inputs=[long], truncation=truncation))
+    assert len(dispatcher.embedded[0].prompt_token_ids) == 2048
+    assert set(kept) <= set(dispatcher.embedded[0].prompt_token_ids)
+
+
+async def test_adapter_of_a_request_reaches_the_engine_and_is_listed() -> None:
+    dispatcher = ScriptedDispatcher()
+    adapters = [{"name": "loud", "path": "/nowhere"}]
+    async with running_gateway(dispatcher, model={"adapters": adapters}) as server, connected(server.port) as stubs:
+        request = stream_request()
+        request.adapter = "loud"
+        assert [event async for event in stubs.inference.StreamGenerate(request)]
+        assert dispatcher.opened[0].adapter == "loud"
+        (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
+        assert list(model.adapters) == ["loud"]
+
+
+async def test_timings_say_where_the_time_went(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+    dispatcher.script = Script(tokens=2, admission_s=0.05)
+    request = inference_service_pb2.GenerateRequest(prompts=[generation_pb2.Prompt(text="some text")])
+    timings = (await stubs.inference.Generate(request)).timings
+    assert timings.tokenization.ToNanoseconds() > 0
+    assert timings.admission.ToNanoseconds() >= 45_000_000
+    assert timings.admission.ToNanoseconds() < timings.first_token.ToNanoseconds() <= timings.total.ToNanoseconds()

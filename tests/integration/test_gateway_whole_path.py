@@ -112,9 +112,16 @@ async def events_of(path: Path, request: inference_service_pb2.StreamGenerateReq
     ],
     ids=["plain", "n", "logprobs", "stop", "choice"],
 )
-async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"minChunkInterval": "0.03s"}, {"minChunkInterval": "0.03s", "minChunkTokens": 5}],
+    ids=["every step", "interval", "interval and tokens"],
+)
+async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dict[str, Any], options: dict[str, Any]) -> None:
     unary = await path.stubs.inference.Generate(unary_request(**parameters))
-    *chunks, last = await events_of(path, stream_request(**parameters))
+    request = stream_request(**parameters)
+    json_format.ParseDict(options, request.options)
+    *chunks, last = await events_of(path, request)
     (result,) = unary.results
     for completion in result.completions:
         mine = [event.chunk for event in chunks if event.chunk.index == completion.index]
@@ -126,6 +133,29 @@ async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dic
     assert last.final.usage == unary.usage
     assert (last.final.HasField("seed"), last.final.seed) == (unary.HasField("seed"), unary.seed)
     await path.nothing_left()
+
+
+STOP, LENGTH = generation_pb2.FINISH_REASON_STOP, generation_pb2.FINISH_REASON_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("stopping", "text", "ids", "reason", "stop"),
+    [
+        ({"maxTokens": 3}, "tok9 tok9 tok9 ", [9, 9, 9], LENGTH, None),
+        ({"maxTokens": 8, "stopTokenIds": [9]}, "", [9], STOP, 9),
+        ({"maxTokens": 8, "stopTokenIds": [9], "includeStopInOutput": True}, "tok9 ", [9], STOP, 9),
+        ({"maxTokens": 8, "stopSequences": ["9 tok"]}, "tok", [9, 9], STOP, "9 tok"),
+        ({"maxTokens": 8, "stopSequences": ["9 tok"], "includeStopInOutput": True}, "tok9 tok", [9, 9], STOP, "9 tok"),
+    ],
+)
+async def test_biased_answer_ends_where_it_should_and_says_what_ended_it(
+    path: Path, stopping: dict[str, Any], text: str, ids: list[int], reason: int, stop: str | int | None
+) -> None:
+    request = unary_request(stopping=stopping, sampling={"logitBias": {"9": 100.0}})
+    ((completion,),) = [result.completions for result in (await path.stubs.inference.Generate(request)).results]
+    assert (completion.text, list(completion.token_ids), completion.finish.reason) == (text, ids, reason)
+    named = completion.finish.WhichOneof("stop")
+    assert (getattr(completion.finish, named) if named else None) == stop
 
 
 async def test_beam_search_returns_the_asked_beams_best_first(path: Path) -> None:

@@ -77,6 +77,8 @@ def test_completion_offers_commands_and_options(words: str, offered: str) -> Non
         ["generate", "hi", "--json-schema", "@/none"],
         ["generate", "hi", "--stream", "--beam-width", "2"],
         ["generate", "hi", "--stream", "--n", "2"],
+        ["generate", "hi", "--no-stream", "--chunk-interval", "1"],
+        ["generate", "hi", "--chunk-tokens", "2"],
         ["detokenize", "x"],
         ["embed", "hi", "--tls-key", "k.pem"],
         ["metrics", "--url", "file:///etc/passwd"],

@@ -152,6 +152,33 @@ def test_generate_with_an_unknown_option_is_a_type_error() -> None:
         calls.stream("hi", {"beam_width": 3})  # type: ignore[typeddict-unknown-key]
 
 
+def test_stream_options_become_their_fields() -> None:
+    request: Any = calls.stream("hi", {"min_chunk_interval_s": 0.25, "min_chunk_tokens": 4}).request
+    assert request.options.min_chunk_interval.ToMilliseconds() == 250
+    assert request.options.min_chunk_tokens == 4
+
+
+def test_stream_without_stream_options_leaves_them_absent() -> None:
+    request: Any = calls.stream("hi", {"max_tokens": 3}).request
+    assert not request.HasField("options")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"min_chunk_interval_s": float("nan")}, "options.min_chunk_interval"),
+        ({"min_chunk_interval_s": float("inf")}, "options.min_chunk_interval"),
+        ({"min_chunk_interval_s": "often"}, "options.min_chunk_interval"),
+        ({"min_chunk_interval_s": 1e30}, "options.min_chunk_interval"),
+        ({"min_chunk_tokens": -1}, "options.min_chunk_tokens"),
+    ],
+)
+def test_stream_option_that_its_field_cannot_hold_is_named(options: Any, field: str) -> None:
+    with pytest.raises(ServeError) as caught:
+        calls.stream("hi", options)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
 def test_embed_takes_pooling_as_word_or_enum() -> None:
     for pooling in ("last", Pooling.LAST):
         request: Any = calls.embed(["a", "b"], {"pooling": pooling, "normalize": False}).request
@@ -178,9 +205,10 @@ def test_clients_sync_and_async_have_the_same_surface() -> None:
     assert [*inspect.signature(Client).parameters] == [*inspect.signature(AsyncClient).parameters]
 
 
-def test_stream_options_are_generate_options_without_beams() -> None:
-    beams = {"beam_width", "length_penalty", "num_return"}
-    assert GenerateOptions.__annotations__.keys() - StreamOptions.__annotations__.keys() == beams
+def test_generate_and_stream_options_differ_in_beams_and_chunks() -> None:
+    generate, stream = GenerateOptions.__annotations__.keys(), StreamOptions.__annotations__.keys()
+    assert generate - stream == {"beam_width", "length_penalty", "num_return"}
+    assert stream - generate == {"min_chunk_interval_s", "min_chunk_tokens"}
 
 
 def test_default_address_is_where_the_default_settings_listen() -> None:

@@ -219,6 +219,51 @@ def test_stream_without_prompt_names_the_field() -> None:
     assert [violation.field for violation in caught.value.violations] == ["prompt"]
 
 
+def check_options(**options: Any) -> None:
+    """Raises ServeError."""
+    fields = {"prompt": {"text": "a"}, "options": options}
+    validation.check_stream_generate(json_format.ParseDict(fields, inference_service_pb2.StreamGenerateRequest()), SERVED)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"minChunkInterval": "0s"},
+        {"minChunkInterval": "10s"},
+        {"minChunkTokens": 1},
+        {"minChunkInterval": "0.5s", "minChunkTokens": 1024},
+    ],
+)
+def test_stream_options_in_their_range_pass(options: dict[str, Any]) -> None:
+    check_options(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "says"),
+    [
+        ({"minChunkInterval": "-0.5s"}, "options.min_chunk_interval", "got -0.5, must be in [0, 10] s"),
+        ({"minChunkInterval": "10.000000001s"}, "options.min_chunk_interval", "got 10.000000001, "),
+        ({"minChunkTokens": 0}, "options.min_chunk_tokens", "got 0, must be in [1, 1024]"),
+        ({"minChunkTokens": 1025}, "options.min_chunk_tokens", "got 1025, "),
+    ],
+)
+def test_stream_options_out_of_their_range_are_named(options: dict[str, Any], field: str, says: str) -> None:
+    with pytest.raises(ServeError) as caught:
+        check_options(**options)
+    (violation,) = caught.value.violations
+    assert violation.field == field
+    assert violation.description.startswith(says)
+
+
+def test_chunk_interval_that_is_no_proper_duration_is_refused() -> None:
+    request = inference_service_pb2.StreamGenerateRequest(prompt=generation_pb2.Prompt(text="a"))
+    request.options.min_chunk_interval.nanos = 2_000_000_000
+    with pytest.raises(ServeError) as caught:
+        validation.check_stream_generate(request, SERVED)
+    assert [violation.field for violation in caught.value.violations] == ["options.min_chunk_interval"]
+
+
 def test_token_calls_are_checked() -> None:
     with pytest.raises(ServeError) as caught:
         validation.check_tokenize(token_service_pb2.TokenizeRequest(), SERVED)

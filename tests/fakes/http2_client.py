@@ -1,0 +1,117 @@
+"""A client and a socket that are values: a connection of the transport is driven without a network."""
+
+import asyncio
+from typing import Any, cast
+
+from h2 import events
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.settings import SettingCodes, Settings
+
+from neox_serve.transport.connection import Connection, FindHandler, Limits
+from neox_serve.transport.framing import framed
+
+HEADERS = ((":method", "POST"), (":scheme", "http"), (":authority", "test"), ("content-type", "application/grpc"), ("te", "trailers"))
+
+
+class FakeSocket(asyncio.Transport):
+    """Keeps what is written, a call an entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As much as there is."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+class Http2Client:
+    """The other end of one connection. window_bytes: of each stream."""
+
+    def __init__(self, find_handler: FindHandler, *, limits: Limits, window_bytes: int = 65_535) -> None:
+        self.socket = FakeSocket()
+        self.closed: list[Connection] = []
+        self.events: list[events.Event] = []
+        self.connection = Connection(limits=limits, find_handler=find_handler, on_open=lambda _: None, on_closed=self.closed.append)
+        self.connection.connection_made(self.socket)
+        self.h2 = H2Connection(H2Configuration(client_side=True))
+        self.h2.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window_bytes})
+        self.h2.initiate_connection()
+        self._taken = 0
+
+    def open(self, path: str, *more: tuple[str, str], message: bytes | None = b"", end: bool = True, **changed: str) -> int:
+        """Begins a call, with one message if there is one; returns its stream. changed: pseudo headers, without their colon."""
+        stream_id = self.h2.get_next_available_stream_id()
+        headers = [(name, changed.get(name.strip(":"), value)) for name, value in HEADERS]
+        self.h2.send_headers(stream_id, [*headers[:3], (":path", path), *headers[3:], *more], end_stream=message is None and end)
+        if message is not None:
+            self.h2.send_data(stream_id, framed(message), end_stream=end)
+        return stream_id
+
+    def send(self) -> None:
+        """Hands all that the client has to say to the server, in one read."""
+        self.connection.data_received(self.h2.data_to_send())
+
+    async def exchange(self, turns: int = 6) -> None:
+        """Sends, lets the loop turn, and takes what the server has written."""
+        if not self.socket.closed:
+            self.send()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for data in self.socket.writes[self._taken :]:
+            self.events += self.h2.receive_data(data)
+        self._taken = len(self.socket.writes)
+
+    def lose(self) -> None:
+        """The connection breaks."""
+        self.socket.closed = True
+        self.connection.connection_lost(None)
+
+    def data(self, stream_id: int) -> bytes:
+        """All that has come in DATA frames of a stream."""
+        found = [event for event in self.events if isinstance(event, events.DataReceived) and event.stream_id == stream_id]
+        return b"".join(event.data or b"" for event in found)
+
+    def headers(self, stream_id: int) -> dict[str, str]:
+        """Headers and trailers of a stream."""
+        kinds = (events.ResponseReceived, events.TrailersReceived)
+        found = [event for event in self.events if isinstance(event, kinds) and event.stream_id == stream_id]
+        pairs = [cast("tuple[Any, Any]", pair) for event in found for pair in event.headers or ()]
+        return {_text(key): _text(value) for key, value in pairs}
+
+    def status(self, stream_id: int) -> str | None:
+        """The number of a stream's status; None where there is none yet."""
+        return self.headers(stream_id).get("grpc-status")
+
+    def was_reset(self, stream_id: int) -> bool:
+        """Whether the server has reset a stream."""
+        return any(isinstance(event, events.StreamReset) and event.stream_id == stream_id for event in self.events)
+
+    def said_goodbye(self) -> list[Any]:
+        """The codes of the server's GOAWAY frames."""
+        return [event.error_code for event in self.events if isinstance(event, events.ConnectionTerminated)]
+
+    def nothing_left(self) -> bool:
+        """Whether the connection remembers no call."""
+        parts = (self.connection._calls, self.connection._incoming, self.connection._blocked, self.connection._lingering)
+        return not any(parts)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,110 @@
+"""gRPC's layer on HTTP/2: messages, timeouts, statuses, metadata."""
+
+import gzip
+import zlib
+from urllib.parse import unquote
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neox_serve.transport.framing import MessageReader, StatusError, framed, metadata_headers, metadata_of, status_headers, timeout_s
+from neox_serve.transport.pings import Pings
+
+MOST_BYTES = 1000
+
+
+def reader(encoding: str = "identity") -> MessageReader:
+    return MessageReader(MOST_BYTES, encoding)
+
+
+def compressed(payload: bytes) -> bytes:
+    return b"\1" + len(payload).to_bytes(4, "big") + payload
+
+
+@given(st.lists(st.binary(max_size=50)), st.lists(st.integers(min_value=1, max_value=30)))
+def test_reader_of_messages_cut_anywhere_gives_them_back(messages: list[bytes], cuts: list[int]) -> None:
+    stream, got, under_test = b"".join(framed(message) for message in messages), [], reader()
+    for size in cuts:
+        got += under_test.feed(stream[:size])
+        stream = stream[size:]
+    got += under_test.feed(stream)
+    assert got == messages
+    assert not under_test.in_message
+
+
+def test_reader_after_part_of_a_message_is_in_one() -> None:
+    under_test = reader()
+    assert under_test.feed(framed(b"abc")[:-1]) == []
+    assert under_test.in_message
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_reader_of_a_compressed_message_inflates_it(encoding: str, compress: object) -> None:
+    assert callable(compress)
+    assert reader(encoding).feed(compressed(compress(b"x" * MOST_BYTES))) == [b"x" * MOST_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "code"),
+    [
+        ("identity", framed(b"x" * (MOST_BYTES + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("gzip", compressed(gzip.compress(b"x" * 10**7)[:MOST_BYTES]), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("gzip", compressed(b"no gzip"), grpc.StatusCode.INTERNAL),
+        ("br", compressed(b"x"), grpc.StatusCode.UNIMPLEMENTED),
+    ],
+    ids=["too large", "bomb", "broken", "unknown encoding"],
+)
+def test_reader_of_a_bad_message_refuses_it(encoding: str, data: bytes, code: grpc.StatusCode) -> None:
+    with pytest.raises(StatusError) as caught:
+        reader(encoding).feed(data)
+    assert caught.value.code is code
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("2H", 7200), ("3M", 180), ("5S", 5), ("250m", 0.25), ("10u", 1e-5), ("9n", 9e-9)])
+def test_timeout_of_every_unit_is_in_seconds(value: str, seconds: float) -> None:
+    assert timeout_s(value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("value", ["", "5", "S", "-1S", "1.5S", "123456789S", "5s", "٣S"])
+def test_timeout_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(StatusError):
+        timeout_s(value)
+
+
+@given(st.text())
+def test_status_message_of_any_text_survives_as_plain_ascii(text: str) -> None:
+    headers = dict(status_headers(grpc.StatusCode.INTERNAL, text.encode("utf-8", "replace").decode()))
+    message = headers.get(b"grpc-message", b"")
+    assert all(0x20 <= byte < 0x7F for byte in message)
+    assert unquote(message.decode()) == text.encode("utf-8", "replace").decode()
+
+
+@given(st.binary())
+def test_binary_metadata_survives(value: bytes) -> None:
+    ((key, encoded),) = metadata_headers([("token-bin", value)])
+    assert metadata_of([(key.decode(), encoded.decode())]) == (("token-bin", value),)
+
+
+def test_metadata_leaves_out_what_is_the_protocols() -> None:
+    headers = [(":path", "/x"), ("grpc-timeout", "1S"), ("te", "trailers"), ("content-type", "application/grpc"), ("mine", "1")]
+    assert metadata_of(headers) == (("mine", "1"),)
+
+
+def test_metadata_that_is_not_base64_is_refused() -> None:
+    with pytest.raises(StatusError):
+        metadata_of([("token-bin", "!")])
+
+
+def test_pings_that_follow_each_other_are_soon_too_many() -> None:
+    pings = Pings(4.5)
+    assert [pings.too_many(float(second)) for second in range(5)] == [False, False, False, True, True]
+
+
+def test_pings_at_the_allowed_pace_or_after_something_sent_are_never_too_many() -> None:
+    slow, measuring = Pings(4.5), Pings(4.5)
+    assert not any(slow.too_many(5.0 * number) for number in range(20))
+    for number in range(20):
+        measuring.sent()
+        assert not measuring.too_many(0.1 * number)
