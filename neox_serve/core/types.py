@@ -205,10 +205,11 @@ DeltaSink = Callable[[Sequence[Delta]], None]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """A vector: little-endian float32, `len(values) // 4` dimensions."""
+    """A vector: little-endian float32, `len(values) // 4` dimensions. admission_s: how long the request waited for a replica."""
 
     values: bytes
     cached_tokens: int = 0
+    admission_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Embedding:
         """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
         requests = await self._requests(call, message)
         results = await side_by_side([self._dispatcher.embed(self._served.model, request) for request in requests])
+        call.admitted(max(result.admission_s for result in results))
         call.tokens.cached = sum(result.cached_tokens for result in results)
         return self._response(call, requests, results)
 

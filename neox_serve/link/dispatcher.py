@@ -153,11 +153,14 @@ class Dispatcher:
             del self._views[view_id]
 
     async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
+        admission_s = 0.0
         while True:
+            asked_s = self._clock()
             placement = await self._place(demand)
+            admission_s += self._clock() - asked_s
             lease, link = placement.lease, placement.link
             try:
-                return await link.embed(lease.lease_id, request)
+                return replace(await link.embed(lease.lease_id, request), admission_s=admission_s)
             except ServeError as error:
                 if event_of_failure(error, placement.failed) is not Event.MOVABLE:
                     raise

@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import text_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Pool
+from neox_serve.gateway.server import GatewayServer
 from neox_serve.v1 import (
     generation_pb2,
     inference_service_pb2,
@@ -26,8 +32,14 @@ def dispatcher() -> ScriptedDispatcher:
 
 
 @pytest.fixture
-async def stubs(dispatcher: ScriptedDispatcher) -> AsyncIterator[Stubs]:
-    async with running_gateway(dispatcher) as server, connected(server.port) as stubs:
+async def server(dispatcher: ScriptedDispatcher) -> AsyncIterator[GatewayServer]:
+    async with running_gateway(dispatcher) as server:
+        yield server
+
+
+@pytest.fixture
+async def stubs(server: GatewayServer) -> AsyncIterator[Stubs]:
+    async with connected(server.port) as stubs:
         yield stubs
 
 
@@ -97,10 +109,57 @@ async def test_tokenize_and_detokenize_are_inverse(stubs: Stubs) -> None:
     assert list(back.texts) == texts
 
 
-async def test_models_lists_what_is_served(stubs: Stubs) -> None:
+async def test_reflection_alone_is_enough_to_call(server: GatewayServer) -> None:
+    def tokenize() -> list[list[int]]:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            reflected = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+            method = reflected.FindServiceByName("neox_serve.v1.TokenService").FindMethodByName("Tokenize")
+            request_type, response_type = (GetMessageClass(one) for one in (method.input_type, method.output_type))
+            call: Any = channel.unary_unary(
+                f"/{method.containing_service.full_name}/{method.name}", request_type.SerializeToString, response_type.FromString
+            )
+            request: Any = request_type(texts=["import os", "größe"])
+            return [list(result.token_ids) for result in call(request, timeout=10).results]
+
+    token_ids = await asyncio.to_thread(tokenize)
+    assert token_ids == [list(builtin_tokenizer().encode(text)) for text in ("import os", "größe")]
+
+
+SERVED = """
+name: "served-name" source: "builtin" revision: "v2"
+capabilities: [CAPABILITY_GENERATE, CAPABILITY_GUIDED_OUTPUT, CAPABILITY_BEAM_SEARCH, CAPABILITY_EMBED, CAPABILITY_ADAPTERS]
+limits {
+  context_tokens: 1024 vocabulary_size: 4096 prompts_per_request: 5 n: 6 beam_width: 7 logprobs: 8 stop_sequences: 16 request_bytes: 9000
+}
+adapters: ["legal", "medical"]
+embedding { dimensions: 256 default_pooling: POOLING_LAST }
+ready_generation_replicas: 3 ready_embedding_replicas: 2
+"""
+
+
+async def test_model_is_told_in_every_field(dispatcher: ScriptedDispatcher) -> None:
+    dispatcher.ready.update({Pool.GENERATION: 3, Pool.EMBEDDING: 2})
+    sections: dict[str, Any] = {
+        "model": {"name": "served-name", "revision": "v2", "adapters": [{"name": name, "path": name} for name in ("legal", "medical")]},
+        "limits": {"prompts_per_request": 5, "n": 6, "beam_width": 7, "logprobs": 8, "request_bytes": 9000},
+        "generation": {"engine": {"max_model_tokens": 1024}},
+        "embedding": {"default_pooling": "last"},
+    }
+    async with running_gateway(dispatcher, **sections) as server, connected(server.port) as stubs:
+        (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
+    assert model == text_format.Parse(SERVED, model_service_pb2.Model())
+
+
+async def test_model_without_embeddings_and_adapters_says_neither(dispatcher: ScriptedDispatcher) -> None:
+    async with running_gateway(dispatcher, embedding={"enabled": False}) as server, connected(server.port) as stubs:
+        (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
+    assert not {model_service_pb2.CAPABILITY_EMBED, model_service_pb2.CAPABILITY_ADAPTERS} & {*model.capabilities}
+    assert not model.HasField("embedding")
+    assert (model.revision, list(model.adapters)) == ("", [])
+
+
+async def test_model_is_found_by_its_name_alone(stubs: Stubs) -> None:
     (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
-    assert (model.name, model.source, model.limits.context_tokens) == ("neox-small", "builtin", 2048)
-    assert model_service_pb2.CAPABILITY_EMBED in model.capabilities
     assert (await stubs.models.GetModel(model_service_pb2.GetModelRequest(name="neox-small"))).model == model
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stubs.models.GetModel(model_service_pb2.GetModelRequest())

@@ -2,103 +2,32 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import json_format
 
-from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.types import GenerationRequest, Pool
-from neox_serve.engine.fake_engine import FakeEngine, FakeTiming, Fault
+from neox_serve.core.errors import Reason
+from neox_serve.core.types import Pool
+from neox_serve.engine.fake_answers import Vocabulary
+from neox_serve.engine.fake_engine import FakeTiming
 from neox_serve.gateway import calls
-from neox_serve.gateway.server import GatewayServer
-from neox_serve.link.dispatcher import Dispatcher
-from neox_serve.link.router_server import RouterServer
+from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2, ops_service_pb2
 from neox_serve.wire.status import from_rpc_error
-from tests.fakes.gateways import Stubs, connected, running_gateway
-from tests.fakes.link_cluster import MODEL, LinkCluster, until
+from tests.fakes.gateways import connected
+from tests.fakes.link_cluster import MODEL, until
+from tests.fakes.whole_path import FAILING_PROMPT, Path, events_of, stream_request, unary_request, whole_path
 
-TIMING = FakeTiming(ttft_s=0.01, itl_s=0.01)
-FAILING_PROMPT = 666
 SMALL_WINDOW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """All parts from the client to the engines."""
-
-    cluster: LinkCluster
-    router: RouterServer
-    dispatcher: Dispatcher
-    server: GatewayServer
-    stubs: Stubs
-    engines: tuple[FakeEngine, ...]
-
-    def engines_idle(self) -> bool:
-        """Whether no engine has a request."""
-        return all(engine.stats().running_requests + engine.stats().waiting_requests == 0 for engine in self.engines)
-
-    async def nothing_left(self) -> None:
-        """Returns when gateway, dispatcher, engines and the router's leases are empty. Raises TimeoutError."""
-        await until(lambda: self.engines_idle() and not (self.server.requests_in_flight or self.dispatcher.requests_in_flight))
-        async with asyncio.timeout(20):
-            while await self._leases():  # noqa: ASYNC110 - the router is asked
-                await asyncio.sleep(0.01)
-
-    async def _leases(self) -> int:
-        view = await self.dispatcher.cluster_view(1.0)
-        assert view.from_router
-        return sum(replica.outstanding.requests for replica in view.replicas)
-
-
-def faults(request: GenerationRequest) -> Fault | None:
-    """Prompts that begin with a certain token fail after two tokens."""
-    failure = ServeError(Reason.ENGINE_FAILED, "CUDA error in layer 7")
-    return Fault(failure, after_tokens=2) if request.prompt_token_ids[0] == FAILING_PROMPT else None
-
-
-@asynccontextmanager
-async def whole_path(*, replicas: int = 1, timing: FakeTiming = TIMING, **gateway: Any) -> AsyncIterator[Path]:
-    async with LinkCluster() as cluster:
-        router = await cluster.router()
-        engines = tuple(FakeEngine(timing, faults=faults) for _ in range(replicas))
-        embedder = FakeEngine(timing)
-        for engine in engines:
-            await cluster.replica(engine)
-        await cluster.replica(embedder, Pool.EMBEDDING)
-        dispatcher = await cluster.dispatcher(replicas=replicas + 1)
-        async with (
-            running_gateway(dispatcher, model={"name": MODEL}, gateway=gateway) as server,
-            connected(server.port) as stubs,
-        ):
-            yield Path(cluster, router, dispatcher, server, stubs, (*engines, embedder))
-        for one in (*engines, embedder):
-            await one.close()
 
 
 @pytest.fixture
 async def path() -> AsyncIterator[Path]:
     async with whole_path() as path:
         yield path
-
-
-def stream_request(first: int = 5, **parameters: Any) -> inference_service_pb2.StreamGenerateRequest:
-    fields = {"prompt": {"tokenIds": {"ids": [first, 6, 7]}}, "parameters": {"stopping": {"maxTokens": 1000}, **parameters}}
-    return json_format.ParseDict(fields, inference_service_pb2.StreamGenerateRequest())
-
-
-def unary_request(first: int = 5, prompts: int = 1, **parameters: Any) -> inference_service_pb2.GenerateRequest:
-    stream = stream_request(first, **parameters)
-    return inference_service_pb2.GenerateRequest(prompts=[stream.prompt] * prompts, parameters=stream.parameters)
-
-
-async def events_of(path: Path, request: inference_service_pb2.StreamGenerateRequest) -> list[Any]:
-    return [event async for event in path.stubs.inference.StreamGenerate(request)]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +95,51 @@ async def test_beam_search_returns_the_asked_beams_best_first(path: Path) -> Non
     assert [completion.index for completion in result.completions] == [0, 1]
     assert result.completions[0].score >= result.completions[1].score
     await path.nothing_left()
+
+
+async def test_status_under_load_shows_what_the_replica_does() -> None:
+    async with whole_path(vocabulary=Vocabulary(kv_capacity_tokens=2000)) as path:
+        call = path.stubs.inference.StreamGenerate(stream_request())
+        replica = await shown(path, lambda replica: replica.output_tokens_per_second > 0 and replica.kv_usage_fraction > 0)
+        assert (replica.replica_id, replica.model) == (path.replicas[0].replica_id, MODEL)
+        assert (replica.pool, replica.state) == (ops_service_pb2.POOL_KIND_GENERATION, ops_service_pb2.REPLICA_STATE_READY)
+        assert (replica.running_requests, replica.waiting_requests, replica.outstanding_tokens) == (1, 0, 1003)
+        assert 3 / 2000 < replica.kv_usage_fraction <= 1003 / 2000
+        status = await path.stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
+        pool = status.pools[0]
+        assert (pool.kind, pool.requests_in_flight, pool.outstanding_tokens) == (ops_service_pb2.POOL_KIND_GENERATION, 1, 1003)
+        (gateway,) = status.gateways
+        assert gateway.requests_in_flight == 1
+        assert min(replica.age.ToNanoseconds(), gateway.age.ToNanoseconds()) > 0
+        call.cancel()
+        await path.nothing_left()
+
+
+async def test_status_follows_a_replica_that_drains_and_one_whose_engine_is_dead() -> None:
+    async with whole_path(replicas=2) as path:
+        await path.replicas[0].drain(1.0)
+        path.engines[1].die()
+        await shown_as(path, path.replicas[0], ops_service_pb2.REPLICA_STATE_DRAINING)
+        await shown_as(path, path.replicas[1], ops_service_pb2.REPLICA_STATE_UNHEALTHY)
+        await until(lambda: not path.dispatcher.ready_replicas(Pool.GENERATION))
+        status = await path.stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
+        assert [pool.ready_replicas for pool in status.pools] == [0, 1]
+        assert [condition.reason for condition in status.conditions] == ["NO_READY_REPLICA"]
+
+
+async def shown(path: Path, wanted: Callable[[ops_service_pb2.ReplicaStatus], bool]) -> ops_service_pb2.ReplicaStatus:
+    """The first replica that an operator sees so. Raises TimeoutError."""
+    async with asyncio.timeout(20):
+        while True:
+            status = await path.stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
+            if found := [replica for replica in status.replicas if wanted(replica)]:
+                return found[0]
+            await asyncio.sleep(0.01)
+
+
+async def shown_as(path: Path, replica: ReplicaServer, state: ops_service_pb2.ReplicaState.ValueType) -> None:
+    """Returns once operators see the replica in this state."""
+    await shown(path, lambda one: (one.replica_id, one.state) == (replica.replica_id, state))
 
 
 async def test_embed_and_status_over_the_whole_path(path: Path) -> None:
