@@ -64,29 +64,6 @@ async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dic
     await path.nothing_left()
 
 
-STOP, LENGTH = generation_pb2.FINISH_REASON_STOP, generation_pb2.FINISH_REASON_LENGTH
-
-
-@pytest.mark.parametrize(
-    ("stopping", "text", "ids", "reason", "stop"),
-    [
-        ({"maxTokens": 3}, "tok9 tok9 tok9 ", [9, 9, 9], LENGTH, None),
-        ({"maxTokens": 8, "stopTokenIds": [9]}, "", [9], STOP, 9),
-        ({"maxTokens": 8, "stopTokenIds": [9], "includeStopInOutput": True}, "tok9 ", [9], STOP, 9),
-        ({"maxTokens": 8, "stopSequences": ["9 tok"]}, "tok", [9, 9], STOP, "9 tok"),
-        ({"maxTokens": 8, "stopSequences": ["9 tok"], "includeStopInOutput": True}, "tok9 tok", [9, 9], STOP, "9 tok"),
-    ],
-)
-async def test_biased_answer_ends_where_it_should_and_says_what_ended_it(
-    path: Path, stopping: dict[str, Any], text: str, ids: list[int], reason: int, stop: str | int | None
-) -> None:
-    request = unary_request(stopping=stopping, sampling={"logitBias": {"9": 100.0}})
-    ((completion,),) = [result.completions for result in (await path.stubs.inference.Generate(request)).results]
-    assert (completion.text, list(completion.token_ids), completion.finish.reason) == (text, ids, reason)
-    named = completion.finish.WhichOneof("stop")
-    assert (getattr(completion.finish, named) if named else None) == stop
-
-
 async def test_beam_search_returns_the_asked_beams_best_first(path: Path) -> None:
     request = unary_request(stopping={"maxTokens": 6})
     request.beam_search.beam_width = 4
