@@ -81,6 +81,10 @@ class CommandCluster:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         assert done.returncode == 0, done.stderr
 
+    def down(self) -> "subprocess.Popen[bytes]":
+        """Runs `neox-serve down`, which ends when the cluster has stopped."""
+        return subprocess.Popen([sys.executable, "-m", "cluster.cli", "down", "--config", str(self._config)])
+
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Sends the signal as a terminal does: to the whole foreground process group."""
         assert self._process is not None

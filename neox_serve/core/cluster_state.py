@@ -166,6 +166,10 @@ class ClusterState:
         """Claims on a replica, summed."""
         return self._leases.outstanding(replica_id)
 
+    def outstanding_in(self, pool: Pool) -> Outstanding:
+        """Claims on all replicas of a pool, summed."""
+        return self._roster.outstanding(pool)
+
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
         """All leases of a gateway."""
         return self._leases.leases(gateway_id)
@@ -173,6 +177,10 @@ class ClusterState:
     def lease_count(self) -> int:
         """Leases of all gateways."""
         return len(self._leases)
+
+    def gateway_count(self) -> int:
+        """Gateways, the lost ones of the grace period too."""
+        return len(self._gateways)
 
     def view(self, now_s: float) -> ClusterView:
         """The cluster now."""

@@ -121,6 +121,11 @@ class Roster:
         """The replicas of a model in a pool."""
         return self._members.get((pool, model), self._nobody)
 
+    def outstanding(self, pool: Pool) -> Outstanding:
+        """Claims on all replicas of a pool, summed."""
+        sums = [members.outstanding for (of, _), members in self._members.items() if of is pool]
+        return Outstanding(sum(each.requests for each in sums), sum(each.tokens for each in sums))
+
     def has_model(self, model: str) -> bool:
         """Whether a replica of any pool has the model, ready or not."""
         return any((pool, model) in self._members for pool in Pool)

@@ -1,8 +1,10 @@
 """What the router measures about itself."""
 
+from collections import Counter as Tally
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from neox_serve.core.cluster import ClusterView
+from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.types import Pool
 from neox_serve.link.metrics_page import text_of
 
@@ -30,16 +32,16 @@ class RouterMetrics:
         self._admissions.labels(outcome).inc()
         self._decision_s.observe(seconds)
 
-    def show(self, view: ClusterView) -> None:
+    def show(self, state: ClusterState) -> None:
         """Sets the gauges."""
-        self._gateways.set(len(view.gateways))
-        self._replicas.clear()
+        self._gateways.set(state.gateway_count())
         for pool in Pool:
-            members = [each for each in view.replicas if each.replica.pool is pool]
-            self._leases.labels(pool).set(sum(each.outstanding.requests for each in members))
-            self._tokens.labels(pool).set(sum(each.outstanding.tokens for each in members))
-            for each in members:
-                self._replicas.labels(pool, each.replica.phase).inc()
+            outstanding = state.outstanding_in(pool)
+            self._leases.labels(pool).set(outstanding.requests)
+            self._tokens.labels(pool).set(outstanding.tokens)
+        self._replicas.clear()
+        for (pool, phase), replicas in Tally((each.pool, each.phase) for each in state.replicas()).items():
+            self._replicas.labels(pool, phase).set(replicas)
 
     def text(self) -> str:
         """All of it in Prometheus' text format."""

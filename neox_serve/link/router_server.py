@@ -28,6 +28,8 @@ from neox_serve.wire.engine_messages import SCHEMA_VERSION
 _log = structlog.get_logger(__name__)
 
 _TICK_S = 0.1
+_GATHER_S = 0.02
+"""How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
 _HOLD_S = 1.0
 """Longest time that a request waits here for a replica that may come any moment; less than gateways wait for an answer."""
 
@@ -73,6 +75,8 @@ class RouterServer(RouterLinkServiceServicer):
         self._gateways: dict[int, _Gateway] = {}
         self._held: dict[tuple[str, int], _Request] = {}
         self._told: tuple[Replica, ...] = ()
+        self._told_ids: frozenset[str] = frozenset()
+        self._telling: asyncio.TimerHandle | None = None
         self._metrics = RouterMetrics()
         self._texts: dict[Labels, str] = {}
         self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
@@ -103,6 +107,8 @@ class RouterServer(RouterLinkServiceServicer):
     async def stop(self) -> None:
         """Ends all streams. Peers look for the next router by themselves."""
         await stop_task(self._ticks)
+        if self._telling is not None:
+            self._telling.cancel()
         await self._server.stop(None)
         if self._page:
             await asyncio.to_thread(self._page.stop)
@@ -166,13 +172,15 @@ class RouterServer(RouterLinkServiceServicer):
             gateway.outbox.put(wire.refuse(lease_id, answer))
             outcome = answer.reason.value
         else:
+            if answer.replica_id not in self._told_ids:
+                self._tell_replicas()
             gateway.outbox.put(wire.grant(lease_id, answer.replica_id))
             outcome = "granted"
         self._metrics.admitted(outcome, time.perf_counter() - decided_s)
 
     def _may_wait(self, refusal: ServeError, request: _Request, now_s: float) -> bool:
-        may_come = self._state.may_become_ready(request.demand, now_s)
-        return refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S and may_come
+        in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S
+        return in_time and self._state.may_become_ready(request.demand, now_s)
 
     def _settle(self, gateway: _Gateway, lease_ids: Iterable[int]) -> None:
         lease_ids = tuple(lease_ids)
@@ -201,7 +209,7 @@ class RouterServer(RouterLinkServiceServicer):
         connection = next(self._connections)
         self._state.connect_replica(replica, connection, self._clock())
         _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
-        self._announce()
+        self._replica_changed()
         try:
             await write(context, wire.registered())
             await self._listen(replica, context)
@@ -218,19 +226,28 @@ class RouterServer(RouterLinkServiceServicer):
                     self._state.report_load(replica.replica_id, wire.load_from_proto(request.load))
                 case "phase":
                     self._state.change_phase(replica.replica_id, wire.phase_from_proto(request.phase))
-                    self._announce()
+                    self._replica_changed()
                 case "metrics":
                     self._texts[labels] = request.metrics.text
 
-    def _announce(self) -> None:
-        """Tells all gateways of the replicas, if they changed, and tries again what waits for one."""
-        replicas = self._state.replicas()
-        if replicas != self._told:
-            self._told = replicas
-            message = wire.replica_set(replicas)
-            for gateway in self._gateways.values():
-                gateway.outbox.put(message)
+    def _replica_changed(self) -> None:
+        """Tells all gateways soon, and tries again what waits for a replica."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell_replicas)
         self._try_held()
+
+    def _tell_replicas(self) -> None:
+        """Tells all gateways of the replicas, if they changed."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        replicas = self._state.replicas()
+        if replicas == self._told:
+            return
+        self._told, self._told_ids = replicas, frozenset(replica.replica_id for replica in replicas)
+        message = wire.replica_set(replicas)
+        for gateway in self._gateways.values():
+            gateway.outbox.put(message)
 
     def _try_held(self) -> None:
         held, self._held = self._held, {}
@@ -244,8 +261,9 @@ class RouterServer(RouterLinkServiceServicer):
         if gone:
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
-        self._announce()
-        self._metrics.show(self._state.view(self._clock()))
+        self._tell_replicas()
+        self._try_held()
+        self._metrics.show(self._state)
 
     def _all_texts(self) -> dict[Labels, str]:
         """Called from the page's thread: the copy is made by one step of the interpreter."""

@@ -194,7 +194,7 @@ class _Timeline:
     def _tick(self) -> None:
         self._timed(lambda: self._state.expire(self._now_s))
         self._timed(self._state.replicas)
-        self._timed(lambda: self._state.view(self._now_s))
+        self._timed(lambda: [self._state.outstanding_in(pool) for pool in Pool])
 
     def _timed(self, call: Callable[[], object]) -> None:
         started_s = time.perf_counter()

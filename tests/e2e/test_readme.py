@@ -33,8 +33,8 @@ TESTED_ELSEWHERE = {
     "neox-serve config show": "tests/unit",
     "neox-serve config check --config FILE": "tests/e2e/test_engine_arguments.py",
     "neox-serve manifests render --config FILE": "tests/unit",
-    "neox-serve apply --config FILE": "tests/ray",
-    "neox-serve down": "tests/ray",
+    "neox-serve apply --config FILE": "tests/ray/test_cluster_faults.py",
+    "neox-serve down": "tests/ray/test_cluster_stop.py",
 }
 
 

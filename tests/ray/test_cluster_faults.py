@@ -16,6 +16,8 @@ from tests.streams import NO_RETRY, StreamRecord, read_stream, until
 pytestmark = pytest.mark.ray
 
 LONG = 250  # tokens of 20 ms: 5 s
+LONGER_THAN_ANY_WAIT = 1900  # 38 s
+TWO_REPLICAS = {"min": 2, "initial": 2, "max": 2}
 
 
 async def start_streams(
@@ -54,6 +56,12 @@ async def idle(client: AsyncClient) -> bool:
     return all(replica.running_requests + replica.waiting_requests + replica.outstanding_tokens == 0 for replica in status.replicas)
 
 
+async def replicas_at_work(client: AsyncClient) -> int:
+    """Generation replicas that have requests."""
+    replicas = (await client.status(timeout_s=5)).replicas
+    return sum(replica.pool is Pool.GENERATION and replica.outstanding_tokens > 0 for replica in replicas)
+
+
 async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         records, reading = await start_streams(client, 4)
@@ -70,7 +78,7 @@ async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: 
 async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         gateway_id = (await client.status(timeout_s=5)).gateway_id
-        records, reading = await start_streams(client, 4)
+        records, reading = await start_streams(client, 4, max_tokens=LONGER_THAN_ANY_WAIT)
         (victim,) = [process for process in cluster.processes(GATEWAY) if f"-{process.pid}-" in gateway_id]
         victim.kill()
         await reading
@@ -85,7 +93,7 @@ async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(clust
         await until(both_gateways, 30, "Serve has restarted the gateway")
 
 
-async def test_engine_replica_killed_requests_without_output_move_and_service_recovers(cluster: CommandCluster) -> None:
+async def test_engine_replica_killed_streams_end_with_a_time_to_retry_and_service_recovers(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         records, reading = await start_streams(client, 4)
         (engine,) = cluster.processes(GENERATION)
@@ -97,6 +105,24 @@ async def test_engine_replica_killed_requests_without_output_move_and_service_re
         assert_whole([await read_stream(client, "after", max_tokens=5)], 5)
 
 
+async def test_engine_replica_killed_requests_without_output_move_and_end_whole(cluster: CommandCluster) -> None:
+    slow = {"generation": {"engine": fake_engine(ttft_s=3.0), "replicas": TWO_REPLICAS}}
+    await asyncio.to_thread(cluster.roll, cluster.values | slow)
+    try:
+        async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
+            await until(lambda: generation_ready(client, 2), 60, "two replicas")
+            streams = [asyncio.create_task(read_stream(client, f"moved {n}", max_tokens=5)) for n in range(8)]
+
+            async def both_have_some() -> bool:
+                return await replicas_at_work(client) == 2
+
+            await until(both_have_some, 2, "both replicas have requests")
+            cluster.processes(GENERATION)[0].kill()
+            assert_whole(await asyncio.gather(*streams), 5)
+    finally:
+        await asyncio.to_thread(cluster.roll, cluster.values)
+
+
 async def test_scaling_up_and_down_under_load_loses_nothing(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         await until(lambda: generation_ready(client, 1), 30, "one replica")
@@ -105,15 +131,14 @@ async def test_scaling_up_and_down_under_load_loses_nothing(cluster: CommandClus
         late = await asyncio.gather(*(read_stream(client, f"late {n}", max_tokens=100) for n in range(10)))
         assert_whole(late, 100)
         assert_whole(await reading, 700)
-        trickle = [StreamRecord()]
-        long_one = asyncio.ensure_future(read_stream(client, "through the scale-down", max_tokens=600, record=trickle[0]))
+        _, lasting = await start_streams(client, 5, max_tokens=900)
+        assert await replicas_at_work(client) == 2, "the replica that goes has streams"
         await until(lambda: generation_ready(client, 1), 60, "the policy has scaled back to one")
-        assert_whole([await long_one], 600)
+        assert_whole(await lasting, 900)
 
 
 async def test_rolling_an_engine_setting_eight_clients_see_no_error_and_no_gap(cluster: CommandCluster) -> None:
-    two = {"min": 2, "initial": 2, "max": 2}
-    values = cluster.values | {"generation": {"engine": fake_engine(), "replicas": two}}
+    values = cluster.values | {"generation": {"engine": fake_engine(), "replicas": TWO_REPLICAS}}
     await asyncio.to_thread(cluster.roll, values)
     try:
         async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
@@ -129,7 +154,7 @@ async def test_rolling_an_engine_setting_eight_clients_see_no_error_and_no_gap(c
                 return records
 
             clients = [asyncio.create_task(keep_streaming(n)) for n in range(8)]
-            changed = {"generation": {"engine": {**fake_engine(), "max_num_seqs": 64}, "replicas": two}}
+            changed = {"generation": {"engine": {**fake_engine(), "max_num_seqs": 64}, "replicas": TWO_REPLICAS}}
             await asyncio.to_thread(cluster.roll, cluster.values | changed)
             await asyncio.sleep(2)
             rolled.set()

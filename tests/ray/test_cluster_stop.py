@@ -17,8 +17,8 @@ from tests.streams import NO_RETRY, read_stream
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_drains_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("way", ["ctrl-c", "down"])
+async def test_stop_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path, way: str) -> None:
     with running_cluster(tmp_path, fake_cluster_values()) as cluster:
         family = cluster.family()
         segments = {segment for process in family for segment in shared_memory(process)}
@@ -27,13 +27,16 @@ async def test_signal_drains_finishes_what_was_accepted_and_leaves_nothing(tmp_p
         async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
             streams = [asyncio.create_task(read_stream(client, f"accepted {n}", max_tokens=200)) for n in range(4)]
             await asyncio.sleep(0.5)
-            cluster.interrupt(number) if number == signal.SIGINT else cluster.family()[0].send_signal(number)
+            down = cluster.down() if way == "down" else None  # which sends SIGTERM
+            if down is None:
+                cluster.interrupt(signal.SIGINT)
             refused = await refused_while_draining(client)
             assert refused in {Reason.DRAINING}
             records = await asyncio.gather(*streams)
             assert [record.error for record in records] == [None] * 4
             assert [len(record.token_ids) for record in records] == [200] * 4
         assert await asyncio.to_thread(cluster.wait_stopped) == 0
+        assert down is None or await asyncio.to_thread(down.wait, 30) == 0
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     listening = {
         connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr and connection.status == "LISTEN"

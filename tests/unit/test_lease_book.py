@@ -34,3 +34,30 @@ def test_drop_replica_leaves_the_leases_on_others() -> None:
     book.drop_replica("r")
     assert book.leases("g") == (Lease(2, "s", 50),)
     assert book.outstanding("r") == Outstanding()
+
+
+def test_replace_with_what_is_known_already_changes_and_tells_nothing() -> None:
+    told: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: told.append(change))
+    leases = [Lease(1, "r", 100), Lease(2, "r", 50)]
+    book.replace("g", leases)
+    book.replace("g", leases)
+    assert told == [("r", Outstanding(2, 150))]
+    assert book.leases("g") == tuple(leases)
+
+
+def test_drop_gateway_tells_each_replica_once() -> None:
+    told: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: told.append(change))
+    book.replace("g", [Lease(number, "rs"[number % 2], 10) for number in range(10)])
+    told.clear()
+    book.drop_gateway("g")
+    assert sorted(told, key=str) == [("r", Outstanding()), ("s", Outstanding())]
+
+
+def test_replaced_lease_on_another_replica_tells_both() -> None:
+    told: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: told.append(change))
+    book.add("g", Lease(1, "r", 100))
+    book.add("g", Lease(1, "s", 50))
+    assert told == [("r", Outstanding(1, 100)), ("r", Outstanding()), ("s", Outstanding(1, 50))]
