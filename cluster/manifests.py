@@ -15,6 +15,7 @@ import yaml
 from deployments.app import GATEWAY_APPLICATION, serve_config
 from deployments.placement import workers
 from neox_serve.core.types import Pool
+from neox_serve.engine.pools import enabled_pools
 from neox_serve.settings import EmbeddingSettings, GenerationSettings, Settings, pool_settings, restore
 
 _ROUTER_RESOURCE, _GATEWAY_RESOURCE = "neox_router", "neox_gateway"
@@ -77,8 +78,7 @@ def on_kubernetes(settings: Settings) -> Settings:
 
 
 def _ray_service(settings: Settings, target: Target) -> dict[str, Any]:
-    pools = [pool for pool in Pool if pool is Pool.GENERATION or settings.embedding.enabled]
-    groups = [_gateway_group(settings, target), *(_engine_group(settings, pool, target) for pool in pools)]
+    groups = [_gateway_group(settings, target), *(_engine_group(settings, pool, target) for pool in enabled_pools(settings))]
     cluster = {
         "rayVersion": importlib.metadata.version("ray"),
         "enableInTreeAutoscaling": any(group["minReplicas"] != group["maxReplicas"] for group in groups),

@@ -63,8 +63,9 @@ def render(
 
 def _check_engines(settings: "Settings") -> str:
     """Checks the engine of every pool, vLLM's own checks last; returns the model's facts in words. Raises SettingsError."""
-    from neox_serve.engine.checking import check_engines, check_with_vllm, enabled_pools
+    from neox_serve.engine.checking import check_engines, check_with_vllm
     from neox_serve.engine.environment import engine_environment
+    from neox_serve.engine.pools import enabled_pools
 
     facts = check_engines(settings)
     for pool in enabled_pools(settings):

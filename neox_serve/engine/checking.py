@@ -1,21 +1,12 @@
 """Whether the engines can run as the settings say, as far as that shows without loading any: for those who are about to start them."""
 
-from collections.abc import Iterator
-
 from neox_serve import model_files
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine import arguments
 from neox_serve.engine.hardware import this_machine
-from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.pools import enabled_pools, engine_settings
 from neox_serve.settings import Settings
-
-
-def enabled_pools(settings: Settings) -> Iterator[Pool]:
-    """The pools that have engines."""
-    yield Pool.GENERATION
-    if settings.embedding.enabled:
-        yield Pool.EMBEDDING
 
 
 def check_engines(settings: Settings) -> ModelFacts:

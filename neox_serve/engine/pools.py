@@ -1,7 +1,16 @@
 """Which part of the settings belongs to which pool."""
 
+from collections.abc import Iterator
+
 from neox_serve.core.types import Pool
 from neox_serve.settings import EngineSettings, ReplicaSettings, Settings
+
+
+def enabled_pools(settings: Settings) -> Iterator[Pool]:
+    """The pools that have engines."""
+    yield Pool.GENERATION
+    if settings.embedding.enabled:
+        yield Pool.EMBEDDING
 
 
 def engine_settings(pool: Pool, settings: Settings) -> EngineSettings:
