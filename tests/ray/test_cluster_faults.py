@@ -64,7 +64,7 @@ async def replicas_at_work(client: AsyncClient) -> int:
 
 async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
-        records, reading = await start_streams(client, 4)
+        _, reading = await start_streams(client, 4)
         (router,) = cluster.processes(ROUTER)
         router.kill()
         new = await read_stream(client, "while the router is down", max_tokens=5)
