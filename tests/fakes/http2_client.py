@@ -109,7 +109,8 @@ class Http2Client:
 
     def nothing_left(self) -> bool:
         """Whether the connection remembers no call."""
-        parts = (self.connection._calls, self.connection._incoming, self.connection._blocked, self.connection._lingering)
+        connection, sending = self.connection, self.connection._sending
+        parts = (connection._calls, connection._incoming, sending._blocked, sending._lingering)
         return not any(parts)
 
 

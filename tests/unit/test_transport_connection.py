@@ -9,6 +9,7 @@ import pytest
 from h2.errors import ErrorCodes
 
 from neox_serve.transport import connection as connection_module
+from neox_serve.transport import sending as sending_module
 from neox_serve.transport.call import ServerCall
 from neox_serve.transport.connection import Limits
 from neox_serve.transport.framing import StatusError, framed
@@ -256,7 +257,7 @@ async def test_status_of_a_write_that_was_cut_off_follows_the_rest_of_its_messag
 
 
 async def test_status_that_nobody_takes_ends_in_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_LINGER_S", 0.0)
+    monkeypatch.setattr(sending_module, "_LINGER_S", 0.0)
     under_test = client(window_bytes=1000)
     stream_id = under_test.open("/t/Large")
     await under_test.exchange()
