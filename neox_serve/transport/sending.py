@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
@@ -16,8 +17,12 @@ from neox_serve.transport.call import ServerCall
 from neox_serve.transport.framing import Headers
 from neox_serve.transport.pings import Pings
 
+_log = structlog.get_logger(__name__)
+
 _WRITE_BUFFER_BYTES = 1 << 18
-# How long a status waits for a client that does not read.
+# How much may wait in a full buffer besides messages, which then wait with their calls: answers to a client that asks and does not read.
+_MOST_UNREAD_BYTES = 1 << 20
+# How long a status waits for a client that takes nothing of what is before it.
 _LINGER_S = 5.0
 
 
@@ -47,6 +52,7 @@ class Sending:
         self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._writable = True
         self._flushing = False
+        self._unread_bytes = 0
         self.peer = ""
 
     def attach(self, transport: asyncio.Transport) -> None:
@@ -67,14 +73,14 @@ class Sending:
     def send_waiting(self, call: ServerCall) -> None:
         """Sends what waits, as far as the client lets it; the rest when it does."""
         try:
-            self._send_data(call)
+            sent = self._send_data(call)
         except ProtocolError:
             self._on_gone(call)
             return
         if call.unsent:
             self._blocked[call.stream_id] = call
-            if call.ended and call.stream_id not in self._lingering:
-                self._lingering[call.stream_id] = self._loop.call_later(_LINGER_S, self.reset, call)
+            if call.ended and (sent or call.stream_id not in self._lingering):
+                self._linger(call)
             return
         self._blocked.pop(call.stream_id, None)
         call.all_sent()
@@ -88,7 +94,8 @@ class Sending:
 
     def reset(self, call: ServerCall) -> None:
         """Tells the client that the stream is over, if it is not."""
-        tried(self._h2.reset_stream, call.stream_id, ErrorCodes.NO_ERROR if call.ended else ErrorCodes.CANCEL)
+        answered = call.ended and call.trailers is None
+        tried(self._h2.reset_stream, call.stream_id, ErrorCodes.NO_ERROR if answered else ErrorCodes.CANCEL)
         self._on_gone(call)
         self.flush_soon()
 
@@ -99,6 +106,7 @@ class Sending:
     def resume(self) -> None:
         """It has room again."""
         self._writable = True
+        self._unread_bytes = 0
         self.unblock()
 
     def unblock(self) -> None:
@@ -114,8 +122,7 @@ class Sending:
     def forget(self, stream_id: int) -> None:
         """Nothing more is sent for a call."""
         self._blocked.pop(stream_id, None)
-        if (timer := self._lingering.pop(stream_id, None)) is not None:
-            timer.cancel()
+        self._end_lingering(stream_id)
 
     def flush_soon(self) -> None:
         """Writes at the end of this turn."""
@@ -124,13 +131,21 @@ class Sending:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Writes what there is."""
+        """Writes what there is. Drops a client that lets too much of it lie."""
         self._flushing = False
-        if self._transport is not None and not self._transport.is_closing() and (data := self._h2.data_to_send()):
-            self._transport.write(data)
+        if self._transport is None or self._transport.is_closing() or not (data := self._h2.data_to_send()):
+            return
+        if not self._writable:
+            self._unread_bytes += len(data)
+        if self._unread_bytes > _MOST_UNREAD_BYTES:
+            _log.info("client does not read its answers", peer=self.peer)
+            self._transport.abort()
+            return
+        self._transport.write(data)
 
-    def _send_data(self, call: ServerCall) -> None:
-        connection, stream_id, data = self._h2, call.stream_id, call.unsent
+    def _send_data(self, call: ServerCall) -> bool:
+        """Whether anything could go."""
+        connection, stream_id, data, sent = self._h2, call.stream_id, call.unsent, False
         while data and self._writable:
             room = min(connection.local_flow_control_window(stream_id), connection.max_outbound_frame_size)
             if room <= 0:
@@ -138,7 +153,18 @@ class Sending:
             part = data[call.sent_bytes : call.sent_bytes + room]
             connection.send_data(stream_id, part)
             call.sent_bytes += len(part)
+            sent = True
             if call.sent_bytes == len(data):
                 data = call.unsent = b""
-        self._pings.sent()
-        self.flush_soon()
+        if sent:
+            self._pings.sent()
+            self.flush_soon()
+        return sent
+
+    def _linger(self, call: ServerCall) -> None:
+        self._end_lingering(call.stream_id)
+        self._lingering[call.stream_id] = self._loop.call_later(_LINGER_S, self.reset, call)
+
+    def _end_lingering(self, stream_id: int) -> None:
+        if (timer := self._lingering.pop(stream_id, None)) is not None:
+            timer.cancel()

@@ -12,8 +12,8 @@ from neox_serve.transport import connection as connection_module
 from neox_serve.transport import sending as sending_module
 from neox_serve.transport.call import ServerCall
 from neox_serve.transport.connection import Limits
-from neox_serve.transport.framing import StatusError, framed
-from tests.fakes.http2_client import Http2Client
+from neox_serve.transport.framing import framed
+from tests.fakes.http2_client import Http2Client, finder
 
 LIMITS = Limits(most_message_bytes=1000, most_streams=100)
 LARGE = b"x" * 3000
@@ -61,14 +61,8 @@ HANDLERS: dict[str, Any] = {
 }
 
 
-def find(path: str) -> Any:
-    if path not in HANDLERS:
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, path)
-    return HANDLERS[path]
-
-
 def client(**options: Any) -> Http2Client:
-    return Http2Client(find, limits=LIMITS, **options)
+    return Http2Client(finder(HANDLERS), limits=LIMITS, **options)
 
 
 async def test_unary_call_gets_its_answer_status_and_metadata() -> None:
