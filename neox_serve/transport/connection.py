@@ -19,6 +19,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from neox_serve.transport.call import Requests, ServerCall
+from neox_serve.transport.floods import Floods
 from neox_serve.transport.framing import MessageReader, StatusError, metadata_of, response_headers, status_headers, timeout_s
 from neox_serve.transport.handling import handle
 from neox_serve.transport.keepalive import Check, Keepalive
@@ -29,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 _STREAM_WINDOW_BYTES = 1 << 20
 _CONNECTION_WINDOW_BYTES = 1 << 24
+# A read is taken in parts: 256 KiB of requests that are reset at once would be 1.5 s of h2's time before anyone could object.
+_PART_BYTES = 1 << 14
 # How long a client has for what costs it nothing: to say hello, and to send a request that it has begun.
 _HELLO_S = 10.0
 _REQUEST_S = 60.0
@@ -88,6 +91,8 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, ServerCall] = {}
         self._incoming: dict[int, _Incoming] = {}
         self._closing = False
+        self._known_stream_id = 0
+        self._floods = Floods()
         self._keepalive = Keepalive()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -128,16 +133,23 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes what has arrived. A client that breaks HTTP/2's rules is told so and loses its connection."""
         self._keepalive.heard()
+        for start in range(0, len(data), _PART_BYTES):
+            self._take(data[start : start + _PART_BYTES])
+        self._sending.flush_soon()
+
+    def _take(self, part: bytes) -> None:
+        if self._is_over():
+            return
+        self._known_stream_id = self._h2.highest_inbound_stream_id
         try:
-            arrived = self._h2.receive_data(data)
+            arrived = self._h2.receive_data(part)
         except ProtocolError as error:
             _log.info("client broke the protocol", peer=self._sending.peer, failure=str(error))
             self._close()
             return
         for event in arrived:
-            if (react := _REACTIONS.get(type(event))) is not None:
+            if (react := _REACTIONS.get(type(event))) is not None and not self._is_over():
                 react(self, event)
-        self._sending.flush_soon()
 
     def pause_writing(self) -> None:
         """The socket's buffer is full."""
@@ -211,7 +223,7 @@ class Connection(asyncio.Protocol):
     def _on_data(self, event: events.DataReceived) -> None:
         tried(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
         incoming = self._incoming.get(event.stream_id)
-        if incoming is None:
+        if incoming is None or incoming.call.ended:
             return
         try:
             for message in incoming.reader.feed(event.data):
@@ -232,6 +244,8 @@ class Connection(asyncio.Protocol):
     def _on_reset(self, event: events.StreamReset) -> None:
         if (call := self._calls.get(event.stream_id)) is not None:
             self._forget(call)
+        if event.stream_id > self._known_stream_id:
+            self._count_dear()
 
     def _on_window(self, event: events.WindowUpdated) -> None:
         if event.stream_id == 0:
@@ -241,11 +255,15 @@ class Connection(asyncio.Protocol):
 
     def _on_settings(self, _event: events.RemoteSettingsChanged) -> None:
         self._sending.unblock()
+        self._count_dear()
 
     def _on_ping(self, _event: events.PingReceived) -> None:
         if self._pings.too_many(self._loop.time()):
-            _log.info("client pings too often", peer=self._sending.peer)
-            self._close(ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
+            self._turn_away(b"too_many_pings")
+
+    def _count_dear(self) -> None:
+        if self._floods.too_many(self._loop.time()):
+            self._turn_away(b"too_many_settings_or_resets")
 
     # Life
 
@@ -272,6 +290,13 @@ class Connection(asyncio.Protocol):
         self._sending.flush_soon()
         wait_s = self._limits.keepalive_s if check is Check.WAIT else self._limits.keepalive_timeout_s
         self._timer = self._loop.call_later(wait_s, self._check_alive)
+
+    def _is_over(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def _turn_away(self, reason: bytes) -> None:
+        _log.info("client asks too much", peer=self._sending.peer, reason=reason.decode())
+        self._close(ErrorCodes.ENHANCE_YOUR_CALM, reason)
 
     def _close(self, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR, reason: bytes | None = None) -> None:
         """Says goodbye, unless h2 has done that already, and closes."""

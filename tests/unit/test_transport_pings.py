@@ -1,5 +1,9 @@
-"""Which pings are too many, as timelines."""
+"""Which pings and floods are too many, and when silence is: as timelines."""
 
+import pytest
+
+from neox_serve.transport.floods import Floods
+from neox_serve.transport.keepalive import Check, Keepalive
 from neox_serve.transport.pings import Pings
 
 
@@ -21,3 +25,29 @@ def test_pings_after_strikes_are_forgiven_once_something_is_sent() -> None:
     assert [pings.too_many(0.1 * number) for number in range(3)] == [False] * 3
     pings.sent()
     assert [pings.too_many(1.0 + 0.1 * number) for number in range(4)] == [False, False, False, True]
+
+
+def test_floods_within_a_window_are_noticed_and_later_forgotten() -> None:
+    floods = Floods()
+    assert [floods.too_many(100.0) for _ in range(501)] == [False] * 500 + [True]
+    assert floods.too_many(109.9)
+    assert not floods.too_many(110.0)
+
+
+@pytest.mark.parametrize(
+    ("heard_before", "checks"),
+    [
+        ((False,), (Check.DROP,)),
+        ((True, True, True), (Check.WAIT, Check.WAIT, Check.WAIT)),
+        ((True, False, False), (Check.WAIT, Check.ASK, Check.DROP)),
+        ((True, False, True, False), (Check.WAIT, Check.ASK, Check.WAIT, Check.ASK)),
+    ],
+    ids=["no hello", "talks", "falls silent", "answers"],
+)
+def test_keepalive_of_a_client_asks_before_it_drops(heard_before: tuple[bool, ...], checks: tuple[Check, ...]) -> None:
+    keepalive, got = Keepalive(), []
+    for heard in heard_before:
+        if heard:
+            keepalive.heard()
+        got.append(keepalive.check())
+    assert tuple(got) == checks
