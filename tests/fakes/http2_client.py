@@ -66,9 +66,9 @@ class Http2Client:
         self._taken = 0
 
     def open(self, path: str, *more: tuple[str, str], message: bytes | None = b"", end: bool = True, **changed: str) -> int:
-        """Begins a call, with one message if there is one; returns its stream. changed: pseudo headers, without their colon."""
+        """Begins a call, with one message if there is one; returns its stream. changed: headers, as method and content_type."""
         stream_id = self.h2.get_next_available_stream_id()
-        headers = [(name, changed.get(name.strip(":"), value)) for name, value in HEADERS]
+        headers = [(name, changed.get(name.strip(":").replace("-", "_"), value)) for name, value in HEADERS]
         self.h2.send_headers(stream_id, [*headers[:3], (":path", path), *headers[3:], *more], end_stream=message is None and end)
         if message is not None:
             self.h2.send_data(stream_id, framed(message), end_stream=end)
