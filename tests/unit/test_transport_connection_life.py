@@ -197,6 +197,17 @@ async def test_what_comes_after_goodbye_begins_no_call() -> None:
     await assert_over(under_test, task, ErrorCodes.NO_ERROR)
 
 
+async def test_request_in_the_read_that_turns_its_client_away_begins_no_call() -> None:
+    under_test = client()
+    task = await running(under_test)
+    for _ in range(10):
+        under_test.h2.ping(b"12345678")
+    late = under_test.open("/t/Wait")
+    under_test.send()
+    assert late not in under_test.connection._calls
+    await assert_over(under_test, task, ErrorCodes.ENHANCE_YOUR_CALM)
+
+
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(min_value=0), st.integers(min_value=0, max_value=255)), max_size=5))
 async def test_bytes_changed_on_the_way_break_no_more_than_their_connection(changes: list[tuple[int, int]]) -> None:
