@@ -114,14 +114,13 @@ class ServerCall:
         self._stream.send_waiting(self)
 
     def end(self, code: grpc.StatusCode, details: str = "") -> None:
-        """Ends the call with a status, once: the first one counts."""
+        """Ends the call with a status, once: the first one counts. Raises where the handler's metadata cannot be sent."""
         if self._gone or self._ended:
             return
-        self._ended = True
         trailers = status_headers(code, details, self._trailing)
         if not self._begun:
-            self._begun = True
             trailers = response_headers(self._initial) + trailers
+        self._begun = self._ended = True
         self.trailers = trailers
         self._stream.send_waiting(self)
 

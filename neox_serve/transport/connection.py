@@ -1,9 +1,7 @@
 """One client's connection: HTTP/2 by h2, a call a stream, and what they all have to say in one turn of the loop in one write.
 
 Theory of operation: everything happens on one loop and never waits. Bytes that arrive become h2's events, and these messages of calls.
-Calls hand over what they send through `send_headers` and `send_waiting`, which put frames into h2's buffer; the buffer is written once, at
-the end of the turn. Where a stream's window, the connection's or the socket's buffer is full, the call stays among the blocked ones and
-goes on when that changes.
+Calls hand what they say to the connection's `Sending`, which writes it at the end of the turn.
 """
 
 import asyncio
@@ -21,20 +19,22 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from neox_serve.transport.call import Requests, ServerCall
-from neox_serve.transport.framing import Headers, MessageReader, StatusError, metadata_of, response_headers, status_headers, timeout_s
+from neox_serve.transport.floods import Floods
+from neox_serve.transport.framing import MessageReader, StatusError, metadata_of, response_headers, status_headers, timeout_s
 from neox_serve.transport.handling import handle
+from neox_serve.transport.keepalive import Check, Keepalive
 from neox_serve.transport.pings import Pings
+from neox_serve.transport.sending import Sending, tried
 
 _log = structlog.get_logger(__name__)
 
 _STREAM_WINDOW_BYTES = 1 << 20
 _CONNECTION_WINDOW_BYTES = 1 << 24
-_WRITE_BUFFER_BYTES = 1 << 18
+# A read is taken in parts: 256 KiB of requests that are reset at once would be 1.5 s of h2's time before anyone could object.
+_PART_BYTES = 1 << 14
 # How long a client has for what costs it nothing: to say hello, and to send a request that it has begun.
 _HELLO_S = 10.0
 _REQUEST_S = 60.0
-# How long a status waits for a client that does not read.
-_LINGER_S = 5.0
 # Handlers watch deadlines themselves and say more about them; this is for those that do not.
 _DEADLINE_GRACE_S = 0.05
 
@@ -86,17 +86,15 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None, validate_outbound_headers=False))
         self._pings = Pings(limits.min_ping_interval_s)
+        self._sending = Sending(self._h2, self._pings, on_answered=self._answered, on_gone=self._forget)
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, ServerCall] = {}
         self._incoming: dict[int, _Incoming] = {}
-        self._blocked: dict[int, ServerCall] = {}
-        self._lingering: dict[int, asyncio.TimerHandle] = {}
-        self._writable = True
-        self._flushing = False
         self._closing = False
-        self._heard = False
+        self._known_stream_id = 0
+        self._floods = Floods()
+        self._keepalive = Keepalive()
         self._timer: asyncio.TimerHandle | None = None
-        self.peer = ""
 
     @property
     def calls(self) -> int:
@@ -112,8 +110,7 @@ class Connection(asyncio.Protocol):
             cast("asyncio.Transport", transport).abort()
             return
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not of asyncio's class
-        self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
-        self.peer = str(transport.get_extra_info("peername"))
+        self._sending.attach(self._transport)
         self._on_open(self)
         self._say_hello()
         self._timer = self._loop.call_later(_HELLO_S, self._check_alive)
@@ -131,115 +128,64 @@ class Connection(asyncio.Protocol):
         self._h2.decoder.max_header_list_size = most_header_bytes
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW_BYTES)
-        self._flush_soon()
+        self._sending.flush_soon()
 
     def data_received(self, data: bytes) -> None:
         """Takes what has arrived. A client that breaks HTTP/2's rules is told so and loses its connection."""
-        self._heard = True
+        self._keepalive.heard()
+        for start in range(0, len(data), _PART_BYTES):
+            self._take(data[start : start + _PART_BYTES])
+        self._sending.flush_soon()
+
+    def _take(self, part: bytes) -> None:
+        if self._is_over():
+            return
+        self._known_stream_id = self._h2.highest_inbound_stream_id
         try:
-            arrived = self._h2.receive_data(data)
+            arrived = self._h2.receive_data(part)
         except ProtocolError as error:
-            _log.info("client broke the protocol", peer=self.peer, failure=str(error))
+            _log.info("client broke the protocol", peer=self._sending.peer, failure=str(error))
             self._close()
             return
         for event in arrived:
-            if (react := _REACTIONS.get(type(event))) is not None:
+            if (react := _REACTIONS.get(type(event))) is not None and not self._is_over():
                 react(self, event)
-        self._flush_soon()
 
     def pause_writing(self) -> None:
         """The socket's buffer is full."""
-        self._writable = False
+        self._sending.pause()
 
     def resume_writing(self) -> None:
         """It has room again."""
-        self._writable = True
-        self._unblock()
+        self._sending.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels what still runs."""
         if self._timer is not None:
             self._timer.cancel()
-        for stream_id in tuple(self._incoming):
-            self._end_incoming(stream_id)
-        for stream_id in tuple(self._lingering):
-            self._end_lingering(stream_id)
-        calls, self._calls = self._calls, {}
-        self._blocked.clear()
-        for call in calls.values():
-            call.lose()
+        for call in tuple(self._calls.values()):
+            self._forget(call)
         self._on_closed(self)
 
-    # What calls send
-
-    def send_headers(self, call: ServerCall, headers: Headers, *, end: bool) -> None:
-        """Sends a block of headers, which no window bounds."""
-        if not self._try(self._h2.send_headers, call.stream_id, headers, end_stream=end):
-            self._forget(call)
-        self._pings.sent()
-        self._flush_soon()
-
-    def send_waiting(self, call: ServerCall) -> None:
-        """Sends what waits, as far as the client lets it; the rest when it does."""
-        try:
-            self._send_data(call)
-        except ProtocolError:
-            self._forget(call)
-            return
-        if call.unsent:
-            self._blocked[call.stream_id] = call
-            if call.ended and call.stream_id not in self._lingering:
-                self._lingering[call.stream_id] = self._loop.call_later(_LINGER_S, self._reset, call)
-            return
-        self._blocked.pop(call.stream_id, None)
-        call.all_sent()
-        if call.trailers is not None:
-            trailers, call.trailers = call.trailers, None
-            self.send_headers(call, trailers, end=True)
-            self._answered(call)
-
-    def _send_data(self, call: ServerCall) -> None:
-        connection, stream_id, data = self._h2, call.stream_id, call.unsent
-        while data and self._writable:
-            room = min(connection.local_flow_control_window(stream_id), connection.max_outbound_frame_size)
-            if room <= 0:
-                break
-            part = data[call.sent_bytes : call.sent_bytes + room]
-            connection.send_data(stream_id, part)
-            call.sent_bytes += len(part)
-            if call.sent_bytes == len(data):
-                data = call.unsent = b""
-        self._pings.sent()
-        self._flush_soon()
+    # How calls end
 
     def _answered(self, call: ServerCall) -> None:
         """The status has gone. Where the request is not whole yet, its rest is not wanted."""
         self._calls.pop(call.stream_id, None)
-        self._end_lingering(call.stream_id)
         if self._end_incoming(call.stream_id):
-            self._reset(call)
-
-    def _reset(self, call: ServerCall) -> None:
-        """Tells the client that the stream is over, if it is not."""
-        self._try(self._h2.reset_stream, call.stream_id, ErrorCodes.NO_ERROR if call.ended else ErrorCodes.CANCEL)
-        self._forget(call)
-        self._flush_soon()
+            self._sending.reset(call)
 
     def _forget(self, call: ServerCall) -> None:
         self._calls.pop(call.stream_id, None)
-        self._blocked.pop(call.stream_id, None)
-        self._end_lingering(call.stream_id)
         self._end_incoming(call.stream_id)
+        self._sending.forget(call.stream_id)
         call.lose()
 
-    def _try(self, send: Callable[..., None], *arguments: Any, **options: Any) -> bool:
-        """Calls a method of h2 for a stream; whether it could. The client may have reset the stream in bytes that came in the same read and
-        are not handled yet, which is its right and concerns no other stream."""
-        try:
-            send(*arguments, **options)
-        except ProtocolError:
-            return False
-        return True
+    def _end_incoming(self, stream_id: int) -> _Incoming | None:
+        incoming = self._incoming.pop(stream_id, None)
+        if incoming is not None and incoming.timer is not None:
+            incoming.timer.cancel()
+        return incoming
 
     # What clients send
 
@@ -248,9 +194,9 @@ class Connection(asyncio.Protocol):
         fields = dict(headers)
         stream_id = event.stream_id
         if self._closing:
-            self._try(self._h2.reset_stream, stream_id, ErrorCodes.REFUSED_STREAM)
+            tried(self._h2.reset_stream, stream_id, ErrorCodes.REFUSED_STREAM)
         elif fields.get(":method") != "POST" or not fields.get("content-type", "").startswith("application/grpc"):
-            self._try(self._h2.send_headers, stream_id, [(b":status", b"415")], end_stream=True)
+            tried(self._h2.send_headers, stream_id, [(b":status", b"415")], end_stream=True)
         else:
             self._begin(stream_id, headers, fields)
 
@@ -258,16 +204,16 @@ class Connection(asyncio.Protocol):
         try:
             path, now_s = fields[":path"], self._loop.time()
             deadline_s = now_s + timeout_s(fields["grpc-timeout"]) if "grpc-timeout" in fields else None
-            call = ServerCall(stream=self, stream_id=stream_id, path=path, metadata=metadata_of(headers), deadline_s=deadline_s)
+            call = ServerCall(stream=self._sending, stream_id=stream_id, path=path, metadata=metadata_of(headers), deadline_s=deadline_s)
             handler = self._find_handler(path)
         except StatusError as error:
             answer = response_headers() + status_headers(error.code, error.details)
-            self._try(self._h2.send_headers, stream_id, answer, end_stream=True)
+            tried(self._h2.send_headers, stream_id, answer, end_stream=True)
             return
         requests = Requests()
         reader = MessageReader(self._limits.most_message_bytes, fields.get("grpc-encoding", "identity"))
         self._calls[stream_id] = call
-        timer = None if handler.request_streaming else self._loop.call_later(_REQUEST_S, self._reset, call)
+        timer = None if handler.request_streaming else self._loop.call_later(_REQUEST_S, self._sending.reset, call)
         self._incoming[stream_id] = _Incoming(call, reader, requests, timer)
         call.task = self._loop.create_task(handle(call, requests, handler))
         if deadline_s is not None:
@@ -275,9 +221,9 @@ class Connection(asyncio.Protocol):
             call.task.add_done_callback(lambda _: late.cancel())
 
     def _on_data(self, event: events.DataReceived) -> None:
-        self._try(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
+        tried(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
         incoming = self._incoming.get(event.stream_id)
-        if incoming is None:
+        if incoming is None or incoming.call.ended:
             return
         try:
             for message in incoming.reader.feed(event.data):
@@ -298,34 +244,26 @@ class Connection(asyncio.Protocol):
     def _on_reset(self, event: events.StreamReset) -> None:
         if (call := self._calls.get(event.stream_id)) is not None:
             self._forget(call)
+        if event.stream_id > self._known_stream_id:
+            self._count_dear()
 
     def _on_window(self, event: events.WindowUpdated) -> None:
         if event.stream_id == 0:
-            self._unblock()
-        elif (call := self._blocked.get(event.stream_id)) is not None:
-            self.send_waiting(call)
+            self._sending.unblock()
+        else:
+            self._sending.unblock_stream(event.stream_id)
 
     def _on_settings(self, _event: events.RemoteSettingsChanged) -> None:
-        self._unblock()
+        self._sending.unblock()
+        self._count_dear()
 
     def _on_ping(self, _event: events.PingReceived) -> None:
         if self._pings.too_many(self._loop.time()):
-            _log.info("client pings too often", peer=self.peer)
-            self._close(ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
+            self._turn_away(b"too_many_pings")
 
-    def _unblock(self) -> None:
-        for call in tuple(self._blocked.values()):
-            self.send_waiting(call)
-
-    def _end_lingering(self, stream_id: int) -> None:
-        if (timer := self._lingering.pop(stream_id, None)) is not None:
-            timer.cancel()
-
-    def _end_incoming(self, stream_id: int) -> _Incoming | None:
-        incoming = self._incoming.pop(stream_id, None)
-        if incoming is not None and incoming.timer is not None:
-            incoming.timer.cancel()
-        return incoming
+    def _count_dear(self) -> None:
+        if self._floods.too_many(self._loop.time()):
+            self._turn_away(b"too_many_settings_or_resets")
 
     # Life
 
@@ -345,22 +283,20 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_alive(self) -> None:
-        """Called every keepalive_s: a silent client is pinged, one that stays silent is gone. The first time it must have said hello."""
-        if self._heard:
-            self._heard = False
-            self._timer = self._loop.call_later(self._limits.keepalive_s, self._ask_alive)
-        else:
+        check = self._keepalive.check()
+        if check is Check.DROP or (check is Check.ASK and not tried(self._h2.ping, b"keepaliv")):
             self.abort()
+            return
+        self._sending.flush_soon()
+        wait_s = self._limits.keepalive_s if check is Check.WAIT else self._limits.keepalive_timeout_s
+        self._timer = self._loop.call_later(wait_s, self._check_alive)
 
-    def _ask_alive(self) -> None:
-        if self._heard:
-            self._check_alive()
-            return
-        if not self._try(self._h2.ping, b"keepaliv"):
-            self.abort()
-            return
-        self._flush_soon()
-        self._timer = self._loop.call_later(self._limits.keepalive_timeout_s, self._check_alive)
+    def _is_over(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def _turn_away(self, reason: bytes) -> None:
+        _log.info("client asks too much", peer=self._sending.peer, reason=reason.decode())
+        self._close(ErrorCodes.ENHANCE_YOUR_CALM, reason)
 
     def _close(self, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR, reason: bytes | None = None) -> None:
         """Says goodbye, unless h2 has done that already, and closes."""
@@ -368,20 +304,10 @@ class Connection(asyncio.Protocol):
             if code is not ErrorCodes.PROTOCOL_ERROR:
                 self._h2.close_connection(code, reason)
         except ProtocolError:
-            _log.debug("connection was closed already", peer=self.peer)
-        self._flush()
+            _log.debug("connection was closed already", peer=self._sending.peer)
+        self._sending.flush()
         if self._transport is not None:
             self._transport.close()
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._transport is not None and not self._transport.is_closing() and (data := self._h2.data_to_send()):
-            self._transport.write(data)
 
 
 _REACTIONS: dict[type, Callable[[Connection, Any], None]] = {

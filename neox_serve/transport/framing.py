@@ -74,6 +74,8 @@ class MessageReader:
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
     def _inflated(self, payload: bytes) -> bytes:
+        if self._encoding == "identity":
+            raise StatusError(grpc.StatusCode.INTERNAL, "a message is compressed, but no grpc-encoding says how")
         window = _INFLATE_WINDOW.get(self._encoding)
         if window is None:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding!r}; known are: {ENCODINGS}")
@@ -83,6 +85,8 @@ class MessageReader:
         except zlib.error as error:
             raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not valid {self._encoding}: {error}") from error
         self._check_size(len(message))
+        if not inflater.eof or inflater.unused_data:
+            raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not one whole {self._encoding} stream")
         return message
 
 
@@ -109,7 +113,7 @@ def status_headers(code: grpc.StatusCode, details: str, metadata: Metadata = ())
     number: int = code.value[0]
     headers = [(b"grpc-status", b"%d" % number)]
     if details:
-        headers.append((b"grpc-message", quote(details, safe=_PLAIN).encode("ascii")))
+        headers.append((b"grpc-message", quote(details, safe=_PLAIN, errors="replace").encode("ascii")))
     return headers + metadata_headers(metadata)
 
 
@@ -121,9 +125,10 @@ def metadata_headers(metadata: Metadata) -> Headers:
 def metadata_of(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str | bytes], ...]:
     """What a client sent along. Raises StatusError."""
     return tuple(
-        (key, _decoded(key, value) if key.endswith("-bin") else value)
+        (key, part)
         for key, value in headers
         if not key.startswith(_RESERVED) and key not in _HTTP_ONLY
+        for part in (_decoded(key, value) if key.endswith("-bin") else (value,))
     )
 
 
@@ -132,8 +137,10 @@ def _header_value(key: str, value: str | bytes) -> bytes:
     return base64.b64encode(raw).rstrip(b"=") if key.endswith("-bin") else raw
 
 
-def _decoded(key: str, value: str) -> bytes:
+def _decoded(key: str, value: str) -> list[bytes]:
+    """The values of a binary key, which HTTP lets a client or proxy join by commas."""
     try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+        parts = [part.strip() for part in value.split(",")]
+        return [base64.b64decode(part + "=" * (-len(part) % 4), validate=True) for part in parts]
     except (binascii.Error, ValueError) as error:
         raise StatusError(grpc.StatusCode.INTERNAL, f"metadata {key!r} is not base64") from error

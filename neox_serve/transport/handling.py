@@ -18,6 +18,7 @@ async def handle(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodH
     call.serialize = handler.response_serializer
     try:
         await _answer(call, requests, handler)
+        call.end(grpc.StatusCode.OK)
     except AbortError:
         return
     except StatusError as error:
@@ -28,9 +29,8 @@ async def handle(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodH
         raise
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever a handler raises becomes a status
         _log.exception("fault in a handler", method=call.path)
+        call.set_trailing_metadata(())  # which may be the fault
         call.end(grpc.StatusCode.UNKNOWN, type(error).__name__)
-    else:
-        call.end(grpc.StatusCode.OK)
 
 
 async def _answer(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:

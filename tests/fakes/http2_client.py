@@ -1,24 +1,37 @@
 """A client and a socket that are values: a connection of the transport is driven without a network."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, cast
 
+import grpc
 from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 
 from neox_serve.transport.connection import Connection, FindHandler, Limits
-from neox_serve.transport.framing import framed
+from neox_serve.transport.framing import StatusError, framed
 
 HEADERS = ((":method", "POST"), (":scheme", "http"), (":authority", "test"), ("content-type", "application/grpc"), ("te", "trailers"))
 
 
-class FakeSocket(asyncio.Transport):
-    """Keeps what is written, a call an entry."""
+def finder(handlers: Mapping[str, Any]) -> FindHandler:
+    """Finds handlers by their paths."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def find(path: str) -> Any:
+        if path not in handlers:
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, path)
+        return handlers[path]
+
+    return find
+
+
+class FakeSocket(asyncio.Transport):
+    """Keeps what is written, a call an entry. extra: what it says of itself."""
+
+    def __init__(self, extra: Mapping[str, Any]) -> None:
+        super().__init__(dict(extra))
         self.writes: list[bytes] = []
         self.closed = False
 
@@ -37,15 +50,12 @@ class FakeSocket(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """As much as there is."""
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
 
 class Http2Client:
-    """The other end of one connection. window_bytes: of each stream."""
+    """The other end of one connection. window_bytes: of each stream; extra: what the server's socket says of itself."""
 
-    def __init__(self, find_handler: FindHandler, *, limits: Limits, window_bytes: int = 65_535) -> None:
-        self.socket = FakeSocket()
+    def __init__(self, find_handler: FindHandler, *, limits: Limits, window_bytes: int = 65_535, **extra: Any) -> None:
+        self.socket = FakeSocket(extra)
         self.closed: list[Connection] = []
         self.events: list[events.Event] = []
         self.connection = Connection(limits=limits, find_handler=find_handler, on_open=lambda _: None, on_closed=self.closed.append)
@@ -56,9 +66,9 @@ class Http2Client:
         self._taken = 0
 
     def open(self, path: str, *more: tuple[str, str], message: bytes | None = b"", end: bool = True, **changed: str) -> int:
-        """Begins a call, with one message if there is one; returns its stream. changed: pseudo headers, without their colon."""
+        """Begins a call, with one message if there is one; returns its stream. changed: headers, as method and content_type."""
         stream_id = self.h2.get_next_available_stream_id()
-        headers = [(name, changed.get(name.strip(":"), value)) for name, value in HEADERS]
+        headers = [(name, changed.get(name.strip(":").replace("-", "_"), value)) for name, value in HEADERS]
         self.h2.send_headers(stream_id, [*headers[:3], (":path", path), *headers[3:], *more], end_stream=message is None and end)
         if message is not None:
             self.h2.send_data(stream_id, framed(message), end_stream=end)
@@ -66,7 +76,8 @@ class Http2Client:
 
     def send(self) -> None:
         """Hands all that the client has to say to the server, in one read."""
-        self.connection.data_received(self.h2.data_to_send())
+        if data := self.h2.data_to_send():
+            self.connection.data_received(data)
 
     async def exchange(self, turns: int = 6) -> None:
         """Sends, lets the loop turn, and takes what the server has written."""
@@ -109,7 +120,8 @@ class Http2Client:
 
     def nothing_left(self) -> bool:
         """Whether the connection remembers no call."""
-        parts = (self.connection._calls, self.connection._incoming, self.connection._blocked, self.connection._lingering)
+        connection, sending = self.connection, self.connection._sending
+        parts = (connection._calls, connection._incoming, sending._blocked, sending._lingering)
         return not any(parts)
 
 

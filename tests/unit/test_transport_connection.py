@@ -9,10 +9,11 @@ import pytest
 from h2.errors import ErrorCodes
 
 from neox_serve.transport import connection as connection_module
+from neox_serve.transport import sending as sending_module
 from neox_serve.transport.call import ServerCall
 from neox_serve.transport.connection import Limits
-from neox_serve.transport.framing import StatusError, framed
-from tests.fakes.http2_client import Http2Client
+from neox_serve.transport.framing import framed
+from tests.fakes.http2_client import Http2Client, finder
 
 LIMITS = Limits(most_message_bytes=1000, most_streams=100)
 LARGE = b"x" * 3000
@@ -60,14 +61,8 @@ HANDLERS: dict[str, Any] = {
 }
 
 
-def find(path: str) -> Any:
-    if path not in HANDLERS:
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, path)
-    return HANDLERS[path]
-
-
 def client(**options: Any) -> Http2Client:
-    return Http2Client(find, limits=LIMITS, **options)
+    return Http2Client(finder(HANDLERS), limits=LIMITS, **options)
 
 
 async def test_unary_call_gets_its_answer_status_and_metadata() -> None:
@@ -256,7 +251,7 @@ async def test_status_of_a_write_that_was_cut_off_follows_the_rest_of_its_messag
 
 
 async def test_status_that_nobody_takes_ends_in_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_LINGER_S", 0.0)
+    monkeypatch.setattr(sending_module, "_LINGER_S", 0.0)
     under_test = client(window_bytes=1000)
     stream_id = under_test.open("/t/Large")
     await under_test.exchange()

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.transport.framing import MessageReader, StatusError, framed, metadata_headers, metadata_of, status_headers, timeout_s
-from neox_serve.transport.pings import Pings
 
 MOST_BYTES = 1000
 
@@ -34,6 +33,11 @@ def test_reader_of_messages_cut_anywhere_gives_them_back(messages: list[bytes], 
     assert not under_test.in_message
 
 
+def test_reader_of_compressed_and_plain_messages_in_one_chunk_gives_all() -> None:
+    chunk = framed(b"a") + compressed(gzip.compress(b"b")) + framed(b"") + compressed(gzip.compress(b""))
+    assert reader("gzip").feed(chunk) == [b"a", b"b", b"", b""]
+
+
 def test_reader_after_part_of_a_message_is_in_one() -> None:
     under_test = reader()
     assert under_test.feed(framed(b"abc")[:-1]) == []
@@ -51,10 +55,15 @@ def test_reader_of_a_compressed_message_inflates_it(encoding: str, compress: obj
     [
         ("identity", framed(b"x" * (MOST_BYTES + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED),
         ("gzip", compressed(gzip.compress(b"x" * 10**7)[:MOST_BYTES]), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("deflate", compressed(zlib.compress(b"x" * (MOST_BYTES + 1))), grpc.StatusCode.RESOURCE_EXHAUSTED),
         ("gzip", compressed(b"no gzip"), grpc.StatusCode.INTERNAL),
+        ("gzip", compressed(gzip.compress(b"some text")[:-9]), grpc.StatusCode.INTERNAL),
+        ("gzip", compressed(gzip.compress(b"some text") + b"more"), grpc.StatusCode.INTERNAL),
+        ("deflate", compressed(b""), grpc.StatusCode.INTERNAL),
         ("br", compressed(b"x"), grpc.StatusCode.UNIMPLEMENTED),
+        ("identity", compressed(b"x"), grpc.StatusCode.INTERNAL),
     ],
-    ids=["too large", "bomb", "broken", "unknown encoding"],
+    ids=["too large", "bomb", "one byte too large", "broken", "cut off", "too long", "empty", "unknown encoding", "no encoding"],
 )
 def test_reader_of_a_bad_message_refuses_it(encoding: str, data: bytes, code: grpc.StatusCode) -> None:
     with pytest.raises(StatusError) as caught:
@@ -81,6 +90,20 @@ def test_status_message_of_any_text_survives_as_plain_ascii(text: str) -> None:
     assert unquote(message.decode()) == text.encode("utf-8", "replace").decode()
 
 
+def test_status_message_of_half_a_character_is_sent_with_a_mark_in_its_place() -> None:
+    assert dict(status_headers(grpc.StatusCode.INTERNAL, "a\ud800b"))[b"grpc-message"] == b"a?b"
+
+
+@given(st.lists(st.binary(min_size=1), min_size=1, max_size=4))
+def test_binary_metadata_joined_by_commas_is_taken_apart(values: list[bytes]) -> None:
+    encoded = [value.decode() for _, value in metadata_headers([("token-bin", value) for value in values])]
+    assert metadata_of([("token-bin", ", ".join(encoded))]) == tuple(("token-bin", value) for value in values)
+
+
+def test_binary_metadata_with_padding_is_read() -> None:
+    assert metadata_of([("token-bin", "AAE=")]) == (("token-bin", b"\0\1"),)
+
+
 @given(st.binary())
 def test_binary_metadata_survives(value: bytes) -> None:
     ((key, encoded),) = metadata_headers([("token-bin", value)])
@@ -95,16 +118,3 @@ def test_metadata_leaves_out_what_is_the_protocols() -> None:
 def test_metadata_that_is_not_base64_is_refused() -> None:
     with pytest.raises(StatusError):
         metadata_of([("token-bin", "!")])
-
-
-def test_pings_that_follow_each_other_are_soon_too_many() -> None:
-    pings = Pings(4.5)
-    assert [pings.too_many(float(second)) for second in range(5)] == [False, False, False, True, True]
-
-
-def test_pings_at_the_allowed_pace_or_after_something_sent_are_never_too_many() -> None:
-    slow, measuring = Pings(4.5), Pings(4.5)
-    assert not any(slow.too_many(5.0 * number) for number in range(20))
-    for number in range(20):
-        measuring.sent()
-        assert not measuring.too_many(0.1 * number)
