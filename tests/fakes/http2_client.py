@@ -110,9 +110,10 @@ class Http2Client:
         """The number of a stream's status; None where there is none yet."""
         return self.headers(stream_id).get("grpc-status")
 
-    def was_reset(self, stream_id: int) -> bool:
-        """Whether the server has reset a stream."""
-        return any(isinstance(event, events.StreamReset) and event.stream_id == stream_id for event in self.events)
+    def reset_code(self, stream_id: int) -> Any:
+        """With which code the server has reset a stream; None where it has not."""
+        resets = (event for event in self.events if isinstance(event, events.StreamReset) and event.stream_id == stream_id)
+        return next((event.error_code for event in resets), None)
 
     def said_goodbye(self) -> list[Any]:
         """The codes of the server's GOAWAY frames."""

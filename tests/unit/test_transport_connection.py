@@ -257,7 +257,7 @@ async def test_status_that_nobody_takes_ends_in_a_reset(monkeypatch: pytest.Monk
     await under_test.exchange()
     under_test.connection._calls[stream_id].cancel()
     await under_test.exchange()
-    assert under_test.was_reset(stream_id)
+    assert under_test.reset_code(stream_id) is ErrorCodes.CANCEL
     assert under_test.nothing_left()
 
 
@@ -283,7 +283,7 @@ async def test_call_that_comes_while_the_server_stops_is_sent_back() -> None:
     under_test.connection.refuse_new()
     late = under_test.open("/t/Echo")
     await under_test.exchange()
-    assert under_test.was_reset(late)
+    assert under_test.reset_code(late) is ErrorCodes.REFUSED_STREAM
     assert list(under_test.connection._calls) == [running]
     under_test.connection.close()
     await under_test.exchange()
@@ -295,5 +295,5 @@ async def test_request_that_never_ends_is_reset(monkeypatch: pytest.MonkeyPatch)
     under_test = client()
     stream_id = under_test.open("/t/Echo", message=None, end=False)
     await under_test.exchange()
-    assert under_test.was_reset(stream_id)
+    assert under_test.reset_code(stream_id) is ErrorCodes.CANCEL
     assert under_test.nothing_left()

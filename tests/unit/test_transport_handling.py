@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from h2.errors import ErrorCodes
 
 from neox_serve.transport.call import ServerCall
 from neox_serve.transport.connection import Limits
@@ -217,7 +218,7 @@ async def test_handler_that_answers_before_the_request_is_whole_has_the_rest_tur
     stream_id = client.open("/t/Method", end=False)
     await client.exchange()
     assert (client.data(stream_id), client.status(stream_id)) == (framed(b"enough"), OK)
-    assert client.was_reset(stream_id)
+    assert client.reset_code(stream_id) is ErrorCodes.NO_ERROR
     assert client.nothing_left()
 
 
@@ -241,7 +242,7 @@ async def test_compressed_request_that_cannot_be_read_ends_its_call(header: tupl
     client.h2.send_data(stream_id, message)
     await client.exchange()
     assert client.status(stream_id) == status
-    assert client.was_reset(stream_id)
+    assert client.reset_code(stream_id) is ErrorCodes.NO_ERROR
     assert client.nothing_left()
 
 
