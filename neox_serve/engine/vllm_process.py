@@ -1,6 +1,7 @@
 """Stopping vLLM's processes so that nothing of them is left, whatever state they are in."""
 
 import asyncio
+import os
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -44,8 +45,12 @@ class EngineProcesses:
 
 
 def _segments(process: psutil.Process) -> set[str]:
-    """Names of the shared memory that a process has mapped."""
-    return {Path(mapped.path).name for mapped in process.memory_maps() if Path(mapped.path).parent == _SHARED_MEMORY}
+    """Names of the shared memory that a process has mapped; by inode, since whoever makes a semaphore maps it under a passing name."""
+    maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
+    mapped = (line.split(maxsplit=5) for line in maps.splitlines())
+    inodes = {int(fields[4]) for fields in mapped if fields[-1].startswith(f"{_SHARED_MEMORY}/")}
+    with os.scandir(_SHARED_MEMORY) as segments:
+        return {segment.name for segment in segments if segment.inode() in inodes}
 
 
 def _remove(segment: str) -> None:
