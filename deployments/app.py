@@ -15,7 +15,6 @@ from deployments.lookup import ROUTER_APPLICATION, ROUTER_DEPLOYMENT
 from deployments.placement import node_resource, placement_options, scaling_options
 from deployments.router import RouterDeployment
 from neox_serve.core.types import Pool
-from neox_serve.engine.factory import engine_environment
 from neox_serve.settings import Settings, pool_settings, restore
 
 GENERATION_APPLICATION = "neox-generation"
@@ -37,12 +36,13 @@ def applications(settings: Settings) -> list[dict[str, Any]]:
     """The cluster's applications, each with the function that builds it and the settings it reads."""
     engine = {"model", "router", "log"}
     chosen = [
-        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log"}),
+        # First: it takes longest to be up, and Serve builds in this order.
         _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
+        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log"}),
         _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
     ]
     if settings.embedding.enabled:
-        chosen.insert(2, _application(EMBEDDING_APPLICATION, "build_embedding", settings, engine | {"embedding"}))
+        chosen.insert(1, _application(EMBEDDING_APPLICATION, "build_embedding", settings, engine | {"embedding"}))
     return chosen
 
 
@@ -90,7 +90,7 @@ def _engine_pool(pool: Pool, arguments: dict[str, Any]) -> Application:
         "name": pool.value,
         "max_surge_percent": 100,
         "graceful_shutdown_timeout_s": chosen.replicas.drain_timeout_s + _CLOSING_S,
-        **placement_options(chosen.engine, chosen.replicas, engine_environment(pool, settings)),
+        **placement_options(chosen.engine, chosen.replicas),
         **scaling_options(chosen.replicas),
         **_HEALTH,
     }

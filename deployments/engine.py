@@ -1,5 +1,6 @@
 """An engine replica as a Serve deployment; the generation and the embedding pool each are one deployment of this class."""
 
+import os
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from typing import Any
@@ -11,7 +12,7 @@ from deployments.lookup import router_lookup
 from deployments.memory import settle
 from neox_serve import logs
 from neox_serve.core.types import Pool
-from neox_serve.engine.factory import start_engine
+from neox_serve.engine.factory import engine_environment, start_engine
 from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.settings import pool_settings, restore
 
@@ -24,6 +25,7 @@ class EngineDeployment:
         settings = restore(settings_values)
         logs.configure(settings.log, f"{pool}-engine")
         replicas = pool_settings(settings, Pool(pool)).replicas
+        os.environ.update(engine_environment(Pool(pool), settings))
         self._engine = await start_engine(Pool(pool), settings)
         self._to_end.push_async_callback(self._engine.close)
         self._server = ReplicaServer(

@@ -15,14 +15,14 @@ def node_resource(name: str | None) -> dict[str, Any]:
     return {"resources": {name: 1}} if name else {}
 
 
-def placement_options(engine: EngineSettings, replicas: ReplicaSettings, env_vars: dict[str, str]) -> dict[str, Any]:
+def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict[str, Any]:
     """Serve options that place one replica.
 
     With the `ray` executor each worker gets a bundle of its own, packed onto as few nodes as hold them; the replica's own process stands in
     the first. Otherwise all workers are children of the replica's process and its actor holds all their GPUs on one node.
     """
     name = replicas.node_resource
-    actor: dict[str, Any] = {"num_cpus": replicas.num_cpus, "runtime_env": {"env_vars": env_vars}}
+    actor: dict[str, Any] = {"num_cpus": replicas.num_cpus}
     if engine.executor_backend == "ray":
         bundle = {"CPU": max(replicas.num_cpus, 1.0), "GPU": replicas.gpus_per_worker} | ({name: 1.0} if name else {})
         return {

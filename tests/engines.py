@@ -57,9 +57,9 @@ async def start(pool: Pool, settings: Settings) -> Engine:
 
 
 def descendants() -> set[psutil.Process]:
-    """Processes below this one, but for multiprocessing's resource tracker, which lives as long as this process."""
+    """Processes below this one, but for those of multiprocessing itself, which live as long as this process."""
     found = psutil.Process().children(recursive=True)
-    return {process for process in found if "resource_tracker" not in " ".join(process.cmdline())}
+    return {process for process in found if not any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver"))}
 
 
 def shared_memory(processes: set[psutil.Process]) -> set[Path]:

@@ -1,17 +1,18 @@
 """Starts the engine that the settings ask for."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from neox_serve import model_files
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
-from neox_serve.engine import arguments
+from neox_serve.engine import arguments, engine_forks
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.fake_answers import Vocabulary
 from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
 from neox_serve.engine.hardware import this_machine
-from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.pools import engine_settings, on_gpu
 from neox_serve.engine.protocol import Engine
 from neox_serve.settings import EngineSettings, Settings, SettingsError
 
@@ -31,7 +32,8 @@ async def start_engine(pool: Pool, settings: Settings) -> Engine:
         return fake_engine(settings, engine, facts, table)
     machine = this_machine()
     arguments.check(pool, settings, facts, machine)
-    from neox_serve.engine.vllm_start import start_vllm_engine
+    with nullcontext() if on_gpu(pool, settings) else engine_forks.importing_ahead():
+        from neox_serve.engine.vllm_start import start_vllm_engine
 
     return await start_vllm_engine(pool, settings, facts, table, machine)
 

@@ -60,7 +60,7 @@ def test_config_20b_with_a_tensor_parallel_size_that_does_not_divide_is_refused(
 def test_config_20b_places_a_replica_with_both_its_gpus(pool: Pool) -> None:
     chosen = pool_settings(load(FOLDER / "neox-20b.yaml"), pool)
     assert workers(chosen.engine) == 2
-    assert placement_options(chosen.engine, chosen.replicas, {})["ray_actor_options"]["num_gpus"] == 2
+    assert placement_options(chosen.engine, chosen.replicas)["ray_actor_options"]["num_gpus"] == 2
 
 
 def test_config_check_names_what_cannot_work() -> None:

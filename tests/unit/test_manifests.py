@@ -202,8 +202,8 @@ def test_every_part_is_kept_to_pods_that_have_room_for_it() -> None:
 def test_placement_takes_the_node_resource_with_every_executor() -> None:
     replicas = ReplicaSettings(node_resource="here", gpus_per_worker=1, num_cpus=2)
     engine = restore({}).generation.engine
-    assert placement_options(engine, replicas, {})["ray_actor_options"]["resources"] == {"here": 1}
-    spread = placement_options(engine.model_copy(update={"executor_backend": "ray", "tensor_parallel_size": 2}), replicas, {})
+    assert placement_options(engine, replicas)["ray_actor_options"]["resources"] == {"here": 1}
+    spread = placement_options(engine.model_copy(update={"executor_backend": "ray", "tensor_parallel_size": 2}), replicas)
     assert spread["placement_group_bundles"] == [{"CPU": 2.0, "GPU": 1.0, "here": 1.0}] * 2
 
 

@@ -4,21 +4,21 @@ from deployments.placement import placement_options, scaling_options, workers
 from neox_serve.settings import EngineSettings, ReplicaSettings
 
 
-def test_placement_on_cpu_takes_no_gpu_and_passes_the_environment() -> None:
-    options = placement_options(EngineSettings(), ReplicaSettings(), {"A": "1"})
-    assert options == {"ray_actor_options": {"num_cpus": 0.0, "runtime_env": {"env_vars": {"A": "1"}}}}
+def test_placement_on_cpu_takes_no_gpu() -> None:
+    options = placement_options(EngineSettings(), ReplicaSettings())
+    assert options == {"ray_actor_options": {"num_cpus": 0.0}}
 
 
 def test_placement_workers_in_the_replica_hold_all_gpus_on_one_node() -> None:
     engine = EngineSettings(tensor_parallel_size=2, pipeline_parallel_size=2)
-    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1), {})
+    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1))
     assert workers(engine) == 4
     assert options["ray_actor_options"]["num_gpus"] == 4
 
 
 def test_placement_ray_executor_packs_one_bundle_a_worker() -> None:
     engine = EngineSettings(tensor_parallel_size=2, executor_backend="ray")
-    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1, num_cpus=2), {})
+    options = placement_options(engine, ReplicaSettings(gpus_per_worker=1, num_cpus=2))
     assert options["placement_group_bundles"] == [{"CPU": 2, "GPU": 1}] * 2
     assert options["placement_group_strategy"] == "PACK"
     assert "num_gpus" not in options["ray_actor_options"]
