@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 from deployments.app import serve_config
 from neox_serve.settings import Settings
 
-_POLL_S = 0.3
+_POLL_S = 0.1
 _MESSAGE_CHARACTERS = 2_000
 
 

@@ -31,6 +31,17 @@ from neox_serve.settings import Settings, SettingsError
 _STOP_ORDER = ((GATEWAY_APPLICATION,), (GENERATION_APPLICATION, EMBEDDING_APPLICATION), (ROUTER_APPLICATION,))
 # Ray gives its own processes 30 s, which a machine that is busy with something else can miss once.
 _RAY_TIMED_OUT = "timed out during startup"
+# Ray looks at itself far more often than anyone looks at that, with a tenth of a core on an idle machine. Its names, all in their own units.
+_RAY_INTERVALS = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
+    "RAY_DASHBOARD_AGENT_POLL_INTERVAL_S": "5",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "1",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "10",
+}
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CLOSING_S = 30.0
 _LEFTOVER_GRACE_S = 5.0
@@ -81,6 +92,7 @@ class LocalCluster:
         return self._start_local_ray()
 
     def _start_local_ray(self) -> BaseContext:
+        os.environ.update(_RAY_INTERVALS)
         return ray.init(
             address="local",
             include_dashboard=True,
