@@ -9,7 +9,7 @@ import ray
 
 from autoscaling.ray_adapter import REQUESTS_METRIC
 from deployments.lookup import router_lookup
-from deployments.memory import settle
+from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.core.types import Pool
 from neox_serve.engine.factory import engine_environment, start_engine

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from deployments.lookup import router_lookup
-from deployments.memory import settle
+from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.link.dispatcher import Dispatcher

@@ -5,6 +5,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.link.router_server import RouterServer
 from neox_serve.settings import restore
@@ -19,6 +20,7 @@ class RouterDeployment:
         logs.configure(settings.log, "router")
         self._server = RouterServer(settings=settings.router, metrics=settings.metrics, clock=time.monotonic, rng=random.Random())
         await self._server.start()
+        settle()
         self._to_end.push_async_callback(self._server.stop)
 
     async def address(self) -> str:

@@ -209,7 +209,7 @@ def engine_flags(settings: Settings) -> list[str]:
 
 
 def engine_values(settings: Settings) -> dict[str, Any]:
-    """vLLM's arguments of an engine on CPUs; those that the settings leave to vLLM are not among them."""
+    """vLLM's arguments of an engine on CPUs; those that the settings leave to vLLM are not among them. All systems keep vLLM's metrics."""
     engine = settings.generation.engine
     folder = str(locate(settings.model.source, settings.model.revision))
     values = {
@@ -227,7 +227,6 @@ def engine_values(settings: Settings) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
         "enable_prefix_caching": engine.enable_prefix_caching,
         "enforce_eager": engine.enforce_eager is not False,
-        "disable_log_stats": True,
     }
     return {argument: value for argument, value in values.items() if value is not None}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ class AsyncLlmSpec:
 
         settings = restore(self.settings)
         folder = locate(settings.model.source, settings.model.revision)
-        llm = AsyncLLM.from_engine_args(build_engine_arguments(Pool.GENERATION, settings, folder, this_machine()))
+        arguments = build_engine_arguments(Pool.GENERATION, settings, folder, this_machine())
+        llm = AsyncLLM.from_engine_args(replace(arguments, disable_log_stats=False))
         try:
             yield AsyncLlmTarget(llm)
         finally:
