@@ -113,6 +113,15 @@ class StreamWriter:
         self._context = context
         self._clock = asyncio.get_running_loop().time
 
+    @property
+    def busy(self) -> bool:
+        """Whether the client has yet to take something."""
+        return bool(self._context.unsent)
+
+    def put(self, message: bytes) -> None:
+        """Writes one message without waiting for the client; while this is busy, `write` is the way to go on."""
+        self._context.put(message)
+
     async def write(self, message: bytes) -> None:
         """Writes one message; waits while the client reads too slowly."""
         self._call.writing_since_s = self._clock()

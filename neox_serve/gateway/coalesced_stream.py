@@ -8,7 +8,7 @@ from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta
 from neox_serve.gateway.calls import Expired
 from neox_serve.gateway.coalescing import Coalescer, Pace
-from neox_serve.gateway.dispatching import GenerationStream
+from neox_serve.gateway.dispatching import Direct, GenerationStream
 from neox_serve.v1 import inference_service_pb2
 
 Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
@@ -38,8 +38,8 @@ class CoalescedStream:
         """See the protocol."""
         return self._stream.admission_s
 
-    async def next(self) -> Sequence[Delta]:
-        """See the protocol. Raises Expired, ServeError."""
+    async def next(self, _direct: Direct | None = None, /) -> Sequence[Delta]:
+        """See the protocol; offers nothing directly. Raises Expired, ServeError."""
         try:
             return await self._wait(self._due())
         except (Expired, ServeError):

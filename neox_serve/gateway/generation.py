@@ -1,8 +1,9 @@
 """InferenceService.Generate and StreamGenerate: prepared requests go to engines, and what comes back goes to the client."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from neox_serve.core.types import Delta
 from neox_serve.gateway.calls import Call, Expired, Expiry, StreamWriter, TokenCount, deadline_exceeded
 from neox_serve.gateway.coalesced_stream import coalesced
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
@@ -120,13 +121,27 @@ class _Outgoing:
         self._stream = stream
         self._call.admitted(stream.admission_s)
         while not self.progress.ended:
-            news = self.progress.take(await self._expiry.wait(stream.next()))
-            if any(sequence.token_ids for sequence in news):
-                self._call.output(self._clock())
-            for chunk in self._chunks.write_sequences(news):
+            for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._pass_on))):
                 await self._writer.write(chunk)
             if self._expiry.expired and not self.progress.ended:
                 raise Expired
+
+    def _pass_on(self, delta: Delta) -> bool:
+        """Sends a delta at once, if the client has taken all before it."""
+        if self._writer.busy:
+            return False
+        for chunk in self._chunks_of((delta,)):
+            self._writer.put(chunk)
+        return True
+
+    def _chunks_of(self, deltas: Iterable[Delta]) -> list[bytes]:
+        """Notes what the deltas say; they as they go to the client."""
+        news = self.progress.take(deltas)
+        for sequence in news:
+            if sequence.token_ids:
+                self._call.output(self._clock())
+                break
+        return self._chunks.write_sequences(news)
 
     def close(self) -> None:
         """Stops the timer and frees the engine, whatever has happened."""

@@ -24,6 +24,10 @@ class Placement:
     failed: tuple[str, ...]
 
 
+Direct = Callable[[Delta], bool]
+"""Takes a delta in the turn of the loop in which it came, where it can: True. A wake-up of the reader is a fifth of a token's way through
+a gateway."""
+
 Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
 """Leases a replica that is not among those given, and waits for its link. Raises ServeError."""
 
@@ -54,6 +58,7 @@ class GenerationStream:
         self._deltas: list[Delta] = []
         self._error: ServeError | None = None
         self._reader: asyncio.Future[None] | None = None
+        self._direct: Direct | None = None
         self._move: asyncio.Task[None] | None = None
         self.admission_s = 0.0
 
@@ -76,9 +81,10 @@ class GenerationStream:
         self.admission_s += self._clock() - started_s
         self._take_place(placement)
 
-    async def next(self) -> Sequence[Delta]:
+    async def next(self, direct: Direct | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, at least one; waits for it. The last delta has `end` set.
 
+        direct: is offered deltas that come while this waits, but for the last; what it takes is not returned, and the wait goes on.
         Raises ServeError where the request was cancelled, or failed (after the deltas before). Cancelling this call changes nothing.
         """
         while not self._deltas:
@@ -89,7 +95,7 @@ class GenerationStream:
             if self._stage is Stage.ADMITTING:
                 await self._moved()
             else:
-                await self._news()
+                await self._news(direct)
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -104,8 +110,9 @@ class GenerationStream:
         if delta.failure is not None:
             self._fail(delta.failure)
         elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
-            self._deltas.append(delta)
-            self._wake()
+            if self._direct is None or self._deltas or not self._direct(delta):
+                self._deltas.append(delta)
+                self._wake()
         elif self._stage is not Stage.ENDED:
             self._deltas.append(delta)
             self._happen(Event.FINISHED if delta.end else Event.DELIVERED)
@@ -162,12 +169,12 @@ class GenerationStream:
             self._move.exception()  # kept in self._error
         self._move = None
 
-    async def _news(self) -> None:
-        self._reader = asyncio.get_running_loop().create_future()
+    async def _news(self, direct: Direct | None) -> None:
+        self._reader, self._direct = asyncio.get_running_loop().create_future(), direct
         try:
             await self._reader
         finally:
-            self._reader = None
+            self._reader = self._direct = None
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

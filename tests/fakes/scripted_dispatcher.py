@@ -21,6 +21,7 @@ from neox_serve.core.types import (
     PromptFacts,
     SequenceDelta,
 )
+from neox_serve.gateway.dispatching import Direct
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,13 @@ class ScriptedStream:
         self._news = asyncio.Event()
         self._producer = asyncio.ensure_future(self._produce(script))
 
-    async def next(self) -> Sequence[Delta]:
+    async def next(self, direct: Direct | None = None, /) -> Sequence[Delta]:
         """See the protocol."""
-        await self._news.wait()
+        self._direct = direct
+        try:
+            await self._news.wait()
+        finally:
+            self._direct = None
         if self.pending:
             self._news.clear()
             if self._failure is not None:
@@ -100,8 +105,10 @@ class ScriptedStream:
             score = -0.5 if request.beam and last else None
             news = tuple(SequenceDelta(index, script.text, (position,), finish=finish, score=score) for index in range(sequences))
             prompt = PromptFacts(cached_tokens=1) if position == 0 else None
-            self.pending.append(Delta(request.request_id, news, prompt, end=last))
-            self._news.set()
+            delta = Delta(request.request_id, news, prompt, end=last)
+            if last or self.pending or self._direct is None or not self._direct(delta):
+                self.pending.append(delta)
+                self._news.set()
             if not last:
                 await asyncio.sleep(script.interval_s)
 

@@ -11,6 +11,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta, Finish, FinishReason, SequenceDelta
 from neox_serve.gateway.coalesced_stream import CoalescedStream, coalesced
 from neox_serve.gateway.coalescing import Pace
+from neox_serve.gateway.dispatching import Direct
 from neox_serve.v1 import inference_service_pb2
 
 LONG = Pace(min_interval_s=1000.0)
@@ -26,7 +27,7 @@ class Steps:
         self.left = deque(deltas)
         self.cancelled = False
 
-    async def next(self) -> Sequence[Delta]:
+    async def next(self, _direct: Direct | None = None, /) -> Sequence[Delta]:
         await asyncio.sleep(0)
         if not self.left:
             raise GONE

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from hypothesis import given, settings
@@ -21,7 +21,8 @@ REQUEST = GenerationRequest("r", (1,), Stopping(10))
 class World:
     """Everything around one stream: the router that places it, the links that carry it, the reader."""
 
-    def __init__(self, refuse_after: int) -> None:
+    def __init__(self, refuse_after: int, taken: Iterable[bool] = ()) -> None:
+        self.taken = iter(taken)
         self.refuse_after = refuse_after
         self.link_up = True
         self.placed: list[Lease] = []
@@ -33,6 +34,7 @@ class World:
         self.reading: asyncio.Task[None] | None = None
         self.errors: list[ServeError] = []
         self.texts: list[str] = []
+        self.pushed: list[str] = []
 
     async def place(self, failed: tuple[str, ...]) -> Placement:
         await asyncio.sleep(0)
@@ -69,10 +71,18 @@ class World:
 
     # The reader's part
 
+    def take(self, delta: Delta) -> bool:
+        """Directly, as often as `taken` says."""
+        assert not delta.end
+        if not next(self.taken, False):
+            return False
+        self.texts += [sequence.text for sequence in delta.sequences]
+        return True
+
     async def read(self) -> None:
         try:
             while True:
-                deltas: Sequence[Delta] = await self.stream.next()
+                deltas: Sequence[Delta] = await self.stream.next(self.take)
                 self.texts += [sequence.text for delta in deltas for sequence in delta.sequences]
                 if deltas[-1].end:
                     return
@@ -87,7 +97,10 @@ def fail(reason: Reason) -> Delta:
 def act(world: World, action: str) -> None:
     match action:
         case "token":
-            world.push(Delta(0, (SequenceDelta(0, "x", (1,)),)))
+            text = str(len(world.pushed))
+            if world.receiver is not None:
+                world.pushed.append(text)
+            world.push(Delta(0, (SequenceDelta(0, text, (1,)),)))
         case "finish":
             world.push(Delta(0, end=True))
         case "lose":
@@ -106,10 +119,10 @@ ACTIONS = st.lists(st.sampled_from(["token", "finish", "lose", "drain", "break",
 
 
 @settings(max_examples=300, deadline=None)
-@given(ACTIONS, st.integers(1, 3))
-def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list[str], refuse_after: int) -> None:
+@given(ACTIONS, st.integers(1, 3), st.lists(st.booleans()))
+def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list[str], refuse_after: int, taken: list[bool]) -> None:
     async def live() -> World:
-        world = World(refuse_after)
+        world = World(refuse_after, taken)
         await world.stream.open()
         reading = asyncio.ensure_future(world.read())
         for action in actions:
@@ -129,5 +142,8 @@ def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list
     assert world.settled == Counter(lease.lease_id for lease in world.placed)
     assert len(world.placed) <= 2
     assert len(world.errors) <= 1
+    assert world.texts == world.pushed[: len(world.texts)], "text out of order, or twice"
+    if not world.errors:
+        assert world.texts == world.pushed
     if world.texts and world.errors:
         assert world.errors[0].reason is not Reason.NO_READY_REPLICA, "a request with output was moved"
