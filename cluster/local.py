@@ -31,7 +31,7 @@ from neox_serve.settings import Settings, SettingsError
 _STOP_ORDER = ((GATEWAY_APPLICATION,), (GENERATION_APPLICATION, EMBEDDING_APPLICATION), (ROUTER_APPLICATION,))
 # Ray gives its own processes 30 s, which a machine that is busy with something else can miss once.
 _RAY_TIMED_OUT = "timed out during startup"
-# Ray looks at itself far more often than anyone looks at that, with a tenth of a core on an idle machine. Its names, all in their own units.
+# Ray looks at itself far more often than anyone looks at that, at a tenth of a core on an idle machine. The names hold the units.
 _RAY_INTERVALS = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",

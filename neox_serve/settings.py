@@ -73,7 +73,9 @@ class EngineSettings(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: by hardware")
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     pipeline_parallel_size: int = Field(1, ge=1, le=64)
-    executor_backend: Literal["auto", "mp", "ray", "uni"] = Field("auto", description="auto: mp on one node, ray across nodes")
+    executor_backend: Literal["auto", "mp", "ray", "uni"] = Field(
+        "auto", description="auto: uni for one worker on CPUs, mp on one node, ray across nodes"
+    )
     quantization: str | None = None
     max_model_tokens: int | None = Field(None, ge=8, description="Context; default: the model's positions")
     max_num_seqs: int = Field(128, ge=1, le=4096, description="Most sequences in a batch")

@@ -3,7 +3,7 @@
 from neox_serve import model_files
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, this_machine
-from neox_serve.engine.pools import engine_settings, on_gpu
+from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu
 from neox_serve.settings import EngineSettings, Settings
 
 _FEW_CORES = 8
@@ -26,6 +26,9 @@ def engine_environment(pool: Pool, settings: Settings, machine: Machine | None =
     }
     if not on_gpu(pool, settings):
         environment |= _cpu_environment(engine, machine or this_machine())
+        if executor_backend(pool, settings) == "uni":
+            # Only with this variable at 0 does the CPU platform keep the worker in the engine core's process. AsyncLLM does not read it.
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if model_files.is_local(settings.model.source) and all(model_files.is_local(adapter.path) for adapter in settings.model.adapters):
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return environment
@@ -60,7 +63,4 @@ def _cpu_environment(engine: EngineSettings, machine: Machine) -> dict[str, str]
     if engine.enforce_eager is not False:
         # Two small functions of the sampler are compiled with g++ on their first use: 30 s in which the whole batch stands still.
         environment["TORCHDYNAMO_DISABLE"] = "1"
-    if engine.executor_backend == "uni":
-        # Only with this variable at 0 does the CPU platform keep the worker in the engine core's process. AsyncLLM does not read it.
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return environment

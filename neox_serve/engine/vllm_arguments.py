@@ -14,7 +14,7 @@ from neox_serve import model_files
 from neox_serve.core.types import Pool, Pooling
 from neox_serve.engine.arguments import context_tokens
 from neox_serve.engine.hardware import Machine, dtype_for
-from neox_serve.engine.pools import engine_settings, on_gpu
+from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu
 from neox_serve.settings import EngineSettings, Settings, SettingsError
 
 # What must not be given as an extra argument: it has a setting of its own, or the engine relies on it.
@@ -34,7 +34,6 @@ _OURS = frozenset(
     }
 )
 _OURS_OF_EMBEDDING = frozenset({"enable_chunked_prefill", "max_num_batched_tokens"})
-_GPUS_OF_A_NODE = 8
 _KNOWN = frozenset(field.name for field in dataclasses.fields(AsyncEngineArgs))
 
 
@@ -76,16 +75,6 @@ def build_engine_config(pool: Pool, settings: Settings, arguments: AsyncEngineAr
         return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (ValueError, ValidationError, NotImplementedError, AssertionError) as error:
         raise SettingsError(f"{pool.value}.engine: vLLM refuses these arguments: {error}") from error
-
-
-def executor_backend(pool: Pool, settings: Settings) -> str:
-    """How the workers run. "auto" is mp where they fit on one node, else ray; it is never left to vLLM, which picks ray inside a placement
-    group, where CPU workers then fail."""
-    engine = engine_settings(pool, settings)
-    if engine.executor_backend != "auto":
-        return engine.executor_backend
-    workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    return "ray" if on_gpu(pool, settings) and workers > _GPUS_OF_A_NODE else "mp"
 
 
 def _check_names(pool: Pool, engine: EngineSettings) -> None:

@@ -91,3 +91,12 @@ def _cpu_seconds(processes: list[psutil.Process]) -> dict[psutil.Process, float]
             times = process.cpu_times()
             used[process] = times.user + times.system
     return used
+
+
+def resident_mib(processes: list[psutil.Process]) -> float:
+    """Memory that processes hold, MiB: of a page that several share, each has its part (PSS)."""
+    held = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            held += process.memory_full_info().pss
+    return held / 2**20

@@ -1,10 +1,15 @@
 """`make bench` and `make bench-smoke`: `python -m tests.bench full|smoke [engines|fake]`; besides: `... ladder [--smoke]`, `... router`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from tests.bench import engine_comparison, fake_comparison, results, router_scale
+from tests.bench import defaults_comparison, engine_comparison, engine_plot, fake_comparison, results, router_scale
+from tests.bench.growth import plot as growth_plot
+from tests.bench.growth import points
+from tests.bench.growth import running as growth
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.climbing import FULL, SMOKE
 from tests.bench.processes import stop_on_sigterm
@@ -16,18 +21,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures neox-serve against what users would pick instead.")
     parser.add_argument(
         "size",
-        choices=["full", "smoke", "ladder", "router"],
-        help="full: five rounds of everything; smoke: one round in under 3 minutes; ladder: what each part adds; router: its decisions",
+        choices=["full", "smoke", "ladder", "growth", "router", "plot"],
+        help="full: five rounds of everything; smoke: one round in under 3 minutes; ladder: what each part adds; growth: curves; "
+        "router: its decisions; plot: draws the picture of a result.json again",
     )
-    parser.add_argument("part", nargs="?", choices=["engines", "fake"], help="only this comparison")
-    parser.add_argument("--smoke", action="store_true", help="the ladder without Ray, in a minute")
+    parser.add_argument("part", nargs="?", choices=["engines", "fake", "defaults"], help="only this comparison")
+    parser.add_argument("--result", type=Path, help="plot: the result.json of full engines or growth")
+    parser.add_argument("--smoke", action="store_true", help="the ladder without Ray, or two points of the curves, in a minute or two")
     chosen = parser.parse_args(arguments)
-    if (chosen.part and chosen.size not in {"full", "smoke"}) or (chosen.smoke and chosen.size != "ladder"):
-        parser.error("--smoke goes with ladder, a part with full or smoke")
+    if (chosen.part and chosen.size not in {"full", "smoke"}) or (chosen.smoke and chosen.size not in {"ladder", "growth"}):
+        parser.error("--smoke goes with ladder or growth, a part with full or smoke")
+    if (chosen.result is not None) != (chosen.size == "plot"):
+        parser.error("--result goes with plot, and plot with --result")
     full, view = chosen.size == "full", View()
+    if chosen.size == "plot":
+        draw = growth_plot.write if "points" in json.loads(chosen.result.read_text(encoding="utf-8")) else engine_plot.write
+        view.say(str(draw(chosen.result)))
+        return 0
     if chosen.size == "ladder":
         ladder_size, name = (SMOKE, "ladder-smoke") if chosen.smoke else (FULL, "ladder")
         ladder.run(ladder_size, results.new_folder(name), view)
+        return 0
+    if chosen.size == "growth":
+        curves, name = (points.SMOKE, "growth-smoke") if chosen.smoke else (points.FULL, "growth")
+        growth.run(curves, results.new_folder(name), view)
         return 0
     if chosen.size == "router":
         router_scale.run(results.new_folder("router"), view)
@@ -38,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.part in {None, "engines"}:
         engines = engine_comparison.FULL if full else engine_comparison.SMOKE
         engine_comparison.run(engines, results.new_folder(f"{chosen.size}-engines"), view)
+    if chosen.part == "defaults" or (full and chosen.part is None):
+        defaults_comparison.run(results.new_folder("full-defaults"), view)
     return 0
 
 

@@ -1,12 +1,14 @@
 """Runs the same workloads on several systems, one system up at a time, in alternating order, and keeps what came of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from neox_serve.loadgen.generator import LoadGenerator, load_generator
-from neox_serve.loadgen.processes import CpuMeter, family
+from neox_serve.loadgen.processes import CpuMeter, family, resident_mib
 from neox_serve.loadgen.records import Record
 from neox_serve.loadgen.summaries import Summary, summarize
 from tests.bench.order import alternating
@@ -25,25 +27,48 @@ class NotComparableError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One workload on one system in one round."""
+    """One workload on one system in one round. resident_mib: memory of all its processes at the end, shared pages counted once."""
 
     system: str
     workload: Workload
     summary: Summary
     records: list[Record]
+    resident_mib: float
 
     def figure(self, name: str) -> float:
-        """A figure of the summary. Raises KeyError."""
-        value = self.summary.figures()[name]
+        """A figure of the summary, or `resident_mib`. Raises KeyError."""
+        value = self.figures()[name]
         assert isinstance(value, (int, float))
         return float(value)
+
+    def figures(self) -> dict[str, object]:
+        """All figures by name."""
+        return {**self.summary.figures(), "resident_mib": self.resident_mib}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a system. first_token_s: from its first process, or for a system within the load generator from that, until a token of
+    a lone request is there."""
+
+    system: str
+    first_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Workloads that are made from what the first round found, and run in some of the rounds after it."""
+
+    make: "Callable[[Comparison], Sequence[Workload]]"
+    rounds: frozenset[int]
 
 
 class Comparison:
     """All runs of one comparison. Raises KeyError for systems and workloads that were not in it."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], starts: Sequence[Start] = ()) -> None:
         self.runs = tuple(runs)
+        self.starts = tuple(starts)
 
     def of(self, system: str, workload: str) -> list[Run]:
         """A system's runs of a workload, by round."""
@@ -66,6 +91,19 @@ class Comparison:
         self._require_complete(system, minus, workload)
         return differences(self._figures(system, workload, figure), self._figures(minus, workload, figure))
 
+    def first_token_s(self, system: str) -> list[float]:
+        """Of each start of a system. Raises KeyError."""
+        found = [start.first_token_s for start in self.starts if start.system == system]
+        if not found:
+            raise KeyError(f"{system} was not started")
+        return found
+
+    def start_ratio(self, system: str, over: str) -> Spread:
+        """Time from start to first token of one system over that of another, start by start."""
+        ours, theirs = self.first_token_s(system), self.first_token_s(over)
+        starts = min(len(ours), len(theirs))
+        return ratios(ours[:starts], theirs[:starts])
+
     def identical(self, system: str, other: str, workload: str) -> float:
         """Share of responses with the same tokens, over all rounds."""
         ours = [record for run in self.of(system, workload) for record in run.records]
@@ -87,22 +125,44 @@ def workload_tokens(run: Run) -> int:
     return run.workload.output_tokens
 
 
-def compare(systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View) -> Comparison:
+def compare(
+    systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View, later: Later | None = None
+) -> Comparison:
     """Every workload on every system, `rounds` times. Raises StartError where a system does not start."""
     by_name = {system.name: system for system in systems}
     visits = alternating(list(by_name), rounds)
     runs: list[Run] = []
+    starts: list[Start] = []
     for number, visit in enumerate(visits):
         visit_folder = folder / f"{number:02d}-{visit.system.replace(' ', '-')}"
         visit_folder.mkdir(parents=True)
+        wanted = [load.in_round(each) for each in visit.rounds for load in [*workloads, *_of_round(later, each, runs)]]
+        started = partial(_note_start, starts, visit.system, time.monotonic())
         with view.step(f"{visit.system}: starting ({number + 1} of {len(visits)})"), by_name[visit.system].running(visit_folder) as running:
-            runs += _visit(running, visit.system, [load.in_round(each) for each in visit.rounds for load in workloads], visit_folder, view)
-    return Comparison(runs)
+            runs += _visit(running, visit.system, wanted, visit_folder, view, started)
+    return Comparison(runs, starts)
 
 
-def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> list[Run]:
-    """Warms a started system up and measures it."""
+def _note_start(starts: list[Start], system: str, began_s: float, first_token_s: float) -> None:
+    starts.append(Start(system, first_token_s - began_s))
+
+
+def _of_round(later: Later | None, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
+    if later is None or number not in later.rounds:
+        return ()
+    return later.make(Comparison([run for run in runs if run.workload.round == 0]))
+
+
+def _visit(
+    running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View, on_first_token: Callable[[float], None]
+) -> list[Run]:
+    """Takes the first token of a started system, warms it up and measures it."""
     with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
+        lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
+        (first,) = generator.run(lone.load(), silence_s=_SILENCE_S).records
+        if first.first_token_s is None:
+            raise NotComparableError(f"{system}: no first token: {first.error}")
+        on_first_token(first.first_token_s)
         for name in sorted({workload.name for workload in workloads}):
             generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), silence_s=_SILENCE_S)
         return [_measure(generator, running, system, workload, view) for workload in workloads]
@@ -122,5 +182,11 @@ def _measure(generator: LoadGenerator, running: Running, system: str, workload: 
         whole.start()
         client.start()
         records = generator.run(workload.load(), on_progress, ended, _SILENCE_S).records
-    summary = summarize(records, max_concurrency=workload.streams, system_cpu_s=used[0], client_cpu_s=used[1])
-    return Run(system, workload, summary, records)
+    summary = summarize(
+        records,
+        max_concurrency=None if workload.rate_rps else workload.streams,
+        open_loop=workload.rate_rps is not None,
+        system_cpu_s=used[0],
+        client_cpu_s=used[1],
+    )
+    return Run(system, workload, summary, records, resident_mib((running.processes or (lambda: family(generator.process)))()))

@@ -1,12 +1,12 @@
 """Real engines side by side: the built-in model behind neox-serve, behind what users would pick instead, and in AsyncLLM alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neox_serve.model_files import locate_tokenizer, read_facts
-from tests.bench import results
-from tests.bench.comparison import Comparison, compare
+from tests.bench import engine_plot, results
+from tests.bench.comparison import Comparison, Later, compare
 from tests.bench.machine import busy_fraction
 from tests.bench.spreads import Spread
 from tests.bench.systems import AsyncLlm, NeoxServe, OpenAiServer, RayServeLlm, System, VllmGrpcServer
@@ -17,6 +17,7 @@ NEOX, OPENAI, ASYNC_LLM = "neox-serve", "vLLM OpenAI server", "AsyncLLM in proce
 TWO_GATEWAYS, VLLM_GRPC = "neox-serve, two gateways", "vLLM gRPC server"
 SERVE_LLM, SERVE_LLM_UNBATCHED = "ray.serve.llm", "ray.serve.llm, 0 ms"
 MANY, MOST, ONE = "64 streams", "128 streams", "1 stream"
+OPEN_SHARES = (0.3, 0.6, 0.8)
 
 VALUES: dict[str, Any] = {"generation": {"engine": {"dtype": "auto", "max_num_seqs": 128, "kv_cache_gib": 0.5, "executor_backend": "uni"}}}
 """The same engine for all: dtype by hardware, eager, prefix caching on, the worker in the engine core's process (but for ray.serve.llm,
@@ -25,16 +26,22 @@ which takes vLLM's mp executor on CPUs whatever it is told). Everything else is 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long a comparison takes. others: what neox-serve is measured against. streams: of the closed loops besides the lone stream."""
+    """How long a comparison takes. others: what neox-serve is measured against. streams: of the closed loops besides the lone stream.
+
+    open_rounds: the rounds, not the first, that have open loops too, of open_s seconds each.
+    """
 
     rounds: int
     requests_per_stream: int
     lone_requests: int
     others: tuple[str, ...]
     streams: tuple[int, ...] = (64,)
+    open_rounds: frozenset[int] = frozenset()
+    open_s: float = 10.0
 
 
-FULL = Size(5, 4, 30, (TWO_GATEWAYS, OPENAI, ASYNC_LLM, VLLM_GRPC, SERVE_LLM, SERVE_LLM_UNBATCHED), (8, 32, 64, 128))
+EVERY_OTHER = (TWO_GATEWAYS, OPENAI, ASYNC_LLM, VLLM_GRPC, SERVE_LLM, SERVE_LLM_UNBATCHED)
+FULL = Size(5, 2, 20, EVERY_OTHER, (8, 32, 64, 128), open_rounds=frozenset({2, 3}))
 GOALS = Size(3, 3, 30, (OPENAI, ASYNC_LLM, SERVE_LLM, SERVE_LLM_UNBATCHED), (64, 128))
 SMOKE = Size(1, 2, 10, (OPENAI,))
 
@@ -66,13 +73,30 @@ def workloads(size: Size) -> list[Workload]:
 def run(size: Size, folder: Path, view: View) -> Comparison:
     """Runs it, writes it, shows it."""
     busy = busy_fraction()
-    comparison = compare(systems(size), workloads(size), rounds=size.rounds, folder=folder, view=view)
+    later = Later(lambda first_round: open_loops(first_round, size), size.open_rounds)
+    comparison = compare(systems(size), workloads(size), rounds=size.rounds, folder=folder, view=view, later=later)
     found = ratios(comparison, size)
     path = results.write(folder, comparison, VALUES, busy, found)
-    for workload in workloads(size):
-        results.show(view, comparison, [system.name for system in systems(size)], workload.name)
+    names = [system.name for system in systems(size)]
+    for workload in dict.fromkeys(run.workload.name for run in comparison.runs):
+        results.show(view, comparison, names, workload)
+    results.show_starts(view, comparison, names)
     results.show_ratios(view, found, path, busy)
+    view.say(f"Plot: {engine_plot.write(path)}")
     return comparison
+
+
+def open_loops(closed: Comparison, size: Size) -> list[Workload]:
+    """Poisson arrivals at shares of what the slowest system carries of 64 streams, the same for all systems."""
+    slowest_tok_s = min(closed.median(system.name, MANY, "output_throughput") for system in systems(size))
+    alike = closed.of(NEOX, MANY)[0].workload
+    found = []
+    for share in OPEN_SHARES:
+        rate_rps = share * slowest_tok_s / alike.output_tokens
+        requests = max(1, round(rate_rps * size.open_s))
+        streams = min(alike.streams, requests)
+        found.append(replace(alike, name=f"open loop, {share:.0%}", streams=streams, requests=requests, rate_rps=rate_rps))
+    return found
 
 
 def ratios(comparison: Comparison, size: Size) -> dict[str, Spread]:
@@ -83,5 +107,8 @@ def ratios(comparison: Comparison, size: Size) -> dict[str, Spread]:
             name = f"{streams} streams"
             found[f"tok/s over {other}, {name}"] = comparison.ratio(NEOX, other, name, "output_throughput")
         found[f"added TTFT p50 over {other}, {ONE}, ms"] = comparison.difference(NEOX, other, ONE, "median_ttft_ms")
-    cpu = comparison.ratio(NEOX, OPENAI, MANY, "system_cpu_s_per_1k_tokens")
-    return found | {f"CPU per token over {OPENAI}, {MANY}": cpu}
+    return found | {
+        f"CPU per token over {OPENAI}, {MANY}": comparison.ratio(NEOX, OPENAI, MANY, "system_cpu_s_per_1k_tokens"),
+        f"memory over {OPENAI}, {MANY}": comparison.ratio(NEOX, OPENAI, MANY, "resident_mib"),
+        f"start to first token over {OPENAI}": comparison.start_ratio(NEOX, OPENAI),
+    }

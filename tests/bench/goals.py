@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar, cast
 
-from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling
+from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling, router_decisions, router_scale
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
 from tests.bench.ladder import climbing
@@ -23,6 +23,7 @@ from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
 from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
+from tests.bench.router_decisions import Decisions
 from tests.bench.view import View
 
 T = TypeVar("T")
@@ -49,6 +50,10 @@ class Runs:
     def ladder(self) -> Ladder:
         """A bare gRPC server and the whole of neox-serve with the fake engine."""
         return self._once("ladder", lambda folder: ladder.run(climbing.GOALS, folder, self._view))
+
+    def router(self) -> Decisions:
+        """The router's core with 1,000 replicas."""
+        return self._once("router", lambda _: router_decisions.measure(1000, router_scale.DECISIONS))
 
     def cancellation(self) -> Freed:
         """Requests given up."""
@@ -186,6 +191,21 @@ GOALS: tuple[Goal, ...] = (
         1.0,
         _cpu_over_openai_server,
     ),
+    Goal(
+        "path.start_over_openai_server",
+        "time from start to first token over vLLM's OpenAI server alone",
+        "<=",
+        1.3,
+        lambda runs: runs.engines().start_ratio(engine_comparison.NEOX, engine_comparison.OPENAI).median,
+    ),
+    Goal(
+        "path.router_decisions_per_s",
+        "admissions a second that the router's core decides on one core, 1,000 replicas",
+        ">=",
+        5000.0,
+        lambda runs: runs.router().decisions_per_s,
+    ),
+    Goal("path.router_decision_p99_ms", "one such decision, p99, ms", "<", 2.0, lambda runs: 1e3 * runs.router().p99_s),
     Goal(
         "path.fake_over_bare_grpc",
         "tok/s of neox-serve over a bare grpc.aio server, fake engine, 256 streams",

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.bench.comparison import Comparison
 from tests.bench.machine import BUSY_FRACTION, machine_facts
 from tests.bench.processes import ROOT
-from tests.bench.spreads import Spread
+from tests.bench.spreads import Spread, spread
 from tests.bench.view import View
 
 FOLDER = ROOT / "bench-results"
@@ -28,7 +28,8 @@ def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], 
         "machine": machine_facts(),
         "busy_fraction_before": busy_before,
         "settings": settings,
-        "runs": [{"system": run.system, "workload": asdict(run.workload), **run.summary.figures()} for run in comparison.runs],
+        "runs": [{"system": run.system, "workload": asdict(run.workload), **run.figures()} for run in comparison.runs],
+        "starts": [asdict(start) for start in comparison.starts],
         "ratios": {name: asdict(value) for name, value in ratios.items()},
     }
     path = folder / "result.json"
@@ -47,6 +48,7 @@ _COLUMNS = (
     ("chunks/response", "chunks_per_response", "{:.1f}"),
     ("CPU s/1k tok", "system_cpu_s_per_1k_tokens", "{:.3f}"),
     ("client", "client_cpu_s_per_1k_tokens", "{:.3f}"),
+    ("memory MiB", "resident_mib", "{:,.0f}"),
 )
 
 
@@ -55,7 +57,8 @@ def show(view: View, comparison: Comparison, systems: Sequence[str], workload: s
     example = comparison.of(systems[0], workload)[0].workload
     rounds = len(comparison.of(systems[0], workload))
     lengths = f"{example.prompt_tokens} tokens in, {example.output_tokens} out"
-    title = f"{workload}: {example.streams} streams, {example.requests} requests, {lengths}; medians of {rounds} rounds"
+    asked = f"{example.rate_rps:.1f} requests a second" if example.rate_rps else f"{example.streams} streams"
+    title = f"{workload}: {asked}, {example.requests} requests, {lengths}; medians of {rounds} rounds"
     rows = [
         [
             system,
@@ -66,6 +69,15 @@ def show(view: View, comparison: Comparison, systems: Sequence[str], workload: s
         for system in systems
     ]
     view.table(title, ["system", *(header for header, _, _ in _COLUMNS), "same tokens", "failed"], rows)
+
+
+def show_starts(view: View, comparison: Comparison, systems: Sequence[str]) -> None:
+    """A table of times from start to first token."""
+    rows = []
+    for system in systems:
+        found = spread(comparison.first_token_s(system))
+        rows.append([system, f"{found.median:.1f}", f"{found.low:.1f}", f"{found.high:.1f}", str(found.rounds)])
+    view.table("From start to first token, s: median, lowest, highest", ["system", "median", "low", "high", "starts"], rows)
 
 
 def show_ratios(view: View, ratios: Mapping[str, Spread], path: Path, busy_before: float) -> None:

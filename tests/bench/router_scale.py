@@ -12,7 +12,7 @@ from tests.bench.router_link import LinkAdmissions
 from tests.bench.view import View
 
 SIZES = (10, 100, 1000)
-_DECISIONS = 20_000
+DECISIONS = 20_000
 _LINK_PHASE_S = 4.0
 
 
@@ -41,7 +41,7 @@ def run(folder: Path, view: View, sizes: Sequence[int] = SIZES) -> RouterScale:
     link: dict[int, LinkAdmissions] = {}
     for size in sizes:
         with view.step(f"router: {size} replicas, its core"):
-            core[size] = router_decisions.measure(size, _DECISIONS)
+            core[size] = router_decisions.measure(size, DECISIONS)
         with view.step(f"router: {size} replicas, its process"):
             link[size] = router_link.measure(size, _LINK_PHASE_S, _new_folder(folder, size))
     scale = RouterScale(core, link)

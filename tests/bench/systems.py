@@ -19,6 +19,7 @@ import psutil
 from neox_serve.core.types import Pool
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.hardware import dtype_for, this_machine
+from neox_serve.engine.pools import executor_backend
 from neox_serve.loadgen.processes import family
 from neox_serve.loadgen.targets import TargetSpec
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
@@ -76,18 +77,20 @@ class NeoxServe:
 
 @dataclass(frozen=True, slots=True)
 class OpenAiServer:
-    """vLLM's OpenAI server: `python -m vllm.entrypoints.openai.api_server`."""
+    """vLLM's OpenAI server: `python -m vllm.entrypoints.openai.api_server`. defaults: its own, whatever the values say of the engine."""
 
     values: Values
     name: str = "vLLM OpenAI server"
+    defaults: bool = False
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
         """With the flags that say what the settings say."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
-        command = ["-m", "vllm.entrypoints.openai.api_server", *openai_server_flags(settings), "--port", str(port)]
+        flags = ["--host", "127.0.0.1", *flags_of(_named(settings))] if self.defaults else openai_server_flags(settings)
+        command = ["-m", "vllm.entrypoints.openai.api_server", *flags, "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
-        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, {} if self.defaults else engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
@@ -111,21 +114,26 @@ class VllmGrpcServer:
 
 @dataclass(frozen=True, slots=True)
 class RayServeLlm:
-    """`ray.serve.llm`: `build_openai_app` behind Serve's HTTP proxy. batching_ms: how long it gathers chunks; None: its default, 50."""
+    """`ray.serve.llm`: `build_openai_app` behind Serve's HTTP proxy. batching_ms: how long it gathers chunks; None: its default, 50.
+
+    defaults: its own, whatever the values say of the engine.
+    """
 
     values: Values
     name: str = "ray.serve.llm"
     batching_ms: float | None = None
+    defaults: bool = False
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
         """One replica, with the engine arguments that say what the settings say."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "serve-llm.log"
         arguments_file = folder / "llm-config.json"
-        arguments_file.write_text(json.dumps(serve_llm_arguments(settings, self.batching_ms)), encoding="utf-8")
+        arguments = serve_llm_defaults(settings) if self.defaults else serve_llm_arguments(settings, self.batching_ms)
+        arguments_file.write_text(json.dumps(arguments), encoding="utf-8")
         command = ["-m", "tests.bench.serve_llm_host", str(arguments_file), str(port)]
         url = f"http://127.0.0.1:{port}"
-        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, {} if self.defaults else engine_environment(Pool.GENERATION, settings), log) as process:
             wait_for(lambda: _answers(f"{url}/v1/models"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
@@ -197,8 +205,13 @@ def openai_server_flags(settings: Settings) -> list[str]:
 
 def engine_flags(settings: Settings) -> list[str]:
     """The flags of all of vLLM's servers for the engine that the settings describe, on CPUs."""
+    return flags_of(engine_values(settings))
+
+
+def flags_of(values: Mapping[str, Any]) -> list[str]:
+    """Arguments as vLLM's command lines take them."""
     flags: list[str] = []
-    for argument, value in engine_values(settings).items():
+    for argument, value in values.items():
         name = argument.replace("_", "-")
         match value:
             case bool():
@@ -211,15 +224,12 @@ def engine_flags(settings: Settings) -> list[str]:
 def engine_values(settings: Settings) -> dict[str, Any]:
     """vLLM's arguments of an engine on CPUs; those that the settings leave to vLLM are not among them. All systems keep vLLM's metrics."""
     engine = settings.generation.engine
-    folder = str(locate(settings.model.source, settings.model.revision))
     values = {
-        "model": folder,
-        "tokenizer": folder,
-        "served_model_name": settings.model.name,
+        **_named(settings),
         "dtype": dtype_for(engine.dtype, this_machine().cpu_flags, on_gpu=False),
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,
-        "distributed_executor_backend": "mp" if engine.executor_backend == "auto" else engine.executor_backend,
+        "distributed_executor_backend": executor_backend(Pool.GENERATION, settings),
         "max_model_len": engine.max_model_tokens,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
@@ -229,6 +239,22 @@ def engine_values(settings: Settings) -> dict[str, Any]:
         "enforce_eager": engine.enforce_eager is not False,
     }
     return {argument: value for argument, value in values.items() if value is not None}
+
+
+def _named(settings: Settings) -> dict[str, Any]:
+    """The model, without a word of its engine."""
+    folder = str(locate(settings.model.source, settings.model.revision))
+    return {"model": folder, "tokenizer": folder, "served_model_name": settings.model.name}
+
+
+def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
+    """Arguments of `ray.serve.llm.LLMConfig` that say what to serve, and that there is no GPU."""
+    named = _named(settings)
+    return {
+        "model_loading_config": {"model_id": named["served_model_name"], "model_source": named["model"]},
+        "accelerator_config": {"kind": "cpu"},
+        "placement_group_config": {"bundles": [{"CPU": 1}]},
+    }
 
 
 def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[str, Any]:

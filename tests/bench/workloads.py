@@ -2,14 +2,17 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from neox_serve.loadgen.arrivals import ClosedLoop
+from neox_serve.loadgen.arrivals import ClosedLoop, OpenLoop
 from neox_serve.loadgen.load import Load
 from neox_serve.loadgen.workloads import Synthetic
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A closed loop of `streams` callers, `requests` in all; lengths are fixed."""
+    """A closed loop of `streams` callers, `requests` in all; lengths are fixed.
+
+    rate_rps: instead, an open loop of Poisson arrivals at this many requests a second, alike for all systems.
+    """
 
     name: str
     streams: int
@@ -18,6 +21,7 @@ class Workload:
     output_tokens: int
     vocabulary_size: int
     round: int = 0
+    rate_rps: float | None = None
 
     def __post_init__(self) -> None:
         if self.requests < self.streams:
@@ -29,11 +33,13 @@ class Workload:
 
     def prompts(self) -> Synthetic:
         """What is asked."""
-        values = {name: value for name, value in asdict(self).items() if name not in {"streams", "requests"}}
+        values = {name: value for name, value in asdict(self).items() if name not in {"streams", "requests", "rate_rps"}}
         return Synthetic(count=self.requests, **values)
 
     def load(self) -> Load:
         """A run of it."""
+        if self.rate_rps is not None:
+            return Load(self.prompts(), OpenLoop(self.rate_rps), seed=self.round)
         return Load(self.prompts(), ClosedLoop(self.streams))
 
     def warm_up(self) -> Load:

@@ -72,7 +72,7 @@ def test_generation_settings_reach_vllm() -> None:
     assert (config.cache_config.block_size, config.scheduler_config.max_num_seqs) == (32, 4)
     assert (config.model_config.max_model_len, config.model_config.seed, str(config.model_config.dtype)) == (512, 7, "torch.float32")
     assert config.model_config.enforce_eager
-    assert config.parallel_config.distributed_executor_backend == "mp"
+    assert config.parallel_config.distributed_executor_backend == "uni"
     assert config.structured_outputs_config.backend == "xgrammar"
     assert config.model_config.max_logprobs >= 20
 

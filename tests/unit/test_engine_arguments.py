@@ -14,6 +14,7 @@ from neox_serve.core.types import Pool
 from neox_serve.engine import arguments
 from neox_serve.engine.environment import engine_environment, threads_bind
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
+from neox_serve.engine.pools import executor_backend
 from neox_serve.settings import EngineSettings, Settings, SettingsError, restore
 from tests.unit.test_model_facts import PUBLISHED_20B
 
@@ -171,8 +172,23 @@ def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> No
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert environment["OMP_NUM_THREADS"] == "4"
     assert environment["HF_HUB_OFFLINE"] == "1"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment
-    assert engine_environment(Pool.GENERATION, settings(executor_backend="uni"), AVX2)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_environment(Pool.GENERATION, settings(executor_backend="mp"), AVX2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "backend"),
+    [
+        ({}, 0, "uni"),
+        ({"cpu_threads_bind": "0-1"}, 0, "mp"),
+        ({"tensor_parallel_size": 2}, 0, "mp"),
+        ({"tensor_parallel_size": 8}, 1, "mp"),
+        ({"tensor_parallel_size": 8, "pipeline_parallel_size": 2}, 1, "ray"),
+        ({"executor_backend": "mp"}, 0, "mp"),
+    ],
+)
+def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus: int, backend: str) -> None:
+    assert executor_backend(Pool.GENERATION, settings(gpus=gpus, **engine)) == backend
 
 
 def test_environment_lets_threads_sleep_where_cores_are_few() -> None:

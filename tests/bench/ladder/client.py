@@ -63,7 +63,7 @@ class Client:
     def _metered(
         self, generator: LoadGenerator, workload: Workload, on_progress: Callable[[int], None]
     ) -> tuple[list[Record], Mapping[str, float]]:
-        meters = {CLIENT: CpuMeter(lambda: [generator.process]), **{role: self._meter(role) for role in ROLES if role != CLIENT}}
+        meters = {CLIENT: CpuMeter(lambda: [generator.process]), **role_meters(self._running)}
         cpu_s: dict[str, float] = {}
 
         def ended() -> None:
@@ -74,10 +74,15 @@ class Client:
         outcome = generator.run(workload.load(), on_progress, ended, _SILENCE_S)
         return outcome.records, cpu_s
 
-    def _meter(self, role: str) -> CpuMeter:
-        processes = self._running.processes
-        assert processes is not None
-        return CpuMeter(lambda: [process for process in processes() if role_of(_command_line(process)) == role])
+
+def role_meters(running: Running) -> dict[str, CpuMeter]:
+    """A meter for each role of a system's processes but the client."""
+    return {role: _meter(running, role) for role in ROLES if role != CLIENT}
+
+
+def _meter(running: Running, role: str) -> CpuMeter:
+    processes = running.processes or list
+    return CpuMeter(lambda: [process for process in processes() if role_of(_command_line(process)) == role])
 
 
 def _command_line(process: psutil.Process) -> list[str]:

@@ -1,0 +1,163 @@
+"""Measures the curves, one system up at a time, writes what came of it and draws it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from neox_serve.loadgen.generator import load_generator
+from neox_serve.loadgen.processes import CpuMeter, family
+from neox_serve.loadgen.summaries import summarize
+from neox_serve.model_files import locate_tokenizer, read_facts
+from tests.bench import engine_comparison, router_decisions
+from tests.bench.growth import plot
+from tests.bench.growth.points import (
+    ALONE,
+    GATEWAYS,
+    REAL,
+    REPLICAS,
+    Measured,
+    Point,
+    Size,
+    by_prompt,
+    by_streams,
+    in_rounds,
+    saturated,
+)
+from tests.bench.growth.points import FAKE as FAKE_ENGINE
+from tests.bench.ladder.client import role_meters
+from tests.bench.ladder.rungs import CLIENT, values
+from tests.bench.machine import BUSY_FRACTION, busy_fraction, machine_facts
+from tests.bench.processes import importing_tests
+from tests.bench.router_decisions import Decisions
+from tests.bench.router_scale import DECISIONS
+from tests.bench.systems import AsyncLlm, NeoxServe, Running, System
+from tests.bench.view import View
+
+_CHANNELS = 8
+_SILENCE_S = 120.0
+
+
+def run(size: Size, folder: Path, view: View) -> list[Measured]:
+    """Raises StartError where a system does not start."""
+    busy = busy_fraction()
+    measured = [each for number, part in enumerate(_parts(size)) for each in _measured(*part, size, folder / f"{number:02d}", view)]
+    router = [_decisions(replicas, view) for replicas in size.routed_to]
+    path = _write(folder, measured, router, busy)
+    _show(view, measured)
+    if busy > BUSY_FRACTION:
+        view.say(f"[bold red]{busy:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.say(f"All figures: {path}\nPlot: {plot.write(path)}")
+    return measured
+
+
+def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
+    """Systems with the points that are measured on them."""
+    vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
+    single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE_ENGINE, size, vocabulary_size)]
+    single += [saturated(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]
+    yield _fake(), single
+    for count in size.gateways[1:]:
+        yield _fake(gateways=count), [saturated(GATEWAYS, count, size, vocabulary_size)]
+    for count in size.replicas[1:]:
+        yield _fake(replicas=count), [saturated(REPLICAS, count, size, vocabulary_size)]
+    if size.real:
+        yield NeoxServe(engine_comparison.VALUES), by_prompt(REAL, size, vocabulary_size)
+        yield AsyncLlm(engine_comparison.VALUES), by_prompt(ALONE, size, vocabulary_size)
+
+
+def _fake(gateways: int = 1, replicas: int = 1) -> System:
+    settings: dict[str, Any] = dict(values())
+    settings["gateway"] = {"processes": gateways}
+    settings["generation"] = settings["generation"] | {
+        "replicas": {"min": replicas, "initial": replicas, "max": replicas, "max_requests": 4096}
+    }
+    return NeoxServe(settings, channels=_CHANNELS)
+
+
+def _measured(system: System, points: Sequence[Point], size: Size, folder: Path, view: View) -> Iterator[Measured]:
+    folder.mkdir(parents=True)
+    with view.step(f"{points[0].system}: starting"), system.running(folder) as running, _connected(running, folder) as measure:
+        measure(points[0], view, warm_up=True)
+        for point in in_rounds(points, size):
+            yield measure(point, view)
+
+
+class _Measure:
+    """Measures points on one running system."""
+
+    def __init__(self, running: Running, generator: Any) -> None:
+        self._running = running
+        self._generator = generator
+
+    def __call__(self, point: Point, view: View, *, warm_up: bool = False) -> Measured:
+        workload = point.workload
+        load = workload.warm_up() if warm_up else workload.load()
+        meters = {CLIENT: CpuMeter(lambda: [self._generator.process]), **role_meters(self._running)}
+        if self._running.processes is None:  # the system is within the load generator
+            meters = {"engine": CpuMeter(lambda: family(self._generator.process))}
+        used: dict[str, float] = {}
+
+        def ended() -> None:
+            used.update((role, meter.read()) for role, meter in meters.items())
+
+        with view.progress(f"{point.system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
+            for meter in meters.values():
+                meter.start()
+            records = self._generator.run(load, on_progress, ended, _SILENCE_S).records
+        return Measured(point, summarize(records, max_concurrency=workload.streams), used)
+
+
+@contextmanager
+def _connected(running: Running, folder: Path) -> Iterator[_Measure]:
+    with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
+        yield _Measure(running, generator)
+
+
+def _decisions(replicas: int, view: View) -> Decisions:
+    with view.step(f"router: {replicas} replicas"):
+        return router_decisions.measure(replicas, DECISIONS)
+
+
+def _write(folder: Path, measured: Sequence[Measured], router: Sequence[Decisions], busy_before: float) -> Path:
+    content = {
+        "machine": machine_facts(),
+        "busy_fraction_before": busy_before,
+        "points": [
+            {
+                "over": each.point.over,
+                "at": each.point.at,
+                "system": each.point.system,
+                "workload": asdict(each.point.workload),
+                "cpu_s": each.cpu_s,
+                "system_cpu_us_per_token": each.system_cpu_us_per_token,
+                "system_cpu_ms_per_request": each.system_cpu_ms_per_request,
+                **each.summary.figures(),
+            }
+            for each in measured
+        ],
+        "router": [asdict(each) | {"decisions_per_s": each.decisions_per_s} for each in router],
+    }
+    path = folder / "result.json"
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return path
+
+
+def _show(view: View, measured: Sequence[Measured]) -> None:
+    for over in dict.fromkeys(each.point.over for each in measured):
+        rows = [
+            [
+                f"{each.point.at} {over}",
+                each.point.system,
+                f"{each.summary.output_throughput:,.0f}",
+                f"{each.summary.ttft_ms.median:,.1f}",
+                f"{each.system_cpu_us_per_token:,.0f}",
+                f"{each.system_cpu_ms_per_request:,.2f}",
+                str(each.summary.failed),
+            ]
+            for each in measured
+            if each.point.over == over
+        ]
+        view.table(f"By {over}", ["", "system", "tok/s", "TTFT p50 ms", "CPU us/token", "CPU ms/request", "failed"], rows)
