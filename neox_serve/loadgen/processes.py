@@ -94,9 +94,17 @@ def _cpu_seconds(processes: list[psutil.Process]) -> dict[psutil.Process, float]
 
 
 def resident_mib(processes: list[psutil.Process]) -> float:
-    """Memory that processes hold, MiB: of a page that several share, each has its part (PSS)."""
-    held = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            held += process.memory_full_info().pss
-    return held / 2**20
+    """Memory that processes hold, MiB: of a page that several share, each has its part (PSS).
+
+    Where a process does not let that be read, it counts with all its pages (RSS).
+    """
+    return sum(map(_held_bytes, processes)) / 2**20
+
+
+def _held_bytes(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        try:
+            return int(process.memory_full_info().pss)
+        except (psutil.AccessDenied, AttributeError):
+            return int(process.memory_info().rss)
+    return 0
