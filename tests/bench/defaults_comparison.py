@@ -1,4 +1,7 @@
-"""Each system as its own documentation sets it up: the built-in model, and nothing said of its engine. What a user gets."""
+"""Each system as its own documentation sets it up: the built-in model, and nothing said of its engine but vLLM's KV space.
+
+What a user gets.
+"""
 
 from pathlib import Path
 
@@ -14,13 +17,15 @@ from tests.bench.workloads import Workload
 
 _ROUNDS = 3
 _OTHERS = (OPENAI, SERVE_LLM)
+_CHANNELS = 8
+"""Connections, so that each of the gateways that there are by default gets some."""
 
 
 def run(folder: Path, view: View) -> Comparison:
     """Runs it, writes it, shows it."""
     busy = busy_fraction()
     systems: list[System] = [
-        NeoxServe({"embedding": {"enabled": True}}, NEOX),
+        NeoxServe({}, NEOX, channels=_CHANNELS, defaults=True),
         OpenAiServer({}, OPENAI, defaults=True),
         RayServeLlm({}, SERVE_LLM, defaults=True),
     ]
@@ -37,7 +42,7 @@ def run(folder: Path, view: View) -> Comparison:
 def workload() -> Workload:
     """64 streams."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
-    return Workload(MANY, 64, 192, prompt_tokens=64, output_tokens=128, vocabulary_size=vocabulary_size)
+    return Workload(MANY, 64, 128, prompt_tokens=64, output_tokens=128, vocabulary_size=vocabulary_size)
 
 
 def ratios(comparison: Comparison) -> dict[str, Spread]:

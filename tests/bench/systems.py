@@ -34,6 +34,9 @@ from tests.clusters import free_port, running_cluster
 
 _START_S = 300.0
 
+DEFAULTS_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""KV space in GiB, the one thing said of vLLM's engine where it is left to its defaults: else it takes 92 % of the machine's memory."""
+
 Values = Mapping[str, Any]
 
 
@@ -62,16 +65,18 @@ class System(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NeoxServe:
-    """The whole of neox-serve on a Ray cluster of its own, started by `neox-serve up`."""
+    """The whole of neox-serve on a Ray cluster of its own, started by `neox-serve up`. defaults: its own, whatever the values say."""
 
     values: Values
     name: str = "neox-serve"
     channels: int = 1
+    defaults: bool = False
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
         """One gateway and one engine replica, unless the values say otherwise."""
-        with running_cluster(folder, cluster_values(self.values)) as cluster:
+        values = default_cluster_values() if self.defaults else cluster_values(self.values)
+        with running_cluster(folder, values) as cluster:
             yield Running(GatewaySpec(cluster.address, self.channels), cluster.family)
 
 
@@ -90,7 +95,8 @@ class OpenAiServer:
         flags = ["--host", "127.0.0.1", *flags_of(_named(settings))] if self.defaults else openai_server_flags(settings)
         command = ["-m", "vllm.entrypoints.openai.api_server", *flags, "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
-        with system_process(command, {} if self.defaults else engine_environment(Pool.GENERATION, settings), log) as process:
+        environment = DEFAULTS_ENVIRONMENT if self.defaults else engine_environment(Pool.GENERATION, settings)
+        with system_process(command, environment, log) as process:
             wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
@@ -133,7 +139,8 @@ class RayServeLlm:
         arguments_file.write_text(json.dumps(arguments), encoding="utf-8")
         command = ["-m", "tests.bench.serve_llm_host", str(arguments_file), str(port)]
         url = f"http://127.0.0.1:{port}"
-        with system_process(command, {} if self.defaults else engine_environment(Pool.GENERATION, settings), log) as process:
+        environment = DEFAULTS_ENVIRONMENT if self.defaults else engine_environment(Pool.GENERATION, settings)
+        with system_process(command, environment, log) as process:
             wait_for(lambda: _answers(f"{url}/v1/models"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
 
@@ -197,6 +204,11 @@ def cluster_values(values: Values) -> dict[str, Any]:
     }
 
 
+def default_cluster_values() -> dict[str, Any]:
+    """Settings of a cluster that says no more than which ports are free now."""
+    return {"gateway": {"port": free_port()}, "metrics": {"port": free_port()}, "ray": {"dashboard_port": free_port()}}
+
+
 def openai_server_flags(settings: Settings) -> list[str]:
     """Flags that give vLLM's OpenAI server the engine that `build_engine_arguments` describes, on CPUs. Its request log is off, as ours."""
     flags = ["--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"]
@@ -248,12 +260,13 @@ def _named(settings: Settings) -> dict[str, Any]:
 
 
 def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
-    """Arguments of `ray.serve.llm.LLMConfig` that say what to serve, and that there is no GPU."""
+    """Arguments of `ray.serve.llm.LLMConfig` that say what to serve, that there is no GPU, and how much KV space to take."""
     named = _named(settings)
     return {
         "model_loading_config": {"model_id": named["served_model_name"], "model_source": named["model"]},
         "accelerator_config": {"kind": "cpu"},
         "placement_group_config": {"bundles": [{"CPU": 1}]},
+        "runtime_env": {"env_vars": dict(DEFAULTS_ENVIRONMENT)},
     }
 
 
