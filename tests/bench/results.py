@@ -37,19 +37,26 @@ def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], 
     return path
 
 
-_COLUMNS = (
+_Column = tuple[str, str, str]
+
+_LATENCIES: tuple[_Column, ...] = (
     ("tok/s", "output_throughput", "{:,.0f}"),
     ("TTFT p50 ms", "median_ttft_ms", "{:.1f}"),
     ("p99", "p99_ttft_ms", "{:.1f}"),
     ("TPOT p50 ms", "median_tpot_ms", "{:.2f}"),
+    ("p99", "p99_tpot_ms", "{:.2f}"),
     ("E2E p50 ms", "median_e2el_ms", "{:,.0f}"),
     ("p99", "p99_e2el_ms", "{:,.0f}"),
+)
+_CLOSED_COLUMNS: tuple[_Column, ...] = (
+    *_LATENCIES,
     ("largest gap p99 ms", "p99_largest_gap_ms", "{:.0f}"),
     ("chunks/response", "chunks_per_response", "{:.1f}"),
     ("CPU s/1k tok", "system_cpu_s_per_1k_tokens", "{:.3f}"),
     ("client", "client_cpu_s_per_1k_tokens", "{:.3f}"),
     ("memory MiB", "resident_mib", "{:,.0f}"),
 )
+_OPEN_COLUMNS: tuple[_Column, ...] = (*_LATENCIES, ("late p50 ms", "median_late_ms", "{:.1f}"), ("p99", "p99_late_ms", "{:.1f}"))
 
 
 def show(view: View, comparison: Comparison, systems: Sequence[str], workload: str) -> None:
@@ -59,16 +66,17 @@ def show(view: View, comparison: Comparison, systems: Sequence[str], workload: s
     lengths = f"{example.prompt_tokens} tokens in, {example.output_tokens} out"
     asked = f"{example.rate_rps:.1f} requests a second" if example.rate_rps else f"{example.streams} streams"
     title = f"{workload}: {asked}, {example.requests} requests, {lengths}; medians of {rounds} rounds"
+    columns = _OPEN_COLUMNS if example.rate_rps else _CLOSED_COLUMNS
     rows = [
         [
             system,
-            *(form.format(comparison.median(system, workload, figure)) for _, figure, form in _COLUMNS),
+            *(form.format(comparison.median(system, workload, figure)) for _, figure, form in columns),
             f"{comparison.identical(system, systems[0], workload):.1%}",
             str(sum(run.summary.failed for run in comparison.of(system, workload))),
         ]
         for system in systems
     ]
-    view.table(title, ["system", *(header for header, _, _ in _COLUMNS), "same tokens", "failed"], rows)
+    view.table(title, ["system", *(header for header, _, _ in columns), "same tokens", "failed"], rows)
 
 
 def show_starts(view: View, comparison: Comparison, systems: Sequence[str]) -> None:
