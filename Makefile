@@ -42,7 +42,7 @@ generate-protos:
 test: setup check ## Everything that must pass: checks, then all tests
 	@$(BIN)/python -m pytest
 
-bench: peers ## Measures against what users would pick instead, five rounds (about two hours on an idle machine); see docs/benchmarks.md
+bench: peers ## Measures against what users would pick instead, five rounds (about 80 minutes on an idle machine); see docs/benchmarks.md
 	@$(BIN)/python -m tests.bench full
 
 bench-smoke: setup ## The main ratios from one round, in under 3 minutes

@@ -18,6 +18,8 @@ TWO_GATEWAYS, VLLM_GRPC = "neox-serve, two gateways", "vLLM gRPC server"
 SERVE_LLM, SERVE_LLM_UNBATCHED = "ray.serve.llm", "ray.serve.llm, 0 ms"
 MANY, MOST, ONE = "64 streams", "128 streams", "1 stream"
 OPEN_SHARES = (0.3, 0.6, 0.8)
+_LEAST_REQUESTS = 64
+"""Of a closed loop: with two requests a stream, eight streams would be done in two seconds."""
 
 VALUES: dict[str, Any] = {"generation": {"engine": {"dtype": "auto", "max_num_seqs": 128, "kv_cache_gib": 0.5, "executor_backend": "uni"}}}
 """The same engine for all: dtype by hardware, eager, prefix caching on, the worker in the engine core's process (but for ray.serve.llm,
@@ -28,7 +30,7 @@ which takes vLLM's mp executor on CPUs whatever it is told). Everything else is 
 class Size:
     """How long a comparison takes. others: what neox-serve is measured against. streams: of the closed loops besides the lone stream.
 
-    open_rounds: the rounds, not the first, that have open loops too, of open_s seconds each.
+    open_rounds: the rounds, not the first two, that have open loops too, of open_s seconds each.
     """
 
     rounds: int
@@ -37,7 +39,7 @@ class Size:
     others: tuple[str, ...]
     streams: tuple[int, ...] = (64,)
     open_rounds: frozenset[int] = frozenset()
-    open_s: float = 10.0
+    open_s: float = 12.0
 
 
 EVERY_OTHER = (TWO_GATEWAYS, OPENAI, ASYNC_LLM, VLLM_GRPC, SERVE_LLM, SERVE_LLM_UNBATCHED)
@@ -65,7 +67,8 @@ def workloads(size: Size) -> list[Workload]:
     """Many streams for throughput, one stream for the time that serving adds to the first token."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     many = [
-        Workload(f"{streams} streams", streams, streams * size.requests_per_stream, 64, 128, vocabulary_size) for streams in size.streams
+        Workload(f"{streams} streams", streams, max(_LEAST_REQUESTS, streams * size.requests_per_stream), 64, 128, vocabulary_size)
+        for streams in size.streams
     ]
     return [*many, Workload(ONE, 1, size.lone_requests, prompt_tokens=64, output_tokens=32, vocabulary_size=vocabulary_size)]
 
