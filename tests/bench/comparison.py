@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -48,19 +47,31 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a system. first_token_s: from its first process, or for a system within the load generator from that, until a token of
-    a lone request is there."""
+    """One start of a system. rounds: those measured before it was stopped. first_token_s: from its first process until a token of a lone
+    request is at the client; the load generator's own start counts only where the system runs within it."""
 
     system: str
+    rounds: tuple[int, ...]
     first_token_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Workloads that are made from what the first round found, and run in some of the rounds after it."""
+    """Workloads that are made from what the first round found, and run in some of the rounds after it.
+
+    rounds: not the first two, which the last system runs without a stop in between.
+    """
 
     make: "Callable[[Comparison], Sequence[Workload]]"
     rounds: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, default=2) < 2:
+            raise ValueError(f"rounds {sorted(self.rounds)}: must not hold the first two, 0 and 1")
+
+    def of_round(self, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
+        """Those of a round, from all runs before it."""
+        return self.make(Comparison([run for run in runs if run.workload.round == 0])) if number in self.rounds else ()
 
 
 class Comparison:
@@ -99,15 +110,21 @@ class Comparison:
         return found
 
     def start_ratio(self, system: str, over: str) -> Spread:
-        """Time from start to first token of one system over that of another, start by start."""
-        ours, theirs = self.first_token_s(system), self.first_token_s(over)
-        starts = min(len(ours), len(theirs))
-        return ratios(ours[:starts], theirs[:starts])
+        """Time from start to first token of one system over that of another, round by round: of the starts that the round was measured on.
+
+        Raises KeyError where one was not started, ValueError where their rounds differ.
+        """
+        return ratios(self._first_token_s_by_round(system), self._first_token_s_by_round(over))
 
     def identical(self, system: str, other: str, workload: str) -> float:
         """Share of responses with the same tokens, over all rounds."""
         ours = [record for run in self.of(system, workload) for record in run.records]
         return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
+
+    def _first_token_s_by_round(self, system: str) -> list[float]:
+        self.first_token_s(system)
+        by_round = {number: start.first_token_s for start in self.starts if start.system == system for number in start.rounds}
+        return [by_round[number] for number in sorted(by_round)]
 
     def _figures(self, system: str, workload: str, figure: str) -> list[float]:
         return [run.figure(figure) for run in self.of(system, workload)]
@@ -136,36 +153,35 @@ def compare(
     for number, visit in enumerate(visits):
         visit_folder = folder / f"{number:02d}-{visit.system.replace(' ', '-')}"
         visit_folder.mkdir(parents=True)
-        wanted = [load.in_round(each) for each in visit.rounds for load in [*workloads, *_of_round(later, each, runs)]]
-        started = partial(_note_start, starts, visit.system, time.monotonic())
+        wanted = [load.in_round(each) for each in visit.rounds for load in [*workloads, *(later.of_round(each, runs) if later else ())]]
+        began_s = time.monotonic()
         with view.step(f"{visit.system}: starting ({number + 1} of {len(visits)})"), by_name[visit.system].running(visit_folder) as running:
-            runs += _visit(running, visit.system, wanted, visit_folder, view, started)
+            up_s = None if running.processes is None else time.monotonic()
+            first, measured = _visit(running, visit.system, wanted, visit_folder, view)
+        starts.append(Start(visit.system, visit.rounds, start_to_first_token_s(began_s, up_s, first)))
+        runs += measured
     return Comparison(runs, starts)
 
 
-def _note_start(starts: list[Start], system: str, began_s: float, first_token_s: float) -> None:
-    starts.append(Start(system, first_token_s - began_s))
+def start_to_first_token_s(began_s: float, up_s: float | None, first: Record) -> float:
+    """Seconds from a system's start to its first token, without the load generator's own start after the system was up.
+
+    up_s: when the system was ready; None where it runs within the load generator, whose start is then the system's. first: has a token.
+    """
+    assert first.first_token_s is not None
+    return first.first_token_s - began_s - (0.0 if up_s is None else first.intended_s - up_s)
 
 
-def _of_round(later: Later | None, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
-    if later is None or number not in later.rounds:
-        return ()
-    return later.make(Comparison([run for run in runs if run.workload.round == 0]))
-
-
-def _visit(
-    running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View, on_first_token: Callable[[float], None]
-) -> list[Run]:
+def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> tuple[Record, list[Run]]:
     """Takes the first token of a started system, warms it up and measures it."""
     with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
         lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
         (first,) = generator.run(lone.load(), silence_s=_SILENCE_S).records
         if first.first_token_s is None:
             raise NotComparableError(f"{system}: no first token: {first.error}")
-        on_first_token(first.first_token_s)
         for name in sorted({workload.name for workload in workloads}):
             generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), silence_s=_SILENCE_S)
-        return [_measure(generator, running, system, workload, view) for workload in workloads]
+        return first, [_measure(generator, running, system, workload, view) for workload in workloads]
 
 
 def _measure(generator: LoadGenerator, running: Running, system: str, workload: Workload, view: View) -> Run:

@@ -6,6 +6,8 @@ from typing import cast
 import pytest
 
 from tests.bench import goals
+from tests.bench.comparison import Comparison, Start
+from tests.bench.engine_comparison import NEOX, OPENAI
 from tests.bench.goals import GOALS, OPERATORS, Goal, Runs, holds, measure_all, measured_line, unmeasured_line
 from tests.bench.view import View
 
@@ -71,6 +73,16 @@ def test_measuring_goes_on_after_a_goal_that_cannot_be_measured() -> None:
 def test_goal_ids_are_unique_and_their_operators_known() -> None:
     assert len({goal.id for goal in GOALS}) == len(GOALS)
     assert {goal.op for goal in GOALS} <= OPERATORS.keys()
+
+
+def test_start_goal_is_the_median_of_ratios_round_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = [Start(NEOX, (0,), 12.0), Start(OPENAI, (0,), 10.0), Start(NEOX, (1, 2), 15.0), Start(OPENAI, (1,), 10.0)]
+    engines = Comparison([], [*starts, Start(OPENAI, (2,), 12.0)])
+    monkeypatch.setattr("tests.bench.engine_comparison.run", lambda *_: engines)
+    (row,) = (goal for goal in GOALS if goal.id == "path.start_over_openai_server")
+    lines: list[str] = []
+    assert measure_all([row], Runs(tmp_path, View()), lines.append)
+    assert lines == ["goal path.start_over_openai_server 1.25 <= 1.3 ok"]
 
 
 def test_a_run_that_fails_is_tried_once_and_fails_for_all_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
