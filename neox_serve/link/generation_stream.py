@@ -85,7 +85,8 @@ class GenerationStream:
         """All deltas since the last call, at least one; waits for it. The last delta has `end` set.
 
         direct: is offered deltas that come while this waits, but for the last; what it takes is not returned, and the wait goes on.
-        Raises ServeError where the request was cancelled, or failed (after the deltas before). Cancelling this call changes nothing.
+        Raises ServeError where the request was cancelled, or failed (after the deltas before), and what `direct` raises. Cancelling this
+        call changes nothing.
         """
         while not self._deltas:
             if self._error is not None:
@@ -110,12 +111,22 @@ class GenerationStream:
         if delta.failure is not None:
             self._fail(delta.failure)
         elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
-            if self._direct is None or self._deltas or not self._direct(delta):
+            if not self._passed_on(delta):
                 self._deltas.append(delta)
                 self._wake()
         elif self._stage is not Stage.ENDED:
             self._deltas.append(delta)
             self._happen(Event.FINISHED if delta.end else Event.DELIVERED)
+
+    def _passed_on(self, delta: Delta) -> bool:
+        """Whether the reader, if it still waits, has taken the delta. A fault of its is raised to it alone: the link serves others too."""
+        if self._direct is None or self._reader is None or self._reader.done():
+            return False
+        try:
+            return self._direct(delta)
+        except Exception as fault:  # noqa: BLE001 - the boundary between one request and all others of its link
+            self._reader.set_exception(fault)
+            return True
 
     def _fail(self, failure: ServeError) -> None:
         event = event_of_failure(failure, self._failed)

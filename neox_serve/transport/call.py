@@ -1,7 +1,7 @@
 """One call on its server: what its handler knows as the context, and what of it waits for the client to read.
 
-At most one message and the trailers wait; `write` returns once its message has been taken by HTTP/2, so that a handler whose client reads
-slowly waits, and what comes meanwhile gathers with the handler.
+`write` returns once its message has been taken by HTTP/2, so that a handler whose client reads slowly waits, and what comes meanwhile
+gathers with the handler. `put` does not wait: who uses it sees to it that little more than a message waits in `unsent`.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class ServerCall:
             return
         self._begin()
         data = framed(message if self.serialize is None else self.serialize(message))
-        if self.unsent:  # the rest of a message whose write was cancelled
+        if self.unsent:  # of a message that was put, or whose write was cancelled
             data = self.unsent[self.sent_bytes :] + data
         self.unsent, self.sent_bytes = data, 0
         self._stream.send_waiting(self)

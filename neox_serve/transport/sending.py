@@ -1,4 +1,4 @@
-"""The sending half of a connection: frames of all calls gather in h2's buffer, which is written once, at the end of the loop's turn.
+"""The sending half of a connection: frames of all calls gather and leave in one write, at the end of the loop's turn.
 
 Where a stream's window, the connection's or the socket's buffer is full, the call stays among the blocked ones and goes on when that
 changes.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError, StreamClosedError
 
@@ -154,14 +154,14 @@ class Sending:
         return data
 
     def _send_data(self, call: ServerCall) -> bool:
-        """Whether anything could go. Raises ProtocolError where the stream is over.
+        """Whether anything could go. Raises ProtocolError where the stream or the connection is over.
 
         DATA frames are most of what is sent, and h2 takes a seventh of a token's way through a gateway for one; so they are made here, and
         h2's windows kept. What h2 has to say goes before them, as it was said.
         """
         connection, data, sent = self._h2, call.unsent, False
         stream = connection.streams.get(call.stream_id)
-        if stream is None or stream.closed:
+        if stream is None or stream.closed or connection.state_machine.state is ConnectionState.CLOSED:
             raise StreamClosedError(call.stream_id)
         while data and self._writable:
             windows = connection.outbound_flow_control_window, stream.outbound_flow_control_window

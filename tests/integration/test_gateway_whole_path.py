@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import count
 from typing import Any
 
 import grpc
@@ -10,12 +11,13 @@ import pytest
 from google.protobuf import json_format
 
 from neox_serve.core.errors import Reason
-from neox_serve.core.types import Pool
+from neox_serve.core.types import Pool, SequenceDelta
 from neox_serve.engine.fake_answers import Vocabulary
 from neox_serve.engine.fake_engine import FakeTiming
 from neox_serve.gateway import calls
 from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2, ops_service_pb2
+from neox_serve.wire.public_messages import ChunkWriter
 from neox_serve.wire.status import from_rpc_error
 from tests.fakes.gateways import connected
 from tests.fakes.link_cluster import MODEL, until
@@ -224,6 +226,21 @@ async def test_dead_engine_ends_streams_with_unavailable_and_a_time_to_retry(pat
     assert error.reason is Reason.REPLICA_LOST
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert error.retry_after_s is not None
+
+
+async def test_fault_in_the_midst_of_a_stream_fails_that_call_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, chunks_of_two = ChunkWriter.write_sequences, count(1)
+
+    def breaks_at_the_third(writer: ChunkWriter, sequences: Sequence[SequenceDelta]) -> list[bytes]:
+        if any(sequence.index == 1 for sequence in sequences) and next(chunks_of_two) == 3:
+            raise LookupError("a bug")
+        return write(writer, sequences)
+
+    monkeypatch.setattr(ChunkWriter, "write_sequences", breaks_at_the_third)
+    healthy = asyncio.ensure_future(events_of(path, stream_request(stopping={"maxTokens": 60})))
+    assert await _reason(path.stubs.inference.StreamGenerate(stream_request(n=2))) is Reason.INTERNAL
+    assert (await healthy)[-1].final.usage.completion_tokens == 60
+    await path.nothing_left()
 
 
 async def test_request_without_a_token_moves_to_another_replica() -> None:

@@ -61,6 +61,31 @@ async def test_one_step_is_one_frame_for_all_requests_of_a_gateway() -> None:
             call.cancel()
 
 
+async def test_fault_of_one_reader_fails_its_request_and_no_other_of_the_link() -> None:
+    def broken(_delta: Delta) -> bool:
+        raise LookupError("a bug")
+
+    engine = ScriptedEngine()
+    async with LinkCluster() as cluster:
+        await cluster.router()
+        await cluster.replica(engine)
+        dispatcher = await cluster.dispatcher()
+        faulty, healthy = [await dispatcher.open_generation(MODEL, generation()) for _ in range(2)]
+        await until(lambda: len(engine.live) == 2)
+        engine.step(text="a")
+        await faulty.next()
+        failing = asyncio.ensure_future(faulty.next(broken))
+        await asyncio.sleep(0)
+        engine.step(text="b")
+        with pytest.raises(LookupError, match="a bug"):
+            await failing
+        faulty.cancel()
+        await until(lambda: len(engine.live) == 1)
+        engine.step(text="c", end=True)
+        assert text_of(await read_all(healthy)) == "abc"
+    await engine.close()
+
+
 async def test_next_returns_all_that_arrived_since_the_last_call() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,3 +148,59 @@ def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list
         assert world.texts == world.pushed
     if world.texts and world.errors:
         assert world.errors[0].reason is not Reason.NO_READY_REPLICA, "a request with output was moved"
+
+
+async def streaming(world: World) -> None:
+    """The stream is open and has brought its first delta, which is never offered."""
+    await world.stream.open()
+    act(world, "token")
+    await world.stream.next(world.take)
+
+
+async def turns() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_reader_sleeps_on_while_deltas_are_taken_directly() -> None:
+    world = World(1, taken=(True, True, False, True))
+    await streaming(world)
+    reading = asyncio.ensure_future(world.stream.next(world.take))
+    await turns()
+    for _ in range(2):
+        act(world, "token")
+        await turns()
+    assert (world.texts, reading.done()) == (["1", "2"], False)
+    for _ in range(2):
+        act(world, "token")
+    assert [delta.sequences[0].text for delta in await reading] == ["3", "4"], "the second waits behind the first"
+    assert world.texts == ["1", "2"]
+
+
+async def test_cancelled_reader_is_offered_nothing_and_the_next_call_has_it_all() -> None:
+    world = World(1, taken=(True,))
+    await streaming(world)
+    reading = asyncio.ensure_future(world.stream.next(world.take))
+    await turns()
+    reading.cancel()
+    act(world, "token")
+    await asyncio.wait((reading,))
+    assert reading.cancelled()
+    assert [delta.sequences[0].text for delta in await world.stream.next(world.take)] == ["1"]
+    assert world.texts == []
+
+
+async def test_fault_in_taking_directly_is_raised_to_the_reader_alone() -> None:
+    def broken(_delta: Delta) -> bool:
+        raise LookupError("a bug")
+
+    world = World(1)
+    await streaming(world)
+    reading = asyncio.ensure_future(world.stream.next(broken))
+    await turns()
+    for _ in range(2):
+        act(world, "token")
+    with pytest.raises(LookupError, match="a bug"):
+        await reading
+    world.stream.cancel()
+    assert (world.ends, world.aborted, world.settled) == (1, [0], Counter([0]))
