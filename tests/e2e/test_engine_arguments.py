@@ -126,7 +126,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
 BAD = [
     pytest.param({"max_model_tokens": 4096}, "max_model_tokens: 4096", id="our check"),
     pytest.param({"quantization": "four-bit"}, "quantization: 'four-bit'", id="name"),
-    pytest.param({"extra_arguments": {"seed": "seven"}}, "vLLM refuses these arguments", id="vLLM's check"),
+    pytest.param({"extra_arguments": {"scheduling_policy": "seven"}}, "vLLM refuses these arguments", id="vLLM's check"),
 ]
 
 
