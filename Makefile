@@ -42,8 +42,10 @@ generate-protos:
 test: setup check ## Everything that must pass: checks, then all tests
 	@$(BIN)/python -m pytest
 
-bench: peers ## Measures against what users would pick instead, five rounds (about 80 minutes on an idle machine); see docs/benchmarks.md
+bench: peers ## Measures against what users would pick instead, and how cost grows (about two hours, idle); see docs/benchmarks.md
 	@$(BIN)/python -m tests.bench full
+	@$(BIN)/python -m tests.bench ladder
+	@$(BIN)/python -m tests.bench growth
 
 bench-smoke: setup ## The main ratios from one round, in under 3 minutes
 	@$(BIN)/python -m tests.bench smoke

@@ -27,12 +27,12 @@ class Size:
 
 
 FULL = Size(
-    rounds=3,
+    rounds=2,
     streams=(1, 4, 16, 64, 128, 256, 512),
     gateways=(1, 2),
     replicas=(1, 2, 3, 4),
     prompts=(16, 64, 256, 512, 1024, 1536),
-    seconds=4.0,
+    seconds=3.0,
     lone_requests=20,
     routed_to=(10, 100, 1000),
     real=True,
@@ -49,8 +49,8 @@ SMOKE = Size(
     real=False,
 )
 
-SATURATING_STREAMS = 256
-"""More than a small machine carries at 50 tokens a second each."""
+WIDE_STREAMS = 256
+"""Asked of any number of gateways and replicas, 50 tokens a second each."""
 LONE_OUTPUT_TOKENS = 8
 TOKENS_PER_S = 50
 
@@ -93,9 +93,9 @@ def by_streams(size: Size, vocabulary_size: int) -> list[Point]:
     return [Point(STREAMS, streams, FAKE, _steady(streams, size, vocabulary_size)) for streams in size.streams]
 
 
-def saturated(over: str, at: int, size: Size, vocabulary_size: int) -> Point:
-    """A number of gateways or of replicas under more streams than they carry."""
-    return Point(over, at, FAKE, replace(_steady(SATURATING_STREAMS, size, vocabulary_size), name=f"{at} {over}"))
+def wide(over: str, at: int, size: Size, vocabulary_size: int) -> Point:
+    """A number of gateways or of replicas under many streams."""
+    return Point(over, at, FAKE, replace(_steady(WIDE_STREAMS, size, vocabulary_size), name=f"{at} {over}"))
 
 
 def by_prompt(system: str, size: Size, vocabulary_size: int) -> list[Point]:

@@ -24,7 +24,7 @@ from tests.bench.growth.points import (
     by_prompt,
     by_streams,
     in_rounds,
-    saturated,
+    wide,
 )
 from tests.bench.growth.points import FAKE as FAKE_ENGINE
 from tests.bench.ladder.client import role_meters
@@ -57,12 +57,12 @@ def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
     """Systems with the points that are measured on them."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE_ENGINE, size, vocabulary_size)]
-    single += [saturated(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]
+    single += [wide(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]
     yield _fake(), single
     for count in size.gateways[1:]:
-        yield _fake(gateways=count), [saturated(GATEWAYS, count, size, vocabulary_size)]
+        yield _fake(gateways=count), [wide(GATEWAYS, count, size, vocabulary_size)]
     for count in size.replicas[1:]:
-        yield _fake(replicas=count), [saturated(REPLICAS, count, size, vocabulary_size)]
+        yield _fake(replicas=count), [wide(REPLICAS, count, size, vocabulary_size)]
     if size.real:
         yield NeoxServe(engine_comparison.VALUES), by_prompt(REAL, size, vocabulary_size)
         yield AsyncLlm(engine_comparison.VALUES), by_prompt(ALONE, size, vocabulary_size)
