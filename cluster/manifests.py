@@ -15,7 +15,7 @@ import yaml
 from deployments.app import GATEWAY_APPLICATION, serve_config
 from deployments.placement import workers
 from neox_serve.core.types import Pool
-from neox_serve.engine.pools import enabled_pools
+from neox_serve.engine.pools import enabled_pools, executor_backend
 from neox_serve.settings import EmbeddingSettings, GenerationSettings, Settings, pool_settings, restore
 
 _ROUTER_RESOURCE, _GATEWAY_RESOURCE = "neox_router", "neox_gateway"
@@ -159,7 +159,7 @@ def _engine_group(settings: Settings, pool: Pool, target: Target) -> dict[str, A
 
 def _pods_per_replica(chosen: GenerationSettings | EmbeddingSettings) -> int:
     """With the `ray` executor a replica's workers may stand in several pods, otherwise all are children of one process."""
-    return workers(chosen.engine) if chosen.engine.executor_backend == "ray" else 1
+    return workers(chosen.engine) if executor_backend(chosen.engine, chosen.replicas) == "ray" else 1
 
 
 def _gpus_per_pod(chosen: GenerationSettings | EmbeddingSettings) -> int:

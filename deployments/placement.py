@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from neox_serve.engine.pools import executor_backend
 from neox_serve.settings import EngineSettings, ReplicaSettings
 
 
@@ -23,7 +24,7 @@ def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict
     """
     name = replicas.node_resource
     actor: dict[str, Any] = {"num_cpus": replicas.num_cpus}
-    if engine.executor_backend == "ray":
+    if executor_backend(engine, replicas) == "ray":
         bundle = {"CPU": max(replicas.num_cpus, 1.0), "GPU": replicas.gpus_per_worker} | ({name: 1.0} if name else {})
         return {
             "ray_actor_options": actor,

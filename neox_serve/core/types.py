@@ -202,6 +202,10 @@ class Delta:
 DeltaSink = Callable[[Sequence[Delta]], None]
 """Takes all deltas that one engine step brought for it. Must not block; called on the engine's event loop."""
 
+DirectSink = Callable[[Delta], bool]
+"""Takes a delta in the turn of the loop in which it came, where it can: True. Waking its reader's task instead costs a fifth of a token's
+way through a gateway."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:

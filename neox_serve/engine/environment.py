@@ -3,7 +3,7 @@
 from neox_serve import model_files
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, this_machine
-from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu
+from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.settings import EngineSettings, Settings
 
 _FEW_CORES = 8
@@ -11,9 +11,9 @@ _VLLM_LOG_LEVEL = {"debug": "DEBUG", "info": "WARNING", "warning": "WARNING", "e
 
 
 def engine_environment(pool: Pool, settings: Settings, machine: Machine | None = None) -> dict[str, str]:
-    """Variables for the process that calls `start_engine`; whoever starts that process sets them before it imports anything.
+    """Variables that a process must have before it calls `start_engine`, which imports torch and vLLM.
 
-    machine: the node the engine will run on; None: like this one.
+    machine: the node the engine will run on; None: this one.
     """
     engine = engine_settings(pool, settings)
     if engine.kind == "fake":
@@ -26,7 +26,7 @@ def engine_environment(pool: Pool, settings: Settings, machine: Machine | None =
     }
     if not on_gpu(pool, settings):
         environment |= _cpu_environment(engine, machine or this_machine())
-        if executor_backend(pool, settings) == "uni":
+        if executor_backend(engine, replica_settings(pool, settings)) == "uni":
             # Only with this variable at 0 does the CPU platform keep the worker in the engine core's process. AsyncLLM does not read it.
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if model_files.is_local(settings.model.source) and all(model_files.is_local(adapter.path) for adapter in settings.model.adapters):

@@ -30,16 +30,15 @@ def on_gpu(pool: Pool, settings: Settings) -> bool:
     return replica_settings(pool, settings).gpus_per_worker > 0
 
 
-def executor_backend(pool: Pool, settings: Settings) -> str:
+def executor_backend(engine: EngineSettings, replicas: ReplicaSettings) -> str:
     """How the workers run. "auto" is uni for an engine's only worker on CPUs, which saves a process that spins while it waits; else mp
     where they fit on one node, else ray.
 
     It is never left to vLLM, which picks ray inside a placement group, where CPU workers then fail.
     """
-    engine = engine_settings(pool, settings)
     if engine.executor_backend != "auto":
         return engine.executor_backend
     workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    if on_gpu(pool, settings):
+    if replicas.gpus_per_worker > 0:
         return "ray" if workers > _GPUS_OF_A_NODE else "mp"
     return "uni" if workers == 1 and engine.cpu_threads_bind in {"auto", "nobind"} else "mp"

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from vllm.config import PoolerConfig, StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
@@ -14,7 +13,7 @@ from neox_serve import model_files
 from neox_serve.core.types import Pool, Pooling
 from neox_serve.engine.arguments import context_tokens
 from neox_serve.engine.hardware import Machine, dtype_for
-from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu
+from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.settings import EngineSettings, Settings, SettingsError
 
 # What must not be given as an extra argument: it has a setting of its own, or the engine relies on it.
@@ -49,7 +48,7 @@ def build_engine_arguments(pool: Pool, settings: Settings, folder: Path, machine
         "dtype": dtype_for(engine.dtype, machine.cpu_flags, on_gpu=gpu),
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,
-        "distributed_executor_backend": executor_backend(pool, settings),
+        "distributed_executor_backend": executor_backend(engine, replica_settings(pool, settings)),
         "quantization": engine.quantization,
         "max_model_len": engine.max_model_tokens,
         "max_num_seqs": engine.max_num_seqs,
@@ -73,7 +72,7 @@ def build_engine_config(pool: Pool, settings: Settings, arguments: AsyncEngineAr
     """vLLM's configuration of an engine. Raises SettingsError with vLLM's own words where it refuses."""
     try:
         return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
-    except (ValueError, ValidationError, NotImplementedError, AssertionError) as error:
+    except (ValueError, NotImplementedError, AssertionError) as error:  # vLLM's ways to refuse; pydantic's is a ValueError
         raise SettingsError(f"{pool.value}.engine: vLLM refuses these arguments: {error}") from error
 
 

@@ -5,10 +5,10 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from neox_serve.core.errors import ServeError
-from neox_serve.core.types import Delta
+from neox_serve.core.types import Delta, DirectSink
 from neox_serve.gateway.calls import Expired
 from neox_serve.gateway.coalescing import Coalescer, Pace
-from neox_serve.gateway.dispatching import Direct, GenerationStream
+from neox_serve.gateway.dispatching import GenerationStream
 from neox_serve.v1 import inference_service_pb2
 
 Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
@@ -38,7 +38,7 @@ class CoalescedStream:
         """See the protocol."""
         return self._stream.admission_s
 
-    async def next(self, _direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """See the protocol; offers nothing directly. Raises Expired, ServeError."""
         try:
             return await self._wait(self._due())

@@ -1,13 +1,10 @@
 """What the gateway needs of the link to the engines. `neox_serve.link.dispatcher` provides it; tests script it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from neox_serve.core.cluster import ClusterView
-from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
-
-Direct = Callable[[Delta], bool]
-"""Takes a delta in the turn of the loop in which it came, where it can: True."""
+from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 
 
 class GenerationStream(Protocol):
@@ -17,7 +14,7 @@ class GenerationStream(Protocol):
     def admission_s(self) -> float:
         """Seconds from the request for a replica to the router's answer."""
 
-    async def next(self, direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, waiting for at least one; the last has `end` set. Raises ServeError where the request failed.
 
         direct: is offered deltas that come while this waits, but for the last; what it takes is not returned, and the wait goes on.

@@ -135,7 +135,7 @@ class _Outgoing:
         return True
 
     def _chunks_of(self, deltas: Iterable[Delta]) -> list[bytes]:
-        """Notes what the deltas say; they as they go to the client."""
+        """The serialised chunks of deltas, once what they say has been noted."""
         news = self.progress.take(deltas)
         for sequence in news:
             if sequence.token_ids:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from neox_serve.core.cluster import Lease
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.replacement import Action, Event, Stage, event_of_failure, step
-from neox_serve.core.types import Delta, GenerationRequest
+from neox_serve.core.types import Delta, DirectSink, GenerationRequest
 from neox_serve.link.engine_link_client import EngineLink
 
 
@@ -23,10 +23,6 @@ class Placement:
     link: EngineLink
     failed: tuple[str, ...]
 
-
-Direct = Callable[[Delta], bool]
-"""Takes a delta in the turn of the loop in which it came, where it can: True. A wake-up of the reader is a fifth of a token's way through
-a gateway."""
 
 Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
 """Leases a replica that is not among those given, and waits for its link. Raises ServeError."""
@@ -58,7 +54,7 @@ class GenerationStream:
         self._deltas: list[Delta] = []
         self._error: ServeError | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._direct: Direct | None = None
+        self._direct: DirectSink | None = None
         self._move: asyncio.Task[None] | None = None
         self.admission_s = 0.0
 
@@ -81,7 +77,7 @@ class GenerationStream:
         self.admission_s += self._clock() - started_s
         self._take_place(placement)
 
-    async def next(self, direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, at least one; waits for it. The last delta has `end` set.
 
         direct: is offered deltas that come while this waits, but for the last; what it takes is not returned, and the wait goes on.
@@ -180,7 +176,7 @@ class GenerationStream:
             self._move.exception()  # kept in self._error
         self._move = None
 
-    async def _news(self, direct: Direct | None) -> None:
+    async def _news(self, direct: DirectSink | None) -> None:
         self._reader, self._direct = asyncio.get_running_loop().create_future(), direct
         try:
             await self._reader

@@ -1,4 +1,4 @@
-"""`make bench` and `make bench-smoke`: `python -m tests.bench full|smoke [engines|fake]`; besides: `... ladder [--smoke]`, `... router`."""
+"""All benches: `python -m tests.bench --help`. `make bench` and `make bench-smoke` run most of them."""
 
 import argparse
 import json
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if (chosen.part and chosen.size not in {"full", "smoke"}) or (chosen.smoke and chosen.size not in {"ladder", "growth"}):
         parser.error("--smoke goes with ladder or growth, a part with full or smoke")
+    if chosen.part == "defaults" and chosen.size == "smoke":
+        parser.error("defaults goes with full")
     if (chosen.result is not None) != (chosen.size == "plot"):
         parser.error("--result goes with plot, and plot with --result")
     full, view = chosen.size == "full", View()
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.part in {None, "engines"}:
         engines = engine_comparison.FULL if full else engine_comparison.SMOKE
         engine_comparison.run(engines, results.new_folder(f"{chosen.size}-engines"), view)
-    if chosen.part == "defaults" or (full and chosen.part is None):
+    if full and chosen.part in {None, "defaults"}:
         defaults_comparison.run(results.new_folder("full-defaults"), view)
     return 0
 

@@ -10,6 +10,7 @@ from neox_serve.loadgen.generator import LoadGenerator, load_generator
 from neox_serve.loadgen.processes import CpuMeter, family, resident_mib
 from neox_serve.loadgen.records import Record
 from neox_serve.loadgen.summaries import Summary, summarize
+from tests.bench.metering import run_metered
 from tests.bench.order import alternating
 from tests.bench.processes import importing_tests
 from tests.bench.spreads import Spread, differences, identical_fraction, ratios
@@ -189,20 +190,13 @@ def _measure(generator: LoadGenerator, running: Running, system: str, workload: 
     inside = running.processes is None
     whole = CpuMeter(running.processes or (lambda: family(generator.process)))
     client = CpuMeter(list if inside else lambda: [generator.process])
-    used: list[float] = []
-
-    def ended() -> None:
-        used.extend((whole.read(), client.read()))
-
     with view.progress(f"{system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
-        whole.start()
-        client.start()
-        records = generator.run(workload.load(), on_progress, ended, _SILENCE_S).records
+        records, cpu_s = run_metered(generator, workload.load(), {"system": whole, "client": client}, on_progress)
     summary = summarize(
         records,
         max_concurrency=None if workload.rate_rps else workload.streams,
         open_loop=workload.rate_rps is not None,
-        system_cpu_s=used[0],
-        client_cpu_s=used[1],
+        system_cpu_s=cpu_s["system"],
+        client_cpu_s=cpu_s["client"],
     )
     return Run(system, workload, summary, records, resident_mib((running.processes or (lambda: family(generator.process)))()))

@@ -30,12 +30,7 @@ def run(folder: Path, view: View) -> Comparison:
         RayServeLlm({}, SERVE_LLM, defaults=True),
     ]
     comparison = compare(systems, [workload()], rounds=_ROUNDS, folder=folder, view=view)
-    found = ratios(comparison)
-    path = results.write(folder, comparison, {}, busy, found)
-    names = [system.name for system in systems]
-    results.show(view, comparison, names, MANY)
-    results.show_starts(view, comparison, names)
-    results.show_ratios(view, found, path, busy)
+    results.report(folder, comparison, {}, busy, ratios, view)
     return comparison
 
 

@@ -78,15 +78,7 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
     busy = busy_fraction()
     later = Later(lambda first_round: open_loops(first_round, size), size.open_rounds)
     comparison = compare(systems(size), workloads(size), rounds=size.rounds, folder=folder, view=view, later=later)
-    # At once: a request that failed makes a ratio an error, which the figures must outlive.
-    results.write(folder, comparison, VALUES, busy, {})
-    found = ratios(comparison, size)
-    path = results.write(folder, comparison, VALUES, busy, found)
-    names = [system.name for system in systems(size)]
-    for workload in dict.fromkeys(run.workload.name for run in comparison.runs):
-        results.show(view, comparison, names, workload)
-    results.show_starts(view, comparison, names)
-    results.show_ratios(view, found, path, busy)
+    path = results.report(folder, comparison, VALUES, busy, lambda found: ratios(found, size), view)
     view.say(f"Plot: {engine_plot.write(path)}")
     return comparison
 

@@ -41,10 +41,7 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
     busy = busy_fraction()
     systems: list[System] = [NeoxServe(VALUES, NEOX), ServeHandle(VALUES, HANDLE)]
     comparison = compare(systems, [workload(size)], rounds=size.rounds, folder=folder, view=view)
-    found = ratios(comparison)
-    path = results.write(folder, comparison, VALUES, busy, found)
-    results.show(view, comparison, [NEOX, HANDLE], MANY)
-    results.show_ratios(view, found, path, busy)
+    results.report(folder, comparison, VALUES, busy, ratios, view)
     return comparison
 
 

@@ -1,13 +1,13 @@
 """Results as files: one JSON a comparison in bench-results/, with machine, settings, every round's summary and the ratios."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.comparison import Comparison
-from tests.bench.machine import BUSY_FRACTION, machine_facts
+from tests.bench.machine import machine_facts
 from tests.bench.processes import ROOT
 from tests.bench.spreads import Spread, spread
 from tests.bench.view import View
@@ -88,10 +88,29 @@ def show_starts(view: View, comparison: Comparison, systems: Sequence[str]) -> N
     view.table("From start to first token, s: median, lowest, highest", ["system", "median", "low", "high", "starts"], rows)
 
 
+def report(
+    folder: Path,
+    comparison: Comparison,
+    settings: Mapping[str, object],
+    busy_before: float,
+    ratios: Callable[[Comparison], Mapping[str, Spread]],
+    view: View,
+) -> Path:
+    """Writes a comparison and shows all of it. Raises NotComparableError, with the figures written, where a ratio would say nothing."""
+    write(folder, comparison, settings, busy_before, {})
+    found = ratios(comparison)
+    path = write(folder, comparison, settings, busy_before, found)
+    systems = list(dict.fromkeys(run.system for run in comparison.runs))
+    for workload in dict.fromkeys(run.workload.name for run in comparison.runs):
+        show(view, comparison, systems, workload)
+    show_starts(view, comparison, systems)
+    show_ratios(view, found, path, busy_before)
+    return path
+
+
 def show_ratios(view: View, ratios: Mapping[str, Spread], path: Path, busy_before: float) -> None:
     """A table of ratios with their spread over rounds, where all figures are, and a warning where the machine was not idle."""
     rows = [[name, f"{value.median:.3f}", f"{value.low:.3f}", f"{value.high:.3f}", str(value.rounds)] for name, value in ratios.items()]
     view.table("Round by round: median, lowest, highest", ["neox-serve", "median", "low", "high", "rounds"], rows)
-    if busy_before > BUSY_FRACTION:
-        view.say(f"[bold red]{busy_before:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.warn_if_busy(busy_before)
     view.say(f"All figures: {path}")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.bench import router_decisions, router_link
-from tests.bench.machine import BUSY_FRACTION, busy_fraction, machine_facts
+from tests.bench.machine import busy_fraction, machine_facts
 from tests.bench.router_decisions import Decisions
 from tests.bench.router_link import LinkAdmissions
 from tests.bench.view import View
@@ -47,8 +47,7 @@ def run(folder: Path, view: View, sizes: Sequence[int] = SIZES) -> RouterScale:
     scale = RouterScale(core, link)
     path = _write(folder, scale, busy)
     _show(view, scale)
-    if busy > BUSY_FRACTION:
-        view.say(f"[bold red]{busy:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.warn_if_busy(busy)
     view.say(f"All figures: {path}")
     return scale
 

@@ -241,7 +241,7 @@ def engine_values(settings: Settings) -> dict[str, Any]:
         "dtype": dtype_for(engine.dtype, this_machine().cpu_flags, on_gpu=False),
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,
-        "distributed_executor_backend": executor_backend(Pool.GENERATION, settings),
+        "distributed_executor_backend": executor_backend(engine, settings.generation.replicas),
         "max_model_len": engine.max_model_tokens,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,

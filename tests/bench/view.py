@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tests.bench.machine import BUSY_FRACTION
+
 _WIDTH_WITHOUT_TERMINAL = 160
 
 
@@ -45,6 +47,11 @@ class View:
     def say(self, text: str) -> None:
         """A line."""
         self.console.print(text, highlight=False)
+
+    def warn_if_busy(self, busy_before: float) -> None:
+        """Says so where the machine was not idle. busy_before: share of it in use before the start."""
+        if busy_before > BUSY_FRACTION:
+            self.say(f"[bold red]{busy_before:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
 
     def _log(self, text: str) -> None:
         self.console.print(f"{datetime.now():%H:%M:%S}  {text}", highlight=False)

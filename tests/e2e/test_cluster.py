@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from neox_serve.client import AsyncClient, Client
 from neox_serve.core.errors import Reason
 from neox_serve.core.types import FinishReason
-from tests.clusters import GENERATION, CommandCluster
+from tests.clusters import GATEWAY, GENERATION, ROUTER, CommandCluster
 from tests.streams import NO_RETRY, StreamRecord, read_stream, until
 
 pytestmark = pytest.mark.e2e
@@ -37,6 +38,14 @@ async def test_stream_joined_equals_unary_in_any_language(real_cluster: CommandC
             events = [event async for event in client.stream(prompt, **options)]  # type: ignore[arg-type]
             assert "".join(event.text for event in events[:-1]) == unary.text  # type: ignore[union-attr]
             assert unary.seed == 7
+
+
+def test_serving_processes_queue_behind_the_model(real_cluster: CommandCluster) -> None:
+    for title in (GATEWAY, GENERATION, ROUTER):
+        assert [os.sched_getscheduler(process.pid) for process in real_cluster.processes(title)] == [os.SCHED_BATCH]
+    cores = real_cluster.processes("VLLM::EngineCore")
+    assert cores
+    assert {os.sched_getscheduler(thread.id) for core in cores for thread in core.threads()} == {os.SCHED_OTHER}
 
 
 def test_many_prompts_n_logprobs_and_stop(client: Client) -> None:

@@ -3,8 +3,11 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 
 from neox_serve.core.errors import Reason, ServeError
@@ -30,6 +33,24 @@ async def parallel() -> AsyncIterator[Running]:
     await running.engine.close()
 
 
+def engine_core(running: Running) -> psutil.Process:
+    """The process that vLLM calls so."""
+    return next(process for process in running.processes if process.cmdline()[0].startswith("VLLM::EngineCore"))
+
+
+async def test_engine_core_is_forked_by_the_fork_server(parallel: Running) -> None:
+    server = engine_core(parallel).parent()
+    assert server is not None
+    assert "forkserver" in " ".join(server.cmdline())
+
+
+def test_fork_server_can_import_what_it_is_told_to() -> None:
+    """It would say nothing of an import that fails, and each engine core would import anew."""
+    code = "import gc, sys; import neox_serve.engine.core_imports; assert gc.isenabled(); assert 'vllm.v1.engine.core' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 async def test_two_workers_give_the_tokens_of_one(parallel: Running, generation_engine: Engine) -> None:
     two, one = await asyncio.gather(ask(parallel.engine, REQUEST), ask(generation_engine, REQUEST))
     assert two.token_ids() == one.token_ids()
@@ -41,8 +62,7 @@ async def test_killed_engine_core_ends_everything_with_replica_lost(parallel: Ru
     await parallel.engine.generate("running", LONG, sink)
     await parallel.engine.generate("beams", GenerationRequest("beams", (5, 6), Stopping(max_tokens=500), beam=Beam(2)), sink)
     await sink.until("running", deltas=3)
-    core = next(process for process in parallel.processes if process.cmdline()[0].startswith("VLLM::EngineCore"))
-    core.send_signal(signal.SIGKILL)
+    engine_core(parallel).send_signal(signal.SIGKILL)
     async with asyncio.timeout(LOST_WITHIN_S):
         ends = [(await sink.until(key))[-1].failure for key in ("running", "beams")]
     assert [failure and failure.reason for failure in ends] == [Reason.REPLICA_LOST] * 2

@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from random import Random
 from types import TracebackType
 from typing import Self
 
+import pytest
+
+from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, GenerationRequest, Pool, Stopping
 from neox_serve.engine.protocol import Engine
 from neox_serve.link.dispatcher import Dispatcher
@@ -113,3 +116,10 @@ async def read_all(stream: GenerationStream) -> list[Delta]:
 def text_of(deltas: Sequence[Delta]) -> str:
     """The text of sequence 0."""
     return "".join(sequence.text for delta in deltas for sequence in delta.sequences if sequence.index == 0)
+
+
+async def failure_of(reading: Awaitable[object]) -> ServeError:
+    """The error that ends a read, in bounded time."""
+    with pytest.raises(ServeError) as caught:
+        await asyncio.wait_for(reading, 20)
+    return caught.value

@@ -12,6 +12,7 @@ from neox_serve.core.cluster import ClusterView
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import (
     Delta,
+    DirectSink,
     EmbeddingRequest,
     EmbeddingResult,
     Finish,
@@ -21,7 +22,6 @@ from neox_serve.core.types import (
     PromptFacts,
     SequenceDelta,
 )
-from neox_serve.gateway.dispatching import Direct
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ScriptedStream:
         self._news = asyncio.Event()
         self._producer = asyncio.ensure_future(self._produce(script))
 
-    async def next(self, direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """See the protocol."""
         self._direct = direct
         try:

@@ -15,7 +15,7 @@ from neox_serve.engine import arguments
 from neox_serve.engine.environment import engine_environment, threads_bind
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import executor_backend
-from neox_serve.settings import EngineSettings, Settings, SettingsError, restore
+from neox_serve.settings import EngineSettings, ReplicaSettings, Settings, SettingsError, restore
 from tests.unit.test_model_facts import PUBLISHED_20B
 
 GIB = 1 << 30
@@ -188,7 +188,7 @@ def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> No
     ],
 )
 def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus: int, backend: str) -> None:
-    assert executor_backend(Pool.GENERATION, settings(gpus=gpus, **engine)) == backend
+    assert executor_backend(EngineSettings(**engine), ReplicaSettings(gpus_per_worker=gpus)) == backend
 
 
 def test_environment_lets_threads_sleep_where_cores_are_few() -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.types import Delta, Finish, FinishReason, SequenceDelta
+from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, SequenceDelta
 from neox_serve.gateway.coalesced_stream import CoalescedStream, coalesced
 from neox_serve.gateway.coalescing import Pace
-from neox_serve.gateway.dispatching import Direct
 from neox_serve.v1 import inference_service_pb2
 
 LONG = Pace(min_interval_s=1000.0)
@@ -27,7 +26,7 @@ class Steps:
         self.left = deque(deltas)
         self.cancelled = False
 
-    async def next(self, _direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         await asyncio.sleep(0)
         if not self.left:
             raise GONE

@@ -24,6 +24,11 @@ def test_placement_ray_executor_packs_one_bundle_a_worker() -> None:
     assert "num_gpus" not in options["ray_actor_options"]
 
 
+def test_placement_more_workers_than_a_node_has_gpus_are_spread_without_being_told() -> None:
+    options = placement_options(EngineSettings(tensor_parallel_size=8, pipeline_parallel_size=2), ReplicaSettings(gpus_per_worker=1))
+    assert len(options["placement_group_bundles"]) == 16
+
+
 def test_scaling_equal_bounds_fix_the_count() -> None:
     assert scaling_options(ReplicaSettings(initial=2, min=2, max=2)) == {"num_replicas": 2}
 

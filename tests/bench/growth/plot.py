@@ -24,7 +24,7 @@ def write(result: Path) -> Path:
     ((throughput, cpu, wide), (ttft, request_cpu, decisions)) = figure.subplots(2, 3)
     _line(throughput, points, (STREAMS,), "output_throughput", "tok/s", "Fake engine, 50 tok/s a stream: throughput")
     _line(cpu, points, (STREAMS,), "system_cpu_us_per_token", "microseconds a token", "Fake engine: CPU of the system")
-    _line(wide, points, (GATEWAYS, REPLICAS), "output_throughput", "tok/s", "256 streams: gateways, replicas (fake)")
+    _line(wide, points, (GATEWAYS, REPLICAS), "system_cpu_us_per_token", "microseconds a token", "Fake engine, 256 streams: CPU")
     _line(ttft, points, (PROMPT,), "median_ttft_ms", "ms", "One stream: TTFT p50")
     _line(request_cpu, points, (PROMPT,), "system_cpu_ms_per_request", "ms a request", "One stream, 8 tokens out: CPU")
     _router(decisions, router)

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from neox_serve.loadgen.generator import load_generator
+from neox_serve.loadgen.generator import LoadGenerator, load_generator
 from neox_serve.loadgen.processes import CpuMeter, family
 from neox_serve.loadgen.summaries import summarize
 from neox_serve.model_files import locate_tokenizer, read_facts
@@ -15,6 +15,7 @@ from tests.bench import engine_comparison, router_decisions
 from tests.bench.growth import plot
 from tests.bench.growth.points import (
     ALONE,
+    FAKE,
     GATEWAYS,
     REAL,
     REPLICAS,
@@ -26,10 +27,10 @@ from tests.bench.growth.points import (
     in_rounds,
     wide,
 )
-from tests.bench.growth.points import FAKE as FAKE_ENGINE
 from tests.bench.ladder.client import role_meters
 from tests.bench.ladder.rungs import CLIENT, values
-from tests.bench.machine import BUSY_FRACTION, busy_fraction, machine_facts
+from tests.bench.machine import busy_fraction, machine_facts
+from tests.bench.metering import run_metered
 from tests.bench.processes import importing_tests
 from tests.bench.router_decisions import Decisions
 from tests.bench.router_scale import DECISIONS
@@ -37,7 +38,6 @@ from tests.bench.systems import AsyncLlm, NeoxServe, Running, System
 from tests.bench.view import View
 
 _CHANNELS = 8
-_SILENCE_S = 120.0
 
 
 def run(size: Size, folder: Path, view: View) -> list[Measured]:
@@ -47,8 +47,7 @@ def run(size: Size, folder: Path, view: View) -> list[Measured]:
     router = [_decisions(replicas, view) for replicas in size.routed_to]
     path = _write(folder, measured, router, busy)
     _show(view, measured)
-    if busy > BUSY_FRACTION:
-        view.say(f"[bold red]{busy:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.warn_if_busy(busy)
     view.say(f"All figures: {path}\nPlot: {plot.write(path)}")
     return measured
 
@@ -56,7 +55,7 @@ def run(size: Size, folder: Path, view: View) -> list[Measured]:
 def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
     """Systems with the points that are measured on them."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
-    single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE_ENGINE, size, vocabulary_size)]
+    single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE, size, vocabulary_size)]
     single += [wide(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]
     yield _fake(), single
     for count in size.gateways[1:]:
@@ -79,41 +78,25 @@ def _fake(gateways: int = 1, replicas: int = 1) -> System:
 
 def _measured(system: System, points: Sequence[Point], size: Size, folder: Path, view: View) -> Iterator[Measured]:
     folder.mkdir(parents=True)
-    with view.step(f"{points[0].system}: starting"), system.running(folder) as running, _connected(running, folder) as measure:
-        measure(points[0], view, warm_up=True)
+    with ExitStack() as to_end:
+        with view.step(f"{points[0].system}: starting"):
+            running = to_end.enter_context(system.running(folder))
+        environment = {**running.client_environment, **importing_tests()}
+        generator = to_end.enter_context(load_generator(running.target, folder, environment))
+        generator.run(points[0].workload.warm_up())
         for point in in_rounds(points, size):
-            yield measure(point, view)
+            yield _measure(running, generator, point, view)
 
 
-class _Measure:
-    """Measures points on one running system."""
-
-    def __init__(self, running: Running, generator: Any) -> None:
-        self._running = running
-        self._generator = generator
-
-    def __call__(self, point: Point, view: View, *, warm_up: bool = False) -> Measured:
-        workload = point.workload
-        load = workload.warm_up() if warm_up else workload.load()
-        meters = {CLIENT: CpuMeter(lambda: [self._generator.process]), **role_meters(self._running)}
-        if self._running.processes is None:  # the system is within the load generator
-            meters = {"engine": CpuMeter(lambda: family(self._generator.process))}
-        used: dict[str, float] = {}
-
-        def ended() -> None:
-            used.update((role, meter.read()) for role, meter in meters.items())
-
-        with view.progress(f"{point.system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
-            for meter in meters.values():
-                meter.start()
-            records = self._generator.run(load, on_progress, ended, _SILENCE_S).records
-        return Measured(point, summarize(records, max_concurrency=workload.streams), used)
-
-
-@contextmanager
-def _connected(running: Running, folder: Path) -> Iterator[_Measure]:
-    with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
-        yield _Measure(running, generator)
+def _measure(running: Running, generator: LoadGenerator, point: Point, view: View) -> Measured:
+    workload = point.workload
+    if running.processes is None:
+        meters = {"engine": CpuMeter(lambda: family(generator.process))}
+    else:
+        meters = {CLIENT: CpuMeter(lambda: [generator.process]), **role_meters(running)}
+    with view.progress(f"{point.system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
+        records, cpu_s = run_metered(generator, workload.load(), meters, on_progress)
+    return Measured(point, summarize(records, max_concurrency=workload.streams), cpu_s)
 
 
 def _decisions(replicas: int, view: View) -> Decisions:

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import psutil
 
-from neox_serve.loadgen.generator import LoadGenerator, load_generator
+from neox_serve.loadgen.generator import load_generator
 from neox_serve.loadgen.processes import CpuMeter
 from neox_serve.loadgen.records import Record
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from tests.bench.ladder.rungs import CLIENT, ROLES, role_of
 from tests.bench.ladder.stamped_target import StampedSpec
+from tests.bench.metering import run_metered
 from tests.bench.processes import importing_tests
 from tests.bench.systems import Running
 from tests.bench.workloads import Workload
-
-_SILENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +56,9 @@ class Client:
         spec = StampedSpec(replace(gateway, channels=order.channels), self._folder / "lags", order.ramp_tokens, order.stalled)
         environment = {**self._running.client_environment, **importing_tests()}
         with load_generator(spec, self._folder, environment) as generator:
-            records, cpu_s = self._metered(generator, order.workload, on_progress)
+            meters = {CLIENT: CpuMeter(lambda: [generator.process]), **role_meters(self._running)}
+            records, cpu_s = run_metered(generator, order.workload.load(), meters, on_progress)
         return Sample(records, spec.lags_s(), cpu_s)
-
-    def _metered(
-        self, generator: LoadGenerator, workload: Workload, on_progress: Callable[[int], None]
-    ) -> tuple[list[Record], Mapping[str, float]]:
-        meters = {CLIENT: CpuMeter(lambda: [generator.process]), **role_meters(self._running)}
-        cpu_s: dict[str, float] = {}
-
-        def ended() -> None:
-            cpu_s.update((role, meter.read()) for role, meter in meters.items())
-
-        for meter in meters.values():
-            meter.start()
-        outcome = generator.run(workload.load(), on_progress, ended, _SILENCE_S)
-        return outcome.records, cpu_s
 
 
 def role_meters(running: Running) -> dict[str, CpuMeter]:

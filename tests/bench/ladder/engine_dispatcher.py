@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 
 from neox_serve.core.cluster import ClusterView
-from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
+from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.protocol import Engine
-from neox_serve.gateway.dispatching import Direct
 
 
 class EngineStream:
@@ -21,7 +20,7 @@ class EngineStream:
         self._ended = False
         self.admission_s = 0.0
 
-    async def next(self, _direct: Direct | None = None, /) -> Sequence[Delta]:
+    async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call. Raises ServeError where the request failed."""
         await self._news.wait()
         self._news.clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.bench.ladder.climbing import TOPS
 from tests.bench.ladder.figures import Climb, Ladder
 from tests.bench.ladder.rungs import BARE, ROLES
-from tests.bench.machine import BUSY_FRACTION, machine_facts
+from tests.bench.machine import machine_facts
 from tests.bench.spreads import Spread
 from tests.bench.view import View
 
@@ -92,8 +92,7 @@ def show(view: View, ladder: Ladder) -> None:
 
 def show_files(view: View, result: Path, plot: Path, busy_before: float) -> None:
     """Where all figures are, and a warning where the machine was not idle."""
-    if busy_before > BUSY_FRACTION:
-        view.say(f"[bold red]{busy_before:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+    view.warn_if_busy(busy_before)
     view.say(f"All figures: {result}\nPlot: {plot}")
 
 

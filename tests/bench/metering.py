@@ -1,0 +1,24 @@
+"""A load with the CPU time that processes use meanwhile."""
+
+from collections.abc import Callable, Mapping
+
+from neox_serve.loadgen.generator import LoadGenerator
+from neox_serve.loadgen.load import Load
+from neox_serve.loadgen.processes import CpuMeter
+from neox_serve.loadgen.records import Record
+
+_SILENCE_S = 120.0
+
+
+def run_metered(
+    generator: LoadGenerator, load: Load, meters: Mapping[str, CpuMeter], on_progress: Callable[[int], None]
+) -> tuple[list[Record], dict[str, float]]:
+    """The load's records, and what each meter counted from its start to the end of its last request. Raises StartError."""
+    cpu_s: dict[str, float] = {}
+
+    def ended() -> None:
+        cpu_s.update((name, meter.read()) for name, meter in meters.items())
+
+    for meter in meters.values():
+        meter.start()
+    return generator.run(load, on_progress, ended, _SILENCE_S).records, cpu_s
