@@ -50,6 +50,8 @@ _GATEWAY_READS: dict[str, Any] = {
     "model": True,
     "limits": True,
     "gateway": True,
+    "access": True,
+    "state_folder": True,
     "router": True,
     "log": True,
     "generation": {"engine": {"max_model_tokens"}},

@@ -12,6 +12,7 @@ from neox_serve.gateway.server import GatewayServer
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.model_files import locate_tokenizer, read_facts
 from neox_serve.settings import restore
+from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
 
 
@@ -25,12 +26,15 @@ class GatewayDeployment:
         gateway_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder = locate_tokenizer(settings.model.source, settings.model.revision)
         dispatcher = Dispatcher(gateway_id=gateway_id, resolve_router=router_lookup(), metrics_text=self._metrics_text)
+        platform = await Platform.open(settings, gateway_id)
+        self._to_end.push_async_callback(platform.close)
         self._server = GatewayServer(
             settings=settings,
             gateway_id=gateway_id,
             dispatcher=dispatcher,
             tokenizer=Tokenizer(folder),
             facts=read_facts(folder),
+            platform=platform,
         )
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)

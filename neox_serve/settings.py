@@ -6,12 +6,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from neox_serve.core.types import Pool, Pooling
@@ -155,7 +156,10 @@ class GatewaySettings(_Section):
     drain_timeout_s: float = Field(120.0, gt=0)
     tls_certificate: Path | None = Field(None, description="PEM chain; with tls_key the port speaks TLS")
     tls_key: Path | None = None
-    tls_client_ca: Path | None = Field(None, description="PEM; clients must show a certificate signed by it")
+    tls_client_ca: Path | None = Field(None, description="PEM; clients show a certificate signed by it")
+    tls_client_certificates: Literal["required", "optional"] = Field(
+        "required", description="With tls_client_ca: whether clients may also come without one, and show another credential"
+    )
     node_resource: str | None = _node_resource()
 
     @model_validator(mode="after")
@@ -165,6 +169,33 @@ class GatewaySettings(_Section):
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         return self
+
+
+class JwtSettings(_Section):
+    """Tokens of an identity provider (RFC 7519, signed with a key pair) that callers may show as `authorization: Bearer`."""
+
+    jwks: str = Field(min_length=1, description="The provider's public keys as a JWK set: a file, or an https URL")
+    issuer: str = Field(min_length=1, description="What `iss` must be")
+    audience: str = Field(min_length=1, description="What `aud` must be or contain")
+    tenant_claim: str = Field("tenant", min_length=1, description="The claim that holds the tenant's name")
+    leeway_s: float = Field(30.0, ge=0, le=300, description="How far the provider's clock may be off")
+
+
+class AccessSettings(_Section):
+    """Who may call, and where that is kept."""
+
+    anonymous: bool | None = Field(
+        None,
+        description="Callers without credentials are the tenant `anonymous`, with every role; default: where gateway.host is loopback",
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL, such as postgresql+psycopg://user@host/name; default: SQLite in the state folder"
+    )
+    secret_file: Path | None = Field(
+        None,
+        description="Key of usage chains and cache salts, 32 bytes or more, one for all gateways; default: made in the state folder",
+    )
+    jwt: JwtSettings | None = None
 
 
 class RouterSettings(_Section):
@@ -183,6 +214,21 @@ class MetricsSettings(_Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: int = Field(9464, ge=0, le=65535)
+
+
+class ClientSettings(_Section):
+    """What this machine's commands show to a gateway."""
+
+    api_key: SecretStr | None = Field(
+        None, description="API key or token; better in the environment or api_key_file than in a settings file"
+    )
+    api_key_file: Path | None = Field(None, description="A file that holds it")
+
+    @model_validator(mode="after")
+    def _one_place_for_the_key(self) -> "ClientSettings":
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("only one of api_key and api_key_file may be set")
+        return self
 
 
 class LogSettings(_Section):
@@ -208,8 +254,10 @@ class Settings(_Section):
     embedding: EmbeddingSettings = EmbeddingSettings()
     limits: LimitSettings = LimitSettings()
     gateway: GatewaySettings = GatewaySettings()
+    access: AccessSettings = AccessSettings()
     router: RouterSettings = RouterSettings()
     metrics: MetricsSettings = MetricsSettings()
+    client: ClientSettings = ClientSettings()
     log: LogSettings = LogSettings()
     ray: RaySettings = RaySettings()
     state_folder: Path = Field(
@@ -241,6 +289,31 @@ class _WithEnvironment(Settings, BaseSettings):
 def pool_settings(settings: Settings, pool: Pool) -> GenerationSettings | EmbeddingSettings:
     """The section of a pool."""
     return settings.generation if pool is Pool.GENERATION else settings.embedding
+
+
+def lets_anonymous_in(settings: Settings) -> bool:
+    """Whether callers without credentials are let in."""
+    if settings.access.anonymous is not None:
+        return settings.access.anonymous
+    return settings.gateway.host == "localhost" or (_is_address(settings.gateway.host) and ip_address(settings.gateway.host).is_loopback)
+
+
+def database_url(settings: Settings) -> str:
+    """Where tenants and usage are kept."""
+    return settings.access.database_url or f"sqlite:///{settings.state_folder / 'neox-serve.db'}"
+
+
+def secret_file(settings: Settings) -> Path:
+    """Where the platform's secret is."""
+    return settings.access.secret_file or settings.state_folder / "secret"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def load(path: Path | None = None) -> Settings:

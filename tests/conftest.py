@@ -1,3 +1,3 @@
 """Fixtures that several kinds of tests share."""
 
-pytest_plugins = ["tests.engines"]
+pytest_plugins = ["tests.engines", "tests.databases"]

@@ -3,12 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from cluster.commands.failures import CommandError
 from cluster.commands.settings import ConfigOption, effective
 
 if TYPE_CHECKING:
@@ -19,17 +20,18 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Which gateway to call, and how. config: the settings file that was named."""
+    """Which gateway to call, and how. config: the settings file that was named. api_key: or a token; None where none is shown."""
 
     address: str
     tls: "Tls | None" = None
     config: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     def client(self) -> "Client":
         """A client for it; nothing is sent yet."""
         from neox_serve.client import Client
 
-        return Client(self.address, tls=self.tls)
+        return Client(self.address, tls=self.tls, api_key=self.api_key)
 
 
 def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
@@ -58,15 +60,30 @@ def _choose(
     tls_ca: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM roots to trust instead.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificate to show, with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM key of --tls-certificate.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the API key to show; absent: as the settings' client section says."),
+    ] = None,
 ) -> Connection:
-    address = address or _address_in_settings(config)
+    address, api_key = address or _address_in_settings(config), _api_key(config, api_key_file)
     if not (tls or tls_ca or tls_certificate or tls_key):
-        return Connection(address, config=config)
+        return Connection(address, None, config, api_key)
     if (tls_certificate is None) != (tls_key is None):
         raise typer.BadParameter("--tls-certificate and --tls-key must be given together")
     from neox_serve.client import Tls
 
-    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config)
+    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config, api_key)
+
+
+def _api_key(config: Path | None, file: Path | None) -> str | None:
+    client = effective(config).client
+    file = file or client.api_key_file
+    if file is None:
+        return client.api_key.get_secret_value() if client.api_key else None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"the API key cannot be read from {file}: {error}") from error
 
 
 def _address_in_settings(config: Path | None) -> str:

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
 from neox_serve.client import calls
 from neox_serve.client.calls import Call
-from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, channel_options, translate
+from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
 from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
 from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, StreamFinal, TokenizedText
 from neox_serve.client.retry import Attempts, RetryPolicy
@@ -30,13 +31,14 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         *,
         tls: Tls | None = None,
+        api_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry: RetryPolicy | None = None,
         health_checked: bool = False,
     ) -> None:
         self.address = address
         self._tls, self._options = tls, channel_options(tls, health_checked=health_checked)
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = call_metadata(api_key, metadata)
         self._retry = retry or RetryPolicy()
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[Callable[[Any], Any], Any] = {}
@@ -86,6 +88,10 @@ class AsyncClient:
     async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """The cluster as the gateway sees it."""
         return await self._run(calls.cluster_status(timeout_s))
+
+    async def admin(self, request: Message, *, timeout_s: float | None = None) -> Any:
+        """As `Client.admin`."""
+        return await self._run(calls.admin(request, timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """SERVING or NOT_SERVING, of the whole server ("") or one service. Raises ServeError for an unknown service."""

@@ -19,6 +19,7 @@ from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions
 from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, TokenizedText
 from neox_serve.core.errors import invalid
 from neox_serve.v1 import (
+    admin_service_pb2_grpc,
     generation_pb2,
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -54,7 +55,7 @@ def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Ca
     """InferenceService.Generate for one prompt or many."""
     _refuse_unknown(options, GenerateOptions)
     request = _identified(inference_service_pb2.GenerateRequest(), options)
-    _set(request, "", {"adapter": options.get("adapter")})
+    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
     request.prompts.extend(_prompts("prompts", prompts))
     request.parameters.CopyFrom(_parameters(options))
     if options.get("beam_width") is not None:
@@ -68,7 +69,7 @@ def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
     """InferenceService.StreamGenerate."""
     _refuse_unknown(options, StreamOptions)
     request = _identified(inference_service_pb2.StreamGenerateRequest(), options)
-    _set(request, "", {"adapter": options.get("adapter")})
+    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
     request.prompt.CopyFrom(_prompt("prompt", prompt))
     request.parameters.CopyFrom(_parameters(options))
     _set(request.options, "options.", {"min_chunk_tokens": options.get("min_chunk_tokens")})
@@ -83,7 +84,7 @@ def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[Embe
     request = _identified(inference_service_pb2.EmbedRequest(), options)
     request.inputs.extend(_prompts("inputs", inputs))
     _set(request, "", {"normalize": options.get("normalize"), "truncation": _word(_TRUNCATIONS, "truncation", options)})
-    _set(request, "", {"pooling": _word(_POOLINGS, "pooling", options)})
+    _set(request, "", {"pooling": _word(_POOLINGS, "pooling", options), "priority": _word(_PRIORITIES, "priority", options)})
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))
 
@@ -124,6 +125,12 @@ def cluster_status(timeout_s: float | None) -> Call[ClusterStatus]:
     return Call(ops_service_pb2_grpc.OpsServiceStub, "GetClusterStatus", request, responses.cluster_status, timeout_s)
 
 
+def admin(request: Message, timeout_s: float | None) -> Call[Any]:
+    """The method of AdminService that takes the request; its answer is the response message."""
+    method = request.DESCRIPTOR.name.removesuffix("Request")
+    return Call(admin_service_pb2_grpc.AdminServiceStub, method, request, lambda response: response, timeout_s)
+
+
 def health(service: str, timeout_s: float | None) -> Call[str]:
     """grpc.health.v1.Health.Check."""
     return Call(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(service=service), responses.health, timeout_s)
@@ -134,6 +141,12 @@ _TRUNCATIONS = {
     "keep_start": generation_pb2.TRUNCATION_KEEP_START,
 }
 _POOLINGS = {"last": inference_service_pb2.POOLING_LAST, "mean": inference_service_pb2.POOLING_MEAN}
+_PRIORITIES = {
+    "system": generation_pb2.PRIORITY_CLASS_SYSTEM,
+    "interactive": generation_pb2.PRIORITY_CLASS_INTERACTIVE,
+    "default": generation_pb2.PRIORITY_CLASS_DEFAULT,
+    "bulk": generation_pb2.PRIORITY_CLASS_BULK,
+}
 _DEADLINE_BEHAVIORS = {
     "error": generation_pb2.DEADLINE_BEHAVIOR_UNSPECIFIED,
     "partial": generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL,

@@ -1,6 +1,7 @@
 """How the client connects: channel options, TLS, and what an error of the connection means."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ class Tls:
         """Reads the files. Raises OSError."""
         root_ca, key, certificate = (path.read_bytes() if path else None for path in (self.root_ca, self.key, self.certificate))
         return grpc.ssl_channel_credentials(root_ca, key, certificate)
+
+
+def call_metadata(api_key: str | None, metadata: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call."""
+    credential = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+    return (*credential, *(metadata or {}).items())
 
 
 def channel_options(tls: Tls | None, *, health_checked: bool) -> list[tuple[str, str | int]]:

@@ -24,7 +24,16 @@ class CallOptions(TypedDict, total=False):
     model: str | None
 
 
-class GenerationOptions(CallOptions, total=False):
+Priority = Literal["system", "interactive", "default", "bulk"]
+
+
+class ModelCallOptions(CallOptions, total=False):
+    """Options of calls that run the model. priority: which class they ask for; the tenant's ceiling bounds it."""
+
+    priority: Priority | None
+
+
+class GenerationOptions(ModelCallOptions, total=False):
     """Options of `generate` and `stream`. Ranges and defaults: GenerationParameters in protos/neox_serve/v1/generation.proto.
 
     stop: one or many stop sequences. json_schema (as text or mapping), regex and choice guide the output; at most one of them.
@@ -73,7 +82,7 @@ class GenerateOptions(GenerationOptions, total=False):
     num_return: int | None
 
 
-class EmbedOptions(CallOptions, total=False):
+class EmbedOptions(ModelCallOptions, total=False):
     """Options of `embed`. pooling: absent, the model's default. normalize: to Euclidean length 1; absent, true."""
 
     pooling: Pooling | Literal["last", "mean"] | None

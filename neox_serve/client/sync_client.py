@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
 from neox_serve.client import calls
 from neox_serve.client.calls import Call
-from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, channel_options, translate
+from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
 from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
 from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, StreamFinal, TokenizedText
 from neox_serve.client.retry import Attempts, RetryPolicy
@@ -21,7 +22,8 @@ T = TypeVar("T")
 class Client:
     """Calls a neox-serve gateway; every method raises ServeError. Use it as a context manager, or close it.
 
-    address: host:port, or any gRPC target (several addresses share the calls). tls: None speaks plain text. metadata goes with every call.
+    address: host:port, or any gRPC target (several addresses share the calls). tls: None speaks plain text. api_key: or a token
+    of the identity provider; None where a client certificate says it, or nobody asks. metadata goes with every call.
     health_checked: of several addresses, those whose InferenceService is unhealthy get no calls at all, status calls included.
     """
 
@@ -30,6 +32,7 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         *,
         tls: Tls | None = None,
+        api_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry: RetryPolicy | None = None,
         health_checked: bool = False,
@@ -37,7 +40,7 @@ class Client:
         options = channel_options(tls, health_checked=health_checked)
         self.address = address
         self._channel = grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = call_metadata(api_key, metadata)
         self._retry = retry or RetryPolicy()
         self._stubs: dict[Callable[[Any], Any], Any] = {}
 
@@ -85,6 +88,10 @@ class Client:
     def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """The cluster as the gateway sees it."""
         return self._run(calls.cluster_status(timeout_s))
+
+    def admin(self, request: Message, *, timeout_s: float | None = None) -> Any:
+        """Calls the method of AdminService that takes the request (neox_serve.v1.admin_service_pb2), and returns its response."""
+        return self._run(calls.admin(request, timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """SERVING or NOT_SERVING, of the whole server ("") or one service. Raises ServeError for an unknown service."""

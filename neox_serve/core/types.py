@@ -209,11 +209,12 @@ way through a gateway."""
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """A vector: little-endian float32, `len(values) // 4` dimensions. admission_s: how long the request waited for a replica."""
+    """A vector: little-endian float32, `len(values) // 4` dimensions. admission_s: how long the request waited for `replica_id`."""
 
     values: bytes
     cached_tokens: int = 0
     admission_s: float = 0.0
+    replica_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

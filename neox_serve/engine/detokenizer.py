@@ -107,7 +107,7 @@ class TextStream:
     def finish(self) -> str:
         """The text still held back, once the sequence has ended without a stop sequence."""
         held, self._held = self._held, ""
-        return held
+        return held + _surrogate_half(self._decoder.getstate()[0])
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))
@@ -123,6 +123,15 @@ class TextStream:
         keep = _held_length(window, self._stops)
         self._held = window[len(window) - keep :]
         return window[: len(window) - keep], None
+
+
+def _surrogate_half(waiting: bytes) -> str:
+    """The text of bytes that wait for the rest of a character: none, but for a half surrogate, which no third byte would make one.
+
+    Python's decoder waits for that byte all the same.
+    """
+    is_half = len(waiting) == 2 and waiting[0] == 0xED and waiting[1] >= 0xA0
+    return len(waiting) * "\ufffd" if is_half else ""
 
 
 def _first_stop(text: str, stops: Sequence[str], searched: int) -> tuple[int, str] | None:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from neox_serve.core.call_life import CallLife, Event
+from neox_serve.core.directory import NOBODY, Principal
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.tenants import PriorityClass, Tenant
 from neox_serve.gateway.decoding import Decoder
 from neox_serve.transport.call import ServerCall
 from neox_serve.v1 import generation_pb2
@@ -51,7 +53,9 @@ class TokenCount:
 class Call:
     """One call. Times are of the event loop's clock, `*_at_s` are moments, other `*_s` are spans; None: has not happened.
 
-    partial: the deadline has come, and the answer is what there is.
+    principal: who calls, as soon as that is known; before that nobody with any right. priority: the class that it gets; clamped: it
+    asked for a higher one. model, adapter,
+    replica_id: what serves it, empty where nothing did. partial: the deadline has come, and the answer is what there is.
     """
 
     method: str
@@ -59,6 +63,12 @@ class Call:
     request_id: str
     arrived_at_s: float
     deadline_at_s: float
+    principal: Principal = NOBODY
+    priority: PriorityClass = PriorityClass.DEFAULT
+    clamped: bool = False
+    model: str = ""
+    adapter: str = ""
+    replica_id: str = ""
     life: CallLife = field(default_factory=CallLife)
     tokens: TokenCount = field(default_factory=TokenCount)
     tokenization_s: float | None = None
@@ -68,6 +78,11 @@ class Call:
     writing_since_s: float | None = None
     partial: bool = False
     interruption: ServeError | None = None
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose call it is."""
+        return self.principal.tenant
 
     @property
     def partial_at_s(self) -> float:
@@ -81,9 +96,10 @@ class Call:
             self.interruption = error
             self.task.cancel()
 
-    def admitted(self, admission_s: float) -> None:
-        """Notes that an engine has one of its prompts; of several the slowest counts."""
+    def admitted(self, admission_s: float, replica_id: str) -> None:
+        """Notes that an engine has one of its prompts; of several the slowest counts, and the last one's replica."""
         self.life.advance(Event.ADMIT)
+        self.replica_id = replica_id
         self.admission_s = max(self.admission_s or 0.0, admission_s)
 
     def output(self, now_s: float) -> None:
@@ -135,7 +151,10 @@ StreamHandler = Callable[[Call, Any, StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. Exactly one of the handlers is set. bounded: counts against the concurrency cap, and is refused while draining."""
+    """One RPC. Exactly one of the handlers is set. bounded: counts against the concurrency cap, and is refused while draining.
+
+    metered: uses the model, and leaves a usage record.
+    """
 
     service: str
     name: str
@@ -143,6 +162,7 @@ class Method:
     unary: UnaryHandler | None = None
     stream: StreamHandler | None = None
     bounded: bool = True
+    metered: bool = False
 
     @property
     def path(self) -> str:

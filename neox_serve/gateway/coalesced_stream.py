@@ -38,6 +38,11 @@ class CoalescedStream:
         """See the protocol."""
         return self._stream.admission_s
 
+    @property
+    def replica_id(self) -> str:
+        """See the protocol."""
+        return self._stream.replica_id
+
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """See the protocol; offers nothing directly. Raises Expired, ServeError."""
         try:

@@ -14,6 +14,10 @@ class GenerationStream(Protocol):
     def admission_s(self) -> float:
         """Seconds from the request for a replica to the router's answer."""
 
+    @property
+    def replica_id(self) -> str:
+        """The replica that serves the request now, or did last."""
+
     async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, waiting for at least one; the last has `end` set. Raises ServeError where the request failed.
 

@@ -23,14 +23,15 @@ class Embedding:
 
     async def embed(self, call: Call, message: inference_service_pb2.EmbedRequest) -> inference_service_pb2.EmbedResponse:
         """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
+        call.model = self._served.model
         requests = await self._requests(call, message)
         results = await side_by_side([self._dispatcher.embed(self._served.model, request) for request in requests])
-        call.admitted(max(result.admission_s for result in results))
+        call.admitted(max(result.admission_s for result in results), results[-1].replica_id)
         call.tokens.cached = sum(result.cached_tokens for result in results)
         return self._response(call, requests, results)
 
     async def _requests(self, call: Call, message: inference_service_pb2.EmbedRequest) -> list[EmbeddingRequest]:
-        limits = validation.check_embed(message, self._served)
+        limits = validation.check_embed(message, self._served.seen_by(call.tenant))
         room = prompts.embedding_room(message.truncation, limits.context_tokens)
         clock = asyncio.get_running_loop().time
         began_s = clock()

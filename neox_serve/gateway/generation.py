@@ -27,6 +27,7 @@ class Generation:
     async def generate(self, call: Call, message: inference_service_pb2.GenerateRequest) -> inference_service_pb2.GenerateResponse:
         """All prompts side by side. Raises ServeError, of the first prompt that fails; the others are then cancelled."""
         collectors: list[PromptCollector] = []
+        call.model = self._model
         try:
             async with asyncio.timeout_at(_ends_at_s(call, message.parameters)) as timeout:
                 await self._complete(call, message, collectors)
@@ -34,13 +35,18 @@ class Generation:
             if not timeout.expired():
                 raise
             _expire(call, message.parameters, checked=bool(collectors))
+        finally:
+            call.tokens = TokenCount()
+            for collector in collectors:
+                call.tokens.add(collector.progress.tokens)
         return self._response(call, message, collectors)
 
     async def stream_generate(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, writer: StreamWriter) -> None:
         """Chunks as they come, then the final event. Raises ServeError."""
+        call.model = self._model
         outgoing = _Outgoing(call, _ends_at_s(call, message.parameters), writer)
         try:
-            limits = await outgoing.wait(self._preparer.check_stream(message))
+            limits = await outgoing.wait(self._preparer.check_stream(call, message))
             outgoing.progress.sequences = max(1, message.parameters.n)
             prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
             call.tokens = outgoing.progress.tokens = prepared.tokens
@@ -54,7 +60,7 @@ class Generation:
 
     async def _complete(self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: list[PromptCollector]) -> None:
         """Fills `collectors`, one a prompt once the message has been checked."""
-        limits = await self._preparer.check_unary(message)
+        limits = await self._preparer.check_unary(call, message)
         collectors += [PromptCollector(_sequences(message)) for _ in message.prompts]
         prepared = await self._preparer.unary(call, message, limits)
         for one, collector in zip(prepared, collectors, strict=True):
@@ -66,7 +72,7 @@ class Generation:
         stream = await self._dispatcher.open_generation(self._model, prepared.request)
         clock = asyncio.get_running_loop().time
         try:
-            call.admitted(stream.admission_s)
+            call.admitted(stream.admission_s, stream.replica_id)
             while not collector.progress.ended:
                 if collector.take(await stream.next()):
                     call.output(clock())
@@ -76,9 +82,6 @@ class Generation:
     def _response(
         self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: Sequence[PromptCollector]
     ) -> inference_service_pb2.GenerateResponse:
-        call.tokens = TokenCount()
-        for collector in collectors:
-            call.tokens.add(collector.progress.tokens)
         return inference_service_pb2.GenerateResponse(
             request_id=call.request_id,
             model=self._model,
@@ -119,7 +122,7 @@ class _Outgoing:
     async def forward(self, stream: GenerationStream) -> None:
         """Sends a stream's deltas until its end. Raises Expired, ServeError."""
         self._stream = stream
-        self._call.admitted(stream.admission_s)
+        self._call.admitted(stream.admission_s, stream.replica_id)
         while not self.progress.ended:
             for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._pass_on))):
                 await self._writer.write(chunk)

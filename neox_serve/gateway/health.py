@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from neox_serve.core.types import Pool
 from neox_serve.gateway.conditions import Condition
-from neox_serve.v1 import inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
+from neox_serve.v1 import admin_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
 
 OVERALL = ""
 CONDITION_KEY = "neox-condition"
@@ -26,6 +26,7 @@ def service_name(file: Any, service: str) -> str:
 INFERENCE = service_name(inference_service_pb2, "InferenceService")
 TOKENS = service_name(token_service_pb2, "TokenService")
 MODELS = service_name(model_service_pb2, "ModelService")
+ADMIN = service_name(admin_service_pb2, "AdminService")
 OPS = service_name(ops_service_pb2, "OpsService")
 
 
@@ -39,6 +40,7 @@ def serving(ready: Mapping[Pool, int]) -> dict[str, bool]:
         f"{INFERENCE}/Embed": ready.get(Pool.EMBEDDING, 0) > 0,
         TOKENS: True,
         MODELS: True,
+        ADMIN: True,
         OPS: True,
     }
 

@@ -1,20 +1,26 @@
 """Every RPC of the public API, with what answers it."""
 
 from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
 
 from neox_serve.core.types import Pool
+from neox_serve.gateway.admin import AdminDesk, off_loop
 from neox_serve.gateway.calls import Method
 from neox_serve.gateway.conditions import Condition
 from neox_serve.gateway.decoding import Decoder
 from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.gateway.embedding import Embedding
 from neox_serve.gateway.generation import Generation
-from neox_serve.gateway.health import INFERENCE, MODELS, OPS, TOKENS
+from neox_serve.gateway.health import ADMIN, INFERENCE, MODELS, OPS, TOKENS
 from neox_serve.gateway.models import Models
 from neox_serve.gateway.ops import Ops
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tokens import Tokens
+from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
+from neox_serve.v1 import admin_service_pb2 as admin
 from neox_serve.v1 import inference_service_pb2 as inference
 from neox_serve.v1 import model_service_pb2 as model
 from neox_serve.v1 import ops_service_pb2 as operations
@@ -28,6 +34,7 @@ def methods(
     tokenizer: Tokenizer,
     dispatcher: Dispatcher,
     conditions: Callable[[], list[Condition]],
+    platform: Platform | None,
 ) -> tuple[Method, ...]:
     """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
     most_bytes = served.limits[Pool.GENERATION].request_bytes
@@ -37,9 +44,15 @@ def methods(
     models = Models(served=served, dispatcher=dispatcher)
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
     return (
-        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate),
-        Method(INFERENCE, "StreamGenerate", Decoder(inference.StreamGenerateRequest, most_bytes), stream=generation.stream_generate),
-        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed),
+        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate, metered=True),
+        Method(
+            INFERENCE,
+            "StreamGenerate",
+            Decoder(inference.StreamGenerateRequest, most_bytes),
+            stream=generation.stream_generate,
+            metered=True,
+        ),
+        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed, metered=True),
         Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
         Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
         Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),
@@ -51,4 +64,33 @@ def methods(
             unary=ops.get_cluster_status,
             bounded=False,
         ),
+        *(_admin_methods(platform, most_bytes) if platform else ()),
+    )
+
+
+def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:
+    desk = AdminDesk(platform.tenants, platform.usage, platform.secret)
+    answers: tuple[tuple[type[Message], Callable[[Any, str], Message]], ...] = (
+        (admin.CreateTenantRequest, desk.create_tenant),
+        (admin.GetTenantRequest, desk.get_tenant),
+        (admin.ListTenantsRequest, desk.list_tenants),
+        (admin.UpdateTenantRequest, desk.update_tenant),
+        (admin.CreateKeyRequest, desk.create_key),
+        (admin.RotateKeyRequest, desk.rotate_key),
+        (admin.RevokeKeyRequest, desk.revoke_key),
+        (admin.ListKeysRequest, desk.list_keys),
+        (admin.GetUsageRequest, desk.get_usage),
+        (admin.VerifyUsageRequest, desk.verify_usage),
+        (admin.ListAuditEntriesRequest, desk.list_audit_entries),
+    )
+    refresh = platform.directory.refresh
+    return tuple(
+        Method(
+            ADMIN,
+            request.DESCRIPTOR.name.removesuffix("Request"),
+            Decoder(request, most_bytes),
+            unary=off_loop(answer, refresh),
+            bounded=False,
+        )
+        for request, answer in answers
     )

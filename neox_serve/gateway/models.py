@@ -21,22 +21,24 @@ class Models:
         self._served = served
         self._dispatcher = dispatcher
 
-    async def list_models(self, _call: Call, _message: model_service_pb2.ListModelsRequest) -> model_service_pb2.ListModelsResponse:
-        """All models."""
-        return model_service_pb2.ListModelsResponse(models=[self._model()])
+    async def list_models(self, call: Call, _message: model_service_pb2.ListModelsRequest) -> model_service_pb2.ListModelsResponse:
+        """All models that there are for the caller."""
+        served = self._served.seen_by(call.tenant)
+        return model_service_pb2.ListModelsResponse(models=[self._model(served)] if served.limits else [])
 
-    async def get_model(self, _call: Call, message: model_service_pb2.GetModelRequest) -> model_service_pb2.GetModelResponse:
+    async def get_model(self, call: Call, message: model_service_pb2.GetModelRequest) -> model_service_pb2.GetModelResponse:
         """One model. Raises UNKNOWN_MODEL, also for an empty name: this call has no default."""
-        self._served.check_name(message.name)
-        return model_service_pb2.GetModelResponse(model=self._model())
+        served = self._served.seen_by(call.tenant)
+        served.check_name(message.name)
+        return model_service_pb2.GetModelResponse(model=self._model(served))
 
-    def _model(self) -> model_service_pb2.Model:
-        served, ready = self._served, self._dispatcher.ready_replicas
+    def _model(self, served: Served) -> model_service_pb2.Model:
+        ready = self._dispatcher.ready_replicas
         model = model_service_pb2.Model(
             name=served.model,
             source=served.source,
             revision=served.revision,
-            capabilities=self._capabilities(),
+            capabilities=_capabilities(served),
             limits=_limits(served.limits[Pool.GENERATION]),
             adapters=served.adapters,
             ready_generation_replicas=ready(Pool.GENERATION),
@@ -47,10 +49,11 @@ class Models:
             model.embedding.default_pooling = POOLINGS[served.default_pooling]
         return model
 
-    def _capabilities(self) -> list[model_service_pb2.Capability.ValueType]:
-        embeds = [model_service_pb2.CAPABILITY_EMBED] if Pool.EMBEDDING in self._served.limits else []
-        adapts = [model_service_pb2.CAPABILITY_ADAPTERS] if self._served.adapters else []
-        return [*_GENERATION, *embeds, *adapts]
+
+def _capabilities(served: Served) -> list[model_service_pb2.Capability.ValueType]:
+    embeds = [model_service_pb2.CAPABILITY_EMBED] if Pool.EMBEDDING in served.limits else []
+    adapts = [model_service_pb2.CAPABILITY_ADAPTERS] if served.adapters else []
+    return [*_GENERATION, *embeds, *adapts]
 
 
 def _limits(limits: ModelLimits) -> model_service_pb2.ModelLimits:

@@ -32,13 +32,13 @@ class Preparer:
         self._served = served
         self._tokenizer = tokenizer
 
-    async def check_unary(self, message: inference_service_pb2.GenerateRequest) -> ModelLimits:
+    async def check_unary(self, call: Call, message: inference_service_pb2.GenerateRequest) -> ModelLimits:
         """Checks the message; returns the model's limits. Raises ServeError."""
-        return await self._checked(validation.check_generate, message)
+        return await self._checked(validation.check_generate, call, message)
 
-    async def check_stream(self, message: inference_service_pb2.StreamGenerateRequest) -> ModelLimits:
+    async def check_stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest) -> ModelLimits:
         """As `check_unary`."""
-        return await self._checked(validation.check_stream_generate, message)
+        return await self._checked(validation.check_stream_generate, call, message)
 
     async def unary(self, call: Call, message: inference_service_pb2.GenerateRequest, limits: ModelLimits) -> list[Prepared]:
         """A request a prompt, of a message that has been checked. Raises ServeError."""
@@ -50,10 +50,11 @@ class Preparer:
         (prepared,) = await self._requests(call, message, [message.prompt], "prompt", limits, None)
         return prepared
 
-    async def _checked(self, check: Callable[[_M, Served], ModelLimits], message: _M) -> ModelLimits:
+    async def _checked(self, check: Callable[[_M, Served], ModelLimits], call: Call, message: _M) -> ModelLimits:
+        served = self._served.seen_by(call.tenant)
         if is_quick(message.parameters.guided_output):
-            return check(message, self._served)
-        return await asyncio.to_thread(check, message, self._served)
+            return check(message, served)
+        return await asyncio.to_thread(check, message, served)
 
     async def _requests(
         self,

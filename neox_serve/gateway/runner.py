@@ -4,7 +4,9 @@ Handlers raise ServeError or return; what leaves the gateway for an error is dec
 """
 
 import asyncio
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +14,18 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
+from neox_serve.core.access import check_role
 from neox_serve.core.call_life import Event
+from neox_serve.core.directory import NOBODY
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.usage import UsageRecord
 from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, deadline_exceeded
+from neox_serve.gateway.identity import Identity
 from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.validation import is_request_id
 from neox_serve.settings import GatewaySettings
+from neox_serve.wire.admin_messages import PRIORITIES
 from neox_serve.wire.status import CODES, to_grpc_status
 
 log = structlog.get_logger(__name__)
@@ -31,12 +39,22 @@ UNAVAILABLE_RETRY_S = 1.0
 
 
 class CallRunner:
-    """Runs the calls of one gateway."""
+    """Runs the calls of one gateway. note_usage: takes the record of each call that used the model."""
 
-    def __init__(self, *, gateway_id: str, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        gateway_id: str,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        identity: Identity,
+        note_usage: Callable[[UsageRecord], None],
+    ) -> None:
         self._gateway_id = gateway_id
         self._settings = settings
         self._metrics = metrics
+        self._identity = identity
+        self._note_usage = note_usage
         self._bounded: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -53,15 +71,15 @@ class CallRunner:
         try:
             response = await self._attempt(method, call, raw, context)
         except ServeError as error:
-            self._end(call, Event.CANCEL if error.reason is Reason.CANCELLED else Event.FAIL, error)
+            self._end(method, call, Event.CANCEL if error.reason is Reason.CANCELLED else Event.FAIL, error)
             await self._abort(call, context, error)
             return b""
         except asyncio.CancelledError:
-            self._end(call, Event.CANCEL, self._why_cancelled(call))
+            self._end(method, call, Event.CANCEL, self._why_cancelled(call))
             raise
         finally:
             self._leave(call)
-        self._end(call, Event.EXPIRE if call.partial else Event.FINISH, None)
+        self._end(method, call, Event.EXPIRE if call.partial else Event.FINISH, None)
         context.set_trailing_metadata(self._trailing(call))
         return response
 
@@ -73,6 +91,12 @@ class CallRunner:
         """Ends every bounded call with this error."""
         for call in list(self._bounded):
             call.interrupt(error)
+
+    def interrupt_unwelcome(self) -> None:
+        """Ends the calls whose caller would not be let in any more: its key was revoked, or its tenant disabled."""
+        for call in list(self._bounded):
+            if call.principal is not NOBODY and not self._identity.still_good(call.principal):
+                call.interrupt(ServeError(Reason.UNAUTHENTICATED, "the credential of this call is not valid any more"))
 
     def interrupt_stalled(self, now_s: float) -> None:
         """Ends the calls whose client has read nothing for too long."""
@@ -96,6 +120,8 @@ class CallRunner:
     async def _attempt(self, method: Method, call: Call, raw: bytes, context: Context) -> bytes:
         """Raises only ServeError and CancelledError."""
         try:
+            call.principal = self._identity.identify(context)
+            check_role(method.path, call.principal.roles)
             self._enter(method, call)
             message = method.decoder.decode(raw)
             self._identify(call, message)
@@ -152,6 +178,10 @@ class CallRunner:
         if given and is_request_id(given):
             call.request_id = given
             structlog.contextvars.bind_contextvars(request_id=given)
+        call.adapter = getattr(message, "adapter", "")
+        asked = PRIORITIES.get(getattr(message, "priority", 0))  # an unknown one is refused with the other fields
+        call.priority = call.tenant.allowed_class(asked or PriorityClass.DEFAULT)
+        call.clamped = asked is not None and bool(getattr(message, "priority", 0)) and call.priority != asked
 
     def _why_cancelled(self, call: Call) -> ServeError:
         """grpc cancels the handler both when the caller gives up and when the caller's deadline passes."""
@@ -160,8 +190,8 @@ class CallRunner:
             return deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
         return ServeError(Reason.CANCELLED, "the caller gave up")
 
-    def _end(self, call: Call, event: Event, error: ServeError | None) -> None:
-        """The call's one terminal event, with its log line and its metrics."""
+    def _end(self, method: Method, call: Call, event: Event, error: ServeError | None) -> None:
+        """The call's one terminal event, with its log line, its metrics and its usage record."""
         if not call.life.advance(event):
             return
         now_s = asyncio.get_running_loop().time()
@@ -169,10 +199,13 @@ class CallRunner:
         reason = "" if error is None else error.reason.value
         self._metrics.ended(call, code, reason, now_s)
         self._log(call, error, code, now_s)
+        if method.metered and call.principal is not NOBODY:
+            self._note_usage(usage_record(call, reason or "OK", now_s, time.time()))
 
     def _log(self, call: Call, error: ServeError | None, code: str, now_s: float) -> None:
         facts: dict[str, Any] = {
             "method": call.method,
+            "tenant": call.tenant.name,
             "outcome": call.life.phase.value,
             "code": code,
             "prompt_tokens": call.tokens.prompt,
@@ -198,4 +231,26 @@ class CallRunner:
         await context.abort(status.code, status.details, trailing)
 
     def _trailing(self, call: Call) -> tuple[tuple[str, str], ...]:
-        return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id))
+        clamped = (("neox-priority", call.priority.name.lower()),) if call.clamped else ()
+        return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id), *clamped)
+
+
+def usage_record(call: Call, outcome: str, now_s: float, wall_s: float) -> UsageRecord:
+    """What a call used. now_s: of the loop's clock; wall_s: since the epoch."""
+    first_token_s = 0.0 if call.first_token_at_s is None else call.first_token_at_s - call.arrived_at_s
+    return UsageRecord(
+        request_id=call.request_id,
+        tenant=call.tenant.name,
+        method=call.method.rsplit("/", 1)[-1],
+        model=call.model,
+        adapter=call.adapter,
+        replica_id=call.replica_id,
+        outcome=outcome,
+        at_us=round(wall_s * 1e6),
+        prompt_tokens=call.tokens.prompt,
+        cached_tokens=call.tokens.cached,
+        completion_tokens=call.tokens.completion,
+        admission_us=round((call.admission_s or 0.0) * 1e6),
+        first_token_us=round(first_token_s * 1e6),
+        total_us=round((now_s - call.arrived_at_s) * 1e6),
+    )

@@ -1,9 +1,10 @@
 """What this gateway serves and within which limits, worked out once from settings and model facts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import ModelLimits, Pool, Pooling
 from neox_serve.settings import EngineSettings, Settings
 
@@ -36,6 +37,13 @@ class Served:
             embedding_dimensions=facts.hidden_size,
         )
 
+    def seen_by(self, tenant: Tenant) -> "Served":
+        """What of it there is for a tenant; the rest is as unknown to it as what does not exist."""
+        if tenant.models is None and tenant.adapters is None:
+            return self
+        adapters = self.adapters if tenant.adapters is None else tuple(name for name in self.adapters if name in tenant.adapters)
+        return replace(self, adapters=adapters, limits=self.limits if tenant.models is None or self.model in tenant.models else {})
+
     def limits_of(self, pool: Pool, name: str) -> ModelLimits:
         """The limits of the model of that name (empty: the one served). Raises UNKNOWN_MODEL, listing what is served."""
         if name not in ("", self.model) or pool not in self.limits:
@@ -44,8 +52,8 @@ class Served:
 
     def check_name(self, name: str) -> None:
         """Raises UNKNOWN_MODEL, listing what is served, unless this is the model's name; an empty one stands for none here."""
-        if name != self.model:
-            raise self._unknown("name", name, [self.model])
+        if name != self.model or not self.limits:
+            raise self._unknown("name", name, [self.model] if self.limits else [])
 
     def check_adapter(self, name: str) -> None:
         """Raises UNKNOWN_ADAPTER, listing what is served, unless the name is empty or served."""

@@ -1,6 +1,7 @@
 """The public gRPC server: one object that a process or a test holds."""
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -10,17 +11,21 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
+from neox_serve.core.usage import UsageRecord
 from neox_serve.gateway.calls import Context, Method
 from neox_serve.gateway.conditions import Condition, conditions
 from neox_serve.gateway.decoding import TRANSPORT_LIMIT_FACTOR
 from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.gateway.health import Health, serving
+from neox_serve.gateway.identity import Identity
+from neox_serve.gateway.jwt_tokens import JwtVerifier
 from neox_serve.gateway.methods import methods
 from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
 from neox_serve.gateway.served import Served
-from neox_serve.gateway.tls import server_context
-from neox_serve.settings import GatewaySettings, Settings, SettingsError
+from neox_serve.gateway.tls import TlsFiles, server_context
+from neox_serve.settings import GatewaySettings, Settings, SettingsError, lets_anonymous_in
+from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.transport.connection import Limits
 from neox_serve.transport.server import Server
@@ -29,27 +34,60 @@ log = structlog.get_logger(__name__)
 
 # How often the state of the pools is looked at for health, and open writes for stalled clients. Both are lookups in memory.
 _WATCH_INTERVAL_S = 0.1
+# How often certificates and callers are looked at: a change holds within a second.
+_CREDENTIALS_INTERVAL_S = 0.5
 # What calls get to send their statuses once they have been told to end.
 _LAST_WORDS_S = 1.0
 
 
 class GatewayServer:
-    """Serves the public API on one port: `start`, then `drain`, then `stop`."""
+    """Serves the public API on one port: `start`, then `drain`, then `stop`.
 
-    def __init__(self, *, settings: Settings, gateway_id: str, dispatcher: Dispatcher, tokenizer: Tokenizer, facts: ModelFacts) -> None:
+    platform: the database of tenants. None: all callers are anonymous, there is no AdminService, and usage is not kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        gateway_id: str,
+        dispatcher: Dispatcher,
+        tokenizer: Tokenizer,
+        facts: ModelFacts,
+        platform: Platform | None = None,
+    ) -> None:
         self._settings = settings.gateway
         self._dispatcher = dispatcher
         self._metrics = GatewayMetrics(dispatcher)
-        self._runner = CallRunner(gateway_id=gateway_id, settings=settings.gateway, metrics=self._metrics)
+        self._tokens = JwtVerifier(settings.access.jwt, time.monotonic) if settings.access.jwt else None
+        identity = Identity(
+            anonymous_allowed=lets_anonymous_in(settings),
+            directory=platform.directory if platform else None,
+            tokens=self._tokens,
+            clock=time.time,
+        )
+        self._runner = CallRunner(
+            gateway_id=gateway_id,
+            settings=settings.gateway,
+            metrics=self._metrics,
+            identity=identity,
+            note_usage=platform.writer.put if platform else _not_kept,
+        )
         self._served = Served.from_settings(settings, facts)
         self._pools = tuple(self._served.limits)
         self._health = Health(self._conditions)
         self._methods = methods(
-            gateway_id=gateway_id, served=self._served, tokenizer=tokenizer, dispatcher=dispatcher, conditions=self._conditions
+            gateway_id=gateway_id,
+            served=self._served,
+            tokenizer=tokenizer,
+            dispatcher=dispatcher,
+            conditions=self._conditions,
+            platform=platform,
         )
         self._request_bytes = settings.limits.request_bytes
         self._server: Server | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tls_files = TlsFiles(settings.gateway)
+        self._background: list[asyncio.Task[None]] = []
         self.port = 0
 
     @property
@@ -76,9 +114,11 @@ class GatewayServer:
         add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
         add_reflection(reflection.aio.ReflectionServicer(names), registry)
         await self._update_health()
+        if self._tokens is not None:
+            await self._tokens.refresh()
         self.port = await _listen(server, self._settings)
         self._server = server
-        self._watching = asyncio.create_task(self._watch())
+        self._background = [asyncio.create_task(one) for one in (self._watch(), self._watch_credentials(server))]
         log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
 
     async def drain(self, timeout_s: float) -> None:
@@ -98,9 +138,9 @@ class GatewayServer:
             return
         server, self._server = self._server, None
         await self.drain(0.0)
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await server.stop(_LAST_WORDS_S)
 
     async def _idle_within(self, timeout_s: float) -> bool:
@@ -118,6 +158,20 @@ class GatewayServer:
             await self._update_health()
             self._runner.interrupt_stalled(clock())
             await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    async def _watch_credentials(self, server: Server) -> None:
+        """Takes up new certificates and keys, and ends the calls of callers that lost theirs. What cannot be used changes nothing."""
+        while True:
+            await asyncio.sleep(_CREDENTIALS_INTERVAL_S)
+            self._runner.interrupt_unwelcome()
+            try:
+                if (tls := self._tls_files.reloaded()) is not None:
+                    await server.listen_with(tls)
+                    log.info("certificates reloaded")
+                if self._tokens is not None and self._tokens.refresh_due:
+                    await self._tokens.refresh()
+            except SettingsError as error:
+                log.warning("credentials not taken up; those before stay", failure=str(error))
 
     async def _update_health(self) -> None:
         await self._health.update(serving({pool: self._dispatcher.ready_replicas(pool) for pool in self._pools}))
@@ -145,6 +199,10 @@ async def _listen(server: Server, settings: GatewaySettings) -> int:
         return await server.start(settings.host, settings.port, server_context(settings))
     except OSError as error:
         raise SettingsError(f"gateway.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+
+
+def _not_kept(_record: UsageRecord) -> None:
+    """Where there is no database."""
 
 
 def _limits(settings: GatewaySettings, request_bytes: int) -> Limits:

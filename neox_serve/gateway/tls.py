@@ -1,4 +1,4 @@
-"""TLS of the public port, from the files that the settings name."""
+"""TLS of the public port, from the files that the settings name, and again when they change."""
 
 import ssl
 from collections.abc import Callable
@@ -19,8 +19,37 @@ def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:
     _use("gateway.tls_key", settings.tls_key, lambda key: context.load_cert_chain(settings.tls_certificate or "", key))
     if settings.tls_client_ca is not None:
         _use("gateway.tls_client_ca", settings.tls_client_ca, context.load_verify_locations)
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_REQUIRED if settings.tls_client_certificates == "required" else ssl.CERT_OPTIONAL
     return context
+
+
+class TlsFiles:
+    """Watches the files of the public port's TLS."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._paths = [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path]
+        self._seen = self._state()
+
+    def reloaded(self) -> ssl.SSLContext | None:
+        """The new TLS, once after each change of the files; else None. Raises SettingsError where they do not fit together (yet)."""
+        state = self._state()
+        if state == self._seen:
+            return None
+        self._seen = state
+        return server_context(self._settings)
+
+    def _state(self) -> list[tuple[int, int, int] | None]:
+        return [_fingerprint(path) for path in self._paths]
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _use(setting: str, path: Path, action: Callable[[Path], Any]) -> None:

@@ -86,6 +86,7 @@ def check_generate(request: inference_service_pb2.GenerateRequest, served: Serve
     served.check_adapter(request.adapter)
     violations = Violations()
     _check_request_id(request, violations)
+    _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
     _check_prompts(request.prompts, "prompts", limits, violations)
     _check_parameters(request.parameters, limits, violations)
     if request.HasField("beam_search"):
@@ -100,6 +101,7 @@ def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, 
     served.check_adapter(request.adapter)
     violations = Violations()
     _check_request_id(request, violations)
+    _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
     _check_prompt(request.prompt, "prompt", limits, violations)
     _check_parameters(request.parameters, limits, violations)
     _check_seconds(request.options.min_chunk_interval, "options", CHUNK_INTERVAL_S, violations)
@@ -113,6 +115,7 @@ def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> 
     limits = served.limits_of(Pool.EMBEDDING, request.model)
     violations = Violations()
     _check_request_id(request, violations)
+    _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
     _check_prompts(request.inputs, "inputs", limits, violations)
     _check_enum(request.pooling, inference_service_pb2.Pooling, "pooling", violations)
     _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)

@@ -164,7 +164,8 @@ class Dispatcher:
             admission_s += self._clock() - asked_s
             lease, link = placement.lease, placement.link
             try:
-                return replace(await link.embed(lease.lease_id, request), admission_s=admission_s)
+                result = await link.embed(lease.lease_id, request)
+                return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
             except ServeError as error:
                 if event_of_failure(error, placement.failed) is not Event.MOVABLE:
                     raise

@@ -26,6 +26,10 @@ class Stream(Protocol):
     def peer(self) -> str:
         """The client's address."""
 
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """Names in the certificate that the client has shown; none where it has shown none."""
+
     def send_headers(self, call: "ServerCall", headers: Headers, *, end: bool) -> None:
         """Sends a block of headers, which no window bounds."""
 
@@ -68,6 +72,10 @@ class ServerCall:
     def peer(self) -> str:
         """The client's address."""
         return self._stream.peer
+
+    def certificate_names(self) -> tuple[str, ...]:
+        """Names in the certificate that the client has shown and that was verified; none where it has shown none."""
+        return self._stream.certificate_names
 
     def cancelled(self) -> bool:
         """Whether the client has given up or is gone."""

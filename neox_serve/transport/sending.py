@@ -15,6 +15,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError, StreamClosedError
 
 from neox_serve.transport.call import ServerCall
+from neox_serve.transport.certificates import names_in
 from neox_serve.transport.framing import Headers
 from neox_serve.transport.pings import Pings
 
@@ -58,11 +59,13 @@ class Sending:
         self._flushing = False
         self._unread_bytes = 0
         self.peer = ""
+        self.certificate_names: tuple[str, ...] = ()
 
     def attach(self, transport: asyncio.Transport) -> None:
         """The socket that takes it all."""
         self._transport = transport
         self.peer = str(transport.get_extra_info("peername"))
+        self.certificate_names = names_in(transport.get_extra_info("peercert"))
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
 
     # What calls use

@@ -1,6 +1,7 @@
 """A gRPC server on one port. Handlers are grpc's own: what generated code, grpc_health and grpc_reflection register works here."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,8 @@ class Server:
         self._limits = limits
         self._found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: set[Connection] = set()
-        self._listener: asyncio.Server | None = None
+        self._sockets: list[socket.socket] = []
+        self._listeners: list[asyncio.Server] = []
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Nothing: generated code calls this too, with what it registers by name as well."""
@@ -34,13 +36,27 @@ class Server:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listens, on a port that others may share; returns the port. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, host, port, ssl=tls, reuse_port=True, backlog=_BACKLOG)
-        return int(self._listener.sockets[0].getsockname()[1])
+        for family, *_, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            bound = socket.create_server((address[0], port), family=family, backlog=_BACKLOG, reuse_port=True)
+            self._sockets.append(bound)
+            port = bound.getsockname()[1]
+        await self.listen_with(tls)
+        return port
+
+    async def listen_with(self, tls: ssl.SSLContext | None) -> None:
+        """New connections get this TLS from now on. Those that are open go on, and none is refused meanwhile: the sockets stay open."""
+        loop = asyncio.get_running_loop()
+        before = self._listeners
+        self._listeners = [await loop.create_server(self._connection, sock=one.dup(), ssl=tls, backlog=_BACKLOG) for one in self._sockets]
+        for listener in before:
+            listener.close()
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new connections or calls, waits grace_s for those that run, then ends them."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
+        for bound in self._sockets:
+            bound.close()
         for connection in self._connections:
             connection.refuse_new()
         await self._until(lambda: not any(connection.calls for connection in self._connections), grace_s)

@@ -64,6 +64,38 @@ DEADLINE_BEHAVIOR_RETURN_PARTIAL: DeadlineBehavior.ValueType  # 1
 """The call ends with OK shortly before its deadline; unfinished completions carry what there is and FINISH_REASON_DEADLINE."""
 Global___DeadlineBehavior: _TypeAlias = DeadlineBehavior  # noqa: Y015
 
+class _PriorityClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriorityClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_CLASS_UNSPECIFIED: _PriorityClass.ValueType  # 0
+    """DEFAULT, or the tenant's ceiling where that is lower."""
+    PRIORITY_CLASS_SYSTEM: _PriorityClass.ValueType  # 1
+    """Of the platform itself."""
+    PRIORITY_CLASS_INTERACTIVE: _PriorityClass.ValueType  # 2
+    """Somebody waits for it."""
+    PRIORITY_CLASS_DEFAULT: _PriorityClass.ValueType  # 3
+    PRIORITY_CLASS_BULK: _PriorityClass.ValueType  # 4
+    """Takes what the others leave."""
+
+class PriorityClass(_PriorityClass, metaclass=_PriorityClassEnumTypeWrapper):
+    """Which requests go first where there is not room for all. A class above the tenant's ceiling is taken for the ceiling, and the trailing
+    metadata says so (`neox-priority`).
+    """
+
+PRIORITY_CLASS_UNSPECIFIED: PriorityClass.ValueType  # 0
+"""DEFAULT, or the tenant's ceiling where that is lower."""
+PRIORITY_CLASS_SYSTEM: PriorityClass.ValueType  # 1
+"""Of the platform itself."""
+PRIORITY_CLASS_INTERACTIVE: PriorityClass.ValueType  # 2
+"""Somebody waits for it."""
+PRIORITY_CLASS_DEFAULT: PriorityClass.ValueType  # 3
+PRIORITY_CLASS_BULK: PriorityClass.ValueType  # 4
+"""Takes what the others leave."""
+Global___PriorityClass: _TypeAlias = PriorityClass  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

@@ -26,37 +26,37 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from neox_serve.v1 import generation_pb2 as neox__serve_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%neox_serve/v1/inference_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eneox_serve/v1/generation.proto\"\xd6\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12&\n\x07prompts\x18\x04 \x03(\x0b\x32\x15.neox_serve.v1.Prompt\x12\x37\n\nparameters\x18\x05 \x01(\x0b\x32#.neox_serve.v1.GenerationParameters\x12.\n\x0b\x62\x65\x61m_search\x18\x06 \x01(\x0b\x32\x19.neox_serve.v1.BeamSearch\"\xcd\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\x07results\x18\x04 \x03(\x0b\x32\x1b.neox_serve.v1.PromptResult\x12#\n\x05usage\x18\x05 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x06 \x01(\x0b\x32\x16.neox_serve.v1.TimingsB\x07\n\x05_seed\"\x9d\x01\n\x0cPromptResult\x12.\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x19.neox_serve.v1.Completion\x12\x38\n\x0fprompt_logprobs\x18\x02 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x14.neox_serve.v1.Usage\"\xda\x01\n\x15StreamGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12%\n\x06prompt\x18\x04 \x01(\x0b\x32\x15.neox_serve.v1.Prompt\x12\x37\n\nparameters\x18\x05 \x01(\x0b\x32#.neox_serve.v1.GenerationParameters\x12-\n\x07options\x18\x06 \x01(\x0b\x32\x1c.neox_serve.v1.StreamOptions\"z\n\rStreamOptions\x12\x35\n\x12min_chunk_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10min_chunk_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_min_chunk_tokens\"{\n\x16StreamGenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.neox_serve.v1.StreamChunkH\x00\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1a.neox_serve.v1.StreamFinalH\x00\x42\x07\n\x05\x65vent\"p\n\x0bStreamChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\"\xfd\x01\n\x0bStreamFinal\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\'\n\x08\x66inishes\x18\x04 \x03(\x0b\x32\x15.neox_serve.v1.Finish\x12\x38\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x07 \x01(\x0b\x32\x16.neox_serve.v1.TimingsB\x07\n\x05_seed\"\xd6\x01\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x06inputs\x18\x03 \x03(\x0b\x32\x15.neox_serve.v1.Prompt\x12\'\n\x07pooling\x18\x04 \x01(\x0e\x32\x16.neox_serve.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12-\n\ntruncation\x18\x06 \x01(\x0e\x32\x19.neox_serve.v1.TruncationB\x0c\n\n_normalize\"\xae\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.neox_serve.v1.Embedding\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.neox_serve.v1.Timings\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x32\x84\x02\n\x10InferenceService\x12K\n\x08Generate\x12\x1e.neox_serve.v1.GenerateRequest\x1a\x1f.neox_serve.v1.GenerateResponse\x12_\n\x0eStreamGenerate\x12$.neox_serve.v1.StreamGenerateRequest\x1a%.neox_serve.v1.StreamGenerateResponse0\x01\x12\x42\n\x05\x45mbed\x12\x1b.neox_serve.v1.EmbedRequest\x1a\x1c.neox_serve.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%neox_serve/v1/inference_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eneox_serve/v1/generation.proto\"\x86\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12&\n\x07prompts\x18\x04 \x03(\x0b\x32\x15.neox_serve.v1.Prompt\x12\x37\n\nparameters\x18\x05 \x01(\x0b\x32#.neox_serve.v1.GenerationParameters\x12.\n\x0b\x62\x65\x61m_search\x18\x06 \x01(\x0b\x32\x19.neox_serve.v1.BeamSearch\x12.\n\x08priority\x18\x07 \x01(\x0e\x32\x1c.neox_serve.v1.PriorityClass\"\xcd\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\x07results\x18\x04 \x03(\x0b\x32\x1b.neox_serve.v1.PromptResult\x12#\n\x05usage\x18\x05 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x06 \x01(\x0b\x32\x16.neox_serve.v1.TimingsB\x07\n\x05_seed\"\x9d\x01\n\x0cPromptResult\x12.\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x19.neox_serve.v1.Completion\x12\x38\n\x0fprompt_logprobs\x18\x02 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x14.neox_serve.v1.Usage\"\x8a\x02\n\x15StreamGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12%\n\x06prompt\x18\x04 \x01(\x0b\x32\x15.neox_serve.v1.Prompt\x12\x37\n\nparameters\x18\x05 \x01(\x0b\x32#.neox_serve.v1.GenerationParameters\x12-\n\x07options\x18\x06 \x01(\x0b\x32\x1c.neox_serve.v1.StreamOptions\x12.\n\x08priority\x18\x07 \x01(\x0e\x32\x1c.neox_serve.v1.PriorityClass\"z\n\rStreamOptions\x12\x35\n\x12min_chunk_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10min_chunk_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_min_chunk_tokens\"{\n\x16StreamGenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.neox_serve.v1.StreamChunkH\x00\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1a.neox_serve.v1.StreamFinalH\x00\x42\x07\n\x05\x65vent\"p\n\x0bStreamChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\"\xfd\x01\n\x0bStreamFinal\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\'\n\x08\x66inishes\x18\x04 \x03(\x0b\x32\x15.neox_serve.v1.Finish\x12\x38\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x07 \x01(\x0b\x32\x16.neox_serve.v1.TimingsB\x07\n\x05_seed\"\x86\x02\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x06inputs\x18\x03 \x03(\x0b\x32\x15.neox_serve.v1.Prompt\x12\'\n\x07pooling\x18\x04 \x01(\x0e\x32\x16.neox_serve.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12-\n\ntruncation\x18\x06 \x01(\x0e\x32\x19.neox_serve.v1.Truncation\x12.\n\x08priority\x18\x07 \x01(\x0e\x32\x1c.neox_serve.v1.PriorityClassB\x0c\n\n_normalize\"\xae\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.neox_serve.v1.Embedding\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\x14.neox_serve.v1.Usage\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.neox_serve.v1.Timings\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x32\x84\x02\n\x10InferenceService\x12K\n\x08Generate\x12\x1e.neox_serve.v1.GenerateRequest\x1a\x1f.neox_serve.v1.GenerateResponse\x12_\n\x0eStreamGenerate\x12$.neox_serve.v1.StreamGenerateRequest\x1a%.neox_serve.v1.StreamGenerateResponse0\x01\x12\x42\n\x05\x45mbed\x12\x1b.neox_serve.v1.EmbedRequest\x1a\x1c.neox_serve.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neox_serve.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=1991
-  _globals['_POOLING']._serialized_end=2061
+  _globals['_POOLING']._serialized_start=2135
+  _globals['_POOLING']._serialized_end=2205
   _globals['_GENERATEREQUEST']._serialized_start=121
-  _globals['_GENERATEREQUEST']._serialized_end=335
-  _globals['_GENERATERESPONSE']._serialized_start=338
-  _globals['_GENERATERESPONSE']._serialized_end=543
-  _globals['_PROMPTRESULT']._serialized_start=546
-  _globals['_PROMPTRESULT']._serialized_end=703
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=706
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=924
-  _globals['_STREAMOPTIONS']._serialized_start=926
-  _globals['_STREAMOPTIONS']._serialized_end=1048
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1050
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1173
-  _globals['_STREAMCHUNK']._serialized_start=1175
-  _globals['_STREAMCHUNK']._serialized_end=1287
-  _globals['_STREAMFINAL']._serialized_start=1290
-  _globals['_STREAMFINAL']._serialized_end=1543
-  _globals['_EMBEDREQUEST']._serialized_start=1546
-  _globals['_EMBEDREQUEST']._serialized_end=1760
-  _globals['_EMBEDRESPONSE']._serialized_start=1763
-  _globals['_EMBEDRESPONSE']._serialized_end=1937
-  _globals['_EMBEDDING']._serialized_start=1939
-  _globals['_EMBEDDING']._serialized_end=1989
-  _globals['_INFERENCESERVICE']._serialized_start=2064
-  _globals['_INFERENCESERVICE']._serialized_end=2324
+  _globals['_GENERATEREQUEST']._serialized_end=383
+  _globals['_GENERATERESPONSE']._serialized_start=386
+  _globals['_GENERATERESPONSE']._serialized_end=591
+  _globals['_PROMPTRESULT']._serialized_start=594
+  _globals['_PROMPTRESULT']._serialized_end=751
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=754
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1020
+  _globals['_STREAMOPTIONS']._serialized_start=1022
+  _globals['_STREAMOPTIONS']._serialized_end=1144
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1146
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1269
+  _globals['_STREAMCHUNK']._serialized_start=1271
+  _globals['_STREAMCHUNK']._serialized_end=1383
+  _globals['_STREAMFINAL']._serialized_start=1386
+  _globals['_STREAMFINAL']._serialized_end=1639
+  _globals['_EMBEDREQUEST']._serialized_start=1642
+  _globals['_EMBEDREQUEST']._serialized_end=1904
+  _globals['_EMBEDRESPONSE']._serialized_start=1907
+  _globals['_EMBEDRESPONSE']._serialized_end=2081
+  _globals['_EMBEDDING']._serialized_start=2083
+  _globals['_EMBEDDING']._serialized_end=2133
+  _globals['_INFERENCESERVICE']._serialized_start=2208
+  _globals['_INFERENCESERVICE']._serialized_end=2468
 # @@protoc_insertion_point(module_scope)

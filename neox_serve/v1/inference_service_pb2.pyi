@@ -57,12 +57,14 @@ class GenerateRequest(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     BEAM_SEARCH_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
     model: _builtins.str
     """A name from ModelService.ListModels. Absent: the one generation model served."""
     adapter: _builtins.str
     """A LoRA adapter of that model. Absent: none."""
+    priority: _generation_pb2.PriorityClass.ValueType
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Prompt]:
         """1 to the model's limit."""
@@ -82,10 +84,11 @@ class GenerateRequest(_message.Message):
         prompts: _abc.Iterable[_generation_pb2.Prompt] | None = ...,
         parameters: _generation_pb2.GenerationParameters | None = ...,
         beam_search: _generation_pb2.BeamSearch | None = ...,
+        priority: _generation_pb2.PriorityClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["beam_search", b"beam_search", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "beam_search", b"beam_search", "model", b"model", "parameters", b"parameters", "prompts", b"prompts", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "beam_search", b"beam_search", "model", b"model", "parameters", b"parameters", "priority", b"priority", "prompts", b"prompts", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,12 +184,14 @@ class StreamGenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
     model: _builtins.str
     """A name from ModelService.ListModels. Absent: the one generation model served."""
     adapter: _builtins.str
     """A LoRA adapter of that model. Absent: none."""
+    priority: _generation_pb2.PriorityClass.ValueType
     @_builtins.property
     def prompt(self) -> _generation_pb2.Prompt: ...
     @_builtins.property
@@ -204,10 +209,11 @@ class StreamGenerateRequest(_message.Message):
         prompt: _generation_pb2.Prompt | None = ...,
         parameters: _generation_pb2.GenerationParameters | None = ...,
         options: Global___StreamOptions | None = ...,
+        priority: _generation_pb2.PriorityClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "options", b"options", "parameters", b"parameters", "prompt", b"prompt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "options", b"options", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,6 +380,7 @@ class EmbedRequest(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
     model: _builtins.str
@@ -382,6 +389,7 @@ class EmbedRequest(_message.Message):
     normalize: _builtins.bool
     """Scales each vector to Euclidean length 1. Absent: true."""
     truncation: _generation_pb2.Truncation.ValueType
+    priority: _generation_pb2.PriorityClass.ValueType
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Prompt]:
         """1 to the model's limit."""
@@ -395,10 +403,11 @@ class EmbedRequest(_message.Message):
         pooling: Global___Pooling.ValueType = ...,
         normalize: _builtins.bool | None = ...,
         truncation: _generation_pb2.Truncation.ValueType = ...,
+        priority: _generation_pb2.PriorityClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "inputs", b"inputs", "model", b"model", "normalize", b"normalize", "pooling", b"pooling", "request_id", b"request_id", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "inputs", b"inputs", "model", b"model", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015

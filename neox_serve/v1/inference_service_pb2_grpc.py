@@ -34,8 +34,12 @@ class InferenceServiceStub:
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
     INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    NOT_FOUND           model or adapter unknown (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
+    PERMISSION_DENIED   the credential's role may not make this call
+    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
+    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
+    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
     UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
     DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
     CANCELLED           the caller gave up
@@ -74,8 +78,12 @@ class InferenceServiceServicer:
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
     INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    NOT_FOUND           model or adapter unknown (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
+    PERMISSION_DENIED   the credential's role may not make this call
+    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
+    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
+    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
     UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
     DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
     CANCELLED           the caller gave up
@@ -140,8 +148,12 @@ class InferenceService:
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
     INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    NOT_FOUND           model or adapter unknown (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
+    PERMISSION_DENIED   the credential's role may not make this call
+    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
+    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
+    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
     UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
     DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
     CANCELLED           the caller gave up

@@ -50,6 +50,7 @@ class ScriptedStream:
     def __init__(self, request: GenerationRequest, script: Script, on_freed: Callable[["ScriptedStream"], None]) -> None:
         self.request = request
         self.admission_s = script.admission_s
+        self.replica_id = "scripted"
         self.pending: list[Delta] = []
         self._freed = False
         self._on_freed = on_freed

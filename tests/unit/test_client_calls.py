@@ -41,6 +41,7 @@ EVERY_OPTION: GenerateOptions = {
     "prompt_logprobs": 3,
     "truncation": "keep_end",
     "on_deadline": "partial",
+    "priority": "bulk",
     "beam_width": 3,
     "length_penalty": 0.5,
     "num_return": 2,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -55,6 +55,7 @@ def test_push_any_text_in_any_portions_joins_to_the_text(text: str, size: int) -
     assert "".join(pieces(TextStream(one_byte, LONG), list(text.encode()), size)) == text
 
 
+@example(b"\xed\xa0")
 @given(st.binary(max_size=40))
 def test_push_any_bytes_joins_to_their_decoding_without_the_cut_tail(data: bytes) -> None:
     assert "".join(pieces(TextStream(one_byte, LONG), list(data))) == complete(data)

@@ -21,6 +21,7 @@ class Steps:
     """A GenerationStream of one delta a read, each a turn of the loop later; then it fails."""
 
     admission_s = 0.5
+    replica_id = "replica"
 
     def __init__(self, *deltas: Delta) -> None:
         self.left = deque(deltas)

@@ -19,6 +19,7 @@ class EngineStream:
         self._news = asyncio.Event()
         self._ended = False
         self.admission_s = 0.0
+        self.replica_id = "engine"
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call. Raises ServeError where the request failed."""

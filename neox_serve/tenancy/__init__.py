@@ -1,0 +1,1 @@
+"""Tenants, their keys, what they used and who changed what, in a database."""

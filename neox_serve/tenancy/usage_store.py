@@ -1,0 +1,99 @@
+"""Usage records in the database: written in batches, summed for people and for quotas, verified as chains."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Engine, case, func, insert, select, update
+
+from neox_serve.core.usage import FIELDS, ChainBreak, ChainedRecord, UsageRecord, verify
+from neox_serve.tenancy.tables import usage_chains, usage_records
+
+_READ_AT_ONCE = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """What a tenant used of a model, over the time asked for."""
+
+    tenant: str
+    model: str
+    requests: int
+    failed_requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A request that ended: what it counts for in quotas. source: the gateway (chain) that noted it. at_s: since the epoch."""
+
+    source: str
+    tenant: str
+    at_s: float
+    tokens: int
+
+
+class UsageStore:
+    """The database of usage. Calls block; use them off the event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def append(self, chained: Sequence[ChainedRecord]) -> None:
+        """Writes records of one chain, in order, and where the chain now ends: all or nothing."""
+        if not chained:
+            return
+        last = chained[-1]
+        rows = [{"chain": one.chain, "sequence": one.sequence, "hash": one.hash, **asdict(one.record)} for one in chained]
+        head = {"length": last.sequence, "last_hash": last.hash}
+        with self._engine.begin() as connection:
+            connection.execute(insert(usage_records), rows)
+            if connection.execute(update(usage_chains).where(usage_chains.c.chain == last.chain).values(**head)).rowcount == 0:
+                connection.execute(insert(usage_chains).values(chain=last.chain, **head))
+
+    def sums(self, since_us: int, until_us: int, tenant: str | None = None) -> list[UsageSum]:
+        """By tenant and model, for records from `since_us` up to but not at `until_us`, microseconds since the epoch."""
+        columns = usage_records.c
+        failed = func.sum(case((columns.outcome == "OK", 0), else_=1))
+        totals = [func.sum(columns[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
+        asked = select(columns.tenant, columns.model, func.count(), failed, *totals).where(
+            columns.at_us >= since_us, columns.at_us < until_us, *([] if tenant is None else [columns.tenant == tenant])
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(asked.group_by(columns.tenant, columns.model).order_by(columns.tenant, columns.model)).all()
+        return [UsageSum(*row[:2], *(int(value or 0) for value in row[2:])) for row in rows]
+
+    def spent(self, since_us: int) -> list[Spent]:
+        """All requests that ended since then, for what quotas count."""
+        columns = usage_records.c
+        asked = select(columns.chain, columns.tenant, columns.at_us, columns.prompt_tokens + columns.completion_tokens)
+        with self._engine.connect() as connection:
+            rows = connection.execute(asked.where(columns.at_us >= since_us)).all()
+        return [Spent(chain, tenant, at_us / 1e6, int(tokens)) for chain, tenant, at_us, tokens in rows]
+
+    def verify(self, secret: bytes) -> list[ChainBreak]:
+        """Where the chains are not what was written."""
+        with self._engine.connect() as connection:
+            heads = [tuple(row) for row in connection.execute(select(usage_chains)).all()]
+        return verify(secret, self._all(), heads)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Records, prompt tokens, completion tokens of all time."""
+        columns = usage_records.c
+        asked = select(func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens))
+        with self._engine.connect() as connection:
+            row = connection.execute(asked).one()
+        return int(row[0]), int(row[1] or 0), int(row[2] or 0)
+
+    def _all(self) -> Iterator[ChainedRecord]:
+        asked = select(usage_records).order_by(usage_records.c.chain, usage_records.c.sequence)
+        with self._engine.connect() as connection:
+            rows = connection.execution_options(yield_per=_READ_AT_ONCE).execute(asked).mappings()
+            for row in rows:
+                yield ChainedRecord(row["chain"], row["sequence"], _record(row), row["hash"])
+
+
+def _record(row: Any) -> UsageRecord:
+    return UsageRecord(**{name: row[name] for name in FIELDS})

@@ -1,0 +1,13 @@
+"""What a client's certificate says of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The names that a verified certificate carries, as `SSLSocket.getpeercert` gives it: the common name, then DNS names and URIs."""
+    if not certificate:
+        return ()
+    common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    others = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI")]
+    return tuple(dict.fromkeys([*common, *others]))
