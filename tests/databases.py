@@ -35,7 +35,7 @@ def postgres() -> Iterator[str]:
     if user:
         shutil.chown(folder, user)
     data = f"{folder}/data"
-    made = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]
+    made: list[str | Path] = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]
     subprocess.run(made, check=True, user=user, stdout=subprocess.DEVNULL, cwd=folder)
     options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
     server = subprocess.Popen([programs / "postgres", "-D", data, *options], user=user, stderr=subprocess.DEVNULL, cwd=folder)

@@ -20,22 +20,40 @@ class Pair:
 
 def make_authority(folder: Path, hosts: tuple[str, ...] = ("neox.test",)) -> tuple[Path, Pair]:
     """An authority's certificate, and a pair for these hosts that it has signed."""
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = _sign("authority", authority_key.public_key(), "authority", authority_key, ())
-    leaf = _sign("leaf", key.public_key(), "authority", authority_key, hosts)
-    root = folder / "ca.pem"
-    root.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    pair = Pair(folder / "leaf.pem", folder / "leaf.key")
-    pair.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    pair.key.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
-    return root, pair
+    authority = Authority(folder)
+    return authority.root, authority.issue("leaf", hosts)
+
+
+class Authority:
+    """Signs certificates. root: its own, in a PEM file."""
+
+    def __init__(self, folder: Path, file: str = "ca.pem") -> None:
+        self.root = folder / file
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        own = _sign("authority", self._key.public_key(), "authority", self._key, ())
+        self.root.write_bytes(own.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str, hosts: tuple[str, ...] = ("neox.test",), *, lifetime: timedelta = timedelta(days=1)) -> Pair:
+        """A pair of this common name for these hosts, in files of its name; again: instead of the one before."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = _sign(name, key.public_key(), "authority", self._key, hosts, lifetime)
+        pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        pair.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        pair.key.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+        return pair
 
 
 def _sign(
-    name: str, key: ec.EllipticCurvePublicKey, issuer: str, issuer_key: ec.EllipticCurvePrivateKey, hosts: tuple[str, ...]
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    issuer: str,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    hosts: tuple[str, ...],
+    lifetime: timedelta = timedelta(days=1),
 ) -> x509.Certificate:
-    """A certificate valid for a day. Without hosts: of an authority."""
+    """A certificate valid since an hour ago. Without hosts: of an authority."""
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder()
@@ -44,7 +62,7 @@ def _sign(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=not hosts, path_length=None), critical=True)
     )
     if hosts:

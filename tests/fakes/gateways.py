@@ -13,6 +13,7 @@ from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.model_files import locate, read_facts
 from neox_serve.settings import Settings, parse
+from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1.inference_service_pb2_grpc import InferenceServiceStub
 from neox_serve.v1.model_service_pb2_grpc import ModelServiceStub
@@ -63,7 +64,9 @@ def gateway_settings(**sections: dict[str, Any]) -> Settings:
 
 
 @asynccontextmanager
-async def running_gateway(dispatcher: Dispatcher, **sections: dict[str, Any]) -> AsyncIterator[GatewayServer]:
+async def running_gateway(
+    dispatcher: Dispatcher, *, platform: Platform | None = None, **sections: dict[str, Any]
+) -> AsyncIterator[GatewayServer]:
     """A gateway that serves until the block ends."""
     server = GatewayServer(
         settings=gateway_settings(**sections),
@@ -71,6 +74,7 @@ async def running_gateway(dispatcher: Dispatcher, **sections: dict[str, Any]) ->
         dispatcher=dispatcher,
         tokenizer=builtin_tokenizer(),
         facts=builtin_facts(),
+        platform=platform,
     )
     await server.start()
     try:

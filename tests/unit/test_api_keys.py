@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from neox_serve.core.api_keys import ApiKey, matches, new_key, parse
 
 
-def kept(secret_hash: str, **ends: float) -> ApiKey:
-    return ApiKey("0" * 16, "acme", secret_hash, 0.0, **ends)
+def kept(secret_hash: str, expires_s: float | None = None, revoked_s: float | None = None) -> ApiKey:
+    return ApiKey("0" * 16, "acme", secret_hash, 0.0, expires_s, revoked_s)
 
 
 def test_new_key_is_parsed_and_matches_what_is_kept_of_it() -> None:
