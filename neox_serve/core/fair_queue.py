@@ -1,0 +1,295 @@
+"""The queue in front of dispatch: who goes next when there is not room for all.
+
+Theory of operation. Requests wait in lanes, one for each model and pool, so that a full pool holds nobody up at another; tenants' counters
+are shared by all lanes. The next request of a lane is, in this order:
+
+    1. of the highest class that waits. A request that has waited longer than its class's patience moves up a class, again and again, so
+       that the lowest class waits for the sum of the patiences above it at most, and then competes as an equal;
+    2. of the tenant with the least virtual token counter in that class (`fair_counters`);
+    3. the one with the earliest deadline; of equal ones the first that came.
+
+A lane's capacity is places, not tokens: a large request takes one place like a small one, so none is passed over for being large.
+What a tenant is expected to generate is charged when its request leaves the queue, by what its requests generated so far, and corrected
+when it ends: charging only at the end would let whoever sends long generations run ahead of its counter.
+Source of the charge ahead: section 4.5 of the paper ("length prediction").
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+from neox_serve.core.fair_counters import FairCounters, cost
+from neox_serve.core.tenants import PriorityClass
+
+Lane = Hashable
+
+PATIENCE_S: Mapping[PriorityClass, float] = {
+    PriorityClass.INTERACTIVE: 10.0,
+    PriorityClass.DEFAULT: 20.0,
+    PriorityClass.BULK: 60.0,
+}
+"""How long a request waits in a class before it moves up; SYSTEM is the highest."""
+_FORGETTING = 0.2
+"""How much the newest request counts in what a tenant is expected to generate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that waits. tokens: what it claims of a replica; deadline_s: when its answer is due, infinite where never."""
+
+    key: Hashable
+    lane: Lane
+    tenant: str
+    weight: float
+    priority: PriorityClass
+    prompt_tokens: int
+    most_output_tokens: int
+    came_s: float
+    deadline_s: float = math.inf
+    cached_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """What it claims of a replica."""
+        return self.prompt_tokens + self.most_output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """The most that waits in one lane, and how long anything may."""
+
+    most_requests: int = 4_096
+    most_tokens: int = 8_000_000
+    longest_wait_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request in its place. level: the class it counts as now, since level_since_s. gone: it is in a heap still, but not waiting.
+
+    work: tokens it is expected to take, as judged when it came.
+    """
+
+    waiting: Waiting
+    order: int
+    level: PriorityClass
+    level_since_s: float
+    work: float
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class _Level:
+    """One class in one lane: by tenant, the earliest deadline first; and in the order of coming, for patience."""
+
+    priority: PriorityClass
+    by_tenant: dict[str, list[tuple[float, int, _Entry]]] = field(default_factory=dict)
+    by_age: deque[_Entry] = field(default_factory=deque)
+    work: dict[str, float] = field(default_factory=dict)
+
+    def put(self, entry: _Entry) -> None:
+        tenant = entry.waiting.tenant
+        heapq.heappush(self.by_tenant.setdefault(tenant, []), (entry.waiting.deadline_s, entry.order, entry))
+        self.by_age.append(entry)
+        self.work[tenant] = self.work.get(tenant, 0.0) + entry.work
+
+    def leave(self, entry: _Entry) -> None:
+        """The entry is not here any more; heap and ages let go of it when they come to it."""
+        self.work[entry.waiting.tenant] -= entry.work
+
+    def is_here(self, entry: _Entry) -> bool:
+        return not entry.gone and entry.level is self.priority
+
+    def of(self, tenant: str) -> list[_Entry]:
+        """A tenant's requests here, in no order."""
+        return [entry for _, _, entry in self.by_tenant.get(tenant, ()) if self.is_here(entry)]
+
+    def tenants(self) -> Iterator[str]:
+        """Those that have requests here; forgets the others."""
+        for tenant in tuple(self.by_tenant):
+            heap = self.by_tenant[tenant]
+            while heap and not self.is_here(heap[0][2]):
+                heapq.heappop(heap)
+            if heap:
+                yield tenant
+            else:
+                del self.by_tenant[tenant]
+                self.work.pop(tenant, None)
+
+
+class FairQueue:
+    """All requests that wait."""
+
+    def __init__(self, limits: QueueLimits, patience_s: Mapping[PriorityClass, float] = PATIENCE_S) -> None:
+        self._limits = limits
+        self._patience_s = patience_s
+        self._counters = FairCounters()
+        self._orders = count()
+        self._entries: dict[Hashable, _Entry] = {}
+        self._levels: dict[tuple[Lane, PriorityClass], _Level] = {}
+        self._waiting_of: dict[str, int] = {}
+        self._tokens: dict[Lane, int] = {}
+        self._requests: dict[Lane, int] = {}
+        self._expected: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """Lanes in which requests wait."""
+        return tuple(self._requests)
+
+    def depth(self, lane: Lane) -> tuple[int, int]:
+        """Requests and tokens that wait in a lane."""
+        return self._requests.get(lane, 0), self._tokens.get(lane, 0)
+
+    def waiting(self) -> Iterator[Waiting]:
+        """All that wait, in no order."""
+        return (entry.waiting for entry in self._entries.values())
+
+    def counter(self, tenant: str) -> float:
+        """What a tenant has been served, weighted."""
+        return self._counters.value(tenant)
+
+    # Waiting
+
+    def put(self, waiting: Waiting, now_s: float) -> tuple[Waiting, ...]:
+        """Takes a request. Returns those that must leave for it, the least important first; it may be among them."""
+        entry = _Entry(waiting, next(self._orders), waiting.priority, now_s, waiting.prompt_tokens + self._expected_output(waiting))
+        self._entries[waiting.key] = entry
+        self._level(waiting.lane, entry.level).put(entry)
+        self._count(waiting, 1)
+        return tuple(self._shed(waiting.lane))
+
+    def pop(self, lane: Lane, now_s: float) -> Waiting | None:
+        """Takes out the next request of a lane."""
+        self._promote(lane, now_s)
+        for priority in PriorityClass:
+            level = self._levels.get((lane, priority))
+            tenant = min(level.tenants(), key=lambda one: (self._counters.value(one), one), default=None) if level else None
+            if level and tenant is not None:
+                entry = level.by_tenant[tenant][0][2]
+                self._take_out(entry)
+                return entry.waiting
+        return None
+
+    def remove(self, key: Hashable) -> Waiting | None:
+        """Takes out a request; None where it does not wait."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._take_out(entry)
+        return entry.waiting
+
+    def expire(self, now_s: float) -> tuple[Waiting, ...]:
+        """Takes out the requests that have waited too long, or whose deadline has come."""
+        longest_s = self._limits.longest_wait_s
+        late = [one for one in self.waiting() if now_s >= one.deadline_s or now_s - one.came_s >= longest_s]
+        for one in late:
+            self.remove(one.key)
+        return tuple(late)
+
+    def expected_wait_s(self, waiting: Waiting, tokens_per_second: float) -> float:
+        """How long a request of a lane waits, from what is served before it; infinite where nothing drains.
+
+        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting.
+        """
+        if tokens_per_second <= 0:
+            return math.inf
+        levels = {priority: self._levels.get((waiting.lane, priority)) for priority in PriorityClass}
+        ahead = sum(sum(level.work.values()) for priority, level in levels.items() if level and priority < waiting.priority)
+        same, own = levels[waiting.priority], waiting.prompt_tokens + self._expected_output(waiting)
+        if same is None:
+            return (ahead + own) / tokens_per_second
+        mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
+        # Of the others' weights nothing is kept; that of a tenant's request that waits is as good.
+        shares = ((work, self._weight(same, tenant)) for tenant, work in same.work.items() if tenant != waiting.tenant)
+        others = sum(min(work, (mine + own) / waiting.weight * weight) for work, weight in shares)
+        return (ahead + mine + others) / tokens_per_second
+
+    # Being served
+
+    def charge_dispatch(self, waiting: Waiting) -> float:
+        """A request is dispatched: charges what it is expected to cost, and returns that."""
+        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._expected_output(waiting))
+        self._counters.charge(waiting.tenant, waiting.weight, charged)
+        return charged
+
+    def charge_end(self, waiting: Waiting, charged: float, cached_tokens: int, output_tokens: int) -> None:
+        """A request has ended: corrects what was charged for it to what it cost."""
+        actual = cost(waiting.prompt_tokens, min(cached_tokens, waiting.prompt_tokens), output_tokens)
+        self._counters.charge(waiting.tenant, waiting.weight, actual - charged)
+        if waiting.most_output_tokens:
+            before = self._expected.get(waiting.tenant, float(output_tokens))
+            self._expected[waiting.tenant] = before + _FORGETTING * (output_tokens - before)
+
+    # Inside
+
+    def _expected_output(self, waiting: Waiting) -> float:
+        return min(self._expected.get(waiting.tenant, float(waiting.most_output_tokens)), waiting.most_output_tokens)
+
+    def _weight(self, level: _Level, tenant: str) -> float:
+        entries = level.of(tenant)
+        return entries[0].waiting.weight if entries else 0.0
+
+    def _level(self, lane: Lane, priority: PriorityClass) -> _Level:
+        return self._levels.setdefault((lane, priority), _Level(priority))
+
+    def _count(self, waiting: Waiting, sign: int) -> None:
+        lane, tenant = waiting.lane, waiting.tenant
+        self._requests[lane] = self._requests.get(lane, 0) + sign
+        self._tokens[lane] = self._tokens.get(lane, 0) + sign * waiting.tokens
+        if not self._requests[lane]:
+            del self._requests[lane], self._tokens[lane]
+        self._waiting_of[tenant] = self._waiting_of.get(tenant, 0) + sign
+        if sign > 0:
+            self._counters.begin_waiting(tenant)
+        elif not self._waiting_of[tenant]:
+            del self._waiting_of[tenant]
+            self._counters.end_waiting(tenant)
+
+    def _take_out(self, entry: _Entry) -> None:
+        self._level(entry.waiting.lane, entry.level).leave(entry)
+        entry.gone = True
+        del self._entries[entry.waiting.key]
+        self._count(entry.waiting, -1)
+        if entry.waiting.lane not in self._requests:
+            for priority in PriorityClass:
+                self._levels.pop((entry.waiting.lane, priority), None)
+
+    def _promote(self, lane: Lane, now_s: float) -> None:
+        for priority in reversed(PriorityClass):
+            level, patience_s = self._levels.get((lane, priority)), self._patience_s.get(priority, math.inf)
+            while level and level.by_age:
+                entry = level.by_age[0]
+                if level.is_here(entry):
+                    if now_s - entry.level_since_s < patience_s:
+                        break
+                    level.leave(entry)
+                    entry.level, entry.level_since_s = PriorityClass(priority - 1), now_s
+                    self._level(lane, entry.level).put(entry)
+                level.by_age.popleft()
+
+    def _shed(self, lane: Lane) -> Iterator[Waiting]:
+        while True:
+            requests, tokens = self.depth(lane)
+            if requests <= self._limits.most_requests and tokens <= self._limits.most_tokens:
+                return
+            entry = self._least_important(lane)
+            self._take_out(entry)
+            yield entry.waiting
+
+    def _least_important(self, lane: Lane) -> _Entry:
+        """Of the lowest class, of the tenant that was served most, the newest."""
+        for priority in reversed(PriorityClass):
+            level = self._levels.get((lane, priority))
+            tenant = max(level.tenants(), key=self._counters.value, default=None) if level else None
+            if level and tenant is not None:
+                return max(level.of(tenant), key=lambda entry: entry.order)
+        raise RuntimeError(f"nothing waits in {lane}")
