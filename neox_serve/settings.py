@@ -205,6 +205,11 @@ class RouterSettings(_Section):
     port: int = Field(0, ge=0, le=65535, description="0: any free one")
     peer_grace_s: float = Field(3.0, ge=0, description="How long a lost peer's leases are kept for its return")
     load_interval_s: float = Field(0.25, gt=0, description="Between a replica's load reports")
+    queue_requests: int = Field(
+        4_096, ge=0, description="Requests that wait for a replica of one model and pool; more push out the least important"
+    )
+    queue_tokens: int = Field(8_000_000, ge=0, description="Tokens that those may claim together")
+    queue_wait_s: float = Field(60.0, gt=0, description="Longest wait")
     node_resource: str | None = _node_resource()
 
 

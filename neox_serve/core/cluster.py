@@ -1,8 +1,10 @@
 """What router, gateways and operators say about the cluster: replicas, their load, and requests' claims on them."""
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from neox_serve.core.tenants import ANONYMOUS, PriorityClass
 from neox_serve.core.types import Pool
 
 
@@ -53,6 +55,20 @@ class ReplicaLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """On whose account and how urgently a request runs. weight: the tenant's share. time_left_s: until its deadline, infinite for none.
+
+    waited_s: how long it has been on its way, where it comes here again.
+    """
+
+    tenant: str = ANONYMOUS
+    weight: float = 1.0
+    priority: PriorityClass = PriorityClass.DEFAULT
+    time_left_s: float = math.inf
+    waited_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a request asks for. output_tokens: the most it may generate. excluded: replicas that have already failed it."""
 
@@ -61,6 +77,7 @@ class Demand:
     prompt_tokens: int
     output_tokens: int
     excluded: tuple[str, ...] = ()
+    terms: Terms = Terms()
 
     @property
     def tokens(self) -> int:
@@ -75,6 +92,15 @@ class Lease:
     lease_id: int
     replica_id: str
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A lease that ended, and what its request took: prompt tokens found in the replica's cache, and tokens generated."""
+
+    lease_id: int
+    cached_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

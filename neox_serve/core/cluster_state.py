@@ -122,11 +122,24 @@ class ClusterState:
 
     def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Grant | ServeError:
         """Leases a replica to a request, or says why not: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
+        answer = self.try_admit(gateway_id, lease_id, demand)
+        return self.refuse(answer, demand, now_s) if isinstance(answer, Shortage) else answer
+
+    def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | Shortage:
+        """Leases a replica to a request, or says what is short."""
         choice = choose(self._roster, demand, self._rng)
         if isinstance(choice, Shortage):
-            return refusal(choice, demand, self._promise_slot(demand, now_s) if choice is Shortage.FULL else 0.0)
+            return choice
         self._leases.add(gateway_id, Lease(lease_id, choice.replica_id, demand.tokens))
         return Grant(choice.replica_id)
+
+    def refuse(self, shortage: Shortage, demand: Demand, now_s: float) -> ServeError:
+        """The error of a request that finds no replica; where all are full, with the next slot that is promised to nobody."""
+        return refusal(shortage, demand, self._promise_slot(demand, now_s) if shortage is Shortage.FULL else 0.0)
+
+    def has_room(self, pool: Pool, model: str) -> bool:
+        """Whether a replica of the model takes one more request."""
+        return bool(self._roster.members(pool, model).free)
 
     def settle(self, gateway_id: str, lease_ids: Iterable[int]) -> None:
         """Leases that ended; those that are not there are ignored."""

@@ -17,14 +17,19 @@ Source of the charge ahead: section 4.5 of the paper ("length prediction").
 import heapq
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
 from neox_serve.core.fair_counters import FairCounters, cost
 from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.types import Pool
 
-Lane = Hashable
+Lane = tuple[Pool, str]
+"""Pool and model."""
+
+Key = tuple[str, int]
+"""A gateway, and the lease that it asks for."""
 
 PATIENCE_S: Mapping[PriorityClass, float] = {
     PriorityClass.INTERACTIVE: 10.0,
@@ -40,7 +45,7 @@ _FORGETTING = 0.2
 class Waiting:
     """A request that waits. tokens: what it claims of a replica; deadline_s: when its answer is due, infinite where never."""
 
-    key: Hashable
+    key: Key
     lane: Lane
     tenant: str
     weight: float
@@ -89,12 +94,14 @@ class _Level:
     by_tenant: dict[str, list[tuple[float, int, _Entry]]] = field(default_factory=dict)
     by_age: deque[_Entry] = field(default_factory=deque)
     work: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def put(self, entry: _Entry) -> None:
         tenant = entry.waiting.tenant
         heapq.heappush(self.by_tenant.setdefault(tenant, []), (entry.waiting.deadline_s, entry.order, entry))
         self.by_age.append(entry)
         self.work[tenant] = self.work.get(tenant, 0.0) + entry.work
+        self.weights[tenant] = entry.waiting.weight
 
     def leave(self, entry: _Entry) -> None:
         """The entry is not here any more; heap and ages let go of it when they come to it."""
@@ -118,6 +125,7 @@ class _Level:
             else:
                 del self.by_tenant[tenant]
                 self.work.pop(tenant, None)
+                self.weights.pop(tenant, None)
 
 
 class FairQueue:
@@ -128,7 +136,7 @@ class FairQueue:
         self._patience_s = patience_s
         self._counters = FairCounters()
         self._orders = count()
-        self._entries: dict[Hashable, _Entry] = {}
+        self._entries: dict[Key, _Entry] = {}
         self._levels: dict[tuple[Lane, PriorityClass], _Level] = {}
         self._waiting_of: dict[str, int] = {}
         self._tokens: dict[Lane, int] = {}
@@ -138,7 +146,7 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: Hashable) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self._entries
 
     def lanes(self) -> tuple[Lane, ...]:
@@ -179,7 +187,7 @@ class FairQueue:
                 return entry.waiting
         return None
 
-    def remove(self, key: Hashable) -> Waiting | None:
+    def remove(self, key: Key) -> Waiting | None:
         """Takes out a request; None where it does not wait."""
         entry = self._entries.get(key)
         if entry is None:
@@ -208,8 +216,7 @@ class FairQueue:
         if same is None:
             return (ahead + own) / tokens_per_second
         mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
-        # Of the others' weights nothing is kept; that of a tenant's request that waits is as good.
-        shares = ((work, self._weight(same, tenant)) for tenant, work in same.work.items() if tenant != waiting.tenant)
+        shares = ((work, same.weights[tenant]) for tenant, work in same.work.items() if tenant != waiting.tenant)
         others = sum(min(work, (mine + own) / waiting.weight * weight) for work, weight in shares)
         return (ahead + mine + others) / tokens_per_second
 
@@ -233,10 +240,6 @@ class FairQueue:
 
     def _expected_output(self, waiting: Waiting) -> float:
         return min(self._expected.get(waiting.tenant, float(waiting.most_output_tokens)), waiting.most_output_tokens)
-
-    def _weight(self, level: _Level, tenant: str) -> float:
-        entries = level.of(tenant)
-        return entries[0].waiting.weight if entries else 0.0
 
     def _level(self, lane: Lane, priority: PriorityClass) -> _Level:
         return self._levels.setdefault((lane, priority), _Level(priority))

@@ -81,6 +81,11 @@ class Minute:
             self.requests -= requests
             self.tokens -= tokens
 
+    def spent(self, tenant: str) -> Iterator[Spent]:
+        """The entries as what the tenant used."""
+        for slot, requests, tokens in self._slots:
+            yield Spent(tenant, slot * SLOT_S, requests, tokens)
+
     def entries(self) -> Iterator[tuple[float, int, int]]:
         """When each entry stops counting, its requests and its tokens."""
         for slot, requests, tokens in self._slots:

@@ -1,8 +1,8 @@
 """A request's life between gateway and engine, as a table, and the rule for sending it to a second replica.
 
 A request is admitted (it gets a lease on a replica), sent, and answered until it ends. If its replica is lost before anything was
-delivered it is admitted and sent once more, elsewhere. However it goes, each lease is settled exactly once and the reader
-gets exactly one terminal event.
+delivered it is admitted and sent once more, elsewhere; if a more important request needs its place, it is admitted anew. However it
+goes, each lease is settled exactly once and the reader gets exactly one terminal event.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Event(Enum):
     DELIVERED = auto()
     FINISHED = auto()
     MOVABLE = auto()  # failed in a way that another replica may not; it may still be moved
+    YIELDED = auto()  # the router wants its place for a more important request
     FAILED = auto()
     CANCELLED = auto()
 
@@ -62,6 +63,7 @@ STEPS = {
     (Stage.WAITING, Event.DELIVERED): Step(Stage.STREAMING),
     (Stage.WAITING, Event.FINISHED): Step(Stage.ENDED, _ENDS),
     (Stage.WAITING, Event.MOVABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
+    (Stage.WAITING, Event.YIELDED): Step(Stage.ADMITTING, (Action.ABORT, Action.SETTLE, Action.ADMIT)),
     (Stage.WAITING, Event.FAILED): Step(Stage.ENDED, _ENDS),
     (Stage.WAITING, Event.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
     (Stage.STREAMING, Event.DELIVERED): Step(Stage.STREAMING),

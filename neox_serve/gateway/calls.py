@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from neox_serve.core.call_life import CallLife, Event
+from neox_serve.core.cluster import Terms
 from neox_serve.core.directory import NOBODY, Principal
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import PriorityClass, Tenant
 from neox_serve.gateway.decoding import Decoder
+from neox_serve.gateway.dispatching import Held
 from neox_serve.transport.call import ServerCall
 from neox_serve.v1 import generation_pb2
 from neox_serve.wire.public_messages import duration
@@ -35,6 +37,11 @@ class TokenCount:
     completion: int = 0
     truncated: int = 0
 
+    @property
+    def used(self) -> int:
+        """What counts in quotas."""
+        return self.prompt + self.completion
+
     def add(self, other: "TokenCount") -> None:
         """Adds another count to this one."""
         self.prompt += other.prompt
@@ -56,6 +63,7 @@ class Call:
     principal: who calls, as soon as that is known; before that nobody with any right. priority: the class that it gets; clamped: it
     asked for a higher one. model, adapter,
     replica_id: what serves it, empty where nothing did. partial: the deadline has come, and the answer is what there is.
+    reservation: of its tenant's quotas, settled when it ends.
     """
 
     method: str
@@ -78,6 +86,7 @@ class Call:
     writing_since_s: float | None = None
     partial: bool = False
     interruption: ServeError | None = None
+    reservation: Held | None = None
 
     @property
     def tenant(self) -> Tenant:
@@ -89,6 +98,10 @@ class Call:
         """When an answer of what there is must leave to arrive before the deadline."""
         allowed_s = self.deadline_at_s - self.arrived_at_s
         return self.deadline_at_s - min(PARTIAL_MARGIN_S, PARTIAL_MARGIN_FRACTION * allowed_s)
+
+    def terms(self, now_s: float) -> Terms:
+        """On whose account and how urgently its requests run."""
+        return Terms(self.tenant.name, self.tenant.weight, self.priority, max(0.0, self.deadline_at_s - now_s))
 
     def interrupt(self, error: ServeError) -> None:
         """Ends the call with this error, wherever it stands."""

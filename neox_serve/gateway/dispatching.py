@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from neox_serve.core.cluster import ClusterView
+from neox_serve.core.cluster import ClusterView, Demand, Terms
+from neox_serve.core.quota import QuotaState
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 
 
@@ -28,6 +30,13 @@ class GenerationStream(Protocol):
         """Frees the engine's request. Idempotent; after the end it does nothing."""
 
 
+class Held(Protocol):
+    """A call's reservation of its tenant's quotas."""
+
+    def settle(self, used_tokens: int) -> None:
+        """The call has ended and used so much. Again does nothing."""
+
+
 class Dispatcher(Protocol):
     """Sends requests to engine replicas."""
 
@@ -38,11 +47,17 @@ class Dispatcher(Protocol):
     def ready_replicas(self, pool: Pool) -> int:
         """Replicas that take requests now."""
 
-    async def open_generation(self, model: str, request: GenerationRequest) -> GenerationStream:
+    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+        """Reserves a call and the most tokens it may use in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
+
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> GenerationStream:
         """Admits a request and sends it to a replica. Raises ServeError; cancelling the call leaves nothing behind."""
 
-    async def embed(self, model: str, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, model: str, request: EmbeddingRequest, terms: Terms) -> EmbeddingResult:
         """The vector of an input. Raises ServeError; cancelling the call leaves nothing behind."""
+
+    async def estimate(self, demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
+        """Seconds that a request would wait now, None where not known; and what counts against its tenant's quotas. Raises ServeError."""
 
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """The cluster as the router sees it or, where it does not answer in time, as this gateway knows it."""

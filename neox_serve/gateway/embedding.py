@@ -25,7 +25,9 @@ class Embedding:
         """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
         call.model = self._served.model
         requests = await self._requests(call, message)
-        results = await side_by_side([self._dispatcher.embed(self._served.model, request) for request in requests])
+        call.reservation = await self._dispatcher.reserve(call.tenant, call.tokens.prompt)
+        terms = call.terms(asyncio.get_running_loop().time())
+        results = await side_by_side([self._dispatcher.embed(self._served.model, request, terms) for request in requests])
         call.admitted(max(result.admission_s for result in results), results[-1].replica_id)
         call.tokens.cached = sum(result.cached_tokens for result in results)
         return self._response(call, requests, results)

@@ -50,7 +50,8 @@ class Generation:
             outgoing.progress.sequences = max(1, message.parameters.n)
             prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
             call.tokens = outgoing.progress.tokens = prepared.tokens
-            stream = await outgoing.wait(self._dispatcher.open_generation(self._model, prepared.request))
+            await outgoing.wait(self._reserve(call, [prepared]))
+            stream = await outgoing.wait(self._open(call, prepared))
             await outgoing.forward(coalesced(stream, message.options, outgoing.wait))
         except Expired:
             _expire(call, message.parameters, checked=outgoing.progress.sequences > 0)
@@ -65,11 +66,21 @@ class Generation:
         prepared = await self._preparer.unary(call, message, limits)
         for one, collector in zip(prepared, collectors, strict=True):
             collector.progress.tokens = one.tokens
+        await self._reserve(call, prepared)
         await side_by_side([self._collect(call, one, collector) for one, collector in zip(prepared, collectors, strict=True)])
+
+    async def _reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
+        """Reserves the most that the call may use. Raises ServeError."""
+        most = sum(len(one.request.prompt_token_ids) + one.request.most_output_tokens for one in prepared)
+        call.reservation = await self._dispatcher.reserve(call.tenant, most)
+
+    async def _open(self, call: Call, prepared: Prepared) -> GenerationStream:
+        terms = call.terms(asyncio.get_running_loop().time())
+        return await self._dispatcher.open_generation(self._model, prepared.request, terms)
 
     async def _collect(self, call: Call, prepared: Prepared, collector: PromptCollector) -> None:
         """Reads one prompt's stream to its end; however this ends, the engine is left free."""
-        stream = await self._dispatcher.open_generation(self._model, prepared.request)
+        stream = await self._open(call, prepared)
         clock = asyncio.get_running_loop().time
         try:
             call.admitted(stream.admission_s, stream.replica_id)

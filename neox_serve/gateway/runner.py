@@ -20,7 +20,7 @@ from neox_serve.core.directory import NOBODY
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import PriorityClass
 from neox_serve.core.usage import UsageRecord
-from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, deadline_exceeded
+from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, TokenCount, deadline_exceeded
 from neox_serve.gateway.identity import Identity
 from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.validation import is_request_id
@@ -195,6 +195,8 @@ class CallRunner:
         if not call.life.advance(event):
             return
         now_s = asyncio.get_running_loop().time()
+        if call.reservation is not None:
+            call.reservation.settle(call.tokens.used if call.admission_s is not None else 0)
         code = "OK" if error is None else CODES[error.reason].name
         reason = "" if error is None else error.reason.value
         self._metrics.ended(call, code, reason, now_s)
@@ -236,7 +238,8 @@ class CallRunner:
 
 
 def usage_record(call: Call, outcome: str, now_s: float, wall_s: float) -> UsageRecord:
-    """What a call used. now_s: of the loop's clock; wall_s: since the epoch."""
+    """What a call used; nothing, where it got no replica. now_s: of the loop's clock; wall_s: since the epoch."""
+    tokens = call.tokens if call.admission_s is not None else TokenCount()
     first_token_s = 0.0 if call.first_token_at_s is None else call.first_token_at_s - call.arrived_at_s
     return UsageRecord(
         request_id=call.request_id,
@@ -247,9 +250,9 @@ def usage_record(call: Call, outcome: str, now_s: float, wall_s: float) -> Usage
         replica_id=call.replica_id,
         outcome=outcome,
         at_us=round(wall_s * 1e6),
-        prompt_tokens=call.tokens.prompt,
-        cached_tokens=call.tokens.cached,
-        completion_tokens=call.tokens.completion,
+        prompt_tokens=tokens.prompt,
+        cached_tokens=tokens.cached,
+        completion_tokens=tokens.completion,
         admission_us=round((call.admission_s or 0.0) * 1e6),
         first_token_us=round(first_token_s * 1e6),
         total_us=round((now_s - call.arrived_at_s) * 1e6),

@@ -6,11 +6,13 @@ gateway's own load. Settlements of one turn of the event loop leave as one messa
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
-from neox_serve.core.cluster import Demand, Lease, Outstanding
-from neox_serve.core.errors import ServeError
+from neox_serve.core.cluster import Demand, Lease, Outstanding, Settled
+from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
 from neox_serve.core.roster import Candidate, Roster
@@ -20,6 +22,21 @@ from neox_serve.link.engine_links import EngineLinks
 from neox_serve.wire import router_messages as wire
 
 Send = Callable[[pb.ConnectGatewayRequest], None]
+
+_ROUTER_WAIT_S = 10.0
+"""How long a request that waited in a router's queue waits for the next router, where no replica has room meanwhile."""
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    """A request for a lease. queued: the router has said that it waits. lost: that router is gone. heard: something has changed."""
+
+    lease_id: int
+    demand: Demand
+    answer: Lease | ServeError | None = None
+    queued: bool = False
+    lost: bool = False
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Admission:
@@ -43,9 +60,10 @@ class Admission:
         self._timeout_s = timeout_s
         self._ids = count(1)
         self._book = LeaseBook(self._credit)
+        self._router_came = asyncio.Event()
         self._roster: Roster | None = None
-        self._asked: dict[int, tuple[Demand, asyncio.Future[Lease | ServeError | None]]] = {}
-        self._settled: list[int] = []
+        self._asked: dict[int, _Question] = {}
+        self._settled: list[Settled] = []
 
     @property
     def leases_in_flight(self) -> int:
@@ -53,39 +71,57 @@ class Admission:
         return len(self._book)
 
     async def lease(self, demand: Demand) -> Lease:
-        """A lease on a replica. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
-        granted = await self._ask_router(demand) if self._router_connected() else None
-        return granted or self._lease_here(demand)
+        """A lease on a replica, maybe after waiting in the router. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
+        while True:
+            question = self._question(demand)
+            granted = await self._ask_router(question) if self._router_connected() else None
+            if granted is not None:
+                return granted
+            try:
+                return self._lease_here(demand)
+            except ServeError as error:
+                if error.reason is not Reason.OVERLOADED or not question.queued or not await self._router_back():
+                    raise
 
-    def settle(self, lease: Lease) -> None:
-        """Gives a lease back; again does nothing."""
+    def settle(self, lease: Lease, cached_tokens: int = 0, output_tokens: int = 0) -> None:
+        """Gives a lease back, with what its request took; again does nothing."""
         if self._book.remove(self._gateway_id, lease.lease_id) is not None:
-            self._tell_settled(lease.lease_id)
+            self._tell_settled(Settled(lease.lease_id, cached_tokens, output_tokens))
 
-    def hello(self) -> pb.ConnectGatewayRequest:
-        """The first message to a router: all that is in flight."""
+    def leases(self) -> tuple[Lease, ...]:
+        """All that is in flight, for the hello to a router; what was settled and not yet told needs no telling then."""
         self._settled.clear()
-        return wire.gateway_hello(self._gateway_id, self._book.leases(self._gateway_id))
+        return self._book.leases(self._gateway_id)
 
     def on_answer(self, response: pb.AdmitResponse) -> None:
         """The router's answer to a request for admission; late ones have been settled already."""
-        asked = self._asked.pop(response.lease_id, None)
-        if asked is None:
+        question = self._asked.get(response.lease_id)
+        if question is None:
             return
-        demand, future = asked
+        if response.WhichOneof("outcome") == "queued":
+            question.queued = True
+            question.heard.set()
+            return
         answer = wire.admission_from_proto(response)
         if isinstance(answer, ServeError):
-            future.set_result(answer)
-            return
-        lease = Lease(response.lease_id, answer, demand.tokens)
-        self._book.add(self._gateway_id, lease)
-        future.set_result(lease)
+            question.answer = answer
+        else:
+            question.answer = Lease(response.lease_id, answer, question.demand.tokens)
+            self._book.add(self._gateway_id, question.answer)
+        del self._asked[response.lease_id]
+        question.heard.set()
+
+    def on_router_connected(self) -> None:
+        """A router has taken the hello."""
+        self._router_came.set()
 
     def on_router_lost(self) -> None:
-        """The router went away: what waits for it is leased here."""
+        """The router went away: what waits for it is leased here, where there is room."""
+        self._router_came.clear()
         asked, self._asked = self._asked, {}
-        for _, future in asked.values():
-            future.set_result(None)
+        for question in asked.values():
+            question.lost = True
+            question.heard.set()
 
     def on_links_changed(self) -> None:
         """Replicas or links came, went or changed: routing here looks at all of them again when it is next asked."""
@@ -95,31 +131,43 @@ class Admission:
         """All replicas known here, with this gateway's own load."""
         return [Candidate(replica, self._book.outstanding(replica.replica_id), up) for replica, up in self._links.replicas()]
 
-    async def _ask_router(self, demand: Demand) -> Lease | None:
+    def _question(self, demand: Demand) -> "_Question":
+        return _Question(next(self._ids), demand)
+
+    async def _ask_router(self, question: "_Question") -> Lease | None:
         """The router's lease; None where it does not answer. Raises ServeError where it refuses."""
-        lease_id = next(self._ids)
-        future: asyncio.Future[Lease | ServeError | None] = asyncio.get_running_loop().create_future()
-        self._asked[lease_id] = (demand, future)
+        self._asked[question.lease_id] = question
         self._flush_settled()  # what was just given back may be what this request gets
-        self._send(wire.admit(lease_id, demand))
+        self._send(wire.admit(question.lease_id, question.demand))
         try:
-            await asyncio.wait((future,), timeout=self._timeout_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(question.heard.wait(), self._timeout_s)
+            while question.queued and question.answer is None and not question.lost:
+                question.heard.clear()
+                await question.heard.wait()
         except asyncio.CancelledError:
-            self._withdraw(lease_id)
+            self._withdraw(question.lease_id)
             raise
-        if not future.done():
-            self._withdraw(lease_id)
+        if question.answer is None:
+            self._withdraw(question.lease_id)
             return None
-        answer = future.result()
-        if isinstance(answer, ServeError):
-            raise answer
-        return answer
+        if isinstance(question.answer, ServeError):
+            raise question.answer
+        return question.answer
+
+    async def _router_back(self) -> bool:
+        """Whether a router has come within the time in which a dead one is replaced."""
+        try:
+            await asyncio.wait_for(self._router_came.wait(), _ROUTER_WAIT_S)
+        except TimeoutError:
+            return False
+        return True
 
     def _withdraw(self, lease_id: int) -> None:
         """Takes a question back, whether or not it has been answered."""
         self._asked.pop(lease_id, None)
         self._book.remove(self._gateway_id, lease_id)
-        self._tell_settled(lease_id)
+        self._tell_settled(Settled(lease_id))
 
     def _lease_here(self, demand: Demand) -> Lease:
         if self._roster is None:
@@ -136,10 +184,10 @@ class Admission:
         if self._roster is not None:
             self._roster.credit(replica_id, outstanding)
 
-    def _tell_settled(self, lease_id: int) -> None:
+    def _tell_settled(self, settled: Settled) -> None:
         if not self._settled:
             asyncio.get_running_loop().call_soon(self._flush_settled)
-        self._settled.append(lease_id)
+        self._settled.append(settled)
 
     def _flush_settled(self) -> None:
         settled, self._settled = self._settled, []

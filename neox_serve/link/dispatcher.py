@@ -12,16 +12,20 @@ from random import Random
 
 import structlog
 
-from neox_serve.core.cluster import ClusterView, Demand, GatewayView, ReplicaLoad, ReplicaPhase, ReplicaView
+from neox_serve.core.cluster import ClusterView, Demand, GatewayView, Lease, ReplicaLoad, ReplicaPhase, ReplicaView, Terms
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.quota import QuotaState
 from neox_serve.core.refusal import NOT_READY_RETRY_S
 from neox_serve.core.replacement import Event, event_of_failure
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.admission import Admission
+from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.engine_links import EngineLinks
 from neox_serve.link.generation_stream import GenerationStream, Placement
+from neox_serve.link.reservations import Held, Reservations
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
 from neox_serve.link.streams import repeat, stop_task
 from neox_serve.wire import router_messages as wire
@@ -29,11 +33,16 @@ from neox_serve.wire import router_messages as wire
 _log = structlog.get_logger(__name__)
 
 
+NO_TERMS = Terms()
+Estimated = tuple[float | None, QuotaState]
+
+
 class Dispatcher:
     """Sends requests to replicas.
 
-    gateway_id: a new one each start. metrics_text: this process's metrics, for the router's page. admission_timeout_s: longest wait for the
-    router's answer, after which the gateway chooses by itself. link_timeout_s: longest wait for the link to a replica just granted.
+    gateway_id: a new one each start. clock: seconds, steady; wall_clock: seconds since the epoch, never going back. metrics_text: this
+    process's metrics, for the router's page. admission_timeout_s: longest wait for the router's answer, after which the gateway chooses by
+    itself. link_timeout_s: longest wait for the link to a replica just granted.
     """
 
     def __init__(
@@ -44,10 +53,12 @@ class Dispatcher:
         metrics_text: Callable[[], str],
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] | None = None,
         admission_timeout_s: float = 2.0,
         link_timeout_s: float = 1.0,
     ) -> None:
         rng = rng or Random()
+        wall_clock = wall_clock or steady_wall_clock(clock)
         self._gateway_id = gateway_id
         self._metrics_text = metrics_text
         self._clock = clock
@@ -61,6 +72,7 @@ class Dispatcher:
             hello=self._hello,
             response_type=pb.ConnectGatewayResponse,
             on_response=self._on_response,
+            on_connected=self._on_connected,
             on_lost=self._on_router_lost,
             rng=rng,
         )
@@ -72,6 +84,9 @@ class Dispatcher:
             rng=rng,
             timeout_s=admission_timeout_s,
         )
+        self._reservations = Reservations(send=self._router.send, clock=wall_clock)
+        self._streams: dict[int, GenerationStream] = {}
+        self._estimates: dict[int, asyncio.Future[Estimated]] = {}
         self._view_ids = count(1)
         self._views: dict[int, asyncio.Future[ClusterView]] = {}
         self._metrics_task: asyncio.Task[None] | None = None
@@ -114,31 +129,66 @@ class Dispatcher:
             message = f"no ready replica within {timeout_s:g} s: {', '.join(missing)}"
             raise ServeError(Reason.NO_READY_REPLICA, message, retry_after_s=NOT_READY_RETRY_S) from error
 
-    async def open_generation(self, model: str, request: GenerationRequest) -> GenerationStream:
+    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+        """Reserves a call and its most tokens in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
+        return await self._reservations.reserve(tenant, tokens)
+
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms = NO_TERMS) -> GenerationStream:
         """Admits a request and sends it; the stream must be read to its end or cancelled.
 
         Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. Cancelling the call leaves nothing behind.
         """
         demand = Demand(Pool.GENERATION, model, len(request.prompt_token_ids), request.most_output_tokens)
+        came_s = self._clock()
         stream = GenerationStream(
             request,
-            place=lambda failed: self._place(request.request_id, replace(demand, excluded=failed)),
-            settle=self._admission.settle,
+            place=lambda failed: self._place(request.request_id, replace(demand, excluded=failed, terms=self._later(terms, came_s))),
+            settle=self._settle_stream,
             on_end=self._ended,
             clock=self._clock,
+            on_placed=self._note_stream,
         )
         self._open += 1
         await stream.open()
         return stream
 
-    async def embed(self, model: str, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, model: str, request: EmbeddingRequest, terms: Terms = NO_TERMS) -> EmbeddingResult:
         """The vector of an input. Raises ServeError as `open_generation` does, or as the engine does. Cancelling the call frees it."""
-        demand = Demand(Pool.EMBEDDING, model, len(request.prompt_token_ids), 0)
+        demand = Demand(Pool.EMBEDDING, model, len(request.prompt_token_ids), 0, terms=terms)
         self._open += 1
         try:
             return await self._embed(demand, request)
         finally:
             self._ended()
+
+    async def estimate(self, demand: Demand, timeout_s: float) -> Estimated:
+        """What would become of a request now: seconds it would wait, None where not known, and its tenant's use of quotas.
+
+        Raises ServeError(NO_READY_REPLICA) where the router does not answer in time.
+        """
+        number = next(self._view_ids)
+        future: asyncio.Future[Estimated] = asyncio.get_running_loop().create_future()
+        self._estimates[number] = future
+        self._router.send(wire.estimate_request(number, demand))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise ServeError(Reason.NO_READY_REPLICA, "the router does not answer", {}, NOT_READY_RETRY_S) from None
+        finally:
+            del self._estimates[number]
+
+    def _later(self, terms: Terms, came_s: float) -> Terms:
+        """The terms of a request that came some time ago."""
+        gone_s = self._clock() - came_s
+        return replace(terms, time_left_s=max(0.0, terms.time_left_s - gone_s), waited_s=gone_s)
+
+    def _note_stream(self, lease: Lease, stream: GenerationStream) -> None:
+        self._streams[lease.lease_id] = stream
+
+    def _settle_stream(self, lease: Lease, cached_tokens: int, output_tokens: int) -> None:
+        self._streams.pop(lease.lease_id, None)
+        self._admission.settle(lease, cached_tokens, output_tokens)
 
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """The router's view of the cluster, or where it does not answer in time what this gateway knows by itself."""
@@ -162,9 +212,10 @@ class Dispatcher:
             asked_s = self._clock()
             placement = await self._place(request.request_id, demand)
             admission_s += self._clock() - asked_s
-            lease, link = placement.lease, placement.link
+            lease, link, cached = placement.lease, placement.link, 0
             try:
                 result = await link.embed(lease.lease_id, request)
+                cached = result.cached_tokens
                 return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
             except ServeError as error:
                 if event_of_failure(error, placement.failed) is not Event.MOVABLE:
@@ -172,7 +223,7 @@ class Dispatcher:
                 demand = replace(demand, excluded=(*placement.failed, lease.replica_id))
             finally:
                 link.cancel(lease.lease_id)
-                self._admission.settle(lease)
+                self._admission.settle(lease, cached)
 
     async def _place(self, request_id: str, demand: Demand) -> Placement:
         """Leases a replica whose link is up; one that cannot be reached has failed the request. Raises ServeError."""
@@ -202,7 +253,11 @@ class Dispatcher:
     # The router
 
     def _hello(self) -> pb.ConnectGatewayRequest:
-        return self._admission.hello()
+        return wire.gateway_hello(self._gateway_id, self._admission.leases(), *self._reservations.hello())
+
+    def _on_connected(self) -> None:
+        self._admission.on_router_connected()
+        self._reservations.on_connected()
 
     def _on_response(self, response: pb.ConnectGatewayResponse) -> None:
         match response.WhichOneof("message"):
@@ -210,6 +265,15 @@ class Dispatcher:
                 self._admission.on_answer(response.admit)
             case "replicas":
                 self._links.update(wire.replicas_from_proto(response.replicas))
+            case "reserve":
+                self._reservations.on_answer(response.reserve)
+            case "give_way_lease_id":
+                if stream := self._streams.get(response.give_way_lease_id):
+                    stream.give_way()
+            case "estimate":
+                estimate = self._estimates.get(response.estimate.estimate_id)
+                if estimate is not None and not estimate.done():
+                    estimate.set_result(wire.estimate_from_proto(response.estimate))
             case "view":
                 future = self._views.get(response.view.view_id)
                 if future is not None and not future.done():

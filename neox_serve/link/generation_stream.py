@@ -31,7 +31,8 @@ Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
 class GenerationStream:
     """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
 
-    place: finds a replica. settle: gives a lease back. on_end: called once, at the end. clock: seconds, steady.
+    place: finds a replica. settle: gives a lease back, with cached and generated tokens. on_end: called once, at the end.
+    clock: seconds, steady. on_placed: told of each replica that it gets.
     """
 
     def __init__(
@@ -39,15 +40,17 @@ class GenerationStream:
         request: GenerationRequest,
         *,
         place: Place,
-        settle: Callable[[Lease], None],
+        settle: Callable[[Lease, int, int], None],
         on_end: Callable[[], None],
         clock: Callable[[], float],
+        on_placed: Callable[[Lease, "GenerationStream"], None] = lambda _lease, _stream: None,
     ) -> None:
         self._request = request
         self._place = place
         self._settle = settle
         self._on_end = on_end
         self._clock = clock
+        self._on_placed = on_placed
         self._stage = Stage.ADMITTING
         self._placement: Placement | None = None
         self._failed: tuple[str, ...] = ()
@@ -56,6 +59,8 @@ class GenerationStream:
         self._reader: asyncio.Future[None] | None = None
         self._direct: DirectSink | None = None
         self._move: asyncio.Task[None] | None = None
+        self._cached_tokens = 0
+        self._output_tokens = 0
         self.admission_s = 0.0
 
     @property
@@ -102,8 +107,17 @@ class GenerationStream:
         if self._move is not None:
             self._move.cancel()
 
+    def give_way(self) -> None:
+        """Goes back to wait for a replica, unless something has been delivered."""
+        if self._stage is Stage.WAITING:
+            self._happen(Event.YIELDED)
+
     def push(self, delta: Delta) -> None:
         """Takes a delta from the link."""
+        for sequence in delta.sequences:
+            self._output_tokens += len(sequence.token_ids)
+        if delta.prompt is not None:
+            self._cached_tokens = delta.prompt.cached_tokens
         if delta.failure is not None:
             self._fail(delta.failure)
         elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
@@ -131,11 +145,12 @@ class GenerationStream:
 
     def _take_place(self, placement: Placement) -> None:
         if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
-            self._settle(placement.lease)
+            self._settle(placement.lease, 0, 0)
             if self._error is not None:
                 raise self._error
             return
         self._placement, self._failed = placement, placement.failed
+        self._on_placed(placement.lease, self)
         self._happen(Event.GRANTED)
 
     def _happen(self, event: Event, error: ServeError | None = None) -> None:
@@ -154,7 +169,7 @@ class GenerationStream:
             case Action.ABORT if placement:
                 placement.link.cancel(placement.lease.lease_id)
             case Action.SETTLE if placement:
-                self._settle(placement.lease)
+                self._settle(placement.lease, self._cached_tokens, self._output_tokens)
             case Action.TERMINATE:
                 self._error = error
                 self._on_end()

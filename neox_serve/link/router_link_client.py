@@ -48,7 +48,8 @@ class RouterLink(Generic[Request, Response]):
     """A stream to the router.
 
     connect: opens it on a channel. hello: its first message, made anew for each stream with all that the peer knows. response_type: what
-    comes back. on_response: takes each response; the first one means that the hello was accepted. on_lost: the stream ended.
+    comes back. on_response: takes each response; the first one means that the hello was accepted. on_connected: called after that.
+    on_lost: the stream ended.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RouterLink(Generic[Request, Response]):
         response_type: type[Response],
         on_response: Callable[[Response], None],
         on_lost: Callable[[], None],
+        on_connected: Callable[[], None] = lambda: None,
         rng: Random,
     ) -> None:
         self._resolve_router = resolve_router
@@ -68,6 +70,7 @@ class RouterLink(Generic[Request, Response]):
         self._response_type = response_type
         self._on_response = on_response
         self._on_lost = on_lost
+        self._on_connected = on_connected
         self._backoff = Backoff(rng)
         self._outbox: Outbox[Request] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -111,5 +114,6 @@ class RouterLink(Generic[Request, Response]):
         self._backoff.reset()
         _log.info("router_linked", address=address)
         self._on_response(first)
+        self._on_connected()
         while True:
             self._on_response(await read(call, self._response_type))

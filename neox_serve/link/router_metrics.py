@@ -4,6 +4,7 @@ from collections import Counter as Tally
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from neox_serve.core.admissions import Admissions
 from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.types import Pool
 from neox_serve.link.metrics_page import text_of
@@ -22,6 +23,17 @@ class RouterMetrics:
         self._decision_s = Histogram(
             "neox_serve_router_decision_seconds", "Time of one decision", buckets=_DECISION_BUCKETS_S, registry=self._registry
         )
+        self._left_queue = Counter(
+            "neox_serve_router_left_queue",
+            "Requests that wait no more, by what became of them",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._reservations = Counter(
+            "neox_serve_router_reservations", "Answers to reservations of quotas", ["outcome"], registry=self._registry
+        )
+        self._queued = Gauge("neox_serve_router_queued_requests", "Requests that wait for a replica", ["pool"], registry=self._registry)
+        self._queued_tokens = Gauge("neox_serve_router_queued_tokens", "Tokens that those claim", ["pool"], registry=self._registry)
         self._leases = Gauge("neox_serve_router_leases", "Requests dispatched and not ended", ["pool"], registry=self._registry)
         self._tokens = Gauge("neox_serve_router_outstanding_tokens", "Tokens that leases claim", ["pool"], registry=self._registry)
         self._replicas = Gauge("neox_serve_router_replicas", "Replicas known", ["pool", "phase"], registry=self._registry)
@@ -32,8 +44,20 @@ class RouterMetrics:
         self._admissions.labels(outcome).inc()
         self._decision_s.observe(seconds)
 
-    def show(self, state: ClusterState) -> None:
+    def left_queue(self, outcome: str) -> None:
+        """A request waits no more."""
+        self._left_queue.labels(outcome).inc()
+
+    def reserved(self, outcome: str) -> None:
+        """A reservation was answered."""
+        self._reservations.labels(outcome).inc()
+
+    def show(self, state: ClusterState, admissions: Admissions) -> None:
         """Sets the gauges."""
+        waiting = {pool: [admissions.queue.depth(lane) for lane in admissions.queue.lanes() if lane[0] is pool] for pool in Pool}
+        for pool, depths in waiting.items():
+            self._queued.labels(pool).set(sum(requests for requests, _ in depths))
+            self._queued_tokens.labels(pool).set(sum(tokens for _, tokens in depths))
         self._gateways.set(state.gateway_count())
         for pool in Pool:
             outstanding = state.outstanding_in(pool)

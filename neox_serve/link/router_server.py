@@ -12,12 +12,16 @@ import grpc
 import structlog
 from grpc import aio
 
-from neox_serve.core.cluster import Demand, Replica
-from neox_serve.core.cluster_state import ClusterState
+from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
+from neox_serve.core.cluster import Demand, Replica, Settled
+from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.fair_queue import QueueLimits
+from neox_serve.core.quota import QuotaLedger
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import bind, internal_server
+from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.metrics_page import Labels, MetricsPage
 from neox_serve.link.router_metrics import RouterMetrics
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends, write
@@ -57,7 +61,10 @@ class _Request:
 
 
 class RouterServer(RouterLinkServiceServicer):
-    """Serves RouterLinkService and the cluster's metrics page. clock: seconds, steady. rng: for the routing policy."""
+    """Serves RouterLinkService and the cluster's metrics page.
+
+    clock: seconds, steady; wall_clock: seconds since the epoch, never going back. rng: for the routing policy.
+    """
 
     def __init__(
         self,
@@ -65,12 +72,19 @@ class RouterServer(RouterLinkServiceServicer):
         settings: RouterSettings,
         metrics: MetricsSettings,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] | None = None,
         rng: Random | None = None,
     ) -> None:
         self.address = ""
         self._settings = settings
         self._clock = clock
-        self._state = ClusterState(grace_s=settings.peer_grace_s, started_s=clock(), rng=rng or Random())
+        self._started_s, rng = clock(), rng or Random()
+        self._state = ClusterState(grace_s=settings.peer_grace_s, started_s=self._started_s, rng=rng)
+        queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
+        self._admissions = Admissions(self._state, queue)
+        self._ledger = QuotaLedger(rng)
+        self._wall_clock = wall_clock or steady_wall_clock(clock)
+        self._early: list[tuple[_Gateway, pb.ReserveRequest]] = []
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
         self._held: dict[tuple[str, int], _Request] = {}
@@ -88,6 +102,11 @@ class RouterServer(RouterLinkServiceServicer):
     def state(self) -> ClusterState:
         """What the router knows, to look at."""
         return self._state
+
+    @property
+    def ledger(self) -> QuotaLedger:
+        """What tenants used of their quotas, to look at, and to tell what was used before this router's time."""
+        return self._ledger
 
     @property
     def metrics_address(self) -> str:
@@ -140,6 +159,8 @@ class RouterServer(RouterLinkServiceServicer):
     def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
         leases = [wire.lease_from_proto(lease) for lease in hello.leases]
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
+        reservations = map(wire.reservation_from_proto, hello.reservations)
+        self._ledger.restore(gateway.gateway_id, reservations, map(wire.spent_from_proto, hello.spent), self._wall_clock())
         self._gateways[gateway.connection] = gateway
         gateway.outbox.put(wire.replica_set(self._state.replicas()))
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
@@ -152,7 +173,14 @@ class RouterServer(RouterLinkServiceServicer):
                     demand = wire.demand_from_proto(request.admit)
                     self._admit(_Request(gateway, request.admit.lease_id, demand, self._clock()))
                 case "settlements":
-                    self._settle(gateway, request.settlements.lease_ids)
+                    self._settle(gateway, wire.settled_from_proto(request.settlements))
+                case "reserve":
+                    self._reserve(gateway, request.reserve)
+                case "settled_reservations":
+                    for one in request.settled_reservations.settled:
+                        self._ledger.settle(gateway.gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
+                case "estimate":
+                    self._estimate(gateway, request.estimate)
                 case "adopted":
                     self._state.adopt(gateway.gateway_id, [wire.lease_from_proto(lease) for lease in request.adopted.leases])
                 case "metrics":
@@ -163,34 +191,64 @@ class RouterServer(RouterLinkServiceServicer):
     def _admit(self, request: _Request) -> None:
         """Answers, or holds the request where a replica may come any moment."""
         now_s, decided_s = self._clock(), time.perf_counter()
-        gateway, lease_id = request.gateway, request.lease_id
-        answer = self._state.admit(gateway.gateway_id, lease_id, request.demand, now_s)
-        if isinstance(answer, ServeError):
-            if self._may_wait(answer, request, now_s):
-                self._held[gateway.gateway_id, lease_id] = request
-                return
-            gateway.outbox.put(wire.refuse(lease_id, answer))
-            outcome = answer.reason.value
-        else:
-            if answer.replica_id not in self._told_ids:
-                self._tell_replicas()
-            gateway.outbox.put(wire.grant(lease_id, answer.replica_id))
-            outcome = "granted"
-        self._metrics.admitted(outcome, time.perf_counter() - decided_s)
+        gateway_id, lease_id = request.gateway.gateway_id, request.lease_id
+        answers = self._admissions.ask(gateway_id, lease_id, request.demand, now_s)
+        first = answers[0].what
+        if isinstance(first, ServeError) and self._may_wait(first, request, now_s):
+            self._held[gateway_id, lease_id] = request
+            return
+        self._tell_answers(answers)
+        self._metrics.admitted(_outcome(first), time.perf_counter() - decided_s)
 
     def _may_wait(self, refusal: ServeError, request: _Request, now_s: float) -> bool:
         in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S
         return in_time and self._state.may_become_ready(request.demand, now_s)
 
-    def _settle(self, gateway: _Gateway, lease_ids: Iterable[int]) -> None:
-        lease_ids = tuple(lease_ids)
-        for lease_id in lease_ids:
-            self._held.pop((gateway.gateway_id, lease_id), None)
-        self._state.settle(gateway.gateway_id, lease_ids)
+    def _tell_answers(self, answers: Iterable[Answer]) -> None:
+        """Tells gateways; one that has gone asks again when it is back."""
+        outboxes = {gateway.gateway_id: gateway.outbox for gateway in self._gateways.values()}
+        for answer in answers:
+            if isinstance(answer.what, Grant) and answer.what.replica_id not in self._told_ids:
+                self._tell_replicas()
+            if (outbox := outboxes.get(answer.gateway_id)) is not None:
+                outbox.put(_message(answer))
+
+    def _settle(self, gateway: _Gateway, settled: Iterable[Settled]) -> None:
+        now_s = self._clock()
+        for one in settled:
+            self._held.pop((gateway.gateway_id, one.lease_id), None)
+            self._admissions.settle(gateway.gateway_id, one, now_s)
+        self._grant_next()
+
+    def _grant_next(self) -> None:
+        """Gives what has come free to those that wait."""
+        answers = self._admissions.next(self._clock())
+        for answer in answers:
+            self._metrics.left_queue(_outcome(answer.what))
+        self._tell_answers(answers)
+
+    def _reserve(self, gateway: _Gateway, request: pb.ReserveRequest) -> None:
+        """Answers; a young router first waits for all gateways to say what is in flight."""
+        if self._clock() < self._started_s + self._settings.peer_grace_s:
+            self._early.append((gateway, request))
+            return
+        asked = wire.reservation_from_proto(request.reservation)
+        refusal = self._ledger.reserve(gateway.gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
+        self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
+        gateway.outbox.put(wire.reserved(asked.reservation_id, refusal))
+
+    def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
+        demand = wire.demand_from_proto(request.admit)
+        wait_s = self._admissions.expected_wait_s(demand, self._clock())
+        state = self._ledger.state(demand.terms.tenant, self._wall_clock())
+        gateway.outbox.put(wire.estimated(request.estimate_id, wait_s, state))
 
     def _drop_held(self, gateway: _Gateway) -> None:
         """Forgets the requests of a stream that ended: its gateway has gone on without an answer."""
         self._held = {key: request for key, request in self._held.items() if request.gateway is not gateway}
+        self._early = [(of, request) for of, request in self._early if of is not gateway]
+        if not any(other.gateway_id == gateway.gateway_id for other in self._gateways.values()):
+            self._admissions.drop_gateway_queue(gateway.gateway_id)
 
     # Replicas
 
@@ -253,21 +311,57 @@ class RouterServer(RouterLinkServiceServicer):
         held, self._held = self._held, {}
         for request in held.values():
             self._admit(request)
+        self._grant_next()
 
     # Time
 
     async def _tick(self) -> None:
-        gone = self._state.expire(self._clock())
+        now_s = self._clock()
+        gone = self._state.expire(now_s)
         if gone:
+            self._admissions.forget(gone)
+            for peer in gone:
+                self._ledger.drop_source(peer, self._wall_clock())
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
         self._tell_replicas()
+        if self._early and now_s >= self._started_s + self._settings.peer_grace_s:
+            early, self._early = self._early, []
+            for gateway, request in early:
+                self._reserve(gateway, request)
+        expired = self._admissions.expire(now_s)
+        for answer in expired:
+            self._metrics.left_queue(_outcome(answer.what))
+        self._tell_answers(expired)
         self._try_held()
-        self._metrics.show(self._state)
+        self._metrics.show(self._state, self._admissions)
 
     def _all_texts(self) -> dict[Labels, str]:
         """Called from the page's thread: the copy is made by one step of the interpreter."""
         return {self._labels: self._metrics.text(), **self._texts}
+
+
+def _outcome(what: Grant | Queued | GiveWay | ServeError) -> str:
+    """What became of a request, for metrics."""
+    match what:
+        case ServeError():
+            return what.reason.value
+        case Grant():
+            return "granted"
+        case Queued():
+            return "queued"
+    return "asked_to_give_way"
+
+
+def _message(answer: Answer) -> pb.ConnectGatewayResponse:
+    match answer.what:
+        case Grant(replica_id):
+            return wire.grant(answer.lease_id, replica_id)
+        case ServeError() as error:
+            return wire.refuse(answer.lease_id, error)
+        case Queued():
+            return wire.queued(answer.lease_id)
+    return wire.give_way(answer.lease_id)
 
 
 async def _check_schema(version: int, context: GatewayContext | ReplicaContext) -> None:

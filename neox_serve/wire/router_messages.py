@@ -1,5 +1,6 @@
 """Router link messages to core types and back."""
 
+import math
 from collections.abc import Iterable
 
 from neox_serve.core.cluster import (
@@ -12,8 +13,12 @@ from neox_serve.core.cluster import (
     ReplicaLoad,
     ReplicaPhase,
     ReplicaView,
+    Settled,
+    Terms,
 )
-from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.errors import QuotaViolation, Reason, ServeError
+from neox_serve.core.quota import QuotaState, Reservation, Spent
+from neox_serve.core.tenants import PriorityClass, Quotas
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
@@ -31,39 +36,108 @@ _PHASE_FROM_PROTO = {value: key for key, value in _PHASE_TO_PROTO.items()}
 # Gateway to router
 
 
-def gateway_hello(gateway_id: str, leases: Iterable[Lease]) -> pb.ConnectGatewayRequest:
-    """A gateway's first message: all it has in flight."""
-    hello = pb.GatewayHello(gateway_id=gateway_id, schema_version=SCHEMA_VERSION, leases=map(lease_to_proto, leases))
+def gateway_hello(
+    gateway_id: str, leases: Iterable[Lease], reservations: Iterable[Reservation] = (), spent: Iterable[Spent] = ()
+) -> pb.ConnectGatewayRequest:
+    """A gateway's first message: all it has in flight, and what counts in quotas of what it had."""
+    hello = pb.GatewayHello(
+        gateway_id=gateway_id,
+        schema_version=SCHEMA_VERSION,
+        leases=map(lease_to_proto, leases),
+        reservations=map(reservation_to_proto, reservations),
+        spent=[pb.Spent(tenant=one.tenant, at_s=one.at_s, requests=one.requests, tokens=one.tokens) for one in spent],
+    )
     return pb.ConnectGatewayRequest(hello=hello)
 
 
 def admit(lease_id: int, demand: Demand) -> pb.ConnectGatewayRequest:
     """Asks for a replica."""
-    request = pb.AdmitRequest(
+    return pb.ConnectGatewayRequest(admit=demand_to_proto(lease_id, demand))
+
+
+def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
+    """What a request asks for."""
+    terms = demand.terms
+    return pb.AdmitRequest(
         lease_id=lease_id,
         pool=_POOL_TO_PROTO[demand.pool],
         model=demand.model,
         prompt_tokens=demand.prompt_tokens,
         output_tokens=demand.output_tokens,
         excluded_replica_ids=demand.excluded,
+        tenant=terms.tenant,
+        weight=terms.weight,
+        priority=terms.priority,
+        time_left_s=terms.time_left_s if math.isfinite(terms.time_left_s) else None,
+        waited_s=terms.waited_s,
     )
-    return pb.ConnectGatewayRequest(admit=request)
 
 
 def demand_from_proto(request: pb.AdmitRequest) -> Demand:
-    """What a request asks for. Raises KeyError for an unknown pool."""
+    """What a request asks for. Raises KeyError for an unknown pool, ValueError for an unknown class."""
+    terms = Terms(
+        tenant=request.tenant,
+        weight=request.weight,
+        priority=PriorityClass(request.priority),
+        time_left_s=request.time_left_s if request.HasField("time_left_s") else math.inf,
+        waited_s=request.waited_s,
+    )
     return Demand(
         pool=_POOL_FROM_PROTO[request.pool],
         model=request.model,
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
         excluded=tuple(request.excluded_replica_ids),
+        terms=terms,
     )
 
 
-def settlements(lease_ids: Iterable[int]) -> pb.ConnectGatewayRequest:
+def settlements(settled: Iterable[Settled]) -> pb.ConnectGatewayRequest:
     """Leases that ended."""
-    return pb.ConnectGatewayRequest(settlements=pb.Settlements(lease_ids=lease_ids))
+    each = [pb.Settlement(lease_id=one.lease_id, cached_tokens=one.cached_tokens, output_tokens=one.output_tokens) for one in settled]
+    return pb.ConnectGatewayRequest(settlements=pb.Settlements(settlements=each))
+
+
+def settled_from_proto(message: pb.Settlements) -> list[Settled]:
+    """Leases that ended."""
+    return [Settled(one.lease_id, one.cached_tokens, one.output_tokens) for one in message.settlements]
+
+
+def reserve(reservation: Reservation, quotas: Quotas) -> pb.ConnectGatewayRequest:
+    """Asks for a reservation."""
+    limits = {name: limit for name in Quotas.__slots__ if (limit := getattr(quotas, name)) is not None}
+    return pb.ConnectGatewayRequest(reserve=pb.ReserveRequest(reservation=reservation_to_proto(reservation), quotas=pb.Quotas(**limits)))
+
+
+def quotas_from_proto(message: pb.Quotas) -> Quotas:
+    """The most a tenant may use."""
+    return Quotas(**{field.name: limit for field, limit in message.ListFields()})
+
+
+def settled_reservations(settled: Iterable[tuple[int, int]]) -> pb.ConnectGatewayRequest:
+    """Reservations that ended: their ids, and the tokens used."""
+    each = [pb.SettledReservation(reservation_id=number, used_tokens=used) for number, used in settled]
+    return pb.ConnectGatewayRequest(settled_reservations=pb.SettledReservations(settled=each))
+
+
+def reservation_to_proto(reservation: Reservation) -> pb.Reservation:
+    """The most that one call may still use."""
+    return pb.Reservation(reservation_id=reservation.reservation_id, tenant=reservation.tenant, tokens=reservation.tokens)
+
+
+def reservation_from_proto(message: pb.Reservation) -> Reservation:
+    """The most that one call may still use."""
+    return Reservation(message.reservation_id, message.tenant, message.tokens)
+
+
+def spent_from_proto(message: pb.Spent) -> Spent:
+    """What was used at some moment."""
+    return Spent(message.tenant, message.at_s, message.requests, message.tokens)
+
+
+def estimate_request(estimate_id: int, demand: Demand) -> pb.ConnectGatewayRequest:
+    """Asks what would become of a request."""
+    return pb.ConnectGatewayRequest(estimate=pb.EstimateRequest(estimate_id=estimate_id, admit=demand_to_proto(0, demand)))
 
 
 def adopted(leases: Iterable[Lease]) -> pb.ConnectGatewayRequest:
@@ -99,23 +173,72 @@ def grant(lease_id: int, replica_id: str) -> pb.ConnectGatewayResponse:
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, replica_id=replica_id))
 
 
+def queued(lease_id: int) -> pb.ConnectGatewayResponse:
+    """The request waits."""
+    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, queued=True))
+
+
+def give_way(lease_id: int) -> pb.ConnectGatewayResponse:
+    """A request should come back and wait."""
+    return pb.ConnectGatewayResponse(give_way_lease_id=lease_id)
+
+
 def refuse(lease_id: int, error: ServeError) -> pb.ConnectGatewayResponse:
     """Why a request is not admitted."""
-    refusal = pb.Refusal(
+    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, refusal=refusal_to_proto(error)))
+
+
+def reserved(reservation_id: int, error: ServeError | None) -> pb.ConnectGatewayResponse:
+    """The answer to a request for a reservation."""
+    refusal = None if error is None else refusal_to_proto(error)
+    return pb.ConnectGatewayResponse(reserve=pb.ReserveResponse(reservation_id=reservation_id, refusal=refusal))
+
+
+def refusal_to_proto(error: ServeError) -> pb.Refusal:
+    """Why something is refused."""
+    return pb.Refusal(
         reason=error.reason.value,
         message=error.message,
         metadata=dict(error.metadata),
         retry_after_s=error.retry_after_s or 0.0,
+        quota_violations=[pb.QuotaViolation(subject=one.subject, description=one.description) for one in error.quota_violations],
     )
-    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, refusal=refusal))
+
+
+def refusal_from_proto(refusal: pb.Refusal) -> ServeError:
+    """Why something is refused. Raises ValueError for an unknown reason."""
+    violations = tuple(QuotaViolation(one.subject, one.description) for one in refusal.quota_violations)
+    return ServeError(
+        Reason(refusal.reason), refusal.message, dict(refusal.metadata), refusal.retry_after_s or None, quota_violations=violations
+    )
 
 
 def admission_from_proto(response: pb.AdmitResponse) -> str | ServeError:
     """The replica's id, or why there is none."""
-    if response.HasField("refusal"):
-        refusal = response.refusal
-        return ServeError(Reason(refusal.reason), refusal.message, dict(refusal.metadata), refusal.retry_after_s or None)
-    return response.replica_id
+    return refusal_from_proto(response.refusal) if response.HasField("refusal") else response.replica_id
+
+
+def estimated(estimate_id: int, wait_s: float | None, state: QuotaState) -> pb.ConnectGatewayResponse:
+    """What would become of a request."""
+    return pb.ConnectGatewayResponse(
+        estimate=pb.EstimateResponse(
+            estimate_id=estimate_id,
+            wait_s=wait_s,
+            minute_requests=state.minute_requests,
+            minute_tokens=state.minute_tokens,
+            day_tokens=state.day_tokens,
+            reserved_requests=state.reserved_requests,
+            reserved_tokens=state.reserved_tokens,
+        )
+    )
+
+
+def estimate_from_proto(message: pb.EstimateResponse) -> tuple[float | None, QuotaState]:
+    """Seconds that a request would wait, None where that is not known; and what counts against its tenant's quotas."""
+    state = QuotaState(
+        message.minute_requests, message.minute_tokens, message.day_tokens, message.reserved_requests, message.reserved_tokens
+    )
+    return (message.wait_s if message.HasField("wait_s") else None), state
 
 
 def replica_set(replicas: Iterable[Replica]) -> pb.ConnectGatewayResponse:

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from neox_serve.core.cluster import Demand, Lease
+from neox_serve.core.cluster import Demand, Lease, Settled
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
@@ -162,7 +162,7 @@ class _Gateway:
         """How long a replica's grant took, from asked to heard. What has ended since the last request is settled first."""
         asked_s = time.perf_counter()
         if self._ended:
-            self._outbox.put(wire.settlements(self._ended))
+            self._outbox.put(wire.settlements(map(Settled, self._ended)))
             self._ended = []
         lease_id = next(self._ids)
         self._asked[lease_id] = asyncio.get_running_loop().create_future()

@@ -8,8 +8,10 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from neox_serve.core.cluster import ClusterView
+from neox_serve.core.cluster import ClusterView, Demand, Terms
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.quota import QuotaState
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import (
     Delta,
     DirectSink,
@@ -120,6 +122,20 @@ class ScriptedStream:
 
 
 @dataclass(slots=True)
+class Reserved:
+    """A call's reservation. used_tokens: what it was settled to; None: it has not been."""
+
+    tenant: str
+    tokens: int
+    used_tokens: int | None = None
+
+    def settle(self, used_tokens: int) -> None:
+        """See the protocol."""
+        if self.used_tokens is None:
+            self.used_tokens = used_tokens
+
+
+@dataclass(slots=True)
 class ScriptedDispatcher:
     """Answers every request by `script`, or by `scripts` (first prompt token id -> script)."""
 
@@ -133,13 +149,30 @@ class ScriptedDispatcher:
     streams: list[ScriptedStream] = field(default_factory=list)
     live: set[ScriptedStream] = field(default_factory=set)
     live_embeddings: int = 0
+    reserved: list["Reserved"] = field(default_factory=list)
+    quota_refusal: ServeError | None = None
+    terms: list[Terms] = field(default_factory=list)
+    estimated: tuple[float | None, QuotaState] = (0.0, QuotaState(0, 0, 0, 0, 0))
 
     def ready_replicas(self, pool: Pool) -> int:
         """See the protocol."""
         return self.ready[pool]
 
-    async def open_generation(self, model: str, request: GenerationRequest) -> ScriptedStream:
+    async def reserve(self, tenant: Tenant, tokens: int) -> "Reserved":
         """See the protocol."""
+        if self.quota_refusal is not None:
+            raise self.quota_refusal
+        self.reserved.append(Reserved(tenant.name, tokens))
+        return self.reserved[-1]
+
+    async def estimate(self, demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
+        """See the protocol."""
+        self.terms.append(demand.terms)
+        return self.estimated
+
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> ScriptedStream:
+        """See the protocol."""
+        self.terms.append(terms)
         script = self.scripts.get(request.prompt_token_ids[0], self.script)
         self.opened.append(request)
         await asyncio.sleep(script.admission_s)
@@ -150,8 +183,9 @@ class ScriptedDispatcher:
         self.streams.append(stream)
         return stream
 
-    async def embed(self, model: str, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, model: str, request: EmbeddingRequest, terms: Terms) -> EmbeddingResult:
         """See the protocol."""
+        self.terms.append(terms)
         script = self.scripts.get(request.prompt_token_ids[0], self.script)
         self.embedded.append(request)
         self.live_embeddings += 1

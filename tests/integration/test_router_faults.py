@@ -152,7 +152,7 @@ class HungRouter(RouterLinkServiceServicer):
                 return
             self.leases["asked"] |= {request.admit.lease_id} - {0}
             self.leases["adopted"] |= {lease.lease_id for lease in request.adopted.leases}
-            self.leases["settled"] |= set(request.settlements.lease_ids)
+            self.leases["settled"] |= {one.lease_id for one in request.settlements.settlements}
 
     async def ConnectReplica(  # type: ignore[override]  # noqa: N802
         self, request_iterator: object, context: aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]

@@ -222,7 +222,7 @@ def engine() -> FakeEngine:
 
 async def test_engine_dispatcher_stream_brings_every_token(engine: FakeEngine) -> None:
     dispatcher = EngineDispatcher(engine)
-    stream = await dispatcher.open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=3)))
+    stream = await dispatcher.open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=3)), Terms())
     deltas = list(await stream.next())
     while not deltas[-1].end:
         deltas += await stream.next()
@@ -232,7 +232,7 @@ async def test_engine_dispatcher_stream_brings_every_token(engine: FakeEngine) -
 
 
 async def test_engine_dispatcher_cancelled_stream_frees_the_engine(engine: FakeEngine) -> None:
-    stream = await EngineDispatcher(engine).open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=1000)))
+    stream = await EngineDispatcher(engine).open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=1000)), Terms())
     await stream.next()
     stream.cancel()
     await asyncio.sleep(0)
@@ -241,7 +241,7 @@ async def test_engine_dispatcher_cancelled_stream_frees_the_engine(engine: FakeE
 
 
 async def test_engine_dispatcher_failed_request_raises_to_its_reader(engine: FakeEngine) -> None:
-    stream = await EngineDispatcher(engine).open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=1000)))
+    stream = await EngineDispatcher(engine).open_generation("m", GenerationRequest("r", (1, 2), Stopping(max_tokens=1000)), Terms())
     engine.die()
     with pytest.raises(ServeError):
         await stream.next()

@@ -11,21 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from neox_serve.core.fair_counters import FairCounters, cost
-from neox_serve.core.fair_queue import PATIENCE_S, FairQueue, QueueLimits, Waiting
+from neox_serve.core.fair_queue import PATIENCE_S, FairQueue, Lane, QueueLimits, Waiting
 from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.types import Pool
 
 _keys = count()
+G, E = (Pool.GENERATION, "m"), (Pool.EMBEDDING, "m")
 
 
 def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> Waiting:
     values: dict[str, Any] = {
-        "lane": "g",
+        "lane": G,
         "weight": 1.0,
         "priority": PriorityClass.DEFAULT,
         "prompt_tokens": 10,
         "most_output_tokens": 10,
     }
-    return Waiting(key=next(_keys), tenant=tenant, came_s=came_s, **(values | changes))
+    return Waiting(key=("gateway", next(_keys)), tenant=tenant, came_s=came_s, **(values | changes))
 
 
 def queue(*waiting: Waiting, limits: QueueLimits = QueueLimits()) -> FairQueue:  # noqa: B008 - frozen
@@ -35,7 +37,7 @@ def queue(*waiting: Waiting, limits: QueueLimits = QueueLimits()) -> FairQueue: 
     return made
 
 
-def drain(fair: FairQueue, now_s: float = 0.0, lane: str = "g") -> list[Waiting]:
+def drain(fair: FairQueue, now_s: float = 0.0, lane: Lane = G) -> list[Waiting]:
     """All in the order in which they go, each charged as dispatched."""
     order = []
     while (one := fair.pop(lane, now_s)) is not None:
@@ -76,13 +78,13 @@ def test_class_that_waited_too_long_moves_up_until_it_is_served() -> None:
     moments = [PATIENCE_S[PriorityClass.BULK], PATIENCE_S[PriorityClass.BULK] + PATIENCE_S[PriorityClass.DEFAULT]]
     for now_s, rival in ((moments[0] - 1, PriorityClass.DEFAULT), (moments[1] - 1, PriorityClass.INTERACTIVE)):
         fair.put(higher := request("b", now_s, priority=rival), now_s)
-        assert fair.pop("g", now_s) == higher
-        fair.pop("none", now_s)
+        assert fair.pop(G, now_s) == higher
+        fair.pop(E, now_s)
     fair = queue(bulk)
-    assert fair.pop("x", moments[0]) is None
+    assert fair.pop(E, moments[0]) is None
     fair.put(request("b", moments[0], priority=PriorityClass.DEFAULT), moments[0])
     fair.charge_dispatch(request("b"))
-    assert fair.pop("g", moments[0]) == bulk
+    assert fair.pop(G, moments[0]) == bulk
 
 
 def test_earliest_deadline_goes_first_within_a_tenant() -> None:
@@ -91,15 +93,15 @@ def test_earliest_deadline_goes_first_within_a_tenant() -> None:
 
 
 def test_full_lane_holds_nobody_up_at_another() -> None:
-    embedding, generation = request(lane="e"), request(lane="g")
+    embedding, generation = request(lane=E), request(lane=G)
     fair = queue(embedding, generation)
-    assert drain(fair, lane="g") == [generation]
-    assert fair.lanes() == ("e",)
+    assert drain(fair, lane=G) == [generation]
+    assert fair.lanes() == (E,)
 
 
 def test_tenant_that_comes_back_has_saved_nothing_up() -> None:
     fair = queue(*(request("busy") for _ in range(20)))
-    drain_some = [fair.pop("g", 0.0) for _ in range(10)]
+    drain_some = [fair.pop(G, 0.0) for _ in range(10)]
     for one in drain_some:
         assert one is not None
         fair.charge_dispatch(one)
@@ -124,7 +126,7 @@ def test_full_queue_sheds_the_lowest_class_then_who_was_served_most_then_the_new
 def test_queue_is_bounded_by_tokens_too() -> None:
     fair = queue(request(), limits=QueueLimits(most_tokens=30))
     assert fair.put(big := request(prompt_tokens=20), 0.0) == (big,)
-    assert fair.depth("g") == (1, 20)
+    assert fair.depth(G) == (1, 20)
 
 
 def test_request_whose_time_is_over_leaves() -> None:
@@ -184,8 +186,8 @@ def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list
     served = {"a": 0.0, "b": 0.0}
     running: list[tuple[Waiting, float]] = []
     while {one.tenant for one in fair.waiting()} == {"a", "b"}:
-        while len(running) < slots and (one := fair.pop("g", 0.0)) is not None:
-            running.append((one, fair.charge_dispatch(one)))
+        while len(running) < slots and (chosen := fair.pop(G, 0.0)) is not None:
+            running.append((chosen, fair.charge_dispatch(chosen)))
         if not running:
             break
         ended, charged = running.pop(rng.randrange(len(running)))
@@ -208,11 +210,11 @@ class Fair(RuleBasedStateMachine):
     @rule(
         tenant=st.sampled_from("abc"),
         priority=st.sampled_from(PriorityClass),
-        lane=st.sampled_from("ge"),
+        lane=st.sampled_from([G, E]),
         prompt=st.integers(1, 40),
         left_s=st.one_of(st.just(math.inf), st.floats(1, 60)),
     )
-    def put(self, tenant: str, priority: PriorityClass, lane: str, prompt: int, left_s: float) -> None:
+    def put(self, tenant: str, priority: PriorityClass, lane: Lane, prompt: int, left_s: float) -> None:
         one = request(tenant, self.now_s, priority=priority, lane=lane, prompt_tokens=prompt, deadline_s=self.now_s + left_s)
         shed = self.fair.put(one, self.now_s)
         self.here[one.key] = (one, priority, self.now_s, next(self.order))
@@ -221,8 +223,8 @@ class Fair(RuleBasedStateMachine):
             assert self.here[gone.key][1] == max(level for _, level, _, _ in lane_here)
             del self.here[gone.key]
 
-    @rule(lane=st.sampled_from("ge"))
-    def pop(self, lane: str) -> None:
+    @rule(lane=st.sampled_from([G, E]))
+    def pop(self, lane: Lane) -> None:
         self.promote(lane)
         mine = [entry for entry in self.here.values() if entry[0].lane == lane]
         wanted = min(
@@ -236,7 +238,7 @@ class Fair(RuleBasedStateMachine):
             del self.here[popped.key]
             self.fair.charge_dispatch(popped)
 
-    def promote(self, lane: str) -> None:
+    def promote(self, lane: Lane) -> None:
         """Moves up what has waited too long, the lowest class first, one class a look."""
         for priority in reversed(PriorityClass):
             for key, (one, level, since_s, order) in list(self.here.items()):
@@ -264,7 +266,7 @@ class Fair(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         if hasattr(self, "fair"):
             assert {one.key for one in self.fair.waiting()} == set(self.here)
-            for lane in "ge":
+            for lane in (G, E):
                 mine = [one for one, *_ in self.here.values() if one.lane == lane]
                 assert self.fair.depth(lane) == (len(mine), sum(one.tokens for one in mine))
 

@@ -46,7 +46,7 @@ class World:
         self.placed.append(lease)
         return Placement(lease, cast("EngineLink", self), failed)
 
-    def settle(self, lease: Lease) -> None:
+    def settle(self, lease: Lease, _cached_tokens: int, _output_tokens: int) -> None:
         self.settled[lease.lease_id] += 1
 
     def end(self) -> None:

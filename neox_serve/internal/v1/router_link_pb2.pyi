@@ -73,6 +73,9 @@ class ConnectGatewayRequest(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     ADOPTED_FIELD_NUMBER: _builtins.int
+    RESERVE_FIELD_NUMBER: _builtins.int
+    SETTLED_RESERVATIONS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___GatewayHello:
         """First message of the stream, exactly once."""
@@ -95,6 +98,14 @@ class ConnectGatewayRequest(_message.Message):
     def adopted(self) -> Global___Leases:
         """Leases that the gateway granted itself because the router did not answer in time."""
 
+    @_builtins.property
+    def reserve(self) -> Global___ReserveRequest: ...
+    @_builtins.property
+    def settled_reservations(self) -> Global___SettledReservations:
+        """Reservations whose calls ended."""
+
+    @_builtins.property
+    def estimate(self) -> Global___EstimateRequest: ...
     def __init__(
         self,
         *,
@@ -104,12 +115,15 @@ class ConnectGatewayRequest(_message.Message):
         metrics: Global___MetricsText | None = ...,
         view: Global___ViewRequest | None = ...,
         adopted: Global___Leases | None = ...,
+        reserve: Global___ReserveRequest | None = ...,
+        settled_reservations: Global___SettledReservations | None = ...,
+        estimate: Global___EstimateRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "hello", b"hello", "message", b"message", "metrics", b"metrics", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "hello", b"hello", "message", b"message", "metrics", b"metrics", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "admit", "settlements", "metrics", "view", "adopted"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "admit", "settlements", "metrics", "view", "adopted", "reserve", "settled_reservations", "estimate"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -124,6 +138,11 @@ class ConnectGatewayResponse(_message.Message):
     ADMIT_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    RESERVE_FIELD_NUMBER: _builtins.int
+    GIVE_WAY_LEASE_ID_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    give_way_lease_id: _builtins.int
+    """A lease whose request should come back and wait for a more important one, if it has no token out yet; otherwise nothing happens."""
     @_builtins.property
     def admit(self) -> Global___AdmitResponse: ...
     @_builtins.property
@@ -132,18 +151,25 @@ class ConnectGatewayResponse(_message.Message):
 
     @_builtins.property
     def view(self) -> Global___ClusterView: ...
+    @_builtins.property
+    def reserve(self) -> Global___ReserveResponse: ...
+    @_builtins.property
+    def estimate(self) -> Global___EstimateResponse: ...
     def __init__(
         self,
         *,
         admit: Global___AdmitResponse | None = ...,
         replicas: Global___ReplicaSet | None = ...,
         view: Global___ClusterView | None = ...,
+        reserve: Global___ReserveResponse | None = ...,
+        give_way_lease_id: _builtins.int = ...,
+        estimate: Global___EstimateResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "message", b"message", "replicas", b"replicas", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "give_way_lease_id", b"give_way_lease_id", "message", b"message", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "message", b"message", "replicas", b"replicas", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "give_way_lease_id", b"give_way_lease_id", "message", b"message", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["admit", "replicas", "view"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["admit", "replicas", "view", "reserve", "give_way_lease_id", "estimate"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -158,6 +184,8 @@ class GatewayHello(_message.Message):
     GATEWAY_ID_FIELD_NUMBER: _builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """A new one each start."""
     schema_version: _builtins.int
@@ -165,20 +193,305 @@ class GatewayHello(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
         """Granted by an earlier router, or by the gateway itself while there was none."""
 
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """Of calls that have not ended."""
+
+    @_builtins.property
+    def spent(self) -> _containers.RepeatedCompositeFieldContainer[Global___Spent]:
+        """What this gateway's calls used of quotas in the last minute, and in this day (UTC) as one earlier entry; oldest first."""
+
     def __init__(
         self,
         *,
         gateway_id: _builtins.str = ...,
         schema_version: _builtins.int = ...,
         leases: _abc.Iterable[Global___Lease] | None = ...,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        spent: _abc.Iterable[Global___Spent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "leases", b"leases", "schema_version", b"schema_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "leases", b"leases", "reservations", b"reservations", "schema_version", b"schema_version", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayHello: _TypeAlias = GatewayHello  # noqa: Y015
+
+@_typing.final
+class Reservation(_message.Message):
+    """The most that one call may still use of its tenant's quotas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.int
+    """Chosen by the gateway, unique for its life."""
+    tenant: _builtins.str
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id", "tenant", b"tenant", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
+
+@_typing.final
+class Spent(_message.Message):
+    """What was used of a tenant's quotas at some moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    at_s: _builtins.float
+    """Seconds since the epoch."""
+    requests: _builtins.int
+    """Calls that began then."""
+    tokens: _builtins.int
+    """Tokens of calls that ended then."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        requests: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "requests", b"requests", "tenant", b"tenant", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spent: _TypeAlias = Spent  # noqa: Y015
+
+@_typing.final
+class ReserveRequest(_message.Message):
+    """Asks for a reservation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation(self) -> Global___Reservation: ...
+    @_builtins.property
+    def quotas(self) -> Global___Quotas: ...
+    def __init__(
+        self,
+        *,
+        reservation: Global___Reservation | None = ...,
+        quotas: Global___Quotas | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
+
+@_typing.final
+class Quotas(_message.Message):
+    """The most a tenant may use; absent: as much as it likes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_DAY_FIELD_NUMBER: _builtins.int
+    CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    tokens_per_minute: _builtins.int
+    tokens_per_day: _builtins.int
+    concurrent_requests: _builtins.int
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        tokens_per_day: _builtins.int | None = ...,
+        concurrent_requests: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "concurrent_requests", b"concurrent_requests", "requests_per_minute", b"requests_per_minute", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "concurrent_requests", b"concurrent_requests", "requests_per_minute", b"requests_per_minute", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrent_requests: _TypeAlias = _typing.Literal["concurrent_requests"]  # noqa: Y015
+    _WhichOneofArgType__concurrent_requests: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_day: _TypeAlias = _typing.Literal["tokens_per_day"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_day: _TypeAlias = _typing.Literal["_tokens_per_day", b"_tokens_per_day"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent_requests) -> _WhichOneofReturnType__concurrent_requests | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_day) -> _WhichOneofReturnType__tokens_per_day | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
+
+Global___Quotas: _TypeAlias = Quotas  # noqa: Y015
+
+@_typing.final
+class ReserveResponse(_message.Message):
+    """The answer to a ReserveRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.int
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """Absent: reserved."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.int = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
+
+@_typing.final
+class SettledReservations(_message.Message):
+    """Reservations whose calls ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTLED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settled(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettledReservation]: ...
+    def __init__(
+        self,
+        *,
+        settled: _abc.Iterable[Global___SettledReservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settled", b"settled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettledReservations: _TypeAlias = SettledReservations  # noqa: Y015
+
+@_typing.final
+class SettledReservation(_message.Message):
+    """A reservation whose call ended, and the tokens that it used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.int
+    used_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettledReservation: _TypeAlias = SettledReservation  # noqa: Y015
+
+@_typing.final
+class EstimateRequest(_message.Message):
+    """Asks what would become of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATE_ID_FIELD_NUMBER: _builtins.int
+    ADMIT_FIELD_NUMBER: _builtins.int
+    estimate_id: _builtins.int
+    @_builtins.property
+    def admit(self) -> Global___AdmitRequest:
+        """Its lease_id means nothing."""
+
+    def __init__(
+        self,
+        *,
+        estimate_id: _builtins.int = ...,
+        admit: Global___AdmitRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate_id", b"estimate_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateRequest: _TypeAlias = EstimateRequest  # noqa: Y015
+
+@_typing.final
+class EstimateResponse(_message.Message):
+    """What would become of a request now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATE_ID_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    MINUTE_REQUESTS_FIELD_NUMBER: _builtins.int
+    MINUTE_TOKENS_FIELD_NUMBER: _builtins.int
+    DAY_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_REQUESTS_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    estimate_id: _builtins.int
+    wait_s: _builtins.float
+    """Seconds it would wait for a replica. Absent: not known yet."""
+    minute_requests: _builtins.int
+    """What counts against the tenant's quotas."""
+    minute_tokens: _builtins.int
+    day_tokens: _builtins.int
+    reserved_requests: _builtins.int
+    reserved_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        estimate_id: _builtins.int = ...,
+        wait_s: _builtins.float | None = ...,
+        minute_requests: _builtins.int = ...,
+        minute_tokens: _builtins.int = ...,
+        day_tokens: _builtins.int = ...,
+        reserved_requests: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s", "wait_s", b"wait_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s", "day_tokens", b"day_tokens", "estimate_id", b"estimate_id", "minute_requests", b"minute_requests", "minute_tokens", b"minute_tokens", "reserved_requests", b"reserved_requests", "reserved_tokens", b"reserved_tokens", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_s: _TypeAlias = _typing.Literal["wait_s"]  # noqa: Y015
+    _WhichOneofArgType__wait_s: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_s) -> _WhichOneofReturnType__wait_s | None: ...
+
+Global___EstimateResponse: _TypeAlias = EstimateResponse  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):
@@ -244,6 +557,11 @@ class AdmitRequest(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     EXCLUDED_REPLICA_IDS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_S_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Chosen by the gateway, unique for its life; the answer carries it, and so does the settlement."""
     pool: Global___Pool.ValueType
@@ -252,6 +570,16 @@ class AdmitRequest(_message.Message):
     prompt_tokens: _builtins.int
     output_tokens: _builtins.int
     """The most it may generate, over all its sequences; 0 for embeddings."""
+    tenant: _builtins.str
+    """On whose account it runs."""
+    weight: _builtins.float
+    """The tenant's share, against the others'."""
+    priority: _builtins.int
+    """1 (SYSTEM) to 4 (BULK), as neox_serve.core.tenants.PriorityClass has it."""
+    time_left_s: _builtins.float
+    """Seconds until its deadline. Absent: none."""
+    waited_s: _builtins.float
+    """Seconds that it has been on its way, where it comes again."""
     @_builtins.property
     def excluded_replica_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replicas that have already failed this request."""
@@ -266,12 +594,19 @@ class AdmitRequest(_message.Message):
         prompt_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         excluded_replica_ids: _abc.Iterable[_builtins.str] | None = ...,
+        tenant: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        priority: _builtins.int = ...,
+        time_left_s: _builtins.float | None = ...,
+        waited_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "time_left_s", b"time_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "tenant", b"tenant", "time_left_s", b"time_left_s", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
+    _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_left_s) -> _WhichOneofReturnType__time_left_s | None: ...
 
 Global___AdmitRequest: _TypeAlias = AdmitRequest  # noqa: Y015
 
@@ -284,8 +619,11 @@ class AdmitResponse(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     replica_id: _builtins.str
+    queued: _builtins.bool
+    """It waits; another answer follows."""
     @_builtins.property
     def refusal(self) -> Global___Refusal: ...
     def __init__(
@@ -294,12 +632,13 @@ class AdmitResponse(_message.Message):
         lease_id: _builtins.int = ...,
         replica_id: _builtins.str = ...,
         refusal: Global___Refusal | None = ...,
+        queued: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "outcome", b"outcome", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["replica_id", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["replica_id", "refusal", "queued"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
@@ -335,6 +674,7 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
+    QUOTA_VIOLATIONS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Name of a reason of neox_serve.core.errors."""
     message: _builtins.str
@@ -342,6 +682,8 @@ class Refusal(_message.Message):
     """Seconds, 0 where waiting does not help."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def quota_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaViolation]: ...
     def __init__(
         self,
         *,
@@ -349,14 +691,39 @@ class Refusal(_message.Message):
         message: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         retry_after_s: _builtins.float = ...,
+        quota_violations: _abc.Iterable[Global___QuotaViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_after_s", b"retry_after_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "quota_violations", b"quota_violations", "reason", b"reason", "retry_after_s", b"retry_after_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class QuotaViolation(_message.Message):
+    """A quota that is used up, or too small."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    description: _builtins.str
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaViolation: _TypeAlias = QuotaViolation  # noqa: Y015
 
 @_typing.final
 class Settlements(_message.Message):
@@ -364,21 +731,50 @@ class Settlements(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEASE_IDS_FIELD_NUMBER: _builtins.int
+    SETTLEMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def settlements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Settlement]: ...
     def __init__(
         self,
         *,
-        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
+        settlements: _abc.Iterable[Global___Settlement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settlements", b"settlements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Settlements: _TypeAlias = Settlements  # noqa: Y015
+
+@_typing.final
+class Settlement(_message.Message):
+    """A lease that ended, and what its request took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    cached_tokens: _builtins.int
+    """Prompt tokens found in the replica's cache."""
+    output_tokens: _builtins.int
+    """Tokens generated, over all its sequences."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "lease_id", b"lease_id", "output_tokens", b"output_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
 @_typing.final
 class MetricsText(_message.Message):

@@ -5,9 +5,12 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 
-from neox_serve.core.cluster import ClusterView
+from neox_serve.core.cluster import ClusterView, Demand, Terms
+from neox_serve.core.quota import QuotaState
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.protocol import Engine
+from neox_serve.link.reservations import Held
 
 
 class EngineStream:
@@ -60,7 +63,15 @@ class EngineDispatcher:
         """The engine."""
         return int(pool is Pool.GENERATION)
 
-    async def open_generation(self, _model: str, request: GenerationRequest) -> EngineStream:
+    async def reserve(self, _tenant: Tenant, _tokens: int) -> Held:
+        """Nobody has quotas here."""
+        return Held(lambda _used: None)
+
+    async def estimate(self, _demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
+        """Nothing waits here."""
+        return 0.0, QuotaState(0, 0, 0, 0, 0)
+
+    async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> EngineStream:
         """Hands the request to the engine. Raises ServeError."""
         key, started_s = next(self._keys), time.monotonic()
         stream = self._streams[key] = EngineStream(lambda: self._abort(key))
@@ -72,7 +83,7 @@ class EngineDispatcher:
         stream.admission_s = time.monotonic() - started_s
         return stream
 
-    async def embed(self, _model: str, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, _model: str, request: EmbeddingRequest, _terms: Terms) -> EmbeddingResult:
         """The engine's vector. Raises ServeError."""
         return await self._engine.embed(next(self._keys), request)
 
