@@ -16,7 +16,7 @@ from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
 from neox_serve.core.cluster import Demand, Replica, Settled
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.fair_queue import QueueLimits
+from neox_serve.core.fair_queue import FairQueue, QueueLimits
 from neox_serve.core.quota import QuotaLedger
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
@@ -102,6 +102,15 @@ class RouterServer(RouterLinkServiceServicer):
     def state(self) -> ClusterState:
         """What the router knows, to look at."""
         return self._state
+
+    @property
+    def queue(self) -> FairQueue:
+        """Who waits for a replica, to look at."""
+        return self._admissions.queue
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch, as the ledger takes them."""
+        return self._wall_clock()
 
     @property
     def ledger(self) -> QuotaLedger:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -47,9 +47,9 @@ class LinkCluster:
         """A ResolveRouter."""
         return self.router_address
 
-    async def router(self, *, grace_s: float = GRACE_S) -> RouterServer:
+    async def router(self, *, grace_s: float = GRACE_S, **settings_values: Any) -> RouterServer:
         """Starts a router; peers look for this one from now on."""
-        settings = RouterSettings(peer_grace_s=grace_s)
+        settings = RouterSettings(peer_grace_s=grace_s, **settings_values)
         router = RouterServer(settings=settings, metrics=MetricsSettings(port=0), clock=time.monotonic, rng=Random(1))
         await router.start()
         self.router_address = router.address

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from neox_serve.core.cluster import Terms
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import GenerationRequest, Pool, Stopping
 from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
