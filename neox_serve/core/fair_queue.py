@@ -206,7 +206,8 @@ class FairQueue:
     def expected_wait_s(self, waiting: Waiting, tokens_per_second: float) -> float:
         """How long a request of a lane waits, from what is served before it; infinite where nothing drains.
 
-        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting.
+        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting. Then
+        a place must come free, which takes about as long as its own work does.
         """
         if tokens_per_second <= 0:
             return math.inf
@@ -218,7 +219,7 @@ class FairQueue:
         mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
         shares = ((work, same.weights[tenant]) for tenant, work in same.work.items() if tenant != waiting.tenant)
         others = sum(min(work, (mine + own) / waiting.weight * weight) for work, weight in shares)
-        return (ahead + mine + others) / tokens_per_second
+        return (ahead + mine + others + own) / tokens_per_second
 
     # Being served
 

@@ -143,7 +143,7 @@ def test_expected_wait_counts_higher_classes_and_a_fair_share_of_the_others() ->
     above = request("c", priority=PriorityClass.INTERACTIVE)
     mine = request("a")
     wait_s = queue(*rivals, above).expected_wait_s(mine, tokens_per_second=20.0)
-    assert wait_s == pytest.approx((20 + 20) / 20)
+    assert wait_s == pytest.approx((20 + 20 + 20) / 20)
     assert queue().expected_wait_s(mine, 0.0) == math.inf
 
 
