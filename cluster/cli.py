@@ -15,7 +15,7 @@ _CALLS, _CLUSTER, _PLATFORM, _SETTINGS = "Call what is served", "Run a cluster",
 
 for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.metrics, logs.logs):
     app.command(rich_help_panel=_CLUSTER)(_command)
-for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detokenize, inspect.models, bench.bench):
+for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detokenize, tokens.estimate, inspect.models, bench.bench):
     app.command(rich_help_panel=_CALLS)(_command)
 app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
 app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)

@@ -72,3 +72,28 @@ def detokenize(
     with connection.client() as client:
         texts = client.detokenize([int(word) for word in words], model=model)
     print_json(texts) if as_json else print("\n".join(texts))
+
+
+@connected
+def estimate(
+    connection: Connection,
+    *,
+    prompts: TextsArgument,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion; absent: as many as fit.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Completions of each prompt.")] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a generation would take and how long it would wait, without running it."""
+    with connection.client() as client:
+        found = client.estimate(read_texts(prompts), max_tokens=max_tokens, n=n, model=model)
+    if as_json:
+        print_json(found)
+        return
+    wait = "not known yet" if found.expected_wait_s is None else f"{found.expected_wait_s:.1f} s"
+    print(f"{found.prompt_tokens:,} prompt tokens, up to {found.max_completion_tokens:,} completion tokens; cost {found.cost:,.0f}")
+    print(f"expected wait: {wait}")
+    for quota, left in found.quota_left.items():
+        print(f"left, {quota.replace('_', ' ')}: {left:,}")
+    if not found.fits_quota:
+        print("The tenant's quotas would not let it run now.")

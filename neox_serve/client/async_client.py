@@ -13,7 +13,7 @@ from neox_serve.client import calls
 from neox_serve.client.calls import Call
 from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
 from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
-from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, StreamFinal, TokenizedText
+from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, StreamEvent, StreamFinal, TokenizedText
 from neox_serve.client.retry import Attempts, RetryPolicy
 from neox_serve.client.stream_state import StreamState
 
@@ -62,6 +62,10 @@ class AsyncClient:
         """Completes one prompt; iterate over the result. Closing it, or leaving its `async with` block, cancels the call."""
         call = calls.stream(prompt, options)
         return AsyncGenerationStream(StreamState(call, self._attempts(call), self.address), self._starter(call))
+
+    async def estimate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Estimate:
+        """What `generate` with the same arguments would take, and how long it would wait. Runs nothing."""
+        return await self._run(calls.estimate(prompts, options))
 
     async def embed(self, inputs: Prompt | Sequence[Prompt], **options: Unpack[EmbedOptions]) -> EmbedResult:
         """Turns one input or a list of inputs into vectors."""

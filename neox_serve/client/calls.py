@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neox_serve.client import responses
 from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
-from neox_serve.client.results import ClusterStatus, EmbedResult, GenerateResult, Model, StreamEvent, TokenizedText
+from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, StreamEvent, TokenizedText
 from neox_serve.core.errors import invalid
 from neox_serve.v1 import (
     admin_service_pb2_grpc,
@@ -53,16 +53,29 @@ class Call(Generic[T]):
 
 def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Call[GenerateResult]:
     """InferenceService.Generate for one prompt or many."""
+    request = _generation(inference_service_pb2.GenerateRequest(), prompts, options)
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "Generate", request, responses.generate_result, options.get("timeout_s"))
+
+
+def estimate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Call[Estimate]:
+    """InferenceService.Estimate for the same."""
+    request = _generation(inference_service_pb2.EstimateRequest(), prompts, options)
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "Estimate", request, responses.estimate, options.get("timeout_s"))
+
+
+def _generation(request: Any, prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Any:
+    """The request with all that the options say."""
     _refuse_unknown(options, GenerateOptions)
-    request = _identified(inference_service_pb2.GenerateRequest(), options)
+    request = _identified(request, options)
     _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
     request.prompts.extend(_prompts("prompts", prompts))
     request.parameters.CopyFrom(_parameters(options))
     if options.get("beam_width") is not None:
         beams = {name: options.get(name) for name in ("beam_width", "length_penalty", "num_return")}
         _set(request.beam_search, "beam_search.", beams)
-    stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "Generate", request, responses.generate_result, options.get("timeout_s"))
+    return request
 
 
 def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:

@@ -31,6 +31,18 @@ def generate_result(message: inference_service_pb2.GenerateResponse) -> results.
     )
 
 
+def estimate(message: inference_service_pb2.EstimateResponse) -> results.Estimate:
+    """The answer of Estimate."""
+    return results.Estimate(
+        prompt_tokens=message.prompt_tokens,
+        max_completion_tokens=message.max_completion_tokens,
+        cost=message.cost,
+        expected_wait_s=_seconds(message.expected_wait) if message.HasField("expected_wait") else None,
+        quota_left={field.name: left for field, left in message.quota_left.ListFields()},
+        fits_quota=message.fits_quota,
+    )
+
+
 def stream_event(message: inference_service_pb2.StreamGenerateResponse) -> results.StreamEvent:
     """One event of StreamGenerate. Raises INTERNAL where it is neither chunk nor final."""
     if message.HasField("chunk"):

@@ -1,5 +1,6 @@
 """What the client returns: frozen values, with the core's vocabulary where it has the word."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,21 @@ class Completion:
     finish: Finish
     logprobs: tuple[PositionLogprobs, ...] = ()
     score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a generation would take. cost: in prompt tokens, as fair sharing counts. expected_wait_s: None where it is not known.
+
+    quota_left: by quota, for those that there are, what may still be reserved. fits_quota: whether it would be let run now.
+    """
+
+    prompt_tokens: int
+    max_completion_tokens: int
+    cost: float
+    expected_wait_s: float | None
+    quota_left: Mapping[str, int]
+    fits_quota: bool
 
 
 @dataclass(frozen=True, slots=True)

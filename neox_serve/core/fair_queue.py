@@ -206,8 +206,8 @@ class FairQueue:
     def expected_wait_s(self, waiting: Waiting, tokens_per_second: float) -> float:
         """How long a request of a lane waits, from what is served before it; infinite where nothing drains.
 
-        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting. Then
-        a place must come free, which takes about as long as its own work does.
+        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting.
+        Then a place must come free, which takes about as long as its own work does.
         """
         if tokens_per_second <= 0:
             return math.inf

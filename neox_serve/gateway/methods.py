@@ -12,6 +12,7 @@ from neox_serve.gateway.conditions import Condition
 from neox_serve.gateway.decoding import Decoder
 from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.gateway.embedding import Embedding
+from neox_serve.gateway.estimation import Estimation
 from neox_serve.gateway.generation import Generation
 from neox_serve.gateway.health import ADMIN, INFERENCE, MODELS, OPS, TOKENS
 from neox_serve.gateway.models import Models
@@ -40,6 +41,7 @@ def methods(
     most_bytes = served.limits[Pool.GENERATION].request_bytes
     generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
+    estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     tokens = Tokens(served=served, tokenizer=tokenizer)
     models = Models(served=served, dispatcher=dispatcher)
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
@@ -53,6 +55,7 @@ def methods(
             metered=True,
         ),
         Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed, metered=True),
+        Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, most_bytes), unary=estimation.estimate),
         Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
         Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
         Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),

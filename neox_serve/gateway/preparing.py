@@ -14,7 +14,8 @@ from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.public_messages import generation_request
 
-_M = TypeVar("_M", inference_service_pb2.GenerateRequest, inference_service_pb2.StreamGenerateRequest)
+UnaryRequest = inference_service_pb2.GenerateRequest | inference_service_pb2.EstimateRequest
+_M = TypeVar("_M", bound=UnaryRequest | inference_service_pb2.StreamGenerateRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Preparer:
         self._served = served
         self._tokenizer = tokenizer
 
-    async def check_unary(self, call: Call, message: inference_service_pb2.GenerateRequest) -> ModelLimits:
+    async def check_unary(self, call: Call, message: UnaryRequest) -> ModelLimits:
         """Checks the message; returns the model's limits. Raises ServeError."""
         return await self._checked(validation.check_generate, call, message)
 
@@ -40,7 +41,7 @@ class Preparer:
         """As `check_unary`."""
         return await self._checked(validation.check_stream_generate, call, message)
 
-    async def unary(self, call: Call, message: inference_service_pb2.GenerateRequest, limits: ModelLimits) -> list[Prepared]:
+    async def unary(self, call: Call, message: UnaryRequest, limits: ModelLimits) -> list[Prepared]:
         """A request a prompt, of a message that has been checked. Raises ServeError."""
         beam = message.beam_search if message.HasField("beam_search") else None
         return await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
@@ -59,7 +60,7 @@ class Preparer:
     async def _requests(
         self,
         call: Call,
-        message: inference_service_pb2.GenerateRequest | inference_service_pb2.StreamGenerateRequest,
+        message: UnaryRequest | inference_service_pb2.StreamGenerateRequest,
         texts: Sequence[generation_pb2.Prompt],
         path: str,
         limits: ModelLimits,

@@ -80,7 +80,7 @@ def is_request_id(text: str) -> bool:
     return _REQUEST_ID.fullmatch(text) is not None
 
 
-def check_generate(request: inference_service_pb2.GenerateRequest, served: Served) -> ModelLimits:
+def check_generate(request: inference_service_pb2.GenerateRequest | inference_service_pb2.EstimateRequest, served: Served) -> ModelLimits:
     """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     served.check_adapter(request.adapter)

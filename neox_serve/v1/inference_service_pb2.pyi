@@ -369,6 +369,150 @@ class StreamFinal(_message.Message):
 Global___StreamFinal: _TypeAlias = StreamFinal  # noqa: Y015
 
 @_typing.final
+class EstimateRequest(_message.Message):
+    """Request of InferenceService.Estimate: a generation, as GenerateRequest has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    BEAM_SEARCH_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
+    model: _builtins.str
+    """A name from ModelService.ListModels. Absent: the one generation model served."""
+    adapter: _builtins.str
+    """A LoRA adapter of that model. Absent: none."""
+    priority: _generation_pb2.PriorityClass.ValueType
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Prompt]:
+        """1 to the model's limit."""
+
+    @_builtins.property
+    def parameters(self) -> _generation_pb2.GenerationParameters: ...
+    @_builtins.property
+    def beam_search(self) -> _generation_pb2.BeamSearch:
+        """As in GenerateRequest."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        prompts: _abc.Iterable[_generation_pb2.Prompt] | None = ...,
+        parameters: _generation_pb2.GenerationParameters | None = ...,
+        beam_search: _generation_pb2.BeamSearch | None = ...,
+        priority: _generation_pb2.PriorityClass.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beam_search", b"beam_search", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "beam_search", b"beam_search", "model", b"model", "parameters", b"parameters", "priority", b"priority", "prompts", b"prompts", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateRequest: _TypeAlias = EstimateRequest  # noqa: Y015
+
+@_typing.final
+class EstimateResponse(_message.Message):
+    """Response of InferenceService.Estimate. All of it may be different a moment later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    EXPECTED_WAIT_FIELD_NUMBER: _builtins.int
+    QUOTA_LEFT_FIELD_NUMBER: _builtins.int
+    FITS_QUOTA_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    model: _builtins.str
+    prompt_tokens: _builtins.int
+    """Of all prompts, after truncation."""
+    max_completion_tokens: _builtins.int
+    """The most that all completions may have."""
+    cost: _builtins.float
+    """What it counts for in fair sharing: prompt tokens, plus twice the completion tokens."""
+    fits_quota: _builtins.bool
+    """Whether the tenant's quotas would let it run now."""
+    @_builtins.property
+    def expected_wait(self) -> _duration_pb2.Duration:
+        """How long it would wait for a replica. Absent: not known, for nothing has been served yet."""
+
+    @_builtins.property
+    def quota_left(self) -> Global___QuotaLeft: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        max_completion_tokens: _builtins.int = ...,
+        cost: _builtins.float = ...,
+        expected_wait: _duration_pb2.Duration | None = ...,
+        quota_left: Global___QuotaLeft | None = ...,
+        fits_quota: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_wait", b"expected_wait", "quota_left", b"quota_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "expected_wait", b"expected_wait", "fits_quota", b"fits_quota", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "quota_left", b"quota_left", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateResponse: _TypeAlias = EstimateResponse  # noqa: Y015
+
+@_typing.final
+class QuotaLeft(_message.Message):
+    """What is left of a tenant's quotas, running calls counted with all they reserved. Absent: there is no such quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_THIS_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_THIS_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_TODAY_FIELD_NUMBER: _builtins.int
+    CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
+    requests_this_minute: _builtins.int
+    tokens_this_minute: _builtins.int
+    tokens_today: _builtins.int
+    concurrent_requests: _builtins.int
+    def __init__(
+        self,
+        *,
+        requests_this_minute: _builtins.int | None = ...,
+        tokens_this_minute: _builtins.int | None = ...,
+        tokens_today: _builtins.int | None = ...,
+        concurrent_requests: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_this_minute", b"_requests_this_minute", "_tokens_this_minute", b"_tokens_this_minute", "_tokens_today", b"_tokens_today", "concurrent_requests", b"concurrent_requests", "requests_this_minute", b"requests_this_minute", "tokens_this_minute", b"tokens_this_minute", "tokens_today", b"tokens_today"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_this_minute", b"_requests_this_minute", "_tokens_this_minute", b"_tokens_this_minute", "_tokens_today", b"_tokens_today", "concurrent_requests", b"concurrent_requests", "requests_this_minute", b"requests_this_minute", "tokens_this_minute", b"tokens_this_minute", "tokens_today", b"tokens_today"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrent_requests: _TypeAlias = _typing.Literal["concurrent_requests"]  # noqa: Y015
+    _WhichOneofArgType__concurrent_requests: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests"]  # noqa: Y015
+    _WhichOneofReturnType__requests_this_minute: _TypeAlias = _typing.Literal["requests_this_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_this_minute: _TypeAlias = _typing.Literal["_requests_this_minute", b"_requests_this_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_this_minute: _TypeAlias = _typing.Literal["tokens_this_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_this_minute: _TypeAlias = _typing.Literal["_tokens_this_minute", b"_tokens_this_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_today: _TypeAlias = _typing.Literal["tokens_today"]  # noqa: Y015
+    _WhichOneofArgType__tokens_today: _TypeAlias = _typing.Literal["_tokens_today", b"_tokens_today"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent_requests) -> _WhichOneofReturnType__concurrent_requests | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_this_minute) -> _WhichOneofReturnType__requests_this_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_this_minute) -> _WhichOneofReturnType__tokens_this_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_today) -> _WhichOneofReturnType__tokens_today | None: ...
+
+Global___QuotaLeft: _TypeAlias = QuotaLeft  # noqa: Y015
+
+@_typing.final
 class EmbedRequest(_message.Message):
     """Request of InferenceService.Embed."""
 

@@ -67,6 +67,11 @@ class InferenceServiceStub:
                 request_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Estimate = channel.unary_unary(
+                '/neox_serve.v1.InferenceService/Estimate',
+                request_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EstimateRequest.SerializeToString,
+                response_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EstimateResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -113,6 +118,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Estimate(self, request, context):
+        """Says what a generation would take and how long it would wait, without running anything. It counts in no quota.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +142,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
                     response_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Estimate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Estimate,
+                    request_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EstimateRequest.FromString,
+                    response_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EstimateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -231,6 +248,33 @@ class InferenceService:
             '/neox_serve.v1.InferenceService/Embed',
             neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
             neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Estimate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neox_serve.v1.InferenceService/Estimate',
+            neox__serve_dot_v1_dot_inference__service__pb2.EstimateRequest.SerializeToString,
+            neox__serve_dot_v1_dot_inference__service__pb2.EstimateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,8 @@ class InferenceServiceStub:
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Turns one or many inputs into vectors."""
+    Estimate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EstimateRequest, _inference_service_pb2.EstimateResponse]
+    """Says what a generation would take and how long it would wait, without running anything. It counts in no quota."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -95,6 +97,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns one or many inputs into vectors."""
+    Estimate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EstimateRequest, _inference_service_pb2.EstimateResponse]  # type: ignore[assignment]
+    """Says what a generation would take and how long it would wait, without running anything. It counts in no quota."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Text generation and embeddings.
@@ -144,5 +148,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
         """Turns one or many inputs into vectors."""
+
+    @_abc_1.abstractmethod
+    def Estimate(
+        self,
+        request: _inference_service_pb2.EstimateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.EstimateResponse, _abc.Awaitable[_inference_service_pb2.EstimateResponse]]:
+        """Says what a generation would take and how long it would wait, without running anything. It counts in no quota."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -147,6 +147,15 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     def __init__(self, gateway: ScriptedGateway) -> None:
         self._gateway = gateway
 
+    async def Estimate(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._gateway.perform("Estimate", request, context)
+        left = inference_service_pb2.QuotaLeft(tokens_this_minute=90)
+        response = inference_service_pb2.EstimateResponse(
+            prompt_tokens=3, max_completion_tokens=5, cost=13, quota_left=left, fits_quota=True
+        )
+        response.expected_wait.FromMilliseconds(1_500)
+        return response
+
     async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._gateway.perform("Generate", request, context)
         counts = range(request.parameters.n or 1)
