@@ -38,7 +38,7 @@ def applications(settings: Settings) -> list[dict[str, Any]]:
     chosen = [
         # First: it takes longest to be up, and Serve builds in this order.
         _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
-        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log"}),
+        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder"}),
         _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
     ]
     if settings.embedding.enabled:

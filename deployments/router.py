@@ -9,6 +9,7 @@ from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.link.router_server import RouterServer
 from neox_serve.settings import restore
+from neox_serve.tenancy.platform import spent_recently
 
 
 class RouterDeployment:
@@ -19,6 +20,7 @@ class RouterDeployment:
         settings = restore(settings_values)
         logs.configure(settings.log, "router")
         self._server = RouterServer(settings=settings.router, metrics=settings.metrics, clock=time.monotonic, rng=random.Random())
+        self._server.restore(await spent_recently(settings))
         await self._server.start()
         settle()
         self._to_end.push_async_callback(self._server.stop)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -17,7 +17,7 @@ from neox_serve.core.cluster import Demand, Replica, Settled
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.fair_queue import FairQueue, QueueLimits
-from neox_serve.core.quota import QuotaLedger
+from neox_serve.core.quota import QuotaLedger, Spent
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import bind, internal_server
@@ -114,8 +114,13 @@ class RouterServer(RouterLinkServiceServicer):
 
     @property
     def ledger(self) -> QuotaLedger:
-        """What tenants used of their quotas, to look at, and to tell what was used before this router's time."""
+        """What tenants used of their quotas, to look at."""
         return self._ledger
+
+    def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
+        for source, entries in spent.items():
+            self._ledger.restore(source, (), entries, self._wall_clock())
 
     @property
     def metrics_address(self) -> str:

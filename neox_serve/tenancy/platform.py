@@ -3,11 +3,13 @@
 import asyncio
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Self
 
 from sqlalchemy import Engine
 
+from neox_serve.core.quota import DAY_S, MINUTE_S, Spent, day_of
 from neox_serve.core.usage import Chain
 from neox_serve.settings import Settings, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
@@ -45,6 +47,20 @@ class Platform:
         await self.directory.close()
         await self.writer.close()
         await asyncio.to_thread(self._engine.dispose)
+
+
+async def spent_recently(settings: Settings) -> dict[str, list[Spent]]:
+    """By gateway: what was used this day, and in the last minute. Raises SettingsError where the database cannot be used."""
+
+    def read() -> dict[str, list[Spent]]:
+        engine = open_database(database_url(settings))
+        try:
+            now_s = time.time()
+            return UsageStore(engine).spent(round(min(day_of(now_s) * DAY_S, now_s - MINUTE_S) * 1e6))
+        finally:
+            engine.dispose()
+
+    return await asyncio.to_thread(read)
 
 
 def read_secret(path: Path, *, make: bool) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Engine, case, func, insert, select, update
 
+from neox_serve.core.quota import Spent
 from neox_serve.core.usage import FIELDS, ChainBreak, ChainedRecord, UsageRecord, verify
 from neox_serve.tenancy.tables import usage_chains, usage_records
 
@@ -23,16 +24,6 @@ class UsageSum:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """A request that ended: what it counts for in quotas. source: the gateway (chain) that noted it. at_s: since the epoch."""
-
-    source: str
-    tenant: str
-    at_s: float
-    tokens: int
 
 
 class UsageStore:
@@ -65,13 +56,16 @@ class UsageStore:
             rows = connection.execute(asked.group_by(columns.tenant, columns.model).order_by(columns.tenant, columns.model)).all()
         return [UsageSum(*row[:2], *(int(value or 0) for value in row[2:])) for row in rows]
 
-    def spent(self, since_us: int) -> list[Spent]:
-        """All requests that ended since then, for what quotas count."""
+    def spent(self, since_us: int) -> dict[str, list[Spent]]:
+        """By gateway: all requests that ended since then, oldest first, as quotas count them."""
         columns = usage_records.c
         asked = select(columns.chain, columns.tenant, columns.at_us, columns.prompt_tokens + columns.completion_tokens)
         with self._engine.connect() as connection:
-            rows = connection.execute(asked.where(columns.at_us >= since_us)).all()
-        return [Spent(chain, tenant, at_us / 1e6, int(tokens)) for chain, tenant, at_us, tokens in rows]
+            rows = connection.execute(asked.where(columns.at_us >= since_us).order_by(columns.at_us)).all()
+        by_gateway: dict[str, list[Spent]] = {}
+        for chain, tenant, at_us, tokens in rows:
+            by_gateway.setdefault(chain, []).append(Spent(tenant, at_us / 1e6, 1, int(tokens)))
+        return by_gateway
 
     def verify(self, secret: bytes) -> list[ChainBreak]:
         """Where the chains are not what was written."""

@@ -150,9 +150,7 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Estimate(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._gateway.perform("Estimate", request, context)
         left = inference_service_pb2.QuotaLeft(tokens_this_minute=90)
-        response = inference_service_pb2.EstimateResponse(
-            prompt_tokens=3, max_completion_tokens=5, cost=13, quota_left=left, fits_quota=True
-        )
+        response = inference_service_pb2.EstimateResponse(prompt_tokens=3, max_completion_tokens=5, quota_left=left, fits_quota=True)
         response.expected_wait.FromMilliseconds(1_500)
         return response
 
