@@ -2,7 +2,7 @@
 
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,8 +20,8 @@ from neox_serve.core.types import (
 )
 from neox_serve.engine.detokenizer import TextStream, TokenBytes
 
-_STRIDE = 31
 _CERTAIN_BIAS = 50.0
+_SEQUENCE_SEED = 7919
 
 
 def numbered(token_id: int) -> bytes:
@@ -44,9 +44,9 @@ class Vocabulary:
     dimensions: int = 32
     kv_capacity_tokens: int = 1_000_000
 
-    def token(self, base: int, position: int) -> int:
-        """The token at a position of a text; never the end of text."""
-        token_id = (base + _STRIDE * position) % self.size
+    def token(self, state: int) -> int:
+        """The token that follows a text whose `state_after` this is; never the end of text."""
+        token_id = state % self.size
         return token_id if token_id != self.eos_token_id else (token_id + 1) % self.size
 
     def logprobs(self, token_id: int, alternatives: int) -> PositionLogprobs:
@@ -61,7 +61,7 @@ class Vocabulary:
 @dataclass(slots=True)
 class _Sequence:
     index: int
-    base: int
+    state: int
     stream: TextStream
     tokens: int = 0
     ended: bool = False
@@ -104,6 +104,7 @@ class Answer:
     def _extend(self, sequence: _Sequence) -> SequenceDelta:
         token_id, finish = self._next_token(sequence)
         sequence.tokens += 1
+        sequence.state = state_after((token_id,), sequence.state)
         hidden = finish is not None and not self.request.stopping.include_stop_in_output
         piece = sequence.stream.push((token_id,), hide_last=hidden)
         if piece.stop is not None:
@@ -119,12 +120,12 @@ class Answer:
     def _next_token(self, sequence: _Sequence) -> tuple[int, Finish | None]:
         """The token, and how it ends the sequence, if by itself. Nothing ends one before min_tokens."""
         stopping = self.request.stopping
-        token_id = self.vocabulary.token(sequence.base, sequence.tokens) if self.forced is None else self.forced
+        token_id = self.vocabulary.token(sequence.state) if self.forced is None else self.forced
         stops = token_id in stopping.stop_token_ids
         if not stops and (token_id != self.vocabulary.eos_token_id or stopping.ignore_eos):
             return token_id, None
         if sequence.tokens < stopping.min_tokens:
-            return self.vocabulary.token(sequence.base, sequence.tokens), None
+            return self.vocabulary.token(sequence.state), None
         return token_id, Finish(FinishReason.STOP, token_id if stops else None)
 
     def _beams(self) -> tuple[SequenceDelta, ...]:
@@ -142,6 +143,11 @@ class Answer:
         )
 
 
+def state_after(token_ids: Sequence[int], state: int = 0) -> int:
+    """What the next token follows from. As in a real model that is every token before it, wherever prompt ends and output begins."""
+    return zlib.crc32(array("q", token_ids).tobytes(), state)
+
+
 def _forced(request: GenerationRequest) -> int | None:
     """The token that a logit bias makes certain."""
     bias = request.sampling.logit_bias
@@ -151,9 +157,10 @@ def _forced(request: GenerationRequest) -> int | None:
 def answer(request: GenerationRequest, vocabulary: Vocabulary) -> Answer:
     """The answer to a request. Sequences of one request differ."""
     count = request.beam.num_return if request.beam else request.n
-    base = zlib.crc32(array("q", request.prompt_token_ids).tobytes(), request.sampling.seed or 0)
+    seed = request.sampling.seed or 0
     streams = (TextStream(vocabulary.text_bytes, request.stopping, request.prompt_token_ids) for _ in range(count))
-    sequences = [_Sequence(index, base + 7919 * index, stream) for index, stream in enumerate(streams)]
+    states = (state_after(request.prompt_token_ids, seed + _SEQUENCE_SEED * index) for index in range(count))
+    sequences = [_Sequence(index, state, stream) for index, (state, stream) in enumerate(zip(states, streams, strict=True))]
     return Answer(request, vocabulary, sequences, _forced(request))
 
 

@@ -61,7 +61,7 @@ class Call:
     """One call. Times are of the event loop's clock, `*_at_s` are moments, other `*_s` are spans; None: has not happened.
 
     principal: who calls, as soon as that is known; before that nobody with any right. priority: the class that it gets; clamped: it
-    asked for a higher one. model, adapter,
+    asked for a higher one. gaps_s: how long it stood still for each replica that it lost. model, adapter,
     replica_id: what serves it, empty where nothing did. partial: the deadline has come, and the answer is what there is.
     reservation: of its tenant's quotas, settled when it ends.
     """
@@ -74,6 +74,7 @@ class Call:
     principal: Principal = NOBODY
     priority: PriorityClass = PriorityClass.DEFAULT
     clamped: bool = False
+    gaps_s: list[float] = field(default_factory=list)
     model: str = ""
     adapter: str = ""
     replica_id: str = ""

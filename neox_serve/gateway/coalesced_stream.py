@@ -43,6 +43,11 @@ class CoalescedStream:
         """See the protocol."""
         return self._stream.replica_id
 
+    @property
+    def gaps_s(self) -> Sequence[float]:
+        """See the protocol."""
+        return self._stream.gaps_s
+
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """See the protocol; offers nothing directly. Raises Expired, ServeError."""
         try:

@@ -20,6 +20,10 @@ class GenerationStream(Protocol):
     def replica_id(self) -> str:
         """The replica that serves the request now, or did last."""
 
+    @property
+    def gaps_s(self) -> Sequence[float]:
+        """How long the reader waited for each replica that went on with the request after the one before was lost."""
+
     async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, waiting for at least one; the last has `end` set. Raises ServeError where the request failed.
 

@@ -89,6 +89,7 @@ class Generation:
                     call.output(clock())
         finally:
             stream.cancel()
+            call.gaps_s += stream.gaps_s
 
     def _response(
         self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: Sequence[PromptCollector]
@@ -161,6 +162,8 @@ class _Outgoing:
         """Stops the timer and frees the engine, whatever has happened."""
         self._expiry.close()
         self._free_engine()
+        if self._stream is not None:
+            self._call.gaps_s += self._stream.gaps_s
 
     def _free_engine(self) -> None:
         if self._stream is not None:

@@ -40,6 +40,12 @@ class GatewayMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self._gaps = Histogram(
+            "neox_gateway_continuation_gap_seconds",
+            "How long a stream stood still when its replica was lost, until another went on with it",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self._tokens = Counter("neox_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
         self._watch(dispatcher)
 
@@ -50,6 +56,8 @@ class GatewayMetrics:
     def ended(self, call: Call, code: str, reason: str, now_s: float) -> None:
         """Notes how a call ended. reason: empty where all went well."""
         method, tokens = call.method, call.tokens
+        for gap_s in call.gaps_s:
+            self._gaps.observe(gap_s)
         self._in_flight.labels(method).dec()
         self._calls.labels(method, code, reason).inc()
         self._duration.labels(method).observe(now_s - call.arrived_at_s)

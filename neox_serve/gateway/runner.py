@@ -218,6 +218,8 @@ class CallRunner:
             facts["first_token_s"] = round(call.first_token_at_s - call.arrived_at_s, 4)
         if call.admission_s is not None:
             facts["admission_s"] = round(call.admission_s, 4)
+        if call.gaps_s:
+            facts["gaps_s"] = [round(gap_s, 4) for gap_s in call.gaps_s]
         if error is None:
             log.info("call", **facts)
             return
@@ -228,6 +230,8 @@ class CallRunner:
         """Sends the status. Raises AbortError, which ends the handler."""
         if CODES[error.reason] is grpc.StatusCode.UNAVAILABLE and error.retry_after_s is None:
             error = replace(error, retry_after_s=UNAVAILABLE_RETRY_S)
+        if call.first_token_at_s is not None:
+            error = replace(error, metadata={**error.metadata, "completion_tokens": str(call.tokens.completion)})
         status = to_grpc_status(error, call.request_id)
         trailing = (*(status.trailing_metadata or ()), *self._trailing(call))
         await context.abort(status.code, status.details, trailing)

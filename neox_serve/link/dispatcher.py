@@ -5,7 +5,7 @@ Without a router it goes on with the replicas it knows, by the same policy; the 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -138,11 +138,15 @@ class Dispatcher:
 
         Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. Cancelling the call leaves nothing behind.
         """
-        demand = Demand(Pool.GENERATION, model, len(request.prompt_token_ids), request.most_output_tokens)
         came_s = self._clock()
+
+        def place(what: GenerationRequest, failed: tuple[str, ...]) -> Awaitable[Placement]:
+            sizes = len(what.prompt_token_ids), what.most_output_tokens
+            return self._place(request.request_id, Demand(Pool.GENERATION, model, *sizes, failed, self._later(terms, came_s)))
+
         stream = GenerationStream(
             request,
-            place=lambda failed: self._place(request.request_id, replace(demand, excluded=failed, terms=self._later(terms, came_s))),
+            place=place,
             settle=self._settle_stream,
             on_end=self._ended,
             clock=self._clock,

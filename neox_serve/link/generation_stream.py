@@ -1,18 +1,23 @@
 """One generation as its reader sees it: deltas until the end, on whichever replica. Its life is the table in core.replacement.
 
-What arrives before it is read is kept; the request's own limit on output bounds it. A request whose replica is lost before anything
-arrived is moved to another while the reader waits.
+What arrives before it is read is kept; the request's own limit on output bounds it. A request whose replica is lost is moved to another
+while the reader waits, before anything arrived always, and after that where the other can go on from there.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import structlog
 
 from neox_serve.core.cluster import Lease
+from neox_serve.core.continuation import continued, is_continuable
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.replacement import Action, Event, Stage, event_of_failure, step
-from neox_serve.core.types import Delta, DirectSink, GenerationRequest
+from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, GenerationRequest, PromptFacts, SequenceDelta
 from neox_serve.link.engine_link_client import EngineLink
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +29,16 @@ class Placement:
     failed: tuple[str, ...]
 
 
-Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
-"""Leases a replica that is not among those given, and waits for its link. Raises ServeError."""
+Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]
+"""Leases a replica for a request that is not among those given, and waits for its link. Raises ServeError."""
 
 
 class GenerationStream:
     """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
 
-    place: finds a replica. settle: gives a lease back, with cached and generated tokens. on_end: called once, at the end.
-    clock: seconds, steady. on_placed: told of each replica that it gets.
+    place: finds a replica. settle: gives a lease back, with cached and generated tokens. on_end: called once, at the end. clock: seconds,
+    steady. on_placed: told of each replica that it gets. gaps_s: how long its reader waited for each replica that went on with it, from
+    the loss of the one before.
     """
 
     def __init__(
@@ -61,6 +67,11 @@ class GenerationStream:
         self._move: asyncio.Task[None] | None = None
         self._cached_tokens = 0
         self._output_tokens = 0
+        self._delivered: list[int] | None = [] if is_continuable(request) else None
+        self._whole = request
+        self._loss: ServeError | None = None
+        self._lost_at_s: float | None = None
+        self.gaps_s: list[float] = []
         self.admission_s = 0.0
 
     @property
@@ -69,13 +80,17 @@ class GenerationStream:
         return self._placement.lease.replica_id if self._placement else ""
 
     async def open(self) -> None:
-        """Admits and sends the request. Raises ServeError. `admission_s` grows by the seconds it took."""
+        """Admits and sends the request. `admission_s` grows by the seconds it took.
+
+        Raises ServeError; REPLICA_LOST where something was delivered and nobody goes on with it.
+        """
         started_s = self._clock()
         try:
-            placement = await self._place(self._failed)
-        except ServeError as error:
+            placement = await self._place(self._request, self._failed)
+        except ServeError as refusal:
+            error = refusal if self._loss is None else replace(self._loss, retry_after_s=refusal.retry_after_s)
             self._happen(Event.REFUSED, error)
-            raise
+            raise error from None
         except BaseException:
             self.cancel()
             raise
@@ -116,8 +131,10 @@ class GenerationStream:
         """Takes a delta from the link."""
         for sequence in delta.sequences:
             self._output_tokens += len(sequence.token_ids)
+            if self._delivered is not None:
+                self._delivered += sequence.token_ids
         if delta.prompt is not None:
-            self._cached_tokens = delta.prompt.cached_tokens
+            delta = self._note_prompt(delta, delta.prompt)
         if delta.failure is not None:
             self._fail(delta.failure)
         elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
@@ -138,10 +155,33 @@ class GenerationStream:
             self._reader.set_exception(fault)
             return True
 
+    def _note_prompt(self, delta: Delta, prompt: PromptFacts) -> Delta:
+        """The first delta of a replica; of the replicas after the first its reader hears nothing about the prompt."""
+        self._cached_tokens = prompt.cached_tokens
+        if self._lost_at_s is None:
+            return delta
+        self.gaps_s.append(self._clock() - self._lost_at_s)
+        self._lost_at_s = None
+        _log.info("request_continued", request_id=self._whole.request_id, replica_id=self.replica_id, gap_s=round(self.gaps_s[-1], 4))
+        return replace(delta, prompt=None)
+
     def _fail(self, failure: ServeError) -> None:
-        event = event_of_failure(failure, self._failed)
+        event = event_of_failure(failure, self._failed, continuable=bool(self._delivered))
         self._failed = (*self._failed, self.replica_id)
-        self._happen(event, failure)
+        if event is not Event.CONTINUABLE:
+            self._happen(event, failure)
+        elif (rest := continued(self._whole, self._delivered or ())) is not None:
+            self._continue_with(rest, failure)
+        else:  # only the word that it has ended was lost
+            self._deltas.append(Delta(0, (SequenceDelta(0, "", (), finish=Finish(FinishReason.LENGTH)),), end=True))
+            self._happen(Event.FINISHED)
+
+    def _continue_with(self, rest: GenerationRequest, failure: ServeError) -> None:
+        """Goes on elsewhere. The prompt was paid for once: that the next replica reads it again is not its tenant's doing."""
+        self._lost_at_s = self._clock() if self._lost_at_s is None else self._lost_at_s
+        self._cached_tokens = len(self._request.prompt_token_ids)
+        self._request, self._loss = rest, failure
+        self._happen(Event.CONTINUABLE, failure)
 
     def _take_place(self, placement: Placement) -> None:
         if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
@@ -170,6 +210,7 @@ class GenerationStream:
                 placement.link.cancel(placement.lease.lease_id)
             case Action.SETTLE if placement:
                 self._settle(placement.lease, self._cached_tokens, self._output_tokens)
+                self._cached_tokens = self._output_tokens = 0
             case Action.TERMINATE:
                 self._error = error
                 self._on_end()

@@ -53,6 +53,7 @@ class ScriptedStream:
         self.request = request
         self.admission_s = script.admission_s
         self.replica_id = "scripted"
+        self.gaps_s: list[float] = []
         self.pending: list[Delta] = []
         self._freed = False
         self._on_freed = on_freed

@@ -20,8 +20,18 @@ ADAPTERS = ("legal", "medical")
 CONTEXT_TOKENS = 2048
 LONG = tuple(range(1, CONTEXT_TOKENS + 101))
 STOP, LENGTH = generation_pb2.FINISH_REASON_STOP, generation_pb2.FINISH_REASON_LENGTH
-# What the fake engine says after the prompt (5, 6, 7) by its own rule, and a token that a logit bias makes certain.
-FREE = [Vocabulary().token(zlib.crc32(array("q", [5, 6, 7]).tobytes()), position) for position in range(12)]
+
+
+def said_after(*text: int) -> list[int]:
+    """The next dozen tokens that the fake engine says after a text, by its own rule."""
+    said: list[int] = []
+    while len(said) < 12:
+        said.append(Vocabulary().token(zlib.crc32(array("q", [*text, *said]).tobytes())))
+    return said
+
+
+# After the prompt (5, 6, 7), and a token that a logit bias makes certain.
+FREE = said_after(5, 6, 7)
 BIASED = 77
 END_OF_TEXT = 0
 

@@ -22,6 +22,7 @@ class Steps:
 
     admission_s = 0.5
     replica_id = "replica"
+    gaps_s = ()
 
     def __init__(self, *deltas: Delta) -> None:
         self.left = deque(deltas)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox_serve.core.cluster import Lease
+from neox_serve.core.continuation import MOST_CONTINUATIONS
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.replacement import replica_lost
 from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
@@ -27,6 +28,7 @@ class World:
         self.refuse_after = refuse_after
         self.link_up = True
         self.placed: list[Lease] = []
+        self.requests: list[GenerationRequest] = []
         self.settled: Counter[int] = Counter()
         self.receiver: DeltaReceiver | None = None
         self.aborted: list[int] = []
@@ -37,7 +39,8 @@ class World:
         self.texts: list[str] = []
         self.pushed: list[str] = []
 
-    async def place(self, failed: tuple[str, ...]) -> Placement:
+    async def place(self, request: GenerationRequest, failed: tuple[str, ...]) -> Placement:
+        self.requests.append(request)
         await asyncio.sleep(0)
         if len(self.placed) >= self.refuse_after:
             raise ServeError(Reason.NO_READY_REPLICA, "none")
@@ -77,14 +80,14 @@ class World:
         assert not delta.end
         if not next(self.taken, False):
             return False
-        self.texts += [sequence.text for sequence in delta.sequences]
+        self.texts += [sequence.text for sequence in delta.sequences if sequence.token_ids]
         return True
 
     async def read(self) -> None:
         try:
             while True:
                 deltas: Sequence[Delta] = await self.stream.next(self.take)
-                self.texts += [sequence.text for delta in deltas for sequence in delta.sequences]
+                self.texts += [sequence.text for delta in deltas for sequence in delta.sequences if sequence.token_ids]
                 if deltas[-1].end:
                     return
         except ServeError as error:
@@ -141,7 +144,9 @@ def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list
     world = asyncio.run(live())
     assert world.ends == 1
     assert world.settled == Counter(lease.lease_id for lease in world.placed)
-    assert len(world.placed) <= 2
+    assert len(world.placed) <= 1 + MOST_CONTINUATIONS
+    for request in world.requests:
+        assert len(request.prompt_token_ids) + request.stopping.max_tokens == 1 + REQUEST.stopping.max_tokens, "a token more, or less"
     assert len(world.errors) <= 1
     assert world.texts == world.pushed[: len(world.texts)], "text out of order, or twice"
     if not world.errors:
