@@ -16,7 +16,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
 from neox_serve.core.roster import Candidate, Roster
-from neox_serve.core.routing import Shortage, choose
+from neox_serve.core.routing import Shortage, choose, power_of_two
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.engine_links import EngineLinks
 from neox_serve.wire import router_messages as wire
@@ -172,10 +172,10 @@ class Admission:
     def _lease_here(self, demand: Demand) -> Lease:
         if self._roster is None:
             self._roster = Roster(self.candidates())
-        choice = choose(self._roster, demand, self._rng)
+        choice = choose(power_of_two, self._roster, demand, self._rng)
         if isinstance(choice, Shortage):
             raise refusal(choice, demand, UNKNOWN_SLOT_INTERVAL_S)
-        lease = Lease(next(self._ids), choice.replica_id, demand.tokens)
+        lease = Lease(next(self._ids), choice.replica.replica_id, demand.tokens)
         self._book.add(self._gateway_id, lease)
         self._send(wire.adopted((lease,)))
         return lease
