@@ -20,6 +20,14 @@ class GenerationStream(Protocol):
     def replica_id(self) -> str:
         """The replica that serves the request now, or did last."""
 
+    @property
+    def explanation(self) -> str:
+        """How the request came to that replica, for people."""
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """Of the prompt, what that replica was thought to have cached; None where nothing was known of its cache."""
+
     async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, waiting for at least one; the last has `end` set. Raises ServeError where the request failed.
 

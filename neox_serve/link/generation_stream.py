@@ -17,11 +17,16 @@ from neox_serve.link.engine_link_client import EngineLink
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request goes. failed: replicas that have failed it so far."""
+    """Where a request goes. failed: replicas that have failed it so far. explanation: how it came to this one, for people.
+
+    predicted: whether what the replica's cache has was known, so that the lease's cached tokens are what its engine should find.
+    """
 
     lease: Lease
     link: EngineLink
     failed: tuple[str, ...]
+    explanation: str = ""
+    predicted: bool = False
 
 
 Place = Callable[[tuple[str, ...]], Awaitable[Placement]]
@@ -67,6 +72,17 @@ class GenerationStream:
     def replica_id(self) -> str:
         """The replica that serves the request now, or did last; empty before the first."""
         return self._placement.lease.replica_id if self._placement else ""
+
+    @property
+    def explanation(self) -> str:
+        """How it came to that replica, for people."""
+        return self._placement.explanation if self._placement else ""
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """Of the prompt, what that replica was thought to have cached; None where nothing was known."""
+        placement = self._placement
+        return placement.lease.cached_tokens if placement and placement.predicted else None
 
     async def open(self) -> None:
         """Admits and sends the request. Raises ServeError. `admission_s` grows by the seconds it took."""

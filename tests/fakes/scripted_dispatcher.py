@@ -44,6 +44,7 @@ class Script:
     fails_at: int = 0
     admission_s: float = 0.0
     refusal: ServeError | None = None
+    predicted_cached_tokens: int | None = None
 
 
 class ScriptedStream:
@@ -53,6 +54,8 @@ class ScriptedStream:
         self.request = request
         self.admission_s = script.admission_s
         self.replica_id = "scripted"
+        self.explanation = "policy=scripted"
+        self.predicted_cached_tokens: int | None = script.predicted_cached_tokens
         self.pending: list[Delta] = []
         self._freed = False
         self._on_freed = on_freed

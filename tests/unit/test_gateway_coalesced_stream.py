@@ -22,6 +22,8 @@ class Steps:
 
     admission_s = 0.5
     replica_id = "replica"
+    explanation = "why"
+    predicted_cached_tokens = 32
 
     def __init__(self, *deltas: Delta) -> None:
         self.left = deque(deltas)

@@ -23,6 +23,8 @@ class EngineStream:
         self._ended = False
         self.admission_s = 0.0
         self.replica_id = "engine"
+        self.explanation = ""
+        self.predicted_cached_tokens: int | None = None
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call. Raises ServeError where the request failed."""
