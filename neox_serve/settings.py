@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from neox_serve.core.routing import DEFAULT_LEAD_TOKENS
 from neox_serve.core.types import Pool, Pooling
 
 Name = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -85,6 +86,7 @@ class EngineSettings(_Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     block_size: int | None = Field(None, ge=1, le=256)
     enable_prefix_caching: bool = True
+    report_prefix_cache: bool = Field(True, description="Tell the router what the prefix cache holds, for router.policy kv-aware")
     enforce_eager: bool | None = Field(None, description="No compilation; default: true on CPU, false on GPU")
     cpu_threads_bind: str = Field(
         "auto", description='OpenMP cores of each CPU worker as vLLM takes them, such as "0|1"; auto: shared out evenly'
@@ -210,6 +212,16 @@ class RouterSettings(_Section):
     )
     queue_tokens: int = Field(8_000_000, ge=0, description="Tokens that those may claim together")
     queue_wait_s: float = Field(60.0, gt=0, description="Longest wait")
+    policy: Literal["least-tokens", "power-of-two", "prefix-affinity", "kv-aware", "session"] = Field(
+        "kv-aware",
+        description="What decides which replica takes a request: its work, or that of two drawn, the prompt's beginning, its prefix cache, "
+        "or the metadata neox-session",
+    )
+    lead_tokens: int = Field(
+        DEFAULT_LEAD_TOKENS,
+        ge=0,
+        description="Tokens that a replica may have to do more than the least loaded, until prefix, session and adapter bind nothing to it",
+    )
     node_resource: str | None = _node_resource()
 
 

@@ -26,7 +26,10 @@ PHASES_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One engine replica. replica_id: a new one each start. address: host:port of its link. max_requests: most it takes at a time."""
+    """One engine replica. replica_id: a new one each start. address: host:port of its link. max_requests: most it takes at a time.
+
+    block_tokens: tokens of a block of its prefix cache, of which it tells what it holds; 0 where it tells nothing.
+    """
 
     replica_id: str
     pool: Pool
@@ -34,6 +37,7 @@ class Replica:
     address: str
     max_requests: int
     phase: ReplicaPhase = ReplicaPhase.READY
+    block_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.replica_id or not self.address or self.max_requests < 1:
@@ -46,12 +50,13 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """Load of a replica as its engine last reported it."""
+    """Load of a replica as its engine last reported it. adapters: those that it has loaded."""
 
     running_requests: int = 0
     waiting_requests: int = 0
     kv_usage_fraction: float = 0.0
     output_tokens_per_second: float = 0.0
+    adapters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request asks for. output_tokens: the most it may generate. excluded: replicas that have already failed it."""
+    """What a request asks for. output_tokens: the most it may generate. excluded: replicas that have already failed it.
+
+    session: whatever ties requests together that shall meet the same replica; empty for none. blocks: names of the prompt's blocks that a
+    cache can spare (core.block_hashes), of block_tokens each; empty where nothing can be known of caches.
+    """
 
     pool: Pool
     model: str
@@ -78,6 +87,10 @@ class Demand:
     output_tokens: int
     excluded: tuple[str, ...] = ()
     terms: Terms = Terms()
+    adapter: str | None = None
+    session: str = ""
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -87,11 +100,20 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A request's claim on a replica. lease_id: unique for its gateway's life. tokens: prompt plus the most it may generate."""
+    """A request's claim on a replica. lease_id: unique for its gateway's life. tokens: prompt plus the most it may generate.
+
+    cached_tokens: of its prompt, those that the replica's cache was thought to spare.
+    """
 
     lease_id: int
     replica_id: str
     tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Tokens that the replica has to compute."""
+        return self.tokens - self.cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +127,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """Claims on a replica, summed: requests dispatched and not ended, and their tokens."""
+    """Claims on a replica, summed: requests dispatched and not ended, and their uncached tokens."""
 
     requests: int = 0
     tokens: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
+from neox_serve.core.block_index import BlockIndex, BlockNews
 from neox_serve.core.cluster import (
     ClusterView,
     Demand,
@@ -29,7 +30,7 @@ from neox_serve.core.errors import ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import PoolFlow, next_slot_s, refusal
 from neox_serve.core.roster import Candidate, Roster
-from neox_serve.core.routing import Shortage, choose
+from neox_serve.core.routing import DEFAULT_LEAD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
 from neox_serve.core.types import Pool
 
 _NO_LOAD = ReplicaLoad()
@@ -37,9 +38,11 @@ _NO_LOAD = ReplicaLoad()
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The replica that takes a request."""
+    """The replica that takes a request. cached_tokens: of its prompt, thought to be cached there. explanation: for people."""
 
     replica_id: str
+    cached_tokens: int = 0
+    explanation: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)
@@ -58,12 +61,26 @@ class _ReplicaPeer(_Peer):
 
 
 class ClusterState:
-    """The router's state. grace_s: how long a lost peer is remembered. Times are seconds of one steady clock."""
+    """The router's state. grace_s: how long a lost peer is remembered. Times are seconds of one steady clock.
 
-    def __init__(self, *, grace_s: float, started_s: float, rng: Random) -> None:
+    policy, lead_tokens: how replicas are chosen; policy is a name in core.routing.POLICIES.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace_s: float,
+        started_s: float,
+        rng: Random,
+        policy: str = DEFAULT_POLICY,
+        lead_tokens: int = DEFAULT_LEAD_TOKENS,
+    ) -> None:
         self._grace_s = grace_s
         self._started_s = started_s
         self._rng = rng
+        self._policy = policy
+        self._lead_tokens = lead_tokens
+        self._index = BlockIndex()
         self._replicas: dict[str, _ReplicaPeer] = {}
         self._gateways: dict[str, _Peer] = {}
         self._roster = Roster()
@@ -92,6 +109,10 @@ class ClusterState:
         if peer := self._replicas.get(replica_id):
             peer.replica = peer.replica.moved_to(phase)
             self._enter(peer)
+
+    def take_block_news(self, replica_id: str, news: BlockNews) -> bool:
+        """News of a replica's cache; of an unknown one it is ignored. False: the replica is to tell all that it holds."""
+        return replica_id not in self._replicas or self._index.take(replica_id, news)
 
     def disconnect_replica(self, replica_id: str, connection: int, now_s: float) -> None:
         """A replica's stream ended."""
@@ -127,11 +148,12 @@ class ClusterState:
 
     def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | Shortage:
         """Leases a replica to a request, or says what is short."""
-        choice = choose(self._roster, demand, self._rng)
+        holdings = self._index.look_up(demand.blocks)
+        choice = choose(POLICIES[self._policy], self._roster, demand, self._rng, holdings=holdings, lead_tokens=self._lead_tokens)
         if isinstance(choice, Shortage):
             return choice
-        self._leases.add(gateway_id, Lease(lease_id, choice.replica_id, demand.tokens))
-        return Grant(choice.replica_id)
+        self._leases.add(gateway_id, Lease(lease_id, choice.replica.replica_id, demand.tokens, choice.cached_tokens))
+        return Grant(choice.replica.replica_id, choice.cached_tokens, self._explain(choice))
 
     def refuse(self, shortage: Shortage, demand: Demand, now_s: float) -> ServeError:
         """The error of a request that finds no replica; where all are full, with the next slot that is promised to nobody."""
@@ -159,7 +181,8 @@ class ClusterState:
     # Time
 
     def expire(self, now_s: float) -> tuple[str, ...]:
-        """Forgets the peers whose grace is over, with their leases. Returns their ids."""
+        """Forgets the peers whose grace is over, with their leases. Returns their ids. Each call also tidies up a little after replicas."""
+        self._index.sweep()
         replicas = [key for key, peer in self._replicas.items() if self._is_over(peer, now_s)]
         gateways = [key for key, peer in self._gateways.items() if self._is_over(peer, now_s)]
         for replica_id in replicas:
@@ -191,6 +214,10 @@ class ClusterState:
         """Leases of all gateways."""
         return len(self._leases)
 
+    def block_count(self) -> int:
+        """Blocks in the caches of replicas."""
+        return len(self._index)
+
     def gateway_count(self) -> int:
         """Gateways, the lost ones of the grace period too."""
         return len(self._gateways)
@@ -208,8 +235,11 @@ class ClusterState:
         """All that changes of a replica passes here to routing; what changes of its leases, the book tells."""
         replica_id = peer.replica.replica_id
         self._replicas[replica_id] = peer
-        outstanding, rate = self._leases.outstanding(replica_id), peer.load.output_tokens_per_second
-        self._roster.put(Candidate(peer.replica, outstanding, peer.lost_s is None, rate))
+        outstanding, load = self._leases.outstanding(replica_id), peer.load
+        self._roster.put(Candidate(peer.replica, outstanding, peer.lost_s is None, load.output_tokens_per_second, load.adapters))
+
+    def _explain(self, route: Route) -> str:
+        return f"policy={self._policy} why={route.why} cached_tokens={route.cached_tokens} candidates={route.candidates}"
 
     def _promise_slot(self, demand: Demand, now_s: float) -> float:
         key = (demand.pool, demand.model)
@@ -228,6 +258,7 @@ class ClusterState:
     def _forget_replica(self, replica_id: str) -> None:
         del self._replicas[replica_id]
         self._roster.remove(replica_id)
+        self._index.forget(replica_id)
         self._leases.drop_replica(replica_id)
 
 

@@ -22,6 +22,7 @@ class LeaseBook:
         # Of dicts from numbers to numbers or text the garbage collector keeps no account; 200,000 objects stop a router for 60 ms.
         self._replica_ids: dict[str, dict[int, str]] = {}  # by gateway and lease
         self._tokens: dict[str, dict[str, dict[int, int]]] = {}  # by replica, gateway and lease
+        self._cached: dict[str, dict[int, int]] = {}  # by gateway and lease, where it is not 0
         self._sums: dict[str, Outstanding] = {}
 
     def add(self, gateway_id: str, lease: Lease) -> None:
@@ -34,7 +35,7 @@ class LeaseBook:
         replica_id = self._replica_ids.get(gateway_id, {}).get(lease_id)
         if replica_id is None:
             return None
-        lease = Lease(lease_id, replica_id, self._tokens[replica_id][gateway_id][lease_id])
+        lease = self._lease(gateway_id, lease_id, replica_id)
         self._remove_all(gateway_id, (lease,))
         return lease
 
@@ -49,11 +50,12 @@ class LeaseBook:
         """Removes all leases of a gateway."""
         self._remove_all(gateway_id, self.leases(gateway_id))
         self._replica_ids.pop(gateway_id, None)
+        self._cached.pop(gateway_id, None)
 
     def drop_replica(self, replica_id: str) -> None:
         """Removes all leases on a replica."""
         for gateway_id, tokens in tuple(self._tokens.get(replica_id, {}).items()):
-            self._remove_all(gateway_id, [Lease(lease_id, replica_id, claimed) for lease_id, claimed in tokens.items()])
+            self._remove_all(gateway_id, [self._lease(gateway_id, lease_id, replica_id) for lease_id in tokens])
 
     def outstanding(self, replica_id: str) -> Outstanding:
         """Claims on a replica, summed."""
@@ -62,7 +64,7 @@ class LeaseBook:
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
         """All leases of a gateway."""
         mine = self._replica_ids.get(gateway_id, {})
-        return tuple(Lease(lease_id, replica_id, self._tokens[replica_id][gateway_id][lease_id]) for lease_id, replica_id in mine.items())
+        return tuple(self._lease(gateway_id, lease_id, replica_id) for lease_id, replica_id in mine.items())
 
     def requests(self, gateway_id: str) -> int:
         """How many leases a gateway has."""
@@ -71,11 +73,17 @@ class LeaseBook:
     def __len__(self) -> int:
         return sum(len(leases) for leases in self._replica_ids.values())
 
+    def _lease(self, gateway_id: str, lease_id: int, replica_id: str) -> Lease:
+        cached = self._cached.get(gateway_id, {}).get(lease_id, 0)
+        return Lease(lease_id, replica_id, self._tokens[replica_id][gateway_id][lease_id], cached)
+
     def _put_all(self, gateway_id: str, leases: Collection[Lease]) -> None:
         mine = self._replica_ids.setdefault(gateway_id, {})
         for lease in leases:
             mine[lease.lease_id] = lease.replica_id
             self._tokens.setdefault(lease.replica_id, {}).setdefault(gateway_id, {})[lease.lease_id] = lease.tokens
+            if lease.cached_tokens:
+                self._cached.setdefault(gateway_id, {})[lease.lease_id] = lease.cached_tokens
             self._count(lease, 1)
         self._tell(leases)
 
@@ -84,6 +92,8 @@ class LeaseBook:
             del self._replica_ids[gateway_id][lease.lease_id]
             on_replica = self._tokens[lease.replica_id]
             del on_replica[gateway_id][lease.lease_id]
+            if lease.cached_tokens:
+                del self._cached[gateway_id][lease.lease_id]
             if not on_replica[gateway_id]:
                 del on_replica[gateway_id]
             self._count(lease, -1)
@@ -91,7 +101,7 @@ class LeaseBook:
 
     def _count(self, lease: Lease, sign: int) -> None:
         now = self.outstanding(lease.replica_id)
-        self._sums[lease.replica_id] = Outstanding(now.requests + sign, now.tokens + sign * lease.tokens)
+        self._sums[lease.replica_id] = Outstanding(now.requests + sign, now.tokens + sign * lease.uncached_tokens)
 
     def _tell(self, leases: Iterable[Lease]) -> None:
         """Tells of the replicas that these leases are or were on, and forgets the sums of those without any."""

@@ -13,12 +13,13 @@ from neox_serve.core.types import Pool
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica, what it has been given, whether it can be reached now, and how fast it last said that it generates."""
+    """A replica, what it has been given, and whether it can be reached now; how fast it generates and which adapters it has, as it said."""
 
     replica: Replica
     outstanding: Outstanding
     reachable: bool = True
     tokens_per_second: float = 0.0
+    adapters: frozenset[str] = frozenset()
 
 
 def is_ready(candidate: Candidate) -> bool:
@@ -49,6 +50,11 @@ class Members:
     def free(self) -> Sequence[Candidate]:
         """Those that are ready and have room, in no order that means anything."""
         return self._free
+
+    def find_free(self, replica_id: str) -> Candidate | None:
+        """The replica of that id, if it is ready and has room."""
+        place = self._places.get(replica_id)
+        return None if place is None else self._free[place]
 
     @property
     def outstanding(self) -> Outstanding:
@@ -144,7 +150,7 @@ class Roster:
     def credit(self, replica_id: str, outstanding: Outstanding) -> None:
         """What a replica has been given now; of an unknown one it is ignored."""
         if known := self._candidates.get(replica_id):
-            self.put(Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second))
+            self.put(Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second, known.adapters))
 
     def remove(self, replica_id: str) -> None:
         """Takes out a replica that is there."""

@@ -105,7 +105,10 @@ class Beam:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt for an engine. logprobs / prompt_logprobs: alternatives per position, None for none at all."""
+    """One prompt for an engine. logprobs / prompt_logprobs: alternatives per position, None for none at all.
+
+    cache_salt: only prompts with the same one share what the engine's prefix cache holds. session: for the choice of the replica alone.
+    """
 
     request_id: str
     prompt_token_ids: TokenIds
@@ -117,6 +120,8 @@ class GenerationRequest:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     adapter: str | None = None
+    cache_salt: str | None = None
+    session: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids or self.n < 1:
@@ -130,12 +135,13 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """One input for an embedding engine."""
+    """One input for an embedding engine. cache_salt: as in a generation request."""
 
     request_id: str
     prompt_token_ids: TokenIds
     pooling: Pooling
     normalize: bool = True
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -234,9 +240,10 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Load of an engine now. output_tokens_total counts since the start."""
+    """Load of an engine now. output_tokens_total counts since the start. adapters: those that it has loaded."""
 
     running_requests: int
     waiting_requests: int
     kv_usage_fraction: float
     output_tokens_total: int
+    adapters: frozenset[str] = frozenset()

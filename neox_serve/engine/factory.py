@@ -10,11 +10,15 @@ from neox_serve.engine import arguments, engine_forks
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.environment import engine_environment
 from neox_serve.engine.fake_answers import Vocabulary
+from neox_serve.engine.fake_cache import FakeCache
 from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.pools import engine_settings, on_gpu
 from neox_serve.engine.protocol import Engine
 from neox_serve.settings import EngineSettings, Settings, SettingsError
+
+FAKE_BLOCK_TOKENS = 32
+FAKE_CACHE_TOKENS = 262_144
 
 __all__ = ["engine_environment", "fake_engine", "read_token_table", "start_engine"]
 
@@ -61,5 +65,13 @@ def fake_engine(settings: Settings, engine: EngineSettings, facts: ModelFacts, t
         ),
         adapters=frozenset(adapter.name for adapter in settings.model.adapters),
         max_num_seqs=engine.max_num_seqs,
+        cache=_fake_cache(settings.model.name, engine),
         stamp_text=timing.stamp_text,
     )
+
+
+def _fake_cache(model: str, engine: EngineSettings) -> FakeCache | None:
+    if not (engine.enable_prefix_caching and engine.report_prefix_cache):
+        return None
+    block_tokens = engine.block_size or FAKE_BLOCK_TOKENS
+    return FakeCache(model, block_tokens=block_tokens, capacity_blocks=FAKE_CACHE_TOKENS // block_tokens)

@@ -82,13 +82,12 @@ class Answer:
         """Length of the prompt."""
         return len(self.request.prompt_token_ids)
 
-    @property
-    def prompt(self) -> PromptFacts:
+    def prompt(self, cached_tokens: int) -> PromptFacts:
         """The prompt's part of the first delta."""
         alternatives = self.request.prompt_logprobs
         if alternatives is None:
-            return PromptFacts()
-        return PromptFacts(logprobs=tuple(self.vocabulary.logprobs(i, alternatives) for i in self.request.prompt_token_ids[1:]))
+            return PromptFacts(cached_tokens)
+        return PromptFacts(cached_tokens, tuple(self.vocabulary.logprobs(i, alternatives) for i in self.request.prompt_token_ids[1:]))
 
     def step(self) -> tuple[tuple[SequenceDelta, ...], bool]:
         """One token more for each sequence, and whether that ended the request. Beams are told of all at once, at the end."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 
+from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import (
     Delta,
@@ -24,6 +25,7 @@ from neox_serve.core.types import (
 )
 from neox_serve.engine import fake_answers, guides
 from neox_serve.engine.fake_answers import Answer, Vocabulary
+from neox_serve.engine.fake_cache import FakeCache
 from neox_serve.engine.outbox import Outbox
 
 
@@ -74,6 +76,7 @@ class _Live:
     answer: Answer
     due_s: float
     fault: Fault | None
+    cached_tokens: int = 0
     steps: int = 0
     told: bool = False
 
@@ -87,7 +90,10 @@ class _Load:
 
 
 class FakeEngine:
-    """Implements `neox_serve.engine.protocol.Engine`. stamp_text: each token's text is the moment of its step, in the clock's seconds."""
+    """Implements `neox_serve.engine.protocol.Engine`. cache: None for an engine without one, which says nothing of what it has.
+
+    stamp_text: each token's text is the moment of its step, in the clock's seconds.
+    """
 
     def __init__(
         self,
@@ -98,6 +104,7 @@ class FakeEngine:
         max_num_seqs: int = 4096,
         faults: Faults = no_faults,
         clock: Clock = Clock(),
+        cache: FakeCache | None = None,
         stamp_text: bool = False,
     ) -> None:
         self._timing = timing
@@ -106,6 +113,7 @@ class FakeEngine:
         self._max_num_seqs = max_num_seqs
         self._faults = faults
         self._clock = clock
+        self._cache = cache
         self._stamp_text = stamp_text
         self._load = _Load()
         self._outbox = Outbox()
@@ -113,6 +121,11 @@ class FakeEngine:
         self._step_at_s = 0.0
         self._work = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def block_ledger(self) -> BlockLedger | None:
+        """What its cache holds."""
+        return self._cache.ledger if self._cache else None
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
         """Queues the request. Raises ServeError."""
@@ -230,6 +243,8 @@ class FakeEngine:
         due = [live for live in load.waiting.values() if live.due_s <= self._step_at_s]
         for live in due[: max(0, self._max_num_seqs - len(load.running))]:
             load.running[live.key] = load.waiting.pop(live.key)
+            if self._cache is not None:
+                live.cached_tokens = self._cache.serve(live.answer.request)
 
     def _advance(self, live: _Live, stamp: str | None) -> Delta:
         if live.fault is not None and live.steps == live.fault.after_tokens:
@@ -238,7 +253,7 @@ class FakeEngine:
         sequences, ended = live.answer.step()
         if stamp is not None:
             sequences = _stamped(sequences, stamp)
-        prompt = live.answer.prompt if sequences and not live.told else None
+        prompt = live.answer.prompt(live.cached_tokens) if sequences and not live.told else None
         live.told |= bool(sequences)
         for sequence in sequences:
             self._load.output_tokens_total += len(sequence.token_ids)

@@ -8,6 +8,7 @@ that one engine step brought for that sink, so a sink that writes to a link writ
 from collections.abc import Hashable
 from typing import Protocol
 
+from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.types import (
     DeltaSink,
     EmbeddingRequest,
@@ -19,6 +20,10 @@ from neox_serve.core.types import (
 
 class Engine(Protocol):
     """Runs one model on its accelerators."""
+
+    @property
+    def block_ledger(self) -> BlockLedger | None:
+        """What its prefix cache holds; None where it does not say."""
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
         """Admits a request; returns once it is queued. `key` is unique among the engine's live requests.

@@ -23,6 +23,7 @@ _OURS = frozenset(
         "disable_log_stats",
         "enable_lora",
         "enable_prefix_caching",
+        "kv_events_config",
         "model",
         "pooler_config",
         "runner",

@@ -19,6 +19,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.stats import SchedulerStats
 
+from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import (
     Beam,
@@ -34,6 +35,7 @@ from neox_serve.core.types import (
 from neox_serve.engine import guides, vllm_beams, vllm_metrics, vllm_pooling, vllm_requests
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.outbox import Outbox
+from neox_serve.engine.vllm_cache_events import CacheEventReader
 from neox_serve.engine.vllm_errors import translate
 from neox_serve.engine.vllm_jobs import Job, Sequence
 from neox_serve.engine.vllm_process import EngineProcesses
@@ -41,7 +43,7 @@ from neox_serve.engine.vllm_steps import DirectCollector, OnOutput, StepSignal
 
 
 class VllmEngine:
-    """Implements `neox_serve.engine.protocol.Engine`. Used on one event loop, that of its creation."""
+    """Implements `neox_serve.engine.protocol.Engine`. Used on one event loop, that of its creation. cache: closed with it."""
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class VllmEngine:
         native_pooling: Pooling,
         supported_tasks: tuple[str, ...],
         eos_token_id: int,
+        cache: CacheEventReader | None = None,
     ) -> None:
         self._llm = llm
+        self._cache = cache
         self._processes = EngineProcesses(llm)
         self._table = table
         self._adapters = adapters
@@ -72,7 +76,15 @@ class VllmEngine:
         self._kv_usage_fraction = 0.0
         self._closed = False
         self._requests = 0
+        self._loaded_adapters: frozenset[str] = frozenset()
         steps.connect(self._end_step)
+        if cache is not None:
+            cache.start()
+
+    @property
+    def block_ledger(self) -> BlockLedger | None:
+        """What vLLM's prefix cache holds."""
+        return self._cache.ledger if self._cache else None
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
         """Queues the request. Raises ServeError."""
@@ -125,6 +137,7 @@ class VllmEngine:
             waiting_requests=len(self._jobs) - running,
             kv_usage_fraction=0.0 if idle else self._kv_usage_fraction,
             output_tokens_total=self._output_tokens_total,
+            adapters=self._loaded_adapters,
         )
 
     async def check_health(self) -> None:
@@ -143,6 +156,8 @@ class VllmEngine:
         self._fail_all(ServeError(Reason.REPLICA_LOST, "the engine was stopped"))
         for task in (*self._flights.values(), *self._background):
             task.cancel()
+        if self._cache is not None:
+            await self._cache.close()
         await self._processes.stop(self._llm)
 
     async def _prepare(self, request: GenerationRequest, adapter: LoRARequest | None) -> list[EngineCoreRequest]:
@@ -152,18 +167,17 @@ class VllmEngine:
         """
         params = [vllm_requests.sampling_params(request, index) for index in range(request.n)]
         if request.guide is None:
-            return [self._core_request(request.prompt_token_ids, each, adapter) for each in params]
+            return [self._core_request(request.prompt_token_ids, each, request.cache_salt, adapter) for each in params]
         guides.check_syntax(request.guide)
-        return [await asyncio.to_thread(self._core_request, request.prompt_token_ids, each, adapter) for each in params]
+        ids, salt = request.prompt_token_ids, request.cache_salt
+        return [await asyncio.to_thread(self._core_request, ids, each, salt, adapter) for each in params]
 
     def _core_request(
-        self, token_ids: TokenIds, params: SamplingParams | PoolingParams, adapter: LoRARequest | None = None
+        self, token_ids: TokenIds, params: SamplingParams | PoolingParams, salt: str | None, adapter: LoRARequest | None = None
     ) -> EngineCoreRequest:
         self._requests += 1
-        processor = self._llm.input_processor
-        request = processor.process_inputs(
-            str(self._requests), tokens_input(list(token_ids)), params, supported_tasks=self._supported_tasks, lora_request=adapter
-        )
+        processor, inputs = self._llm.input_processor, tokens_input(list(token_ids), cache_salt=salt)
+        request = processor.process_inputs(str(self._requests), inputs, params, supported_tasks=self._supported_tasks, lora_request=adapter)
         processor.assign_request_id(request)
         return request
 
@@ -267,7 +281,7 @@ class VllmEngine:
         native = request.pooling is self._native_pooling
         params = vllm_requests.pooling_params(whole=not native)
         try:
-            prepared = self._core_request(request.prompt_token_ids, params)
+            prepared = self._core_request(request.prompt_token_ids, params, request.cache_salt)
         except Exception as error:
             raise translate(error) from error
         output: PoolingRequestOutput = await self._one_output(prepared)
@@ -276,13 +290,13 @@ class VllmEngine:
     def _start_beam_search(
         self, key: Hashable, request: GenerationRequest, beam: Beam, sink: DeltaSink, adapter: LoRARequest | None
     ) -> None:
-        step = partial(self._beam_candidates, adapter)
+        step = partial(self._beam_candidates, request.cache_salt, adapter)
         flight = self._loop.create_task(vllm_beams.run(request, beam, self._table, self._eos_token_id, step))
         self._flights[key] = flight
         flight.add_done_callback(partial(self._end_beam_search, key, sink))
 
-    async def _beam_candidates(self, adapter: LoRARequest | None, token_ids: TokenIds, candidates: int) -> RequestOutput:
-        prepared = self._core_request(token_ids, vllm_requests.beam_step_params(candidates), adapter)
+    async def _beam_candidates(self, salt: str | None, adapter: LoRARequest | None, token_ids: TokenIds, candidates: int) -> RequestOutput:
+        prepared = self._core_request(token_ids, vllm_requests.beam_step_params(candidates), salt, adapter)
         output: RequestOutput = await self._one_output(prepared)
         return output
 
@@ -307,6 +321,7 @@ class VllmEngine:
             return None
         if name not in self._adapters:
             raise ServeError(Reason.UNKNOWN_ADAPTER, f"adapter {name!r} is not served", {"adapter": name})
+        self._loaded_adapters |= {name}
         return self._adapters[name]
 
     def _explained(self, request: GenerationRequest, error: Exception) -> ServeError:

@@ -14,6 +14,7 @@ from neox_serve.engine import arguments, vllm_arguments
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.hardware import Machine
 from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.vllm_cache_events import CacheEventReader, EventSockets
 from neox_serve.engine.vllm_engine import VllmEngine
 from neox_serve.engine.vllm_steps import StepSignal
 from neox_serve.settings import Settings, SettingsError
@@ -30,6 +31,8 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
     adapters = await asyncio.to_thread(_adapters, pool, settings, facts)
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
+    sockets = EventSockets() if engine_arguments.enable_prefix_caching and engine_settings(pool, settings).report_prefix_cache else None
+    engine_arguments.kv_events_config = sockets.config() if sockets else None
     config = vllm_arguments.build_engine_config(pool, settings, engine_arguments)
     steps = StepSignal()
     llm = await asyncio.to_thread(
@@ -37,6 +40,7 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     )
     supported_tasks = await llm.get_supported_tasks()
     llm._run_output_handler()
+    block_tokens = llm.vllm_config.cache_config.block_size
     engine = VllmEngine(
         llm,
         steps,
@@ -45,6 +49,7 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
         native_pooling=settings.embedding.default_pooling,
         supported_tasks=supported_tasks,
         eos_token_id=facts.eos_token_id,
+        cache=CacheEventReader(sockets, block_tokens=block_tokens, model=settings.model.name) if sockets else None,
     )
     try:
         await asyncio.wait_for(_warm_up(pool, engine, settings), _WARM_UP_TIMEOUT_S)

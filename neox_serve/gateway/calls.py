@@ -61,9 +61,10 @@ class Call:
     """One call. Times are of the event loop's clock, `*_at_s` are moments, other `*_s` are spans; None: has not happened.
 
     principal: who calls, as soon as that is known; before that nobody with any right. priority: the class that it gets; clamped: it
-    asked for a higher one. gaps_s: how long it stood still for each replica that it lost. model, adapter,
-    replica_id: what serves it, empty where nothing did. partial: the deadline has come, and the answer is what there is.
-    reservation: of its tenant's quotas, settled when it ends.
+    asked for a higher one. gaps_s: how long it stood still for each replica that it lost. model, adapter, replica_id: what serves it, empty
+    where nothing did. session: ties it to others, for routing. routes: how each of its prompts came to its replica. predictions: of each
+    prompt, the tokens thought to be cached and found to be. partial: the deadline has come, and the answer is what there is. reservation:
+    of its tenant's quotas, settled when it ends.
     """
 
     method: str
@@ -78,6 +79,9 @@ class Call:
     model: str = ""
     adapter: str = ""
     replica_id: str = ""
+    session: str = ""
+    routes: list[str] = field(default_factory=list)
+    predictions: list[tuple[int, int]] = field(default_factory=list)
     life: CallLife = field(default_factory=CallLife)
     tokens: TokenCount = field(default_factory=TokenCount)
     tokenization_s: float | None = None
@@ -110,10 +114,11 @@ class Call:
             self.interruption = error
             self.task.cancel()
 
-    def admitted(self, admission_s: float, replica_id: str) -> None:
+    def admitted(self, admission_s: float, replica_id: str, explanation: str = "") -> None:
         """Notes that an engine has one of its prompts; of several the slowest counts, and the last one's replica."""
         self.life.advance(Event.ADMIT)
         self.replica_id = replica_id
+        self.routes.append(f"replica={replica_id} {explanation}".rstrip())
         self.admission_s = max(self.admission_s or 0.0, admission_s)
 
     def output(self, now_s: float) -> None:

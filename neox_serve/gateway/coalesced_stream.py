@@ -48,6 +48,16 @@ class CoalescedStream:
         """See the protocol."""
         return self._stream.gaps_s
 
+    @property
+    def explanation(self) -> str:
+        """See the protocol."""
+        return self._stream.explanation
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """See the protocol."""
+        return self._stream.predicted_cached_tokens
+
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """See the protocol; offers nothing directly. Raises Expired, ServeError."""
         try:

@@ -20,6 +20,7 @@ class StreamProgress:
     tokens: TokenCount
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     finishes: dict[int, Finish] = field(default_factory=dict)
+    prompt_told: bool = False
     ended: bool = False
 
     def take(self, deltas: Iterable[Delta]) -> list[SequenceDelta]:
@@ -42,6 +43,7 @@ class StreamProgress:
         return [finish_message(index, self.finishes.get(index, _OUT_OF_TIME)) for index in range(self.sequences)]
 
     def _take_prompt(self, facts: PromptFacts) -> None:
+        self.prompt_told = True
         self.tokens.cached = facts.cached_tokens
         self.prompt_logprobs = facts.logprobs
 

@@ -24,6 +24,14 @@ class GenerationStream(Protocol):
     def gaps_s(self) -> Sequence[float]:
         """How long the reader waited for each replica that went on with the request after the one before was lost."""
 
+    @property
+    def explanation(self) -> str:
+        """How the request came to that replica, for people."""
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """Of the prompt, what that replica was thought to have cached; None where nothing was known of its cache."""
+
     async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call, waiting for at least one; the last has `end` set. Raises ServeError where the request failed.
 

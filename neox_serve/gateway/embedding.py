@@ -7,6 +7,7 @@ from neox_serve.gateway import prompts, validation
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.concurrency import side_by_side
 from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.preparing import Salts
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1 import inference_service_pb2
@@ -16,8 +17,9 @@ from neox_serve.wire.public_messages import embedding_message, pooling
 class Embedding:
     """Answers embedding calls."""
 
-    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher) -> None:
+    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
         self._served = served
+        self._salts = salts
         self._tokenizer = tokenizer
         self._dispatcher = dispatcher
 
@@ -43,7 +45,10 @@ class Embedding:
         call.tokens.truncated = sum(prompt.truncated_tokens for prompt in fitted)
         method = pooling(message.pooling, self._served.default_pooling)
         normalize = message.normalize if message.HasField("normalize") else True
-        return [EmbeddingRequest(f"{call.request_id}#{index}", prompt.token_ids, method, normalize) for index, prompt in enumerate(fitted)]
+        salt = self._salts(call.tenant)
+        return [
+            EmbeddingRequest(f"{call.request_id}#{index}", prompt.token_ids, method, normalize, salt) for index, prompt in enumerate(fitted)
+        ]
 
     def _response(
         self, call: Call, requests: list[EmbeddingRequest], results: list[EmbeddingResult]

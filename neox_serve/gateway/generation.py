@@ -9,7 +9,7 @@ from neox_serve.gateway.coalesced_stream import coalesced
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.concurrency import side_by_side
 from neox_serve.gateway.dispatching import Dispatcher, GenerationStream
-from neox_serve.gateway.preparing import Prepared, Preparer
+from neox_serve.gateway.preparing import Prepared, Preparer, Salts
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -19,9 +19,9 @@ from neox_serve.wire.public_messages import ChunkWriter, logprob_messages
 class Generation:
     """Answers generation calls."""
 
-    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher) -> None:
+    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
         self._model = served.model
-        self._preparer = Preparer(served, tokenizer)
+        self._preparer = Preparer(served, tokenizer, salts)
         self._dispatcher = dispatcher
 
     async def generate(self, call: Call, message: inference_service_pb2.GenerateRequest) -> inference_service_pb2.GenerateResponse:
@@ -83,13 +83,14 @@ class Generation:
         stream = await self._open(call, prepared)
         clock = asyncio.get_running_loop().time
         try:
-            call.admitted(stream.admission_s, stream.replica_id)
+            call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
             while not collector.progress.ended:
                 if collector.take(await stream.next()):
                     call.output(clock())
         finally:
             stream.cancel()
             call.gaps_s += stream.gaps_s
+            _note_prediction(call, stream, collector.progress)
 
     def _response(
         self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: Sequence[PromptCollector]
@@ -134,7 +135,7 @@ class _Outgoing:
     async def forward(self, stream: GenerationStream) -> None:
         """Sends a stream's deltas until its end. Raises Expired, ServeError."""
         self._stream = stream
-        self._call.admitted(stream.admission_s, stream.replica_id)
+        self._call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
         while not self.progress.ended:
             for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._pass_on))):
                 await self._writer.write(chunk)
@@ -164,6 +165,7 @@ class _Outgoing:
         self._free_engine()
         if self._stream is not None:
             self._call.gaps_s += self._stream.gaps_s
+            _note_prediction(self._call, self._stream, self.progress)
 
     def _free_engine(self) -> None:
         if self._stream is not None:
@@ -174,6 +176,12 @@ def _sequences(message: inference_service_pb2.GenerateRequest) -> int:
     """Completions of each prompt."""
     asked = message.beam_search.num_return if message.HasField("beam_search") else message.parameters.n
     return max(1, asked)
+
+
+def _note_prediction(call: Call, stream: GenerationStream, progress: StreamProgress) -> None:
+    """What the router thought to be cached of a prompt, beside what the engine found."""
+    if progress.prompt_told and stream.predicted_cached_tokens is not None:
+        call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
 
 
 def _seed(parameters: generation_pb2.GenerationParameters) -> int | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from neox_serve.core.cache_salt import cache_salt
 from neox_serve.core.types import Pool
 from neox_serve.gateway.admin import AdminDesk, off_loop
 from neox_serve.gateway.calls import Method
@@ -17,6 +18,7 @@ from neox_serve.gateway.generation import Generation
 from neox_serve.gateway.health import ADMIN, INFERENCE, MODELS, OPS, TOKENS
 from neox_serve.gateway.models import Models
 from neox_serve.gateway.ops import Ops
+from neox_serve.gateway.preparing import Salts, unsalted
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tokens import Tokens
 from neox_serve.tenancy.platform import Platform
@@ -39,8 +41,9 @@ def methods(
 ) -> tuple[Method, ...]:
     """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
     most_bytes = served.limits[Pool.GENERATION].request_bytes
-    generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
-    embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
+    salts = _salts(platform)
+    generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
+    embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
     estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     tokens = Tokens(served=served, tokenizer=tokenizer)
     models = Models(served=served, dispatcher=dispatcher)
@@ -69,6 +72,14 @@ def methods(
         ),
         *(_admin_methods(platform, most_bytes) if platform else ()),
     )
+
+
+def _salts(platform: Platform | None) -> Salts:
+    """Without a platform there is one tenant."""
+    if platform is None:
+        return unsalted
+    secret = platform.secret
+    return lambda tenant: cache_salt(secret, tenant.name)
 
 
 def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:

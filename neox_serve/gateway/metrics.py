@@ -47,6 +47,12 @@ class GatewayMetrics:
             registry=registry,
         )
         self._tokens = Counter("neox_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
+        self._prefixes = Counter(
+            "neox_gateway_prefix_tokens",
+            "Prompt tokens thought to be cached (predicted), of these not found by the engine (missing), and found unforeseen (unforeseen)",
+            ["kind"],
+            registry=registry,
+        )
         self._watch(dispatcher)
 
     def began(self, call: Call) -> None:
@@ -63,6 +69,10 @@ class GatewayMetrics:
         self._duration.labels(method).observe(now_s - call.arrived_at_s)
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             self._tokens.labels(kind).inc(count)
+        for predicted, found in call.predictions:
+            self._prefixes.labels("predicted").inc(predicted)
+            self._prefixes.labels("missing").inc(max(0, predicted - found))
+            self._prefixes.labels("unforeseen").inc(max(0, found - predicted))
         if call.first_token_at_s is not None and call.last_token_at_s is not None:
             self._ttft.labels(method).observe(call.first_token_at_s - call.arrived_at_s)
             if tokens.completion > 1:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import GenerationRequest, ModelLimits
 from neox_serve.gateway import prompts, validation
 from neox_serve.gateway.calls import Call, TokenCount
@@ -26,11 +27,20 @@ class Prepared:
     tokens: TokenCount
 
 
+Salts = Callable[[Tenant], str | None]
+"""A tenant's cache salt; None where tenants are not told apart."""
+
+
+def unsalted(_tenant: Tenant) -> None:
+    """For one tenant alone, and for requests that no engine sees."""
+
+
 class Preparer:
     """Prepares generation calls."""
 
-    def __init__(self, served: Served, tokenizer: Tokenizer) -> None:
+    def __init__(self, served: Served, tokenizer: Tokenizer, salts: Salts = unsalted) -> None:
         self._served = served
+        self._salts = salts
         self._tokenizer = tokenizer
 
     async def check_unary(self, call: Call, message: UnaryRequest) -> ModelLimits:
@@ -76,6 +86,8 @@ class Preparer:
                     parameters=message.parameters,
                     beam=beam,
                     adapter=message.adapter,
+                    cache_salt=self._salts(call.tenant),
+                    session=f"{call.tenant.name}/{call.session}" if call.session else "",
                 ),
                 TokenCount(prompt=len(prompt.token_ids), truncated=prompt.truncated_tokens),
             )

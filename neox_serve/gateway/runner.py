@@ -30,6 +30,12 @@ from neox_serve.wire.status import CODES, to_grpc_status
 
 log = structlog.get_logger(__name__)
 
+EXPLAIN_KEY = "neox-explain"
+"""Metadata: with "1" the trailing metadata has a `neox-route` for each prompt, which says how it came to its replica."""
+SESSION_KEY = "neox-session"
+"""Metadata: calls of one tenant that name the same session meet the same replica, where router.policy is session."""
+SESSION_CHARACTERS = 128
+
 # Half the calls in flight end within about this time under a load that fills a gateway; earlier tries would mostly be refused again.
 OVERLOADED_RETRY_S = 1.0
 # Another gateway of the service can be tried at once; this spares it the whole herd in the same instant.
@@ -80,7 +86,7 @@ class CallRunner:
         finally:
             self._leave(call)
         self._end(method, call, Event.EXPIRE if call.partial else Event.FINISH, None)
-        context.set_trailing_metadata(self._trailing(call))
+        context.set_trailing_metadata(self._trailing(call, context))
         return response
 
     async def idle(self) -> None:
@@ -125,6 +131,7 @@ class CallRunner:
             self._enter(method, call)
             message = method.decoder.decode(raw)
             self._identify(call, message)
+            call.session = _given(context, SESSION_KEY)[:SESSION_CHARACTERS]
             return await self._handle(method, call, message, context)
         except ServeError:
             raise
@@ -233,12 +240,18 @@ class CallRunner:
         if call.first_token_at_s is not None:
             error = replace(error, metadata={**error.metadata, "completion_tokens": str(call.tokens.completion)})
         status = to_grpc_status(error, call.request_id)
-        trailing = (*(status.trailing_metadata or ()), *self._trailing(call))
+        trailing = (*(status.trailing_metadata or ()), *self._trailing(call, context))
         await context.abort(status.code, status.details, trailing)
 
-    def _trailing(self, call: Call) -> tuple[tuple[str, str], ...]:
+    def _trailing(self, call: Call, context: Context) -> tuple[tuple[str, str], ...]:
         clamped = (("neox-priority", call.priority.name.lower()),) if call.clamped else ()
-        return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id), *clamped)
+        routes = tuple(("neox-route", route) for route in call.routes) if _given(context, EXPLAIN_KEY) == "1" else ()
+        return (("neox-request-id", call.request_id), ("neox-gateway", self._gateway_id), *clamped, *routes)
+
+
+def _given(context: Context, key: str) -> str:
+    """A value of the call's metadata; empty where it is not there."""
+    return next((str(value) for name, value in context.invocation_metadata() if name == key), "")
 
 
 def usage_record(call: Call, outcome: str, now_s: float, wall_s: float) -> UsageRecord:

@@ -16,7 +16,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
 from neox_serve.core.roster import Candidate, Roster
-from neox_serve.core.routing import Shortage, choose
+from neox_serve.core.routing import Shortage, choose, power_of_two
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.engine_links import EngineLinks
 from neox_serve.wire import router_messages as wire
@@ -27,13 +27,22 @@ _ROUTER_WAIT_S = 10.0
 """How long a request that waited in a router's queue waits for the next router, where no replica has room meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A lease, and how whoever granted it came to the replica. by_router: else by this gateway, which knows of no caches."""
+
+    lease: Lease
+    explanation: str
+    by_router: bool = True
+
+
 @dataclass(slots=True, eq=False)
 class _Question:
     """A request for a lease. queued: the router has said that it waits. lost: that router is gone. heard: something has changed."""
 
     lease_id: int
     demand: Demand
-    answer: Lease | ServeError | None = None
+    answer: Admitted | ServeError | None = None
     queued: bool = False
     lost: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
@@ -70,7 +79,7 @@ class Admission:
         """Leases granted and not settled."""
         return len(self._book)
 
-    async def lease(self, demand: Demand) -> Lease:
+    async def lease(self, demand: Demand) -> Admitted:
         """A lease on a replica, maybe after waiting in the router. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
         while True:
             question = self._question(demand)
@@ -106,8 +115,9 @@ class Admission:
         if isinstance(answer, ServeError):
             question.answer = answer
         else:
-            question.answer = Lease(response.lease_id, answer, question.demand.tokens)
-            self._book.add(self._gateway_id, question.answer)
+            lease = Lease(response.lease_id, answer.replica_id, question.demand.tokens, answer.cached_tokens)
+            self._book.add(self._gateway_id, lease)
+            question.answer = Admitted(lease, answer.explanation)
         del self._asked[response.lease_id]
         question.heard.set()
 
@@ -134,7 +144,7 @@ class Admission:
     def _question(self, demand: Demand) -> "_Question":
         return _Question(next(self._ids), demand)
 
-    async def _ask_router(self, question: "_Question") -> Lease | None:
+    async def _ask_router(self, question: "_Question") -> Admitted | None:
         """The router's lease; None where it does not answer. Raises ServeError where it refuses."""
         self._asked[question.lease_id] = question
         self._flush_settled()  # what was just given back may be what this request gets
@@ -169,16 +179,16 @@ class Admission:
         self._book.remove(self._gateway_id, lease_id)
         self._tell_settled(Settled(lease_id))
 
-    def _lease_here(self, demand: Demand) -> Lease:
+    def _lease_here(self, demand: Demand) -> Admitted:
         if self._roster is None:
             self._roster = Roster(self.candidates())
-        choice = choose(self._roster, demand, self._rng)
+        choice = choose(power_of_two, self._roster, demand, self._rng)
         if isinstance(choice, Shortage):
             raise refusal(choice, demand, UNKNOWN_SLOT_INTERVAL_S)
-        lease = Lease(next(self._ids), choice.replica_id, demand.tokens)
+        lease = Lease(next(self._ids), choice.replica.replica_id, demand.tokens)
         self._book.add(self._gateway_id, lease)
         self._send(wire.adopted((lease,)))
-        return lease
+        return Admitted(lease, f"policy=power-of-two why=no-router candidates={choice.candidates}", by_router=False)
 
     def _credit(self, replica_id: str, outstanding: Outstanding) -> None:
         if self._roster is not None:

@@ -12,6 +12,7 @@ from random import Random
 
 import structlog
 
+from neox_serve.core.block_hashes import reusable_blocks, root
 from neox_serve.core.cluster import ClusterView, Demand, GatewayView, Lease, ReplicaLoad, ReplicaPhase, ReplicaView, Terms
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.quota import QuotaState
@@ -31,6 +32,8 @@ from neox_serve.link.streams import repeat, stop_task
 from neox_serve.wire import router_messages as wire
 
 _log = structlog.get_logger(__name__)
+
+_UNTOLD_BLOCK_TOKENS = 32
 
 
 NO_TERMS = Terms()
@@ -141,8 +144,8 @@ class Dispatcher:
         came_s = self._clock()
 
         def place(what: GenerationRequest, failed: tuple[str, ...]) -> Awaitable[Placement]:
-            sizes = len(what.prompt_token_ids), what.most_output_tokens
-            return self._place(request.request_id, Demand(Pool.GENERATION, model, *sizes, failed, self._later(terms, came_s)))
+            demand = self._generation_demand(model, what)
+            return self._place(request.request_id, replace(demand, excluded=failed, terms=self._later(terms, came_s)))
 
         stream = GenerationStream(
             request,
@@ -210,6 +213,20 @@ class Dispatcher:
         finally:
             del self._views[view_id]
 
+    def _generation_demand(self, model: str, request: GenerationRequest) -> Demand:
+        """Also where no replica tells of its cache the blocks are named: a policy may go by the prompt's beginning."""
+        ids, block_tokens = request.prompt_token_ids, self._links.block_tokens(Pool.GENERATION) or _UNTOLD_BLOCK_TOKENS
+        return Demand(
+            Pool.GENERATION,
+            model,
+            len(ids),
+            request.most_output_tokens,
+            adapter=request.adapter,
+            session=request.session,
+            blocks=reusable_blocks(root(model, request.adapter, request.cache_salt), ids, block_tokens),
+            block_tokens=block_tokens,
+        )
+
     async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
         admission_s = 0.0
         while True:
@@ -232,7 +249,8 @@ class Dispatcher:
     async def _place(self, request_id: str, demand: Demand) -> Placement:
         """Leases a replica whose link is up; one that cannot be reached has failed the request. Raises ServeError."""
         while True:
-            lease = await self._admission.lease(demand)
+            admitted = await self._admission.lease(demand)
+            lease = admitted.lease
             try:
                 link = await self._links.up(lease.replica_id, self._link_timeout_s)
             except ServeError as error:
@@ -245,7 +263,8 @@ class Dispatcher:
                 raise
             else:
                 _log.info("request_placed", request_id=request_id, replica_id=lease.replica_id, failed_replicas=demand.excluded)
-                return Placement(lease, link, demand.excluded)
+                predicted = admitted.by_router and self._links.block_tokens(demand.pool) > 0
+                return Placement(lease, link, demand.excluded, admitted.explanation, predicted)
 
     def _ended(self) -> None:
         self._open -= 1

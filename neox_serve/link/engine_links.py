@@ -10,6 +10,7 @@ from random import Random
 
 from neox_serve.core.cluster import Replica, ReplicaPhase
 from neox_serve.core.replacement import replica_lost
+from neox_serve.core.types import Pool
 from neox_serve.link.engine_link_client import EngineLink
 
 
@@ -23,6 +24,7 @@ class EngineLinks:
         self._replicas: dict[str, Replica] = {}
         self._links: dict[str, EngineLink] = {}
         self._named: frozenset[str] = frozenset()
+        self._block_tokens: dict[Pool, int] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def update(self, replicas: Iterable[Replica]) -> None:
@@ -30,6 +32,7 @@ class EngineLinks:
         named = {replica.replica_id: replica for replica in replicas}
         self._named = frozenset(named)
         self._replicas.update(named)
+        self._block_tokens.update((replica.pool, replica.block_tokens) for replica in named.values() if replica.block_tokens)
         for replica in named.values():
             if replica.replica_id not in self._links and replica.phase is not ReplicaPhase.DRAINING:
                 self._open(replica)
@@ -40,6 +43,10 @@ class EngineLinks:
     def replicas(self) -> list[tuple[Replica, bool]]:
         """All replicas known, and whether each one's link is up."""
         return [(replica, self.is_up(replica_id)) for replica_id, replica in self._replicas.items()]
+
+    def block_tokens(self, pool: Pool) -> int:
+        """Of a block of the pool's prefix caches, as a replica last said; 0 where none has said."""
+        return self._block_tokens.get(pool, 0)
 
     def is_up(self, replica_id: str) -> bool:
         """Whether the replica's link is up."""

@@ -22,11 +22,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request goes. failed: replicas that have failed it so far."""
+    """Where a request goes. failed: replicas that have failed it so far. explanation: how it came to this one, for people.
+
+    predicted: whether what the replica's cache has was known, so that the lease's cached tokens are what its engine should find.
+    """
 
     lease: Lease
     link: EngineLink
     failed: tuple[str, ...]
+    explanation: str = ""
+    predicted: bool = False
 
 
 Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]
@@ -78,6 +83,17 @@ class GenerationStream:
     def replica_id(self) -> str:
         """The replica that serves the request now, or did last; empty before the first."""
         return self._placement.lease.replica_id if self._placement else ""
+
+    @property
+    def explanation(self) -> str:
+        """How it came to that replica, for people."""
+        return self._placement.explanation if self._placement else ""
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """Of the prompt, what that replica was thought to have cached; None where nothing was known."""
+        placement = self._placement
+        return placement.lease.cached_tokens if placement and placement.predicted else None
 
     async def open(self) -> None:
         """Admits and sends the request. `admission_s` grows by the seconds it took.

@@ -16,6 +16,7 @@ from neox_serve.engine.protocol import Engine
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import add_EngineLinkServiceServicer_to_server
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
+from neox_serve.link.block_reporter import BlockReporter
 from neox_serve.link.channels import bind, internal_server
 from neox_serve.link.engine_link_server import EngineLinkServer
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
@@ -67,10 +68,11 @@ class ReplicaServer:
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectReplica(),
             hello=lambda: wire.replica_hello(self._describe()),
             response_type=pb.ConnectReplicaResponse,
-            on_response=lambda _: None,
-            on_lost=lambda: None,
+            on_response=lambda _: self._blocks.tell_all(),
+            on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - made below, since it sends through this
             rng=Random(),
         )
+        self._blocks = BlockReporter(engine.block_ledger, self._router.send)
         self._reports: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -121,7 +123,7 @@ class ReplicaServer:
         await self._server.stop(_STOP_GRACE_S)
 
     def _describe(self) -> Replica:
-        return Replica(self.replica_id, self._pool, self._model, self.address, self._max_requests, self._phase)
+        return Replica(self.replica_id, self._pool, self._model, self.address, self._max_requests, self._phase, self._blocks.block_tokens)
 
     def _enter(self, phase: ReplicaPhase) -> None:
         before, self._phase = self._phase, self._describe().moved_to(phase).phase
@@ -149,7 +151,7 @@ class ReplicaServer:
     def _measure(self) -> ReplicaLoad:
         stats = self._engine.stats()
         self._rate.add(self._clock(), stats.output_tokens_total)
-        return ReplicaLoad(stats.running_requests, stats.waiting_requests, stats.kv_usage_fraction, self._rate.per_second)
+        return ReplicaLoad(stats.running_requests, stats.waiting_requests, stats.kv_usage_fraction, self._rate.per_second, stats.adapters)
 
 
 class _Rate:

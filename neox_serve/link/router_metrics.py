@@ -37,6 +37,10 @@ class RouterMetrics:
         self._leases = Gauge("neox_serve_router_leases", "Requests dispatched and not ended", ["pool"], registry=self._registry)
         self._tokens = Gauge("neox_serve_router_outstanding_tokens", "Tokens that leases claim", ["pool"], registry=self._registry)
         self._replicas = Gauge("neox_serve_router_replicas", "Replicas known", ["pool", "phase"], registry=self._registry)
+        self._blocks = Gauge("neox_serve_router_indexed_blocks", "Blocks in the prefix caches of replicas", registry=self._registry)
+        self._missed = Counter(
+            "neox_serve_router_missed_block_news", "Times that a replica had to tell all of its prefix cache anew", registry=self._registry
+        )
         self._gateways = Gauge("neox_serve_router_gateways", "Gateways known", registry=self._registry)
 
     def admitted(self, outcome: str, seconds: float) -> None:
@@ -52,6 +56,10 @@ class RouterMetrics:
         """A reservation was answered."""
         self._reservations.labels(outcome).inc()
 
+    def missed_block_news(self) -> None:
+        """News of a replica's prefix cache did not come."""
+        self._missed.inc()
+
     def show(self, state: ClusterState, admissions: Admissions) -> None:
         """Sets the gauges."""
         waiting = {pool: [admissions.queue.depth(lane) for lane in admissions.queue.lanes() if lane[0] is pool] for pool in Pool}
@@ -59,6 +67,7 @@ class RouterMetrics:
             self._queued.labels(pool).set(sum(requests for requests, _ in depths))
             self._queued_tokens.labels(pool).set(sum(tokens for _, tokens in depths))
         self._gateways.set(state.gateway_count())
+        self._blocks.set(state.block_count())
         for pool in Pool:
             outstanding = state.outstanding_in(pool)
             self._leases.labels(pool).set(outstanding.requests)

@@ -79,7 +79,9 @@ class RouterServer(RouterLinkServiceServicer):
         self._settings = settings
         self._clock = clock
         self._started_s, rng = clock(), rng or Random()
-        self._state = ClusterState(grace_s=settings.peer_grace_s, started_s=self._started_s, rng=rng)
+        self._state = ClusterState(
+            grace_s=settings.peer_grace_s, started_s=self._started_s, rng=rng, policy=settings.policy, lead_tokens=settings.lead_tokens
+        )
         queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
         self._admissions = Admissions(self._state, queue)
         self._ledger = QuotaLedger(rng)
@@ -289,7 +291,7 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("replica_lost", replica_id=replica.replica_id)
             self._state.disconnect_replica(replica.replica_id, connection, self._clock())
 
-    async def _listen(self, replica: Replica, stream: Readable[pb.ConnectReplicaRequest]) -> None:
+    async def _listen(self, replica: Replica, stream: ReplicaContext) -> None:
         labels: Labels = (("component", "engine"), ("instance", replica.replica_id), ("pool", replica.pool.value))
         while True:
             request = await read(stream, pb.ConnectReplicaRequest)
@@ -301,6 +303,11 @@ class RouterServer(RouterLinkServiceServicer):
                     self._replica_changed()
                 case "metrics":
                     self._texts[labels] = request.metrics.text
+                case "block_news":
+                    if not self._state.take_block_news(replica.replica_id, wire.block_news_from_proto(request.block_news)):
+                        _log.warning("block_news_missed", replica_id=replica.replica_id)
+                        self._metrics.missed_block_news()
+                        await write(stream, wire.restart_block_news())
 
     def _replica_changed(self) -> None:
         """Tells all gateways soon, and tries again what waits for a replica."""
@@ -369,8 +376,8 @@ def _outcome(what: Grant | Queued | GiveWay | ServeError) -> str:
 
 def _message(answer: Answer) -> pb.ConnectGatewayResponse:
     match answer.what:
-        case Grant(replica_id):
-            return wire.grant(answer.lease_id, replica_id)
+        case Grant():
+            return wire.grant(answer.lease_id, answer.what)
         case ServeError() as error:
             return wire.refuse(answer.lease_id, error)
         case Queued():

@@ -28,7 +28,7 @@ from neox_serve.core.types import (
 )
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the internal protos. Both ends of a link must agree; raise it with any change that an older end would misread."""
 
 _FINISH_TO_PROTO = {
@@ -69,6 +69,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
         include_stop_in_output=stopping.include_stop_in_output,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        cache_salt=request.cache_salt or "",
     )
     _set_guide(message, request.guide)
     if request.beam:
@@ -91,6 +92,7 @@ def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         adapter=message.adapter or None,
+        cache_salt=message.cache_salt or None,
     )
 
 
@@ -151,13 +153,14 @@ def embedding_to_proto(key: int, request: EmbeddingRequest) -> pb.SubmitEmbeddin
         prompt_token_ids=request.prompt_token_ids,
         pooling=_POOLING_TO_PROTO[request.pooling],
         normalize=request.normalize,
+        cache_salt=request.cache_salt or "",
     )
 
 
 def embedding_from_proto(message: pb.SubmitEmbedding) -> EmbeddingRequest:
     """The request that `embedding_to_proto` was given. Raises ValueError or KeyError where it holds no valid request."""
     pooling = _POOLING_FROM_PROTO[message.pooling]
-    return EmbeddingRequest(message.request_id, tuple(message.prompt_token_ids), pooling, message.normalize)
+    return EmbeddingRequest(message.request_id, tuple(message.prompt_token_ids), pooling, message.normalize, message.cache_salt or None)
 
 
 # Frames

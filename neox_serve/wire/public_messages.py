@@ -60,6 +60,8 @@ def generation_request(
     parameters: generation_pb2.GenerationParameters,
     beam: generation_pb2.BeamSearch | None = None,
     adapter: str = "",
+    cache_salt: str | None = None,
+    session: str = "",
 ) -> GenerationRequest:
     """What an engine is asked for one prompt. `max_tokens` has been worked out from the parameters and the prompt."""
     return GenerationRequest(
@@ -70,6 +72,8 @@ def generation_request(
         guide=_guide(parameters.guided_output),
         beam=None if beam is None else _beam(beam),
         adapter=adapter or None,
+        cache_salt=cache_salt,
+        session=session,
         **_present(parameters, ("n", "logprobs", "prompt_logprobs")),
     )
 

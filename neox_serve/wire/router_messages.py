@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import (
     ClusterView,
     Demand,
@@ -16,6 +17,7 @@ from neox_serve.core.cluster import (
     Settled,
     Terms,
 )
+from neox_serve.core.cluster_state import Grant
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError
 from neox_serve.core.quota import QuotaState, Reservation, Spent
 from neox_serve.core.tenants import PriorityClass, Quotas
@@ -70,6 +72,10 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
         priority=terms.priority,
         time_left_s=terms.time_left_s if math.isfinite(terms.time_left_s) else None,
         waited_s=terms.waited_s,
+        adapter=demand.adapter or "",
+        session=demand.session,
+        blocks=demand.blocks,
+        block_tokens=demand.block_tokens,
     )
 
 
@@ -89,6 +95,10 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
         output_tokens=request.output_tokens,
         excluded=tuple(request.excluded_replica_ids),
         terms=terms,
+        adapter=request.adapter or None,
+        session=request.session,
+        blocks=tuple(request.blocks),
+        block_tokens=request.block_tokens,
     )
 
 
@@ -157,20 +167,23 @@ def view_request(view_id: int) -> pb.ConnectGatewayRequest:
 
 def lease_to_proto(lease: Lease) -> pb.Lease:
     """A request's claim on a replica."""
-    return pb.Lease(lease_id=lease.lease_id, replica_id=lease.replica_id, tokens=lease.tokens)
+    return pb.Lease(lease_id=lease.lease_id, replica_id=lease.replica_id, tokens=lease.tokens, cached_tokens=lease.cached_tokens)
 
 
 def lease_from_proto(message: pb.Lease) -> Lease:
     """A request's claim on a replica."""
-    return Lease(message.lease_id, message.replica_id, message.tokens)
+    return Lease(message.lease_id, message.replica_id, message.tokens, message.cached_tokens)
 
 
 # Router to gateway
 
 
-def grant(lease_id: int, replica_id: str) -> pb.ConnectGatewayResponse:
+def grant(lease_id: int, granted: Grant) -> pb.ConnectGatewayResponse:
     """The replica that takes a request."""
-    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, replica_id=replica_id))
+    response = pb.AdmitResponse(
+        lease_id=lease_id, replica_id=granted.replica_id, cached_tokens=granted.cached_tokens, explanation=granted.explanation
+    )
+    return pb.ConnectGatewayResponse(admit=response)
 
 
 def queued(lease_id: int) -> pb.ConnectGatewayResponse:
@@ -213,9 +226,11 @@ def refusal_from_proto(refusal: pb.Refusal) -> ServeError:
     )
 
 
-def admission_from_proto(response: pb.AdmitResponse) -> str | ServeError:
-    """The replica's id, or why there is none."""
-    return refusal_from_proto(response.refusal) if response.HasField("refusal") else response.replica_id
+def admission_from_proto(response: pb.AdmitResponse) -> Grant | ServeError:
+    """The replica, or why there is none."""
+    if response.HasField("refusal"):
+        return refusal_from_proto(response.refusal)
+    return Grant(response.replica_id, response.cached_tokens, response.explanation)
 
 
 def estimated(estimate_id: int, wait_s: float | None, state: QuotaState) -> pb.ConnectGatewayResponse:
@@ -260,6 +275,7 @@ def replica_to_proto(replica: Replica) -> pb.Replica:
         address=replica.address,
         phase=_PHASE_TO_PROTO[replica.phase],
         max_requests=replica.max_requests,
+        block_tokens=replica.block_tokens,
     )
 
 
@@ -272,6 +288,7 @@ def replica_from_proto(message: pb.Replica) -> Replica:
         address=message.address,
         max_requests=message.max_requests,
         phase=_PHASE_FROM_PROTO[message.phase],
+        block_tokens=message.block_tokens,
     )
 
 
@@ -333,6 +350,17 @@ def phase_from_proto(phase: pb.ReplicaPhase.ValueType) -> ReplicaPhase:
     return _PHASE_FROM_PROTO[phase]
 
 
+def block_news(news: BlockNews) -> pb.ConnectReplicaRequest:
+    """What changed in a replica's prefix cache."""
+    message = pb.BlockNews(number=news.number, restarts=news.restarts, stored=news.stored, removed=news.removed)
+    return pb.ConnectReplicaRequest(block_news=message)
+
+
+def block_news_from_proto(message: pb.BlockNews) -> BlockNews:
+    """What changed in a replica's prefix cache."""
+    return BlockNews(message.number, tuple(message.stored), tuple(message.removed), message.restarts)
+
+
 def replica_metrics(text: str) -> pb.ConnectReplicaRequest:
     """A replica's metrics."""
     return pb.ConnectReplicaRequest(metrics=pb.MetricsText(text=text))
@@ -345,6 +373,7 @@ def load_to_proto(load: ReplicaLoad) -> pb.ReplicaLoad:
         waiting_requests=load.waiting_requests,
         kv_usage_fraction=load.kv_usage_fraction,
         output_tokens_per_second=load.output_tokens_per_second,
+        adapters=sorted(load.adapters),
     )
 
 
@@ -355,9 +384,15 @@ def load_from_proto(message: pb.ReplicaLoad) -> ReplicaLoad:
         message.waiting_requests,
         message.kv_usage_fraction,
         message.output_tokens_per_second,
+        frozenset(message.adapters),
     )
 
 
 def registered() -> pb.ConnectReplicaResponse:
     """Tells a replica that its hello was accepted."""
     return pb.ConnectReplicaResponse(registered=True)
+
+
+def restart_block_news() -> pb.ConnectReplicaResponse:
+    """Asks a replica to tell all that its prefix cache holds."""
+    return pb.ConnectReplicaResponse(restart_block_news=True)

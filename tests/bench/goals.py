@@ -15,7 +15,17 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar, cast
 
-from tests.bench import builtin_model, cancellation, engine_comparison, fake_comparison, results, rolling, router_decisions, router_scale
+from tests.bench import (
+    block_bytes,
+    builtin_model,
+    cancellation,
+    engine_comparison,
+    fake_comparison,
+    results,
+    rolling,
+    router_decisions,
+    router_scale,
+)
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
 from tests.bench.ladder import climbing
@@ -25,6 +35,7 @@ from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
 from tests.bench.router_decisions import Decisions
 from tests.bench.view import View
+from tests.simulation import mooncake
 
 T = TypeVar("T")
 
@@ -52,7 +63,7 @@ class Runs:
         return self._once("ladder", lambda folder: ladder.run(climbing.GOALS, folder, self._view))
 
     def router(self) -> Decisions:
-        """The router's core with 1,000 replicas."""
+        """The router's core with 1,000 replicas and a million blocks."""
         return self._once("router", lambda _: router_decisions.measure(1000, router_scale.DECISIONS))
 
     def cancellation(self) -> Freed:
@@ -219,6 +230,44 @@ GOALS: tuple[Goal, ...] = (
         "<=",
         1.2,
         lambda runs: runs.ladder().stalled_over_healthy_lag().median,
+    ),
+    Goal(
+        "routing.hits_over_ideal",
+        "prefix hits of kv-aware over one cache without bounds, Mooncake's recording, 8 simulated replicas",
+        ">=",
+        0.95,
+        lambda _: mooncake.compare().hits_over_ideal,
+    ),
+    Goal(
+        "routing.ttft_p90_over_least_tokens",
+        "TTFT p90 of kv-aware over least-tokens' there",
+        "<=",
+        0.5,
+        lambda _: mooncake.compare().ttft_p90_over_least_tokens,
+    ),
+    Goal(
+        "routing.ttft_p90_over_round_robin",
+        "TTFT p90 of kv-aware over round robin's there",
+        "<=",
+        0.5,
+        lambda _: mooncake.compare().ttft_p90_over_round_robin,
+    ),
+    Goal(
+        "routing.highest_load",
+        "load of the most loaded replica over the mean there",
+        "<=",
+        1.5,
+        lambda _: mooncake.compare().kv_aware.highest_load,
+    ),
+    Goal(
+        "routing.decision_p99_ms",
+        "one decision of kv-aware among 1,000 replicas with a million blocks, p99, ms",
+        "<",
+        2.0,
+        lambda runs: 1e3 * runs.router().p99_s,
+    ),
+    Goal(
+        "routing.bytes_per_block", "memory of the router's index for each of a million blocks", "<=", 128.0, lambda _: block_bytes.measure()
     ),
 )
 

@@ -1,8 +1,9 @@
 """What the router's core can decide, one call after the other in one thread, while a large cluster lives on.
 
-A timeline as peers would make it: each replica answers 5 requests a second that last 40 s, so 200 of the 256 it takes are in flight, and
-reports its load each 0.25 s. Gateways settle a few leases together. Once in 250 s and replica, four times a second in a cluster of 1,000, a
-replica drops its stream and returns, drains and is replaced, or vanishes and is replaced, or a gateway says hello with all its leases.
+A timeline as peers would make it: each replica answers 5 requests a second that last 40 s, so 200 of the 256 it takes are in flight. It
+reports its load each 0.25 s, and what changed in its cache after each request; a thousand have a million blocks. Gateways settle a few
+leases together. Once in 250 s and replica, four times a second in a cluster of 1,000, a replica drops its stream and returns, drains and
+is replaced, or vanishes and is replaced, or a gateway says hello with all its leases.
 The router's tick comes each 0.1 s.
 
 Time on that timeline is counted, not waited for. Only calls into the core are timed, with the garbage collector as in production.
@@ -19,6 +20,7 @@ from neox_serve.core.cluster import Demand, Lease, Replica, ReplicaLoad, Replica
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.types import Pool
 from neox_serve.loadgen.summaries import percentile
+from tests.bench.router_caches import BLOCK_TOKENS, Caches
 
 _MODEL, _FULL_MODEL, _UNKNOWN_MODEL = "model", "full", "unknown"
 _MAX_REQUESTS = 256
@@ -34,10 +36,11 @@ _GRACE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """decisions_per_s: by the time of all calls, admit_fraction of which decided; p50_s, p99_s, highest_s: of one decision."""
+    """blocks: in the index. decisions_per_s: by the time of all calls, admit_fraction of which decided; the last three: of one decision."""
 
     replicas: int
     leases: int
+    blocks: int
     outcomes: dict[str, int]
     decisions_per_s: float
     admit_fraction: float
@@ -58,6 +61,7 @@ class _Timeline:
 
     def __init__(self, replicas: int) -> None:
         self._rng = Random(replicas)
+        self._caches = Caches(Random(replicas))
         self._state = ClusterState(grace_s=_GRACE_S, started_s=-60.0, rng=Random(1))
         self._now_s = 0.0
         self._busy_s = 0.0
@@ -75,7 +79,7 @@ class _Timeline:
         for gateway_id in self._leases:
             self._state.connect_gateway(gateway_id, (), next(self._connections), self._now_s)
         for replica in self._replicas:
-            self._state.connect_replica(replica, next(self._connections), self._now_s)
+            self._connect(replica, full=True)
             for _ in range(_MAX_REQUESTS if replica.model == _FULL_MODEL else _IN_FLIGHT):
                 self._adopt(replica)
         self._steady = self._in_flight
@@ -101,6 +105,7 @@ class _Timeline:
         return Decisions(
             replicas=len(self._replicas),
             leases=self._state.lease_count(),
+            blocks=self._state.block_count(),
             outcomes=dict(self._outcomes),
             decisions_per_s=len(self._admit_s) / self._busy_s,
             admit_fraction=sum(self._admit_s) / self._busy_s,
@@ -120,6 +125,8 @@ class _Timeline:
         if isinstance(answer, Grant):
             self._leases[gateway_id].append(lease_id)
             self._in_flight += 1
+            if demand.blocks:
+                self._tell_of_cache(answer.replica_id, demand.blocks)
         self._outcomes["granted" if isinstance(answer, Grant) else answer.reason.value] += 1
 
     def _settle(self) -> None:
@@ -148,7 +155,9 @@ class _Timeline:
         model = self._rng.choices((_MODEL, _FULL_MODEL, _UNKNOWN_MODEL), (0.945, 0.05, 0.005))[0]
         pool = Pool.EMBEDDING if model == _MODEL and self._rng.random() < 0.1 else Pool.GENERATION
         excluded = (self._rng.choice(self._replicas).replica_id,) if self._rng.random() < 0.01 else ()
-        return Demand(pool, model, self._rng.randint(16, 1024), self._rng.randint(16, 1024), excluded)
+        blocks = self._caches.prompt() if pool is Pool.GENERATION else ()
+        prompt_tokens = len(blocks) * BLOCK_TOKENS + self._rng.randint(1, BLOCK_TOKENS)
+        return Demand(pool, model, prompt_tokens, self._rng.randint(16, 1024), excluded, blocks=blocks, block_tokens=BLOCK_TOKENS)
 
     # Replicas
 
@@ -156,6 +165,15 @@ class _Timeline:
         replica_id = self._rng.choice(self._replicas).replica_id
         load = ReplicaLoad(_IN_FLIGHT, 0, self._rng.random(), self._rng.uniform(500.0, 1500.0))
         self._timed(lambda: self._state.report_load(replica_id, load))
+
+    def _tell_of_cache(self, replica_id: str, blocks: tuple[int, ...]) -> None:
+        news = self._caches.served(replica_id, blocks)
+        self._timed(lambda: self._state.take_block_news(replica_id, news))
+
+    def _connect(self, replica: Replica, *, full: bool) -> None:
+        self._timed(lambda: self._state.connect_replica(replica, next(self._connections), self._now_s))
+        news = self._caches.started(replica.replica_id, full=full)
+        self._timed(lambda: self._state.take_block_news(replica.replica_id, news))
 
     def _replica_returns(self) -> None:
         connection = next(self._connections)
@@ -177,7 +195,8 @@ class _Timeline:
         """A replica whose successor has connected."""
         number = self._rng.choice([number for number, replica in enumerate(self._replicas) if replica.model != _FULL_MODEL])
         replaced, self._replicas[number] = self._replicas[number], self._new_replica(number)
-        self._timed(lambda: self._state.connect_replica(self._replicas[number], next(self._connections), self._now_s))
+        self._connect(self._replicas[number], full=False)
+        self._caches.gone(replaced.replica_id)
         return replaced
 
     def _new_replica(self, number: int) -> Replica:

@@ -71,7 +71,7 @@ def _write(folder: Path, scale: RouterScale, busy_before: float) -> Path:
 
 
 def _show(view: View, scale: RouterScale) -> None:
-    headers = ["", "leases", "admissions/s", "in decisions", "p50 us", "p99 us", "highest us"]
+    headers = ["", "leases", "blocks", "admissions/s", "in decisions", "p50 us", "p99 us", "highest us"]
     view.table("The router's core, one thread", headers, [_core_row(found) for found in scale.core.values()])
     headers = ["", "leases", "CPU s to connect", "admissions/s", "CPU us/admission", "then at /s", "p50 ms", "p99 ms", "highest ms"]
     view.table("The router's process, asked over its links", headers, [_link_row(found) for found in scale.link.values()])
@@ -79,7 +79,8 @@ def _show(view: View, scale: RouterScale) -> None:
 
 def _core_row(found: Decisions) -> list[str]:
     times = (f"{1e6 * value_s:,.0f}" for value_s in (found.p50_s, found.p99_s, found.highest_s))
-    return [f"{found.replicas:,} replicas", f"{found.leases:,}", f"{found.decisions_per_s:,.0f}", f"{found.admit_fraction:.0%}", *times]
+    counts = (f"{count:,.0f}" for count in (found.leases, found.blocks, found.decisions_per_s))
+    return [f"{found.replicas:,} replicas", *counts, f"{found.admit_fraction:.0%}", *times]
 
 
 def _link_row(found: LinkAdmissions) -> list[str]:

@@ -44,6 +44,7 @@ class Script:
     fails_at: int = 0
     admission_s: float = 0.0
     refusal: ServeError | None = None
+    predicted_cached_tokens: int | None = None
 
 
 class ScriptedStream:
@@ -54,6 +55,8 @@ class ScriptedStream:
         self.admission_s = script.admission_s
         self.replica_id = "scripted"
         self.gaps_s: list[float] = []
+        self.explanation = "policy=scripted"
+        self.predicted_cached_tokens: int | None = script.predicted_cached_tokens
         self.pending: list[Delta] = []
         self._freed = False
         self._on_freed = on_freed

@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Hashable
 
+from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import (
     Delta,
@@ -19,9 +20,10 @@ from neox_serve.core.types import (
 
 
 class ScriptedEngine:
-    """Implements the Engine protocol. refusal: raised for every new request. steps: sink calls so far."""
+    """Implements the Engine protocol. refusal: raised for every new request. steps: sink calls so far. It has the blocks it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, block_tokens: int = 0) -> None:
+        self.block_ledger = BlockLedger(block_tokens) if block_tokens else None
         self.live: dict[Hashable, tuple[GenerationRequest, DeltaSink]] = {}
         self.aborted: list[Hashable] = []
         self.refusal: Exception | None = None

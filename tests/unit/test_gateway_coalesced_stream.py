@@ -23,6 +23,8 @@ class Steps:
     admission_s = 0.5
     replica_id = "replica"
     gaps_s = ()
+    explanation = "why"
+    predicted_cached_tokens = 32
 
     def __init__(self, *deltas: Delta) -> None:
         self.left = deque(deltas)

@@ -61,3 +61,14 @@ def test_replaced_lease_on_another_replica_tells_both() -> None:
     book.add("g", Lease(1, "r", 100))
     book.add("g", Lease(1, "s", 50))
     assert told == [("r", Outstanding(1, 100)), ("r", Outstanding()), ("s", Outstanding(1, 50))]
+
+
+def test_cached_tokens_do_not_count_on_the_replica_but_stay_with_the_lease() -> None:
+    book = LeaseBook()
+    leases = [Lease(1, "r", 100, cached_tokens=60), Lease(2, "r", 50)]
+    book.replace("g", leases)
+    assert (book.outstanding("r"), book.leases("g")) == (Outstanding(2, 90), tuple(leases))
+    assert book.remove("g", 1) == leases[0]
+    assert book.outstanding("r") == Outstanding(1, 50)
+    book.add("g", Lease(1, "r", 100))
+    assert book.outstanding("r") == Outstanding(2, 150)

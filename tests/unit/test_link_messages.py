@@ -1,11 +1,13 @@
 """Internal messages: what goes onto the wire comes off it."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import (
     ClusterView,
     Demand,
@@ -16,8 +18,11 @@ from neox_serve.core.cluster import (
     ReplicaLoad,
     ReplicaPhase,
     ReplicaView,
+    Terms,
 )
+from neox_serve.core.cluster_state import Grant
 from neox_serve.core.errors import FieldViolation, Reason, ServeError
+from neox_serve.core.tenants import PriorityClass
 from neox_serve.core.types import (
     Beam,
     Choice,
@@ -93,11 +98,13 @@ GENERATIONS = st.builds(
     st.none() | U32,
     st.none() | U32,
     st.none() | NAME,
+    st.none() | NAME,
 )
-EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans())
-REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase))
-LOADS = st.builds(ReplicaLoad, U32, U32, F64, F64)
-DEMANDS = st.builds(Demand, st.sampled_from(Pool), NAME, U32, U32, tuples(NAME))
+EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME)
+REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase), U32)
+LOADS = st.builds(ReplicaLoad, U32, U32, F64, F64, st.frozensets(NAME))
+TERMS = st.builds(Terms, NAME, F64, st.sampled_from(PriorityClass), F64.filter(lambda value: value != -math.inf), F64)
+DEMANDS = st.builds(Demand, st.sampled_from(Pool), NAME, U32, U32, tuples(NAME), TERMS, st.none() | NAME, TEXT, tuples(U64), U32)
 
 
 def over_the_wire(message: M) -> M:
@@ -136,7 +143,7 @@ def test_demand_comes_off_as_it_went_on(lease_id: int, demand: Demand) -> None:
     assert (message.lease_id, router_messages.demand_from_proto(message)) == (lease_id, demand)
 
 
-@given(st.lists(st.builds(Lease, U64, NAME, U64), max_size=3))
+@given(st.lists(st.builds(Lease, U64, NAME, U64, U32), max_size=3))
 def test_leases_come_off_as_they_went_on(leases: list[Lease]) -> None:
     hello = router_messages.gateway_hello("g", leases).hello
     adopted = router_messages.adopted(leases).adopted
@@ -149,8 +156,16 @@ def test_refusal_comes_off_as_it_went_on(error: ServeError) -> None:
     assert router_messages.admission_from_proto(router_messages.refuse(7, error).admit) == error
 
 
-def test_grant_comes_off_as_it_went_on() -> None:
-    assert router_messages.admission_from_proto(router_messages.grant(7, "r").admit) == "r"
+@given(st.builds(Grant, NAME, U32, TEXT))
+def test_grant_comes_off_as_it_went_on(grant: Grant) -> None:
+    back = router_messages.admission_from_proto(router_messages.grant(7, grant).admit)
+    assert isinstance(back, Grant)
+    assert (back, back.explanation) == (grant, grant.explanation)
+
+
+@given(st.builds(BlockNews, U64, tuples(U64), tuples(U64), st.booleans()))
+def test_block_news_come_off_as_they_went_on(news: BlockNews) -> None:
+    assert router_messages.block_news_from_proto(router_messages.block_news(news).block_news) == news
 
 
 @given(

@@ -261,6 +261,7 @@ class SubmitGeneration(_message.Message):
     BEAM_WIDTH_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     NUM_RETURN_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Chosen by the gateway, unique on the link for its life."""
     request_id: _builtins.str
@@ -291,6 +292,8 @@ class SubmitGeneration(_message.Message):
     length_penalty: _builtins.float
     num_return: _builtins.int
     """Beams returned."""
+    cache_salt: _builtins.str
+    """Only prompts with the same one share what the prefix cache holds; empty: those without any."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -332,10 +335,11 @@ class SubmitGeneration(_message.Message):
         beam_width: _builtins.int = ...,
         length_penalty: _builtins.float = ...,
         num_return: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "choice", b"choice", "guide", b"guide", "json_schema", b"json_schema", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "adapter", b"adapter", "beam_width", b"beam_width", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "guide", b"guide", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "json_schema", b"json_schema", "key", b"key", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_return", b"num_return", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "request_id", b"request_id", "seed", b"seed", "stop_sequences", b"stop_sequences", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "adapter", b"adapter", "beam_width", b"beam_width", "cache_salt", b"cache_salt", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "guide", b"guide", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "json_schema", b"json_schema", "key", b"key", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_return", b"num_return", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "request_id", b"request_id", "seed", b"seed", "stop_sequences", b"stop_sequences", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -389,12 +393,15 @@ class SubmitEmbedding(_message.Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Chosen by the gateway, unique on the link for its life."""
     request_id: _builtins.str
     """For logs and traces."""
     pooling: Global___PoolingMethod.ValueType
     normalize: _builtins.bool
+    cache_salt: _builtins.str
+    """As in SubmitGeneration."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -405,10 +412,11 @@ class SubmitEmbedding(_message.Message):
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         pooling: Global___PoolingMethod.ValueType = ...,
         normalize: _builtins.bool = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "normalize", b"normalize", "pooling", b"pooling", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "key", b"key", "normalize", b"normalize", "pooling", b"pooling", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -502,21 +502,25 @@ class Lease(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Chosen by the gateway, unique for its life."""
     replica_id: _builtins.str
     tokens: _builtins.int
     """Prompt tokens plus the most it may generate, over all its sequences."""
+    cached_tokens: _builtins.int
+    """Of its prompt, those that the replica's prefix cache was thought to have."""
     def __init__(
         self,
         *,
         lease_id: _builtins.int = ...,
         replica_id: _builtins.str = ...,
         tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "replica_id", b"replica_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "lease_id", b"lease_id", "replica_id", b"replica_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,6 +566,9 @@ class AdmitRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIME_LEFT_S_FIELD_NUMBER: _builtins.int
     WAITED_S_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Chosen by the gateway, unique for its life; the answer carries it, and so does the settlement."""
     pool: Global___Pool.ValueType
@@ -580,9 +587,17 @@ class AdmitRequest(_message.Message):
     """Seconds until its deadline. Absent: none."""
     waited_s: _builtins.float
     """Seconds that it has been on its way, where it comes again."""
+    block_tokens: _builtins.int
+    """Tokens of each of these blocks."""
+    session: _builtins.str
+    """Ties requests together that shall meet the same replica; empty for none."""
     @_builtins.property
     def excluded_replica_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replicas that have already failed this request."""
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Names of the prompt's blocks, first to last, that a prefix cache can spare (neox_serve.core.block_hashes)."""
 
     def __init__(
         self,
@@ -599,10 +614,13 @@ class AdmitRequest(_message.Message):
         priority: _builtins.int = ...,
         time_left_s: _builtins.float | None = ...,
         waited_s: _builtins.float = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        block_tokens: _builtins.int = ...,
+        session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "time_left_s", b"time_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "tenant", b"tenant", "time_left_s", b"time_left_s", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "block_tokens", b"block_tokens", "blocks", b"blocks", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "session", b"session", "tenant", b"tenant", "time_left_s", b"time_left_s", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
     _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
@@ -620,10 +638,16 @@ class AdmitResponse(_message.Message):
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     replica_id: _builtins.str
     queued: _builtins.bool
     """It waits; another answer follows."""
+    cached_tokens: _builtins.int
+    """Of the prompt, tokens thought to be in the replica's prefix cache."""
+    explanation: _builtins.str
+    """How the router came to the replica, for people."""
     @_builtins.property
     def refusal(self) -> Global___Refusal: ...
     def __init__(
@@ -633,10 +657,12 @@ class AdmitResponse(_message.Message):
         replica_id: _builtins.str = ...,
         refusal: Global___Refusal | None = ...,
         queued: _builtins.bool = ...,
+        cached_tokens: _builtins.int = ...,
+        explanation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "explanation", b"explanation", "lease_id", b"lease_id", "outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["replica_id", "refusal", "queued"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
@@ -852,6 +878,7 @@ class Replica(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     MAX_REQUESTS_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     pool: Global___Pool.ValueType
     model: _builtins.str
@@ -860,6 +887,8 @@ class Replica(_message.Message):
     phase: Global___ReplicaPhase.ValueType
     max_requests: _builtins.int
     """Most requests it takes at a time."""
+    block_tokens: _builtins.int
+    """Tokens of a block of its prefix cache, of which it sends news; 0 where it sends none."""
     def __init__(
         self,
         *,
@@ -869,10 +898,11 @@ class Replica(_message.Message):
         address: _builtins.str = ...,
         phase: Global___ReplicaPhase.ValueType = ...,
         max_requests: _builtins.int = ...,
+        block_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "max_requests", b"max_requests", "model", b"model", "phase", b"phase", "pool", b"pool", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_tokens", b"block_tokens", "max_requests", b"max_requests", "model", b"model", "phase", b"phase", "pool", b"pool", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -983,6 +1013,7 @@ class ConnectReplicaRequest(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    BLOCK_NEWS_FIELD_NUMBER: _builtins.int
     phase: Global___ReplicaPhase.ValueType
     @_builtins.property
     def hello(self) -> Global___ReplicaHello:
@@ -996,6 +1027,10 @@ class ConnectReplicaRequest(_message.Message):
     def metrics(self) -> Global___MetricsText:
         """Prometheus text of the replica process, every few seconds."""
 
+    @_builtins.property
+    def block_news(self) -> Global___BlockNews:
+        """Of its prefix cache: all it holds after `registered` and whenever asked, then each change."""
+
     def __init__(
         self,
         *,
@@ -1003,12 +1038,13 @@ class ConnectReplicaRequest(_message.Message):
         load: Global___ReplicaLoad | None = ...,
         phase: Global___ReplicaPhase.ValueType = ...,
         metrics: Global___MetricsText | None = ...,
+        block_news: Global___BlockNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "load", b"load", "message", b"message", "metrics", b"metrics", "phase", b"phase"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_news", b"block_news", "hello", b"hello", "load", b"load", "message", b"message", "metrics", b"metrics", "phase", b"phase"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "load", b"load", "message", b"message", "metrics", b"metrics", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_news", b"block_news", "hello", b"hello", "load", b"load", "message", b"message", "metrics", b"metrics", "phase", b"phase"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "load", "phase", "metrics"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "load", "phase", "metrics", "block_news"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1016,25 +1052,63 @@ Global___ConnectReplicaRequest: _TypeAlias = ConnectReplicaRequest  # noqa: Y015
 
 @_typing.final
 class ConnectReplicaResponse(_message.Message):
-    """The router has nothing to tell a replica but that it was heard."""
+    """What the router tells a replica."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REGISTERED_FIELD_NUMBER: _builtins.int
+    RESTART_BLOCK_NEWS_FIELD_NUMBER: _builtins.int
     registered: _builtins.bool
     """The hello was accepted."""
+    restart_block_news: _builtins.bool
+    """News were missed: the replica is to tell all that its prefix cache holds, from the start."""
     def __init__(
         self,
         *,
         registered: _builtins.bool = ...,
+        restart_block_news: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["registered", b"registered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["registered", b"registered", "restart_block_news", b"restart_block_news"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectReplicaResponse: _TypeAlias = ConnectReplicaResponse  # noqa: Y015
+
+@_typing.final
+class BlockNews(_message.Message):
+    """What changed in a replica's prefix cache. Blocks are named as in AdmitRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """One more than that of the message before."""
+    restarts: _builtins.bool
+    """Begins a new account: what was told before does not count any more."""
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        restarts: _builtins.bool = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "removed", b"removed", "restarts", b"restarts", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockNews: _TypeAlias = BlockNews  # noqa: Y015
 
 @_typing.final
 class ReplicaHello(_message.Message):
@@ -1071,10 +1145,15 @@ class ReplicaLoad(_message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_USAGE_FRACTION_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
     waiting_requests: _builtins.int
     kv_usage_fraction: _builtins.float
     output_tokens_per_second: _builtins.float
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Adapters that it has loaded."""
+
     def __init__(
         self,
         *,
@@ -1082,10 +1161,11 @@ class ReplicaLoad(_message.Message):
         waiting_requests: _builtins.int = ...,
         kv_usage_fraction: _builtins.float = ...,
         output_tokens_per_second: _builtins.float = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_usage_fraction", b"kv_usage_fraction", "output_tokens_per_second", b"output_tokens_per_second", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "kv_usage_fraction", b"kv_usage_fraction", "output_tokens_per_second", b"output_tokens_per_second", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,6 +24,8 @@ class EngineStream:
         self.admission_s = 0.0
         self.replica_id = "engine"
         self.gaps_s: list[float] = []
+        self.explanation = ""
+        self.predicted_cached_tokens: int | None = None
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
         """All deltas since the last call. Raises ServeError where the request failed."""
