@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from neox_serve.client.results import ClusterStatus, Model, ReplicaStatus
+from neox_serve.client.results import ClusterStatus, Model, ReplicaStatus, TenantStatus
 from neox_serve.core.errors import ServeError
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "unhealthy": "red", "lost": "red"}
@@ -18,6 +18,14 @@ def status_view(status: ClusterStatus) -> RenderableType:
     conditions = [Text(f"{it.reason}: {it.message}", style="bold yellow") for it in status.conditions]
     headline = Text(f"neox-serve {status.version}", style="bold")
     return Group(headline, *conditions, _pools(status), _replicas(status.replicas), _gateways(status))
+
+
+def top_view(status: ClusterStatus) -> RenderableType:
+    """What is going on now: tenants first, then pools and replicas, under what is wrong."""
+    conditions = [Text(f"{it.reason}: {it.message}", style="bold yellow") for it in status.conditions]
+    speed = sum(replica.output_tokens_per_second for replica in status.replicas)
+    headline = Text(f"neox-serve {status.version}   {speed:,.0f} tok/s   Ctrl-C ends", style="bold")
+    return Group(headline, *conditions, _tenants(status.tenants), _pools(status), _replicas(status.replicas))
 
 
 def missing_view(error: ServeError) -> RenderableType:
@@ -52,6 +60,14 @@ def _pools(status: ClusterStatus) -> Table:
     for pool in status.pools:
         ready = f"[{'green' if pool.ready_replicas else 'red'}]{pool.ready_replicas}[/]"
         table.add_row(pool.pool, ready, f"{pool.requests_in_flight:,}", f"{pool.outstanding_tokens:,}")
+    return table
+
+
+def _tenants(tenants: Iterable[TenantStatus]) -> Table:
+    table = _table("tenant", "running", "their tokens", "waiting", "their tokens", "served")
+    for it in tenants:
+        counts = (it.running_requests, it.running_tokens, it.waiting_requests, it.waiting_tokens, int(it.served))
+        table.add_row(escape(it.tenant), *(f"{count:,}" for count in counts))
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
+from cluster.usage_reconciliation import Reconciled
 from neox_serve.v1 import admin_service_pb2 as pb
 from neox_serve.v1 import generation_pb2
 
@@ -55,6 +56,16 @@ def audit_table(entries: Iterable[pb.AuditEntry]) -> Table:
     table = _table("when", "who", "what", "to", "with")
     for entry in entries:
         table.add_row(_moment(entry.time), entry.actor, entry.action, entry.subject, entry.details_json)
+    return table
+
+
+def reconciliation_table(compared: Iterable[Reconciled]) -> Table:
+    """A row a replica: tokens as recorded and as its engine counted them."""
+    table = _table("replica", "prompt tokens", "the engine's", "completion tokens", "the engine's")
+    for one in compared:
+        recorded, counted = one.recorded, one.counted
+        counts = (recorded.prompt_tokens, counted.prompt_tokens, recorded.generation_tokens, counted.generation_tokens)
+        table.add_row(one.replica_id, *(f"{count:,}" for count in counts))
     return table
 
 

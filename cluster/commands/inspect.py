@@ -3,7 +3,8 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,8 @@ from cluster.commands.inout import JsonOption, print_json, print_view
 from cluster.commands.settings import ConfigOption, effective
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from neox_serve.client import Client, ClusterStatus
     from neox_serve.settings import MetricsSettings
 
@@ -44,16 +47,36 @@ def status(
     """Show pools, replicas with their load, gateways, and what is wrong."""
     with connection.client() as client:
         if watch:
-            _watch(client, interval_s, as_json=as_json)
+            from cluster.status_view import status_view
+
+            _watch(client, interval_s, status_view, as_json=as_json)
         else:
             _show(client.status(timeout_s=_CALL_TIMEOUT_S), as_json=as_json)
+
+
+@connected
+def top(
+    connection: Connection,
+    *,
+    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,
+) -> None:
+    """Watch tenants, pools and replicas at work, until Ctrl-C."""
+    from cluster.status_view import top_view
+
+    with connection.client() as client:
+        _watch(client, interval_s, top_view, screen=True)
 
 
 def metrics(
     config: ConfigOption = None, url: Annotated[str | None, typer.Option(help="Scrape page; absent: the settings' host and port.")] = None
 ) -> None:
     """Print the cluster's Prometheus page."""
-    print(_fetch(url or _metrics_url(effective(config).metrics)), end="")
+    print(fetch_metrics(url, config), end="")
+
+
+def fetch_metrics(url: str | None, config: Path | None) -> str:
+    """The cluster's Prometheus page, of the settings where no URL says it. Raises CommandError."""
+    return _fetch(url or _metrics_url(effective(config).metrics))
 
 
 def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
@@ -65,22 +88,24 @@ def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
     print_view(status_view(seen))
 
 
-def _watch(client: "Client", interval_s: float, *, as_json: bool) -> None:
+def _watch(
+    client: "Client", interval_s: float, view: "Callable[[ClusterStatus], RenderableType]", *, as_json: bool = False, screen: bool = False
+) -> None:
     """Looks again and again; a gateway that is away for a while is said to be, and looked for again."""
     from rich.console import Console
     from rich.live import Live
 
-    from cluster.status_view import missing_view, status_view
+    from cluster.status_view import missing_view
     from neox_serve.client import ServeError
 
-    with _noticed_interrupt() as interrupted, Live(console=Console(), auto_refresh=False) as live:
+    with _noticed_interrupt() as interrupted, Live(console=Console(), auto_refresh=False, screen=screen) as live:
         while not interrupted.is_set():
             try:
                 seen = client.status(timeout_s=_CALL_TIMEOUT_S)
             except ServeError as error:
                 live.update(missing_view(error), refresh=True)
             else:
-                print_json(seen) if as_json else live.update(status_view(seen), refresh=True)
+                print_json(seen) if as_json else live.update(view(seen), refresh=True)
             interrupted.wait(interval_s)
     raise KeyboardInterrupt
 

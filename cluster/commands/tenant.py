@@ -15,6 +15,7 @@ from cluster.commands.settings import effective
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from cluster.usage_reconciliation import EngineCounters
     from neox_serve.v1 import admin_service_pb2
 
 tenant_app = typer.Typer(help="Keep the tenants: who may use the cluster, and how much of it.", no_args_is_help=True)
@@ -247,8 +248,16 @@ def show(
 
 @usage_app.command()
 @connected
-def verify(connection: Connection, *, direct: DirectOption = False, as_json: JsonOption = False) -> None:
-    """Check that no usage record was changed or taken away since it was written."""
+def verify(
+    connection: Connection,
+    *,
+    metrics_url: Annotated[
+        str | None, typer.Option("--metrics", metavar="URL", help="Scrape page with the engines' counters; absent: the settings'.")
+    ] = None,
+    direct: DirectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that no usage record was changed or taken away, and hold the records against what the engines counted."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     found = _asker(connection, direct=direct)(pb.VerifyUsageRequest())
@@ -261,6 +270,25 @@ def verify(connection: Connection, *, direct: DirectOption = False, as_json: Jso
         raise CommandError(f"{len(found.breaks)} of the chains are not what was written:\n{broken}")
     if not as_json:
         print("All chains are as they were written.")
+        _show_reconciliation(found, _engine_counters(metrics_url, connection.config))
+
+
+def _engine_counters(url: str | None, config: Path | None) -> "dict[str, EngineCounters]":
+    from cluster.commands.inspect import fetch_metrics
+    from cluster.usage_reconciliation import engine_counters
+
+    return engine_counters(fetch_metrics(url, config))
+
+
+def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted: "dict[str, EngineCounters]") -> None:
+    from cluster.tenant_view import reconciliation_table
+    from cluster.usage_reconciliation import overcharged, reconciled
+
+    compared = reconciled(found.replicas, counted)
+    if compared:
+        print_view(reconciliation_table(compared))
+    if wrong := overcharged(compared):
+        raise CommandError(f"more tokens are recorded than their engines counted: {', '.join(wrong)}")
 
 
 def _asker(connection: Connection, *, direct: bool) -> Ask:

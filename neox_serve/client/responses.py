@@ -113,6 +113,9 @@ def cluster_status(message: ops_service_pb2.GetClusterStatusResponse) -> results
         gateways=tuple(
             results.GatewayStatus(gateway.gateway_id, gateway.requests_in_flight, _seconds(gateway.age)) for gateway in message.gateways
         ),
+        tenants=tuple(
+            results.TenantStatus(**{name: getattr(tenant, name) for name in results.TenantStatus.__slots__}) for tenant in message.tenants
+        ),
         conditions=tuple(results.Condition(condition.reason, condition.message) for condition in message.conditions),
     )
 

@@ -208,6 +208,18 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantStatus:
+    """What a tenant has at the replicas and in the queue. served: weighted, as fair sharing counts."""
+
+    tenant: str
+    running_requests: int
+    running_tokens: int
+    waiting_requests: int
+    waiting_tokens: int
+    served: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """The cluster as the gateway `gateway_id` sees it."""
 
@@ -217,3 +229,4 @@ class ClusterStatus:
     replicas: tuple[ReplicaStatus, ...]
     gateways: tuple[GatewayStatus, ...]
     conditions: tuple[Condition, ...]
+    tenants: tuple[TenantStatus, ...] = ()

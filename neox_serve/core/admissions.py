@@ -9,9 +9,10 @@ if so the question is not answered, else the request comes back and waits again.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from neox_serve.core.cluster import Demand, Settled
+from neox_serve.core.cluster import Demand, Settled, TenantView
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.drain_rate import DrainRate
 from neox_serve.core.errors import Reason, ServeError
@@ -132,7 +133,24 @@ class Admissions:
         rate = self.tokens_per_second(waiting.lane, now_s)
         return None if not rate else self._queue.expected_wait_s(waiting, rate)
 
+    def tenants(self, most: int) -> tuple[TenantView, ...]:
+        """The tenants that have requests, the busiest first."""
+        sums: dict[str, list[int]] = {}
+        for place, waiting in self._all_requests():
+            counts = sums.setdefault(waiting.tenant, [0, 0, 0, 0])
+            counts[place] += 1
+            counts[place + 1] += waiting.tokens
+        busiest = sorted(sums.items(), key=lambda item: (-item[1][1] - item[1][3], item[0]))[:most]
+        return tuple(TenantView(name, c[0], c[1], c[2], c[3], self._queue.counter(name)) for name, c in busiest)
+
     # Inside
+
+    def _all_requests(self) -> Iterator[tuple[int, Waiting]]:
+        """Those that run, with 0, and those that wait, with 2."""
+        for running in self._running.values():
+            yield 0, running.waiting
+        for waiting in self._queue.waiting():
+            yield 2, waiting
 
     def _wait(self, waiting: Waiting, demand: Demand, now_s: float) -> list[Answer]:
         self._demands[waiting.key] = demand

@@ -159,9 +159,25 @@ class GatewayView:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantView:
+    """What a tenant has at replicas and what of it waits: requests, and the tokens that they claim. served: its virtual token counter."""
+
+    tenant: str
+    running_requests: int = 0
+    running_tokens: int = 0
+    waiting_requests: int = 0
+    waiting_tokens: int = 0
+    served: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster as one part knows it. from_router: whether the router said so; else it is what one gateway knows by itself."""
+    """The cluster as one part knows it. from_router: whether the router said so; else it is what one gateway knows by itself.
+
+    tenants: the busiest, of those that have anything.
+    """
 
     replicas: tuple[ReplicaView, ...]
     gateways: tuple[GatewayView, ...]
     from_router: bool
+    tenants: tuple[TenantView, ...] = ()

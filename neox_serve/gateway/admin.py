@@ -20,6 +20,7 @@ Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
 
 _MOST_LABEL_CHARACTERS = 128
+_DAY_US = 86_400_000_000
 
 
 class AdminDesk:
@@ -91,7 +92,13 @@ class AdminDesk:
         """The chains, looked through from their beginnings."""
         records, prompt_tokens, completion_tokens = self._usage.totals()
         breaks = [pb.UsageBreak(chain=one.chain, sequence=one.sequence, what=one.what) for one in self._usage.verify(self._secret)]
-        return pb.VerifyUsageResponse(records=records, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, breaks=breaks)
+        replicas = [
+            pb.ReplicaUsage(replica_id=replica_id, requests=requests, prompt_tokens=prompts, completion_tokens=completions)
+            for replica_id, requests, prompts, completions in self._usage.by_replica(time.time_ns() // 1_000 - _DAY_US)
+        ]
+        return pb.VerifyUsageResponse(
+            records=records, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, breaks=breaks, replicas=replicas
+        )
 
     def list_audit_entries(self, message: pb.ListAuditEntriesRequest, _actor: str) -> pb.ListAuditEntriesResponse:
         """The newest entries."""

@@ -12,6 +12,25 @@ _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 3
 _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 
 
+_TENANT_BUCKETS_S = (0.05, 0.25, 1, 5, 30)
+_MOST_TENANTS = 50
+OTHER_TENANTS = "other"
+
+
+class BoundedTenants:
+    """Names for metrics: those of the first tenants that call, and one for all others. What a name counts never moves to another."""
+
+    def __init__(self, most: int = _MOST_TENANTS) -> None:
+        self._most = most
+        self._named: set[str] = set()
+
+    def label(self, tenant: str) -> str:
+        """A tenant's name in metrics."""
+        if tenant not in self._named and len(self._named) < self._most:
+            self._named.add(tenant)
+        return tenant if tenant in self._named else OTHER_TENANTS
+
+
 class GatewayMetrics:
     """Counts calls as they begin and end; what can be asked for is asked for when the page is read."""
 
@@ -46,6 +65,16 @@ class GatewayMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self._tenants = BoundedTenants()
+        self._tenant_calls = Counter("neox_gateway_tenant_calls", "Calls that ended, by tenant", ["tenant", "code"], registry=registry)
+        self._tenant_tokens = Counter("neox_gateway_tenant_tokens", "Tokens of calls that ended", ["tenant", "kind"], registry=registry)
+        self._tenant_ttft = Histogram(
+            "neox_gateway_tenant_time_to_first_token_seconds",
+            "From a call's arrival to its first token, by tenant",
+            ["tenant"],
+            buckets=_TENANT_BUCKETS_S,
+            registry=registry,
+        )
         self._tokens = Counter("neox_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
         self._prefixes = Counter(
             "neox_gateway_prefix_tokens",
@@ -67,14 +96,18 @@ class GatewayMetrics:
         self._in_flight.labels(method).dec()
         self._calls.labels(method, code, reason).inc()
         self._duration.labels(method).observe(now_s - call.arrived_at_s)
+        tenant = self._tenants.label(call.tenant.name)
+        self._tenant_calls.labels(tenant, code).inc()
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             self._tokens.labels(kind).inc(count)
+            self._tenant_tokens.labels(tenant, kind).inc(count)
         for predicted, found in call.predictions:
             self._prefixes.labels("predicted").inc(predicted)
             self._prefixes.labels("missing").inc(max(0, predicted - found))
             self._prefixes.labels("unforeseen").inc(max(0, found - predicted))
         if call.first_token_at_s is not None and call.last_token_at_s is not None:
             self._ttft.labels(method).observe(call.first_token_at_s - call.arrived_at_s)
+            self._tenant_ttft.labels(tenant).observe(call.first_token_at_s - call.arrived_at_s)
             if tokens.completion > 1:
                 self._tpot.labels(method).observe((call.last_token_at_s - call.first_token_at_s) / (tokens.completion - 1))
 

@@ -52,6 +52,7 @@ class Ops:
                 )
                 for gateway in view.gateways
             ],
+            tenants=[ops_service_pb2.TenantStatus(**{name: getattr(one, name) for name in one.__slots__}) for one in view.tenants],
             conditions=[ops_service_pb2.Condition(reason=condition.reason, message=condition.message) for condition in self._conditions()],
         )
 

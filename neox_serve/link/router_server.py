@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
 
@@ -13,7 +13,7 @@ import structlog
 from grpc import aio
 
 from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
-from neox_serve.core.cluster import Demand, Replica, Settled
+from neox_serve.core.cluster import ClusterView, Demand, Replica, Settled
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.fair_queue import FairQueue, QueueLimits
@@ -34,6 +34,7 @@ _log = structlog.get_logger(__name__)
 _TICK_S = 0.1
 _GATHER_S = 0.02
 """How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
+_MOST_TENANTS_SHOWN = 100
 _HOLD_S = 1.0
 """Longest time that a request waits here for a replica that may come any moment; less than gateways wait for an answer."""
 
@@ -202,7 +203,7 @@ class RouterServer(RouterLinkServiceServicer):
                 case "metrics":
                     self._texts[("component", "gateway"), ("instance", gateway.gateway_id)] = request.metrics.text
                 case "view":
-                    gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._state.view(self._clock())))
+                    gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._view()))
 
     def _admit(self, request: _Request) -> None:
         """Answers, or holds the request where a replica may come any moment."""
@@ -252,6 +253,9 @@ class RouterServer(RouterLinkServiceServicer):
         refusal = self._ledger.reserve(gateway.gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
         self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
         gateway.outbox.put(wire.reserved(asked.reservation_id, refusal))
+
+    def _view(self) -> ClusterView:
+        return replace(self._state.view(self._clock()), tenants=self._admissions.tenants(_MOST_TENANTS_SHOWN))
 
     def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
         demand = wire.demand_from_proto(request.admit)

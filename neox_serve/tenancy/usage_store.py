@@ -67,6 +67,15 @@ class UsageStore:
             by_gateway.setdefault(chain, []).append(Spent(tenant, at_us / 1e6, 1, int(tokens)))
         return by_gateway
 
+    def by_replica(self, since_us: int) -> list[tuple[str, int, int, int]]:
+        """By replica that served something since then: its id, requests, prompt tokens and completion tokens."""
+        columns = usage_records.c
+        totals = [func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens)]
+        asked = select(columns.replica_id, *totals).where(columns.at_us >= since_us, columns.replica_id != "")
+        with self._engine.connect() as connection:
+            rows = connection.execute(asked.group_by(columns.replica_id).order_by(columns.replica_id)).all()
+        return [(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows]
+
     def verify(self, secret: bytes) -> list[ChainBreak]:
         """Where the chains are not what was written."""
         with self._engine.connect() as connection:

@@ -733,12 +733,17 @@ class VerifyUsageResponse(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     BREAKS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     records: _builtins.int
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     @_builtins.property
     def breaks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageBreak]:
         """Empty: all is as it was written."""
+
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaUsage]:
+        """What was noted of each replica of the last day, to be held against what its engine counted."""
 
     def __init__(
         self,
@@ -747,14 +752,45 @@ class VerifyUsageResponse(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         breaks: _abc.Iterable[Global___UsageBreak] | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "records", b"records", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyUsageResponse: _TypeAlias = VerifyUsageResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaUsage(_message.Message):
+    """What usage records say of one replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    requests: _builtins.int
+    prompt_tokens: _builtins.int
+    completion_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "replica_id", b"replica_id", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaUsage: _TypeAlias = ReplicaUsage  # noqa: Y015
 
 @_typing.final
 class UsageBreak(_message.Message):

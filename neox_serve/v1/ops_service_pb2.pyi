@@ -97,6 +97,7 @@ class GetClusterStatusResponse(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of neox-serve."""
     gateway_id: _builtins.str
@@ -111,6 +112,10 @@ class GetClusterStatusResponse(_message.Message):
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """What keeps the cluster from its full service; empty where nothing does."""
 
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStatus]:
+        """Those that have requests, the busiest first; at most 100."""
+
     def __init__(
         self,
         *,
@@ -120,14 +125,54 @@ class GetClusterStatusResponse(_message.Message):
         replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
         gateways: _abc.Iterable[Global___GatewayStatus] | None = ...,
         conditions: _abc.Iterable[Global___Condition] | None = ...,
+        tenants: _abc.Iterable[Global___TenantStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "gateway_id", b"gateway_id", "gateways", b"gateways", "pools", b"pools", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "gateway_id", b"gateway_id", "gateways", b"gateways", "pools", b"pools", "replicas", b"replicas", "tenants", b"tenants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterStatusResponse: _TypeAlias = GetClusterStatusResponse  # noqa: Y015
+
+@_typing.final
+class TenantStatus(_message.Message):
+    """What a tenant has at the replicas and in the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    RUNNING_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    WAITING_TOKENS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    running_requests: _builtins.int
+    """Requests dispatched and not ended, and the prompt and granted output tokens of them."""
+    running_tokens: _builtins.int
+    waiting_requests: _builtins.int
+    """Requests that wait for a replica, and their tokens."""
+    waiting_tokens: _builtins.int
+    served: _builtins.float
+    """What it was served, weighted, as fair sharing counts: the tenant with the least goes next."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        running_requests: _builtins.int = ...,
+        running_tokens: _builtins.int = ...,
+        waiting_requests: _builtins.int = ...,
+        waiting_tokens: _builtins.int = ...,
+        served: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["running_requests", b"running_requests", "running_tokens", b"running_tokens", "served", b"served", "tenant", b"tenant", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStatus: _TypeAlias = TenantStatus  # noqa: Y015
 
 @_typing.final
 class PoolStatus(_message.Message):

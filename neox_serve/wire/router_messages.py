@@ -15,6 +15,7 @@ from neox_serve.core.cluster import (
     ReplicaPhase,
     ReplicaView,
     Settled,
+    TenantView,
     Terms,
 )
 from neox_serve.core.cluster_state import Grant
@@ -308,7 +309,8 @@ def view_to_proto(view_id: int, view: ClusterView) -> pb.ConnectGatewayResponse:
     gateways = [
         pb.GatewayView(gateway_id=each.gateway_id, requests_in_flight=each.requests_in_flight, age_s=each.age_s) for each in view.gateways
     ]
-    return pb.ConnectGatewayResponse(view=pb.ClusterView(view_id=view_id, replicas=replicas, gateways=gateways))
+    tenants = [pb.TenantView(**{name: getattr(each, name) for name in each.__slots__}) for each in view.tenants]
+    return pb.ConnectGatewayResponse(view=pb.ClusterView(view_id=view_id, replicas=replicas, gateways=gateways, tenants=tenants))
 
 
 def view_from_proto(message: pb.ClusterView) -> ClusterView:
@@ -324,7 +326,8 @@ def view_from_proto(message: pb.ClusterView) -> ClusterView:
         for each in message.replicas
     )
     gateways = tuple(GatewayView(each.gateway_id, each.requests_in_flight, each.age_s) for each in message.gateways)
-    return ClusterView(replicas, gateways, from_router=True)
+    tenants = tuple(TenantView(**{name: getattr(each, name) for name in TenantView.__slots__}) for each in message.tenants)
+    return ClusterView(replicas, gateways, from_router=True, tenants=tenants)
 
 
 # Replica to router

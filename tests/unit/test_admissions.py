@@ -146,6 +146,18 @@ def test_gateway_that_is_gone_leaves_nothing_that_waits() -> None:
     assert asked.next(1.0) == []
 
 
+def test_tenants_are_shown_with_what_they_have_the_busiest_first() -> None:
+    asked = admissions()
+    asked.ask("g", 1, demand("a"), 0.0)
+    for lease_id in (2, 3):
+        asked.ask("g", lease_id, demand("b"), 0.0)
+    first, second = asked.tenants(10)
+    assert (first.tenant, first.running_requests, first.waiting_requests, first.waiting_tokens) == ("b", 0, 2, 40)
+    assert (second.tenant, second.running_requests, second.running_tokens, second.waiting_requests) == ("a", 1, 20, 0)
+    assert second.served > first.served
+    assert asked.tenants(1) == (first,)
+
+
 class AllAnswered(RuleBasedStateMachine):
     """Whatever happens in whatever order, each request has one final answer, and no replica more than it takes."""
 

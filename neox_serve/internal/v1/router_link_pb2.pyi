@@ -917,25 +917,66 @@ class ClusterView(_message.Message):
     VIEW_ID_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     view_id: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaView]: ...
     @_builtins.property
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayView]: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantView]: ...
     def __init__(
         self,
         *,
         view_id: _builtins.int = ...,
         replicas: _abc.Iterable[Global___ReplicaView] | None = ...,
         gateways: _abc.Iterable[Global___GatewayView] | None = ...,
+        tenants: _abc.Iterable[Global___TenantView] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "replicas", b"replicas", "view_id", b"view_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "replicas", b"replicas", "tenants", b"tenants", "view_id", b"view_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterView: _TypeAlias = ClusterView  # noqa: Y015
+
+@_typing.final
+class TenantView(_message.Message):
+    """A tenant that has requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    RUNNING_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    WAITING_TOKENS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    running_requests: _builtins.int
+    running_tokens: _builtins.int
+    waiting_requests: _builtins.int
+    waiting_tokens: _builtins.int
+    served: _builtins.float
+    """Its virtual token counter."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        running_requests: _builtins.int = ...,
+        running_tokens: _builtins.int = ...,
+        waiting_requests: _builtins.int = ...,
+        waiting_tokens: _builtins.int = ...,
+        served: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["running_requests", b"running_requests", "running_tokens", b"running_tokens", "served", b"served", "tenant", b"tenant", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantView: _TypeAlias = TenantView  # noqa: Y015
 
 @_typing.final
 class ReplicaView(_message.Message):
