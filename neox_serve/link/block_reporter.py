@@ -26,7 +26,7 @@ class BlockReporter:
     @property
     def block_tokens(self) -> int:
         """Of a block; 0 where nothing is reported."""
-        return self._ledger.block_tokens if self._ledger else 0
+        return 0 if self._ledger is None else self._ledger.block_tokens
 
     def tell_all(self) -> None:
         """The router has registered the replica, or has missed something: it is told all from the start, and changes from now on."""

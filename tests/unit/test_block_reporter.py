@@ -25,6 +25,7 @@ class Router:
 def test_changes_before_registration_come_with_all_the_rest() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear)
+    assert reporter.block_tokens == 32
     ledger.change(stored=[1, 2])
     assert router.index.blocks_on("r") == 0
     reporter.tell_all()
