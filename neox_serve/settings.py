@@ -144,6 +144,8 @@ class LimitSettings(_Section):
     beam_width: int = Field(8, ge=1)
     logprobs: int = Field(20, ge=0)
     request_bytes: int = Field(1_572_864, ge=1024)
+    repeat_memory_s: float = Field(60.0, ge=0, description="How long a gateway gives repeats of a request_id the answer that it gave")
+    repeat_memory_bytes: int = Field(67_108_864, ge=0, description="The most that those answers take of a gateway's memory")
 
 
 class GatewaySettings(_Section):

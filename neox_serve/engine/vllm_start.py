@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -33,12 +34,16 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
     sockets = EventSockets() if engine_arguments.enable_prefix_caching and engine_settings(pool, settings).report_prefix_cache else None
     engine_arguments.kv_events_config = sockets.config() if sockets else None
-    config = vllm_arguments.build_engine_config(pool, settings, engine_arguments)
     steps = StepSignal()
-    llm = await asyncio.to_thread(
-        AsyncLLM.from_vllm_config, config, stat_loggers=[steps.logger_factory()], disable_log_stats=engine_arguments.disable_log_stats
-    )
-    supported_tasks = await llm.get_supported_tasks()
+    with ExitStack() as undo:
+        if sockets:
+            undo.callback(sockets.remove)
+        config = vllm_arguments.build_engine_config(pool, settings, engine_arguments)
+        llm = await asyncio.to_thread(
+            AsyncLLM.from_vllm_config, config, stat_loggers=[steps.logger_factory()], disable_log_stats=engine_arguments.disable_log_stats
+        )
+        supported_tasks = await llm.get_supported_tasks()
+        undo.pop_all()  # from here on closing the engine removes them
     llm._run_output_handler()
     block_tokens = llm.vllm_config.cache_config.block_size
     engine = VllmEngine(

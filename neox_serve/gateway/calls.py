@@ -64,7 +64,7 @@ class Call:
     asked for a higher one. gaps_s: how long it stood still for each replica that it lost. model, adapter, replica_id: what serves it, empty
     where nothing did. session: ties it to others, for routing. routes: how each of its prompts came to its replica. predictions: of each
     prompt, the tokens thought to be cached and found to be. partial: the deadline has come, and the answer is what there is. reservation:
-    of its tenant's quotas, settled when it ends.
+    of its tenant's quotas, settled when it ends. joined: it repeats another call, and shares its answer.
     """
 
     method: str
@@ -92,6 +92,7 @@ class Call:
     partial: bool = False
     interruption: ServeError | None = None
     reservation: Held | None = None
+    joined: bool = False
 
     @property
     def tenant(self) -> Tenant:
@@ -141,11 +142,15 @@ class Call:
 
 
 class StreamWriter:
-    """Writes a stream's messages. How long a write has been waiting is for all to see: a client that never reads loses its call."""
+    """Writes a stream's messages. record: is given each of them too.
 
-    def __init__(self, call: Call, context: Context) -> None:
+    How long a write has been waiting is for all to see: a client that never reads loses its call.
+    """
+
+    def __init__(self, call: Call, context: Context, record: Callable[[bytes], None] | None = None) -> None:
         self._call = call
         self._context = context
+        self._record = record
         self._clock = asyncio.get_running_loop().time
 
     @property
@@ -155,10 +160,14 @@ class StreamWriter:
 
     def put(self, message: bytes) -> None:
         """Writes one message without waiting for the client; while this is busy, `write` is the way to go on."""
+        if self._record is not None:
+            self._record(message)
         self._context.put(message)
 
     async def write(self, message: bytes) -> None:
         """Writes one message; waits while the client reads too slowly."""
+        if self._record is not None:
+            self._record(message)
         self._call.writing_since_s = self._clock()
         await self._context.write(message)
         self._call.writing_since_s = None

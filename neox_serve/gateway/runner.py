@@ -23,6 +23,7 @@ from neox_serve.core.usage import UsageRecord
 from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, TokenCount, deadline_exceeded
 from neox_serve.gateway.identity import Identity
 from neox_serve.gateway.metrics import GatewayMetrics
+from neox_serve.gateway.repeats import Key, Repeats, Run
 from neox_serve.gateway.validation import is_request_id
 from neox_serve.settings import GatewaySettings
 from neox_serve.wire.admin_messages import PRIORITIES
@@ -55,12 +56,14 @@ class CallRunner:
         metrics: GatewayMetrics,
         identity: Identity,
         note_usage: Callable[[UsageRecord], None],
+        repeats: Repeats,
     ) -> None:
         self._gateway_id = gateway_id
         self._settings = settings
         self._metrics = metrics
         self._identity = identity
         self._note_usage = note_usage
+        self._repeats = repeats
         self._bounded: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -130,9 +133,11 @@ class CallRunner:
             check_role(method.path, call.principal.roles)
             self._enter(method, call)
             message = method.decoder.decode(raw)
-            self._identify(call, message)
+            key = self._identify(call, message)
             call.session = _given(context, SESSION_KEY)[:SESSION_CHARACTERS]
-            return await self._handle(method, call, message, context)
+            if key is None or not method.metered:
+                return await self._handle(method, call, message, context, None)
+            return await self._run_once(key, raw, method, call, message, context)
         except ServeError:
             raise
         except asyncio.CancelledError:
@@ -144,10 +149,44 @@ class CallRunner:
             log.exception("fault in a handler", method=call.method)
             raise ServeError(Reason.INTERNAL, f"{type(error).__name__}: {error}") from error
 
-    async def _handle(self, method: Method, call: Call, message: Message, context: Context) -> bytes:
+    async def _run_once(self, key: Key, raw: bytes, method: Method, call: Call, message: Message, context: Context) -> bytes:
+        """Runs the call, unless it repeats one: then it shares that one's answer."""
+        if (run := self._repeats.find(key, raw)) is not None:
+            call.joined = True
+            return await self._join(run, method, call, context)
+        run = self._repeats.begin(key, raw)
+        try:
+            response = await self._handle(method, call, message, context, run)
+        except BaseException as error:
+            failure = error if isinstance(error, ServeError) else call.interruption or ServeError(Reason.CANCELLED, "given up")
+            self._repeats.fail(key, run, failure)
+            raise
+        if method.stream is None:
+            run.put(response)
+        if call.partial:
+            self._repeats.fail(key, run, deadline_exceeded(call.deadline_at_s - call.arrived_at_s))
+        else:
+            self._repeats.succeed(key, run)
+        return response
+
+    async def _join(self, run: Run, method: Method, call: Call, context: Context) -> bytes:
+        """The answer of a call that runs or has run; a stream's from its first event on. Raises ServeError as that call does."""
+        try:
+            async with asyncio.timeout_at(call.deadline_at_s):
+                if method.stream is None:
+                    return await run.next(0) or b""
+                writer, position = StreamWriter(call, context), 0
+                while (message := await run.next(position)) is not None:
+                    await writer.write(message)
+                    position += 1
+        except TimeoutError:
+            raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s) from None
+        return b""
+
+    async def _handle(self, method: Method, call: Call, message: Message, context: Context, run: Run | None) -> bytes:
         """Streams mind the deadline themselves, since a write must not be cut off."""
         if method.stream is not None:
-            await method.stream(call, message, StreamWriter(call, context))
+            await method.stream(call, message, StreamWriter(call, context, run.put if run else None))
             return b""
         if method.unary is None:
             raise RuntimeError(f"{method.path} has no handler")
@@ -180,7 +219,8 @@ class CallRunner:
         if not self._bounded:
             self._idle.set()
 
-    def _identify(self, call: Call, message: Any) -> None:
+    def _identify(self, call: Call, message: Any) -> Key | None:
+        """Notes what the message says of the call. Returns what repeats of it are known by, where its client gave it an id."""
         given = getattr(message, "request_id", "")
         if given and is_request_id(given):
             call.request_id = given
@@ -189,6 +229,7 @@ class CallRunner:
         asked = PRIORITIES.get(getattr(message, "priority", 0))  # an unknown one is refused with the other fields
         call.priority = call.tenant.allowed_class(asked or PriorityClass.DEFAULT)
         call.clamped = asked is not None and bool(getattr(message, "priority", 0)) and call.priority != asked
+        return (call.tenant.name, call.method, call.request_id) if given and call.request_id == given else None
 
     def _why_cancelled(self, call: Call) -> ServeError:
         """grpc cancels the handler both when the caller gives up and when the caller's deadline passes."""
@@ -208,7 +249,7 @@ class CallRunner:
         reason = "" if error is None else error.reason.value
         self._metrics.ended(call, code, reason, now_s)
         self._log(call, error, code, now_s)
-        if method.metered and call.principal is not NOBODY:
+        if method.metered and not call.joined and call.principal is not NOBODY:
             self._note_usage(usage_record(call, reason or "OK", now_s, time.time()))
 
     def _log(self, call: Call, error: ServeError | None, code: str, now_s: float) -> None:

@@ -21,6 +21,7 @@ from neox_serve.gateway.identity import Identity
 from neox_serve.gateway.jwt_tokens import JwtVerifier
 from neox_serve.gateway.methods import methods
 from neox_serve.gateway.metrics import GatewayMetrics
+from neox_serve.gateway.repeats import Repeats
 from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tls import TlsFiles, server_context
@@ -72,6 +73,7 @@ class GatewayServer:
             metrics=self._metrics,
             identity=identity,
             note_usage=platform.writer.put if platform else _not_kept,
+            repeats=Repeats(memory_s=settings.limits.repeat_memory_s, most_bytes=settings.limits.repeat_memory_bytes, clock=time.monotonic),
         )
         self._served = Served.from_settings(settings, facts)
         self._pools = tuple(self._served.limits)
