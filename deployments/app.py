@@ -34,11 +34,11 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 def applications(settings: Settings) -> list[dict[str, Any]]:
     """The cluster's applications, each with the function that builds it and the settings it reads."""
-    engine = {"model", "router", "log"}
+    engine = {"model", "router", "log", "links"}
     chosen = [
         # First: it takes longest to be up, and Serve builds in this order.
         _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
-        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder"}),
+        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder", "links"}),
         _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
     ]
     if settings.embedding.enabled:
@@ -51,6 +51,7 @@ _GATEWAY_READS: dict[str, Any] = {
     "limits": True,
     "gateway": True,
     "access": True,
+    "links": True,
     "state_folder": True,
     "router": True,
     "log": True,

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from autoscaling.ray_adapter import REQUESTS_METRIC
+from deployments.links import link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
 from neox_serve import logs
@@ -36,6 +37,7 @@ class EngineDeployment:
             max_requests=replicas.max_requests,
             resolve_router=router_lookup(),
             load_interval_s=settings.router.load_interval_s,
+            tls=link_tls(settings.links),
         )
         await self._server.start()
         settle()

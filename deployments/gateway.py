@@ -5,6 +5,7 @@ import uuid
 from contextlib import AsyncExitStack
 from typing import Any
 
+from deployments.links import link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
 from neox_serve import logs
@@ -25,7 +26,9 @@ class GatewayDeployment:
         logs.configure(settings.log, "gateway")
         gateway_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder = locate_tokenizer(settings.model.source, settings.model.revision)
-        dispatcher = Dispatcher(gateway_id=gateway_id, resolve_router=router_lookup(), metrics_text=self._metrics_text)
+        dispatcher = Dispatcher(
+            gateway_id=gateway_id, resolve_router=router_lookup(), metrics_text=self._metrics_text, tls=link_tls(settings.links)
+        )
         platform = await Platform.open(settings, gateway_id)
         self._to_end.push_async_callback(platform.close)
         self._server = GatewayServer(

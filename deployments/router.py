@@ -5,6 +5,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+from deployments.links import link_tls
 from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.link.router_server import RouterServer
@@ -19,7 +20,13 @@ class RouterDeployment:
         self._to_end = AsyncExitStack()
         settings = restore(settings_values)
         logs.configure(settings.log, "router")
-        self._server = RouterServer(settings=settings.router, metrics=settings.metrics, clock=time.monotonic, rng=random.Random())
+        self._server = RouterServer(
+            settings=settings.router,
+            metrics=settings.metrics,
+            clock=time.monotonic,
+            rng=random.Random(),
+            tls=link_tls(settings.links),
+        )
         self._server.restore(await spent_recently(settings))
         await self._server.start()
         settle()

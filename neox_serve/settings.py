@@ -227,6 +227,21 @@ class RouterSettings(_Section):
     node_resource: str | None = _node_resource()
 
 
+class LinkSettings(_Section):
+    """Mutual TLS between router, gateways and replicas. Absent: plain text, for a network that only they are on."""
+
+    certificate: Path | None = Field(None, description="PEM chain of every process, for the name server_name")
+    key: Path | None = None
+    ca: Path | None = Field(None, description="PEM of the authority that has signed it")
+    server_name: str = Field("neox-serve", min_length=1, description="The name that the certificates carry")
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> "LinkSettings":
+        if len({part is None for part in (self.certificate, self.key, self.ca)}) != 1:
+            raise ValueError("certificate, key and ca must be set together")
+        return self
+
+
 class MetricsSettings(_Section):
     """The scrape page of the whole cluster, served by the router."""
 
@@ -275,6 +290,7 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     access: AccessSettings = AccessSettings()
     router: RouterSettings = RouterSettings()
+    links: LinkSettings = LinkSettings()
     metrics: MetricsSettings = MetricsSettings()
     client: ClientSettings = ClientSettings()
     log: LogSettings = LogSettings()

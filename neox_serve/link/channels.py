@@ -1,6 +1,9 @@
-"""How the internal gRPC connections are set up: keepalive, message sizes, addresses."""
+"""How the internal gRPC connections are set up: keepalive, message sizes, addresses, and TLS where it is wished."""
 
 import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -39,20 +42,57 @@ _CLIENT = (
 _WILDCARDS = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  compared with, not bound to
 
 
+@dataclass(frozen=True, slots=True)
+class LinkTls:
+    """Mutual TLS of the internal links: PEM files, the same authority on both sides. server_name: what every certificate carries.
+
+    Files are read at each connection, so those that replace them count from the next one on.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+    server_name: str
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Raises OSError where a file cannot be read."""
+        first = self._server_files()
+        return grpc.dynamic_ssl_server_credentials(first, self._newest, require_client_authentication=True)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError where a file cannot be read."""
+        ca, key, certificate = (path.read_bytes() for path in (self.ca, self.key, self.certificate))
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    def _server_files(self) -> grpc.ServerCertificateConfiguration:
+        ca, key, certificate = (path.read_bytes() for path in (self.ca, self.key, self.certificate))
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
+
+    def _newest(self) -> Any:
+        """Called by grpc at each handshake, from a thread of its; None: as before, which its types do not know."""
+        try:
+            return self._server_files()
+        except OSError:
+            return None
+
+
 def internal_server() -> aio.Server:
     """A server for internal links, not started."""
     return aio.server(options=_SERVER)
 
 
-def internal_channel(address: str) -> aio.Channel:
-    """A channel to host:port."""
-    return aio.insecure_channel(address, options=_CLIENT)
+def internal_channel(address: str, tls: LinkTls | None = None) -> aio.Channel:
+    """A channel to host:port. Raises OSError where a file of TLS cannot be read."""
+    if tls is None:
+        return aio.insecure_channel(address, options=_CLIENT)
+    return aio.secure_channel(address, tls.channel_credentials(), options=(*_CLIENT, ("grpc.ssl_target_name_override", tls.server_name)))
 
 
-def bind(server: aio.Server, host: str, port: int) -> str:
+def bind(server: aio.Server, host: str, port: int, tls: LinkTls | None = None) -> str:
     """Binds the server (port 0: any free one) and returns the host:port that peers should call. Raises OSError where it cannot."""
+    address = f"{host or '0.0.0.0'}:{port}"  # noqa: S104  the caller's choice
     try:
-        bound = server.add_insecure_port(f"{host or '0.0.0.0'}:{port}")  # noqa: S104  the caller's choice
+        bound = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.server_credentials())
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port}") from error
     return f"{_reachable_host(host)}:{bound}"

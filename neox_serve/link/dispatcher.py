@@ -23,6 +23,7 @@ from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationR
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.admission import Admission
+from neox_serve.link.channels import LinkTls
 from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.engine_links import EngineLinks
 from neox_serve.link.generation_stream import GenerationStream, Placement
@@ -43,7 +44,7 @@ Estimated = tuple[float | None, QuotaState]
 class Dispatcher:
     """Sends requests to replicas.
 
-    gateway_id: a new one each start. clock: seconds, steady; wall_clock: seconds since the epoch, never going back. metrics_text: this
+    gateway_id: a new one each start. clock: seconds, steady. metrics_text: this
     process's metrics, for the router's page. admission_timeout_s: longest wait for the router's answer, after which the gateway chooses by
     itself. link_timeout_s: longest wait for the link to a replica just granted.
     """
@@ -56,19 +57,18 @@ class Dispatcher:
         metrics_text: Callable[[], str],
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] | None = None,
         admission_timeout_s: float = 2.0,
         link_timeout_s: float = 1.0,
+        tls: LinkTls | None = None,
     ) -> None:
         rng = rng or Random()
-        wall_clock = wall_clock or steady_wall_clock(clock)
         self._gateway_id = gateway_id
         self._metrics_text = metrics_text
         self._clock = clock
         self._started_s = clock()
         self._link_timeout_s = link_timeout_s
         self._changed = asyncio.Event()
-        self._links = EngineLinks(gateway_id=gateway_id, rng=rng, on_change=self._announce_change)
+        self._links = EngineLinks(gateway_id=gateway_id, rng=rng, on_change=self._announce_change, tls=tls)
         self._router = RouterLink[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse](
             resolve_router=resolve_router,
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectGateway(),
@@ -76,6 +76,7 @@ class Dispatcher:
             response_type=pb.ConnectGatewayResponse,
             on_response=self._on_response,
             on_connected=self._on_connected,
+            tls=tls,
             on_lost=self._on_router_lost,
             rng=rng,
         )
@@ -87,7 +88,7 @@ class Dispatcher:
             rng=rng,
             timeout_s=admission_timeout_s,
         )
-        self._reservations = Reservations(send=self._router.send, clock=wall_clock)
+        self._reservations = Reservations(send=self._router.send, clock=steady_wall_clock(clock))
         self._streams: dict[int, GenerationStream] = {}
         self._estimates: dict[int, asyncio.Future[Estimated]] = {}
         self._view_ids = count(1)

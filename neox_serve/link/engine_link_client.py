@@ -16,7 +16,7 @@ from neox_serve.core.replacement import replica_lost
 from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import EngineLinkServiceStub
-from neox_serve.link.channels import internal_channel
+from neox_serve.link.channels import LinkTls, internal_channel
 from neox_serve.link.streams import Backoff, StreamEndedError, Writable, keep_connected, read, stop_task, until_one_ends, write
 from neox_serve.wire import engine_messages as wire
 
@@ -35,7 +35,17 @@ class DeltaReceiver(Protocol):
 class EngineLink:
     """A link to one replica. on_change: called when it comes up or goes down."""
 
-    def __init__(self, *, replica_id: str, address: str, gateway_id: str, rng: Random, on_change: Callable[["EngineLink"], None]) -> None:
+    def __init__(
+        self,
+        *,
+        replica_id: str,
+        address: str,
+        gateway_id: str,
+        rng: Random,
+        on_change: Callable[["EngineLink"], None],
+        tls: LinkTls | None = None,
+    ) -> None:
+        self._tls = tls
         self.replica_id = replica_id
         self._address = address
         self._gateway_id = gateway_id
@@ -99,7 +109,7 @@ class EngineLink:
 
     async def _connect(self) -> None:
         """One stream, from hello to its end."""
-        async with internal_channel(self._address) as channel:
+        async with internal_channel(self._address, self._tls) as channel:
             call = EngineLinkServiceStub(channel).Connect()
             try:
                 async with asyncio.timeout(_WELCOME_TIMEOUT_S):

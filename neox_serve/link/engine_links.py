@@ -11,13 +11,15 @@ from random import Random
 from neox_serve.core.cluster import Replica, ReplicaPhase
 from neox_serve.core.replacement import replica_lost
 from neox_serve.core.types import Pool
+from neox_serve.link.channels import LinkTls
 from neox_serve.link.engine_link_client import EngineLink
 
 
 class EngineLinks:
     """Replicas by id, with their links. on_change: called when a replica or a link changes."""
 
-    def __init__(self, *, gateway_id: str, rng: Random, on_change: Callable[[], None]) -> None:
+    def __init__(self, *, gateway_id: str, rng: Random, on_change: Callable[[], None], tls: LinkTls | None = None) -> None:
+        self._tls = tls
         self._gateway_id = gateway_id
         self._rng = rng
         self._on_change = on_change
@@ -74,6 +76,7 @@ class EngineLinks:
             gateway_id=self._gateway_id,
             rng=self._rng,
             on_change=self._link_changed,
+            tls=self._tls,
         )
         self._links[replica.replica_id] = link
         link.start()

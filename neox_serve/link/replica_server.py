@@ -17,7 +17,7 @@ from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import add_EngineLinkServiceServicer_to_server
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.block_reporter import BlockReporter
-from neox_serve.link.channels import bind, internal_server
+from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.engine_link_server import EngineLinkServer
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
 from neox_serve.link.streams import repeat, stop_task
@@ -37,7 +37,7 @@ class ReplicaServer:
     host: interface to listen on. max_requests: most requests it takes at a time. load_interval_s: between load reports.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, each
         self,
         *,
         engine: Engine,
@@ -48,7 +48,9 @@ class ReplicaServer:
         resolve_router: ResolveRouter,
         load_interval_s: float,
         clock: Callable[[], float] = time.monotonic,
+        tls: LinkTls | None = None,
     ) -> None:
+        self._tls = tls
         self.replica_id = f"{pool}-{uuid.uuid4().hex[:8]}"
         self.address = ""
         self._engine = engine
@@ -71,6 +73,7 @@ class ReplicaServer:
             on_response=lambda _: self._blocks.tell_all(),
             on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - made below, since it sends through this
             rng=Random(),
+            tls=tls,
         )
         self._blocks = BlockReporter(engine.block_ledger, self._router.send)
         self._reports: asyncio.Task[None] | None = None
@@ -78,7 +81,7 @@ class ReplicaServer:
     async def start(self) -> None:
         """Listens, then starts to register; does not wait for the router. Raises OSError where it cannot listen."""
         add_EngineLinkServiceServicer_to_server(self._links, self._server)
-        self.address = bind(self._server, self._host, 0)
+        self.address = bind(self._server, self._host, 0, self._tls)
         await self._server.start()
         self._router.start()
         self._reports = asyncio.ensure_future(repeat(self._report, self._load_interval_s))

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 from grpc import aio
 
-from neox_serve.link.channels import internal_channel
+from neox_serve.link.channels import LinkTls, internal_channel
 from neox_serve.link.streams import Backoff, Outbox, keep_connected, read, stop_task, until_one_ends
 
 _log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class RouterLink(Generic[Request, Response]):
     on_lost: the stream ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, each
         self,
         *,
         resolve_router: ResolveRouter,
@@ -63,7 +63,9 @@ class RouterLink(Generic[Request, Response]):
         on_lost: Callable[[], None],
         on_connected: Callable[[], None] = lambda: None,
         rng: Random,
+        tls: LinkTls | None = None,
     ) -> None:
+        self._tls = tls
         self._resolve_router = resolve_router
         self._connect_stream = connect
         self._hello = hello
@@ -93,7 +95,7 @@ class RouterLink(Generic[Request, Response]):
         """One stream, from hello to its end."""
         async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
             address = await self._resolve_router()
-        async with internal_channel(address) as channel:
+        async with internal_channel(address, self._tls) as channel:
             call = self._connect_stream(channel)
             outbox = Outbox[Request]()
             outbox.put(self._hello())

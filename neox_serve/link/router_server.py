@@ -20,7 +20,7 @@ from neox_serve.core.fair_queue import FairQueue, QueueLimits
 from neox_serve.core.quota import QuotaLedger, Spent
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
-from neox_serve.link.channels import bind, internal_server
+from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.metrics_page import Labels, MetricsPage
 from neox_serve.link.router_metrics import RouterMetrics
@@ -75,7 +75,9 @@ class RouterServer(RouterLinkServiceServicer):
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] | None = None,
         rng: Random | None = None,
+        tls: LinkTls | None = None,
     ) -> None:
+        self._tls = tls
         self.address = ""
         self._settings = settings
         self._clock = clock
@@ -133,7 +135,7 @@ class RouterServer(RouterLinkServiceServicer):
     async def start(self) -> None:
         """Listens. Raises OSError where it cannot."""
         add_RouterLinkServiceServicer_to_server(self, self._server)
-        self.address = bind(self._server, self._settings.host, self._settings.port)
+        self.address = bind(self._server, self._settings.host, self._settings.port, self._tls)
         if self._page:
             self._page.start()
         await self._server.start()

@@ -13,6 +13,7 @@ import pytest
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, GenerationRequest, Pool, Stopping
 from neox_serve.engine.protocol import Engine
+from neox_serve.link.channels import LinkTls
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.generation_stream import GenerationStream
 from neox_serve.link.replica_server import ReplicaServer
@@ -26,7 +27,8 @@ GRACE_S = 0.6
 class LinkCluster:
     """What a test starts in it, it stops. `resolve` gives the address of the newest router, even of one that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: LinkTls | None = None) -> None:
+        self._tls = tls
         self.router_address = "127.0.0.1:1"  # nothing listens there
         self._routers: list[RouterServer] = []
         self._replicas: list[ReplicaServer] = []
@@ -50,7 +52,7 @@ class LinkCluster:
     async def router(self, *, grace_s: float = GRACE_S, **settings_values: Any) -> RouterServer:
         """Starts a router; peers look for this one from now on."""
         settings = RouterSettings(peer_grace_s=grace_s, **settings_values)
-        router = RouterServer(settings=settings, metrics=MetricsSettings(port=0), clock=time.monotonic, rng=Random(1))
+        router = RouterServer(settings=settings, metrics=MetricsSettings(port=0), clock=time.monotonic, rng=Random(1), tls=self._tls)
         await router.start()
         self.router_address = router.address
         self._routers.append(router)
@@ -66,6 +68,7 @@ class LinkCluster:
             max_requests=max_requests,
             resolve_router=self.resolve,
             load_interval_s=0.05,
+            tls=self._tls,
         )
         await replica.start()
         self._replicas.append(replica)
@@ -81,6 +84,7 @@ class LinkCluster:
             metrics_text=lambda: "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total 7\n",
             rng=Random(2),
             admission_timeout_s=admission_timeout_s,
+            tls=self._tls,
         )
         await dispatcher.start()
         self._dispatchers.append(dispatcher)
