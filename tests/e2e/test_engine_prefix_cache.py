@@ -81,9 +81,16 @@ async def test_full_cache_forgets_and_the_ledger_with_it(generation_engine: Engi
     for start in range(0, len(prompts), 8):
         await asyncio.gather(*(cached(generation_engine, ids) for ids in prompts[start : start + 8]))
     await asyncio.sleep(0.3)
-    there = [sum(block in ledger for block in prompt_blocks(root(MODEL), ids, BLOCK_SIZE)) for ids in prompts]
-    assert there[-1] == 12
-    assert there[0] == 0
-    partly = max(number for number, blocks in enumerate(there) if blocks < 12)
-    for number in (0, partly, len(prompts) - 1):
-        assert await cached(generation_engine, prompts[number]) == there[number] * BLOCK_SIZE
+    assert held(ledger, prompts[-1]) == 12
+    assert held(ledger, prompts[0]) == 0
+    partly = max((ids for ids in prompts if held(ledger, ids) < 12), key=lambda ids: held(ledger, ids))
+    for ids in (partly, prompts[0], prompts[-1]):
+        expected = held(ledger, ids) * BLOCK_SIZE
+        assert await cached(generation_engine, ids) == expected
+        await asyncio.sleep(0.3)
+
+
+def held(ledger: BlockLedger, ids: TokenIds) -> int:
+    """The prompt's first blocks that are there, up to the first that is not."""
+    blocks = prompt_blocks(root(MODEL), ids, BLOCK_SIZE)
+    return next((number for number, block in enumerate(blocks) if block not in ledger), len(blocks))
