@@ -110,9 +110,10 @@ class ClusterState:
             peer.replica = peer.replica.moved_to(phase)
             self._enter(peer)
 
-    def take_block_news(self, replica_id: str, news: BlockNews) -> bool:
-        """News of a replica's cache; of an unknown one it is ignored. False: the replica is to tell all that it holds."""
-        return replica_id not in self._replicas or self._index.take(replica_id, news)
+    def take_block_news(self, replica_id: str, connection: int, news: BlockNews) -> bool:
+        """News of a replica's cache; what an old connection brings late is ignored. False: the replica is to tell all that it holds."""
+        peer = self._replicas.get(replica_id)
+        return peer is None or peer.connection != connection or self._index.take(replica_id, news)
 
     def disconnect_replica(self, replica_id: str, connection: int, now_s: float) -> None:
         """A replica's stream ended."""

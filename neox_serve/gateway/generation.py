@@ -179,8 +179,8 @@ def _sequences(message: inference_service_pb2.GenerateRequest) -> int:
 
 
 def _note_prediction(call: Call, stream: GenerationStream, progress: StreamProgress) -> None:
-    """What the router thought to be cached of a prompt, beside what the engine found."""
-    if progress.prompt_told and stream.predicted_cached_tokens is not None:
+    """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
+    if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
         call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
 
 

@@ -19,7 +19,7 @@ from neox_serve.core.quota import QuotaState
 from neox_serve.core.refusal import NOT_READY_RETRY_S
 from neox_serve.core.replacement import Event, event_of_failure
 from neox_serve.core.tenants import Tenant
-from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
+from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool, TokenIds
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.admission import Admission
@@ -162,7 +162,9 @@ class Dispatcher:
 
     async def embed(self, model: str, request: EmbeddingRequest, terms: Terms = NO_TERMS) -> EmbeddingResult:
         """The vector of an input. Raises ServeError as `open_generation` does, or as the engine does. Cancelling the call frees it."""
-        demand = Demand(Pool.EMBEDDING, model, len(request.prompt_token_ids), 0, terms=terms)
+        ids = request.prompt_token_ids
+        blocks, block_tokens = self._blocks(Pool.EMBEDDING, root(model, None, request.cache_salt), ids)
+        demand = Demand(Pool.EMBEDDING, model, len(ids), 0, terms=terms, blocks=blocks, block_tokens=block_tokens)
         self._open += 1
         try:
             return await self._embed(demand, request)
@@ -215,18 +217,22 @@ class Dispatcher:
             del self._views[view_id]
 
     def _generation_demand(self, model: str, request: GenerationRequest) -> Demand:
-        """Also where no replica tells of its cache the blocks are named: a policy may go by the prompt's beginning."""
-        ids, block_tokens = request.prompt_token_ids, self._links.block_tokens(Pool.GENERATION) or _UNTOLD_BLOCK_TOKENS
+        blocks, block_tokens = self._blocks(Pool.GENERATION, root(model, request.adapter, request.cache_salt), request.prompt_token_ids)
         return Demand(
             Pool.GENERATION,
             model,
-            len(ids),
+            len(request.prompt_token_ids),
             request.most_output_tokens,
             adapter=request.adapter,
             session=request.session,
-            blocks=reusable_blocks(root(model, request.adapter, request.cache_salt), ids, block_tokens),
+            blocks=blocks,
             block_tokens=block_tokens,
         )
+
+    def _blocks(self, pool: Pool, parent: int, ids: TokenIds) -> tuple[tuple[int, ...], int]:
+        """The names of a prompt's blocks, and their size. Also where no replica tells of its cache: a policy may go by the beginning."""
+        block_tokens = self._links.block_tokens(pool) or _UNTOLD_BLOCK_TOKENS
+        return reusable_blocks(parent, ids, block_tokens), block_tokens
 
     async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
         admission_s = 0.0

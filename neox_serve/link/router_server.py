@@ -292,12 +292,12 @@ class RouterServer(RouterLinkServiceServicer):
         self._replica_changed()
         try:
             await write(context, wire.registered())
-            await self._listen(replica, context)
+            await self._listen(replica, connection, context)
         finally:
             _log.info("replica_lost", replica_id=replica.replica_id)
             self._state.disconnect_replica(replica.replica_id, connection, self._clock())
 
-    async def _listen(self, replica: Replica, stream: ReplicaContext) -> None:
+    async def _listen(self, replica: Replica, connection: int, stream: ReplicaContext) -> None:
         labels: Labels = (("component", "engine"), ("instance", replica.replica_id), ("pool", replica.pool.value))
         while True:
             request = await read(stream, pb.ConnectReplicaRequest)
@@ -310,7 +310,7 @@ class RouterServer(RouterLinkServiceServicer):
                 case "metrics":
                     self._texts[labels] = request.metrics.text
                 case "block_news":
-                    if not self._state.take_block_news(replica.replica_id, wire.block_news_from_proto(request.block_news)):
+                    if not self._state.take_block_news(replica.replica_id, connection, wire.block_news_from_proto(request.block_news)):
                         _log.warning("block_news_missed", replica_id=replica.replica_id)
                         self._metrics.missed_block_news()
                         await write(stream, wire.restart_block_news())

@@ -29,7 +29,9 @@ class InferenceServiceStub:
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
@@ -78,7 +80,9 @@ class InferenceServiceServicer:
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
@@ -160,7 +164,9 @@ class InferenceService:
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:

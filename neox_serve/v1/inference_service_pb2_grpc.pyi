@@ -30,7 +30,9 @@ class InferenceServiceStub:
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
@@ -69,7 +71,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
@@ -104,7 +108,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Text generation and embeddings.
 
     Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once.
+    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
+    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
+    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
 
     Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
     fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:

@@ -69,6 +69,7 @@ class _Timeline:
         self._outcomes: Counter[str] = Counter()
         self._ids = count(1)
         self._connections = count(1)
+        self._connected: dict[str, int] = {}
         self._replicas = [self._new_replica(number) for number in range(replicas)]
         self._leases: dict[str, list[int]] = {f"gateway-{number}": [] for number in range(_GATEWAYS)}
         self._in_flight = 0
@@ -167,20 +168,22 @@ class _Timeline:
         self._timed(lambda: self._state.report_load(replica_id, load))
 
     def _tell_of_cache(self, replica_id: str, blocks: tuple[int, ...]) -> None:
-        news = self._caches.served(replica_id, blocks)
-        self._timed(lambda: self._state.take_block_news(replica_id, news))
+        news, connection = self._caches.served(replica_id, blocks), self._connected[replica_id]
+        self._timed(lambda: self._state.take_block_news(replica_id, connection, news))
 
     def _connect(self, replica: Replica, *, full: bool) -> None:
-        self._timed(lambda: self._state.connect_replica(replica, next(self._connections), self._now_s))
+        connection = self._connected[replica.replica_id] = next(self._connections)
+        self._timed(lambda: self._state.connect_replica(replica, connection, self._now_s))
         news = self._caches.started(replica.replica_id, full=full)
-        self._timed(lambda: self._state.take_block_news(replica.replica_id, news))
+        self._timed(lambda: self._state.take_block_news(replica.replica_id, connection, news))
 
     def _replica_returns(self) -> None:
         connection = next(self._connections)
         replica = self._rng.choice(self._replicas)
         self._timed(lambda: self._state.connect_replica(replica, connection, self._now_s))
         self._timed(lambda: self._state.disconnect_replica(replica.replica_id, connection, self._now_s))
-        self._timed(lambda: self._state.connect_replica(replica, next(self._connections), self._now_s))
+        connection = self._connected[replica.replica_id] = next(self._connections)
+        self._timed(lambda: self._state.connect_replica(replica, connection, self._now_s))
 
     def _replica_drains(self) -> None:
         replica_id = self._replaced().replica_id

@@ -8,10 +8,10 @@ import pytest
 
 from neox_serve.core.block_hashes import prompt_blocks, root
 from neox_serve.core.block_ledger import BlockLedger
-from neox_serve.core.types import Beam, Delta, GenerationRequest, Stopping, TokenIds
+from neox_serve.core.types import Beam, Delta, EmbeddingRequest, GenerationRequest, Pool, Pooling, Stopping, TokenIds
 from neox_serve.engine.protocol import Engine
-from neox_serve.settings import ModelSettings
-from tests.engines import BLOCK_SIZE
+from neox_serve.settings import ModelSettings, restore
+from tests.engines import BLOCK_SIZE, SMALL, start
 from tests.fakes.link_cluster import until
 
 pytestmark = pytest.mark.e2e
@@ -78,12 +78,31 @@ async def test_ledger_names_what_the_engine_has_as_gateways_do(generation_engine
 async def test_full_cache_forgets_and_the_ledger_with_it(generation_engine: Engine) -> None:
     """Whatever the ledger has of a prompt is what the engine finds of it, whether it was pushed out or not."""
     ledger, prompts = ledger_of(generation_engine), [fresh_prompt(12) for _ in range(200)]
-    for start in range(0, len(prompts), 8):
-        await asyncio.gather(*(cached(generation_engine, ids) for ids in prompts[start : start + 8]))
+    for first in range(0, len(prompts), 8):
+        await asyncio.gather(*(cached(generation_engine, ids) for ids in prompts[first : first + 8]))
     await asyncio.sleep(0.3)
-    there = [sum(block in ledger for block in prompt_blocks(root(MODEL), ids, BLOCK_SIZE)) for ids in prompts]
-    assert there[-1] == 12
-    assert there[0] == 0
-    partly = max(number for number, blocks in enumerate(there) if blocks < 12)
-    for number in (0, partly, len(prompts) - 1):
-        assert await cached(generation_engine, prompts[number]) == there[number] * BLOCK_SIZE
+    assert held(ledger, prompts[-1]) == 12
+    assert held(ledger, prompts[0]) == 0
+    partly = max((ids for ids in prompts if held(ledger, ids) < 12), key=lambda ids: held(ledger, ids))
+    for ids in (partly, prompts[0], prompts[-1]):
+        expected = held(ledger, ids) * BLOCK_SIZE
+        assert await cached(generation_engine, ids) == expected
+        await asyncio.sleep(0.3)
+
+
+def held(ledger: BlockLedger, ids: TokenIds) -> int:
+    """The prompt's first blocks that are there, up to the first that is not."""
+    blocks = prompt_blocks(root(MODEL), ids, BLOCK_SIZE)
+    return next((number for number, block in enumerate(blocks) if block not in ledger), len(blocks))
+
+
+async def test_salts_keep_embeddings_apart() -> None:
+    """Of pooling by the last token, which uses the prefix cache."""
+    values = {"default_pooling": "last", "engine": SMALL}
+    engine, ids = await start(Pool.EMBEDDING, restore({"embedding": values})), fresh_prompt()
+    try:
+        requests = [EmbeddingRequest("r", ids, Pooling.LAST, cache_salt=salt) for salt in ("acme", "acme", "other", "other")]
+        found = [(await engine.embed(number, request)).cached_tokens for number, request in enumerate(requests)]
+        assert found == [0, 4 * BLOCK_SIZE, 0, 4 * BLOCK_SIZE]
+    finally:
+        await engine.close()

@@ -58,12 +58,12 @@ class LinkCluster:
         self._routers.append(router)
         return router
 
-    async def replica(self, engine: Engine, pool: Pool = Pool.GENERATION, *, max_requests: int = 4096) -> ReplicaServer:
+    async def replica(self, engine: Engine, pool: Pool = Pool.GENERATION, *, max_requests: int = 4096, model: str = MODEL) -> ReplicaServer:
         """Starts a replica around an engine."""
         replica = ReplicaServer(
             engine=engine,
             pool=pool,
-            model=MODEL,
+            model=model,
             host="127.0.0.1",
             max_requests=max_requests,
             resolve_router=self.resolve,

@@ -130,7 +130,7 @@ class _Run:
         self._state.connect_gateway(_GATEWAY, (), 0, 0.0)
         for name in names:
             self._state.connect_replica(Replica(name, Pool.GENERATION, _MODEL, f"{name}:1", 10**6), 0, 0.0)
-            self._state.take_block_news(name, BlockNews(0, restarts=True))
+            self._state.take_block_news(name, 0, BlockNews(0, restarts=True))
 
     def outcome(self) -> Outcome:
         """Runs to the end."""
@@ -175,7 +175,7 @@ class _Run:
     def _end_step(self) -> None:
         self._now_s, _, name, step = heapq.heappop(self._events)
         if step.news.stored or step.news.removed:
-            self._state.take_block_news(name, BlockNews(next(self._news[name]), step.news.stored, step.news.removed))
+            self._state.take_block_news(name, 0, BlockNews(next(self._news[name]), step.news.stored, step.news.removed))
         self._state.settle(_GATEWAY, [self._leases.pop(id(work)) for work in step.ended])
         self._ended += step.ended
         self._stepping.remove(name)

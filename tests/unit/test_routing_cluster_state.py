@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import Demand, Lease, Outstanding, Replica, ReplicaLoad, ReplicaPhase
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
@@ -238,3 +239,30 @@ def test_view_replica_whose_stream_ended_is_lost_and_not_ready_until_it_returns(
     assert [(one.lost, one.ready) for one in state.view(2.0).replicas] == [(True, False)]
     state.connect_replica(replica, 2, 2.5)
     assert [(one.lost, one.ready) for one in state.view(2.6).replicas] == [(False, True)]
+
+
+def test_block_news_that_an_old_connection_brings_late_change_nothing() -> None:
+    state = ClusterState(grace_s=3, started_s=0, rng=Random(0))
+    for connection, stored in ((1, [1]), (2, [1, 2])):
+        state.connect_replica(replica("r"), connection, 0.0)
+        assert state.take_block_news("r", connection, BlockNews(7 * connection, stored, restarts=True))
+    assert state.take_block_news("r", 1, BlockNews(8, [3]))
+    assert state.block_count() == 2
+    assert state.take_block_news("r", 2, BlockNews(15, [3]))
+    assert not state.take_block_news("r", 2, BlockNews(17, [4]))
+    assert state.take_block_news("nobody", 1, BlockNews(1))
+    assert state.block_count() == 0
+
+
+def test_grant_to_a_holder_counts_only_what_it_has_to_compute() -> None:
+    state = ClusterState(grace_s=3, started_s=0, rng=Random(0))
+    for name in ("a", "b"):
+        state.connect_replica(replica(name), 1, 0.0)
+    state.take_block_news("b", 1, BlockNews(0, [1, 2], restarts=True))
+    state.connect_gateway("g", (), 1, 0.0)
+    grant = state.admit("g", 1, Demand(Pool.GENERATION, "m", 100, 10, blocks=(1, 2, 3), block_tokens=32), 0.0)
+    assert isinstance(grant, Grant)
+    assert (grant.replica_id, grant.cached_tokens) == ("b", 64)
+    assert grant.explanation == "policy=kv-aware why=longest-prefix cached_tokens=64 candidates=2"
+    assert state.outstanding("b") == Outstanding(1, 46)
+    assert state.leases("g") == (Lease(1, "b", 110, 64),)
