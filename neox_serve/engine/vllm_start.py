@@ -4,21 +4,21 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from neox_serve import model_files
 from neox_serve.core.errors import ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Delta, EmbeddingRequest, GenerationRequest, Pool, Stopping
-from neox_serve.engine import arguments, vllm_arguments
+from neox_serve.engine import vllm_arguments
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.hardware import Machine
 from neox_serve.engine.pools import engine_settings
+from neox_serve.engine.vllm_adapters import AdapterRules, VllmAdapters
 from neox_serve.engine.vllm_cache_events import CacheEventReader, EventSockets
 from neox_serve.engine.vllm_engine import VllmEngine
 from neox_serve.engine.vllm_steps import StepSignal
-from neox_serve.settings import Settings, SettingsError
+from neox_serve.settings import Settings
 
 _WARM_UP = "warm-up"
 _WARM_UP_TIMEOUT_S = 300.0
@@ -30,7 +30,6 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     vLLM waits for its processes while it starts, so it does that on a thread; its event loop is the caller's all the same.
     """
     folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
-    adapters = await asyncio.to_thread(_adapters, pool, settings, facts)
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
     sockets = EventSockets() if engine_arguments.enable_prefix_caching and engine_settings(pool, settings).report_prefix_cache else None
     engine_arguments.kv_events_config = sockets.config() if sockets else None
@@ -46,6 +45,7 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
         undo.pop_all()  # from here on closing the engine removes them
     llm._run_output_handler()
     block_tokens = llm.vllm_config.cache_config.block_size
+    adapters = VllmAdapters(llm, settings.model.adapters if pool is Pool.GENERATION else (), _adapter_rules(pool, settings, facts))
     engine = VllmEngine(
         llm,
         steps,
@@ -58,6 +58,7 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     )
     try:
         await asyncio.wait_for(_warm_up(pool, engine, settings), _WARM_UP_TIMEOUT_S)
+        await adapters.load_pinned()
     except BaseException:
         await engine.close()
         raise
@@ -80,16 +81,7 @@ async def _warm_up(pool: Pool, engine: VllmEngine, settings: Settings) -> None:
         raise failure
 
 
-def _adapters(pool: Pool, settings: Settings, facts: ModelFacts) -> dict[str, LoRARequest]:
-    """The adapters' files by name, downloaded where they are not local. vLLM numbers adapters from 1."""
-    if pool is not Pool.GENERATION:
-        return {}
-    requests = {}
-    for index, adapter in enumerate(settings.model.adapters):
-        setting = f"model.adapters.{index}.path"
-        folder = model_files.locate_adapter(adapter.path, setting=setting)
-        problems = list(arguments.check_adapter(folder, facts, engine_settings(pool, settings).max_lora_rank, setting))
-        if problems:
-            raise SettingsError("\n".join(problems))
-        requests[adapter.name] = LoRARequest(adapter.name, index + 1, str(folder))
-    return requests
+def _adapter_rules(pool: Pool, settings: Settings, facts: ModelFacts) -> AdapterRules:
+    engine = engine_settings(pool, settings)
+    places = vllm_arguments.loaded_adapters(settings, engine)
+    return AdapterRules(facts, engine.max_lora_rank, places, settings.state_folder / "adapters")

@@ -39,6 +39,7 @@ class InferenceServiceStub:
     UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
     PERMISSION_DENIED   the credential's role may not make this call
     NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
     a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
     the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
@@ -90,6 +91,7 @@ class InferenceServiceServicer:
     UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
     PERMISSION_DENIED   the credential's role may not make this call
     NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
     a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
     the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
@@ -174,6 +176,7 @@ class InferenceService:
     UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
     PERMISSION_DENIED   the credential's role may not make this call
     NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
+    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
     RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
     a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
     the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
