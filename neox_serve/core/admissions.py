@@ -21,6 +21,11 @@ from neox_serve.core.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
 from neox_serve.core.routing import Shortage
 from neox_serve.core.tenants import PriorityClass
 
+_TRUST = 0.75
+"""The part of the time left that an expected wait may fill: who waits in vain is told so late, and took another's chance."""
+_FORGETTING = 0.1
+"""How much the newest request counts in how long a token takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Queued:
@@ -47,6 +52,7 @@ class _Running:
 
     waiting: Waiting
     charged: float
+    granted_s: float
 
 
 class Admissions:
@@ -60,6 +66,7 @@ class Admissions:
         self._running: dict[Key, _Running] = {}
         self._bulk: dict[Lane, list[Key]] = {}
         self._rates: dict[Lane, DrainRate] = {}
+        self._seconds_per_token: dict[Lane, float] = {}
 
     @property
     def queue(self) -> FairQueue:
@@ -68,11 +75,11 @@ class Admissions:
 
     def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Answer]:
         """A request for a replica. Returns what is to be told now, of it and of others."""
-        waiting = _waiting(gateway_id, lease_id, demand, now_s)
+        waiting = self._with_slack(_waiting(gateway_id, lease_id, demand, now_s))
         if not self._queue.depth(waiting.lane)[0]:
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
-                self._granted(waiting)
+                self._granted(waiting, now_s)
                 return [Answer(gateway_id, lease_id, answer)]
             if answer is not Shortage.FULL:
                 return [Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
@@ -94,6 +101,8 @@ class Admissions:
             self._queue.charge_end(waiting, running.charged, settled.cached_tokens, settled.output_tokens)
             served = waiting.prompt_tokens + settled.output_tokens
             self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
+            if settled.output_tokens:
+                self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
 
     def next(self, now_s: float) -> list[Answer]:
         """Grants what has come free to those that wait."""
@@ -159,6 +168,17 @@ class Admissions:
         answers += [self._refused(one, self._shed(one, now_s)) for one in shed]
         return answers + self._ways_given(waiting)
 
+    def _note_speed(self, lane: Lane, seconds_per_token: float) -> None:
+        before = self._seconds_per_token.get(lane, seconds_per_token)
+        self._seconds_per_token[lane] = before + _FORGETTING * (seconds_per_token - before)
+
+    def _with_slack(self, waiting: Waiting) -> Waiting:
+        """A request with a deadline must have its turn early enough for what it will take then."""
+        if math.isinf(waiting.deadline_s):
+            return waiting
+        takes_s = self._queue.expected_output(waiting) * self._seconds_per_token.get(waiting.lane, 0.0)
+        return replace(waiting, deadline_s=waiting.deadline_s - takes_s)
+
     def _ways_given(self, waiting: Waiting) -> list[Answer]:
         """One running BULK request is asked for each more important one that waits, the newest first."""
         bulk = self._bulk.get(waiting.lane, [])
@@ -168,8 +188,8 @@ class Admissions:
                 return [Answer(*key, GiveWay())]
         return []
 
-    def _granted(self, waiting: Waiting) -> None:
-        self._running[waiting.key] = _Running(waiting, self._queue.charge_dispatch(waiting))
+    def _granted(self, waiting: Waiting, now_s: float) -> None:
+        self._running[waiting.key] = _Running(waiting, self._queue.charge_dispatch(waiting), now_s)
         if waiting.priority is PriorityClass.BULK:
             bulk = self._bulk.setdefault(waiting.lane, [])
             bulk.append(waiting.key)
@@ -181,7 +201,7 @@ class Admissions:
         demand = self._demands.pop(waiting.key)
         answer = self._state.try_admit(gateway_id, lease_id, demand)
         if isinstance(answer, Grant):
-            self._granted(waiting)
+            self._granted(waiting, now_s)
             return Answer(gateway_id, lease_id, answer)
         return Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))
 
@@ -192,9 +212,9 @@ class Admissions:
     def _too_late(self, waiting: Waiting, now_s: float) -> ServeError | None:
         """Why it makes no sense to wait: its deadline comes before its turn."""
         rate, left_s = self.tokens_per_second(waiting.lane, now_s), waiting.deadline_s - now_s
-        if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= left_s:
+        if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= _TRUST * left_s:
             return None
-        message = f"its turn would come in about {wait_s:.1f} s, and its deadline is in {left_s:.1f} s"
+        message = f"its turn would come in about {wait_s:.1f} s, and for its deadline it must have it in {max(0.0, left_s):.1f} s"
         return _overloaded(message, wait_s)
 
     def _shed(self, waiting: Waiting, now_s: float) -> ServeError:

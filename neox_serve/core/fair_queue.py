@@ -3,8 +3,8 @@
 Theory of operation. Requests wait in lanes, one for each model and pool, so that a full pool holds nobody up at another; tenants' counters
 are shared by all lanes. The next request of a lane is, in this order:
 
-    1. of the highest class that waits. A request that has waited longer than its class's patience moves up a class, again and again, so
-       that the lowest class waits for the sum of the patiences above it at most, and then competes as an equal;
+    1. of the highest class that waits; but a class that has waited unserved for its patience is served once, whatever waits above it. So
+       no class starves, and none gets more by piling up what it sends;
     2. of the tenant with the least virtual token counter in that class (`fair_counters`);
     3. the one with the earliest deadline; of equal ones the first that came.
 
@@ -16,7 +16,6 @@ Source of the charge ahead: section 4.5 of the paper ("length prediction").
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -32,18 +31,18 @@ Key = tuple[str, int]
 """A gateway, and the lease that it asks for."""
 
 PATIENCE_S: Mapping[PriorityClass, float] = {
-    PriorityClass.INTERACTIVE: 10.0,
-    PriorityClass.DEFAULT: 20.0,
-    PriorityClass.BULK: 60.0,
+    PriorityClass.INTERACTIVE: 0.5,
+    PriorityClass.DEFAULT: 2.0,
+    PriorityClass.BULK: 10.0,
 }
-"""How long a request waits in a class before it moves up; SYSTEM is the highest."""
+"""How long a class waits unserved below others that are served; SYSTEM is the highest."""
 _FORGETTING = 0.2
 """How much the newest request counts in what a tenant is expected to generate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that waits. tokens: what it claims of a replica; deadline_s: when its answer is due, infinite where never."""
+    """A request that waits. deadline_s: when it must have its turn, for its answer to be in time; infinite where it has all the time."""
 
     key: Key
     lane: Lane
@@ -73,59 +72,51 @@ class QueueLimits:
 
 @dataclass(slots=True)
 class _Entry:
-    """A request in its place. level: the class it counts as now, since level_since_s. gone: it is in a heap still, but not waiting.
-
-    work: tokens it is expected to take, as judged when it came.
-    """
+    """A request in its place. gone: it is in a heap still, but not waiting. work: tokens it is expected to take, as judged when it came."""
 
     waiting: Waiting
     order: int
-    level: PriorityClass
-    level_since_s: float
     work: float
     gone: bool = False
 
 
 @dataclass(slots=True)
-class _Level:
-    """One class in one lane: by tenant, the earliest deadline first; and in the order of coming, for patience."""
+class _Class:
+    """One class in one lane: by tenant, the earliest deadline first. unserved_since_s: when it was last served, or began to wait."""
 
-    priority: PriorityClass
+    unserved_since_s: float
     by_tenant: dict[str, list[tuple[float, int, _Entry]]] = field(default_factory=dict)
-    by_age: deque[_Entry] = field(default_factory=deque)
     work: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    requests: int = 0
 
     def put(self, entry: _Entry) -> None:
         tenant = entry.waiting.tenant
         heapq.heappush(self.by_tenant.setdefault(tenant, []), (entry.waiting.deadline_s, entry.order, entry))
-        self.by_age.append(entry)
         self.work[tenant] = self.work.get(tenant, 0.0) + entry.work
         self.weights[tenant] = entry.waiting.weight
+        self.requests += 1
 
     def leave(self, entry: _Entry) -> None:
-        """The entry is not here any more; heap and ages let go of it when they come to it."""
+        """The entry does not wait any more; its heap lets go of it when it comes to it."""
+        entry.gone = True
         self.work[entry.waiting.tenant] -= entry.work
-
-    def is_here(self, entry: _Entry) -> bool:
-        return not entry.gone and entry.level is self.priority
+        self.requests -= 1
 
     def of(self, tenant: str) -> list[_Entry]:
-        """A tenant's requests here, in no order."""
-        return [entry for _, _, entry in self.by_tenant.get(tenant, ()) if self.is_here(entry)]
+        """A tenant's requests, in no order."""
+        return [entry for _, _, entry in self.by_tenant.get(tenant, ()) if not entry.gone]
 
     def tenants(self) -> Iterator[str]:
-        """Those that have requests here; forgets the others."""
+        """Those that have requests; forgets the others."""
         for tenant in tuple(self.by_tenant):
             heap = self.by_tenant[tenant]
-            while heap and not self.is_here(heap[0][2]):
+            while heap and heap[0][2].gone:
                 heapq.heappop(heap)
             if heap:
                 yield tenant
             else:
-                del self.by_tenant[tenant]
-                self.work.pop(tenant, None)
-                self.weights.pop(tenant, None)
+                del self.by_tenant[tenant], self.work[tenant], self.weights[tenant]
 
 
 class FairQueue:
@@ -137,7 +128,7 @@ class FairQueue:
         self._counters = FairCounters()
         self._orders = count()
         self._entries: dict[Key, _Entry] = {}
-        self._levels: dict[tuple[Lane, PriorityClass], _Level] = {}
+        self._classes: dict[tuple[Lane, PriorityClass], _Class] = {}
         self._waiting_of: dict[str, int] = {}
         self._tokens: dict[Lane, int] = {}
         self._requests: dict[Lane, int] = {}
@@ -169,23 +160,22 @@ class FairQueue:
 
     def put(self, waiting: Waiting, now_s: float) -> tuple[Waiting, ...]:
         """Takes a request. Returns those that must leave for it, the least important first; it may be among them."""
-        entry = _Entry(waiting, next(self._orders), waiting.priority, now_s, waiting.prompt_tokens + self._expected_output(waiting))
+        entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self.expected_output(waiting))
         self._entries[waiting.key] = entry
-        self._level(waiting.lane, entry.level).put(entry)
+        self._classes.setdefault((waiting.lane, waiting.priority), _Class(now_s)).put(entry)
         self._count(waiting, 1)
         return tuple(self._shed(waiting.lane))
 
     def pop(self, lane: Lane, now_s: float) -> Waiting | None:
         """Takes out the next request of a lane."""
-        self._promote(lane, now_s)
-        for priority in PriorityClass:
-            level = self._levels.get((lane, priority))
-            tenant = min(level.tenants(), key=lambda one: (self._counters.value(one), one), default=None) if level else None
-            if level and tenant is not None:
-                entry = level.by_tenant[tenant][0][2]
-                self._take_out(entry)
-                return entry.waiting
-        return None
+        chosen = self._next_class(lane, now_s)
+        if chosen is None:
+            return None
+        tenant = min(chosen.tenants(), key=lambda one: (self._counters.value(one), one))
+        entry = chosen.by_tenant[tenant][0][2]
+        chosen.unserved_since_s = now_s
+        self._take_out(entry)
+        return entry.waiting
 
     def remove(self, key: Key) -> Waiting | None:
         """Takes out a request; None where it does not wait."""
@@ -211,9 +201,9 @@ class FairQueue:
         """
         if tokens_per_second <= 0:
             return math.inf
-        levels = {priority: self._levels.get((waiting.lane, priority)) for priority in PriorityClass}
-        ahead = sum(sum(level.work.values()) for priority, level in levels.items() if level and priority < waiting.priority)
-        same, own = levels[waiting.priority], waiting.prompt_tokens + self._expected_output(waiting)
+        classes = {priority: self._classes.get((waiting.lane, priority)) for priority in PriorityClass}
+        ahead = sum(sum(each.work.values()) for priority, each in classes.items() if each and priority < waiting.priority)
+        same, own = classes[waiting.priority], waiting.prompt_tokens + self.expected_output(waiting)
         if same is None:
             return (ahead + own) / tokens_per_second
         mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
@@ -225,7 +215,7 @@ class FairQueue:
 
     def charge_dispatch(self, waiting: Waiting) -> float:
         """A request is dispatched: charges what it is expected to cost, and returns that."""
-        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._expected_output(waiting))
+        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self.expected_output(waiting))
         self._counters.charge(waiting.tenant, waiting.weight, charged)
         return charged
 
@@ -239,11 +229,21 @@ class FairQueue:
 
     # Inside
 
-    def _expected_output(self, waiting: Waiting) -> float:
+    def expected_output(self, waiting: Waiting) -> float:
+        """Tokens that a request will generate, by what its tenant's requests did so far."""
         return min(self._expected.get(waiting.tenant, float(waiting.most_output_tokens)), waiting.most_output_tokens)
 
-    def _level(self, lane: Lane, priority: PriorityClass) -> _Level:
-        return self._levels.setdefault((lane, priority), _Level(priority))
+    def _next_class(self, lane: Lane, now_s: float) -> _Class | None:
+        """The class that is longest past its patience, or else the highest."""
+        waiting = [(priority, each) for priority in PriorityClass if (each := self._classes.get((lane, priority))) and each.requests]
+        overdue = [
+            (now_s - each.unserved_since_s - patience_s, each)
+            for priority, each in waiting
+            if (patience_s := self._patience_s.get(priority)) is not None and now_s - each.unserved_since_s >= patience_s
+        ]
+        if overdue:
+            return max(overdue, key=lambda item: item[0])[1]
+        return waiting[0][1] if waiting else None
 
     def _count(self, waiting: Waiting, sign: int) -> None:
         lane, tenant = waiting.lane, waiting.tenant
@@ -259,26 +259,13 @@ class FairQueue:
             self._counters.end_waiting(tenant)
 
     def _take_out(self, entry: _Entry) -> None:
-        self._level(entry.waiting.lane, entry.level).leave(entry)
-        entry.gone = True
-        del self._entries[entry.waiting.key]
-        self._count(entry.waiting, -1)
-        if entry.waiting.lane not in self._requests:
-            for priority in PriorityClass:
-                self._levels.pop((entry.waiting.lane, priority), None)
-
-    def _promote(self, lane: Lane, now_s: float) -> None:
-        for priority in reversed(PriorityClass):
-            level, patience_s = self._levels.get((lane, priority)), self._patience_s.get(priority, math.inf)
-            while level and level.by_age:
-                entry = level.by_age[0]
-                if level.is_here(entry):
-                    if now_s - entry.level_since_s < patience_s:
-                        break
-                    level.leave(entry)
-                    entry.level, entry.level_since_s = PriorityClass(priority - 1), now_s
-                    self._level(lane, entry.level).put(entry)
-                level.by_age.popleft()
+        waiting = entry.waiting
+        key = (waiting.lane, waiting.priority)
+        self._classes[key].leave(entry)
+        if not self._classes[key].requests:
+            del self._classes[key]
+        del self._entries[waiting.key]
+        self._count(waiting, -1)
 
     def _shed(self, lane: Lane) -> Iterator[Waiting]:
         while True:
@@ -292,8 +279,7 @@ class FairQueue:
     def _least_important(self, lane: Lane) -> _Entry:
         """Of the lowest class, of the tenant that was served most, the newest."""
         for priority in reversed(PriorityClass):
-            level = self._levels.get((lane, priority))
-            tenant = max(level.tenants(), key=self._counters.value, default=None) if level else None
-            if level and tenant is not None:
-                return max(level.of(tenant), key=lambda entry: entry.order)
+            if (each := self._classes.get((lane, priority))) is not None:
+                tenant = max(each.tenants(), key=self._counters.value)
+                return max(each.of(tenant), key=lambda entry: entry.order)
         raise RuntimeError(f"nothing waits in {lane}")

@@ -7,6 +7,7 @@ tables to stderr. Exit code 1 where a goal is short. A new goal is a row of GOAL
 """
 
 import argparse
+import asyncio
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from tests.bench import (
     cancellation,
     engine_comparison,
     fake_comparison,
+    overload,
     results,
     rolling,
     router_decisions,
@@ -31,11 +33,12 @@ from tests.bench.comparison import Comparison
 from tests.bench.ladder import climbing
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
+from tests.bench.overload import Overloaded
 from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
 from tests.bench.router_decisions import Decisions
 from tests.bench.view import View
-from tests.simulation import mooncake
+from tests.simulation import fairness, mooncake
 
 T = TypeVar("T")
 
@@ -77,6 +80,10 @@ class Runs:
     def bits_per_byte_over_xz(self) -> float:
         """The built-in model on held-out text."""
         return self._once("builtin-model", lambda _: builtin_model.bits_per_byte_over_xz(self._view))
+
+    def overload(self) -> Overloaded:
+        """Four times the capacity, in this process."""
+        return self._once("overload", lambda _: asyncio.run(overload.measure()))
 
     def _once(self, name: str, make: Callable[[Path], T]) -> T:
         if name not in self._made:
@@ -230,6 +237,55 @@ GOALS: tuple[Goal, ...] = (
         "<=",
         1.2,
         lambda runs: runs.ladder().stalled_over_healthy_lag().median,
+    ),
+    Goal(
+        "tenants.jains_index",
+        "Jain's index of five backlogged tenants of equal weight, simulated",
+        ">=",
+        0.98,
+        lambda _: fairness.jains_index(),
+    ),
+    Goal(
+        "tenants.compliant_p99_ttft",
+        "p99 TTFT of a compliant tenant beside one at 10 x its quota, over that without it, simulated",
+        "<=",
+        1.25,
+        lambda _: fairness.compliant_p99_ttft_ratio(),
+    ),
+    Goal(
+        "tenants.throughput_cost",
+        "share of the throughput of first come, first served that fairness costs, simulated",
+        "<",
+        0.03,
+        lambda _: fairness.throughput_cost(),
+    ),
+    Goal(
+        "overload.simulated_goodput_at_4x",
+        "answers in time at 4 x the capacity over the most at any load, simulated",
+        ">=",
+        0.9,
+        lambda _: fairness.goodput_at_4x(),
+    ),
+    Goal(
+        "overload.goodput_at_4x",
+        "the same over real gRPC with the fake engine",
+        ">=",
+        0.9,
+        lambda runs: runs.overload().goodput_over_peak,
+    ),
+    Goal(
+        "overload.refusal_p99_ms",
+        "from a call at 4 x the capacity to its refusal, p99, ms",
+        "<",
+        50.0,
+        lambda runs: 1e3 * runs.overload().refusal_p99_s,
+    ),
+    Goal(
+        "overload.grown_mib",
+        "memory that 10 s more at 4 x the capacity take, MiB",
+        "<=",
+        16.0,
+        lambda runs: runs.overload().grown_mib,
     ),
     Goal(
         "routing.hits_over_ideal",

@@ -94,7 +94,7 @@ def test_request_that_cannot_make_its_deadline_is_refused_at_once_with_the_expec
         asked.ask("g", moment + 1, demand(), float(moment))
         asked.settle("g", Settled(moment, 0, 10), float(moment))
         asked.next(float(moment))
-    asked.ask("g", 20, demand(time_left_s=2.0), 10.0)
+    asked.ask("g", 20, demand(time_left_s=4.0), 10.0)
     refusal = error_of(asked.ask("g", 21, demand(time_left_s=0.5), 10.0))
     assert refusal.reason is Reason.OVERLOADED
     assert refusal.retry_after_s == pytest.approx(1.0, rel=0.3)

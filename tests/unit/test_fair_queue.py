@@ -72,19 +72,22 @@ def test_higher_class_goes_first_whoever_sends_it() -> None:
     assert drain(fair) == [interactive, bulk]
 
 
-def test_class_that_waited_too_long_moves_up_until_it_is_served() -> None:
-    bulk = request("a", priority=PriorityClass.BULK)
-    fair = queue(bulk)
-    moments = [PATIENCE_S[PriorityClass.BULK], PATIENCE_S[PriorityClass.BULK] + PATIENCE_S[PriorityClass.DEFAULT]]
-    for now_s, rival in ((moments[0] - 1, PriorityClass.DEFAULT), (moments[1] - 1, PriorityClass.INTERACTIVE)):
-        fair.put(higher := request("b", now_s, priority=rival), now_s)
-        assert fair.pop(G, now_s) == higher
-        fair.pop(E, now_s)
-    fair = queue(bulk)
-    assert fair.pop(E, moments[0]) is None
-    fair.put(request("b", moments[0], priority=PriorityClass.DEFAULT), moments[0])
-    fair.charge_dispatch(request("b"))
-    assert fair.pop(G, moments[0]) == bulk
+def test_class_that_waited_unserved_for_its_patience_is_served_once() -> None:
+    patience_s = PATIENCE_S[PriorityClass.BULK]
+    fair = queue(
+        *(request("a", priority=PriorityClass.BULK) for _ in range(2)), *(request("b", priority=PriorityClass.SYSTEM) for _ in range(4))
+    )
+    moments = [0.0, patience_s - 0.1, patience_s, patience_s, 2 * patience_s]
+    served = [fair.pop(G, now_s) for now_s in moments]
+    assert [one.tenant for one in served if one] == ["b", "b", "a", "b", "a"]
+
+
+def test_backlog_of_one_tenant_does_not_overtake_fresh_requests_of_another() -> None:
+    fair = queue(*(request("many") for _ in range(50)))
+    fair.charge_dispatch(request("many"))
+    fair.put(fresh := request("few", 1_000.0), 1_000.0)
+    fair.charge_dispatch(request("many"))
+    assert fair.pop(G, 1_000.0) == fresh
 
 
 def test_earliest_deadline_goes_first_within_a_tenant() -> None:
@@ -204,7 +207,8 @@ class Fair(RuleBasedStateMachine):
     def begin(self) -> None:
         self.fair = FairQueue(QueueLimits(most_requests=8, most_tokens=200, longest_wait_s=50.0))
         self.now_s = 0.0
-        self.here: dict[Any, tuple[Waiting, PriorityClass, float, int]] = {}
+        self.here: dict[Any, tuple[Waiting, int]] = {}
+        self.unserved: dict[tuple[Lane, PriorityClass], float] = {}
         self.order = count()
 
     @rule(
@@ -217,57 +221,59 @@ class Fair(RuleBasedStateMachine):
     def put(self, tenant: str, priority: PriorityClass, lane: Lane, prompt: int, left_s: float) -> None:
         one = request(tenant, self.now_s, priority=priority, lane=lane, prompt_tokens=prompt, deadline_s=self.now_s + left_s)
         shed = self.fair.put(one, self.now_s)
-        self.here[one.key] = (one, priority, self.now_s, next(self.order))
+        self.unserved.setdefault((lane, priority), self.now_s)
+        self.here[one.key] = (one, next(self.order))
         for gone in shed:
-            lane_here = [entry for entry in self.here.values() if entry[0].lane == gone.lane]
-            assert self.here[gone.key][1] == max(level for _, level, _, _ in lane_here)
-            del self.here[gone.key]
+            assert gone.priority == max(other.priority for other, _ in self.here.values() if other.lane == gone.lane)
+            self.leave(gone.key)
 
     @rule(lane=st.sampled_from([G, E]))
     def pop(self, lane: Lane) -> None:
-        self.promote(lane)
         mine = [entry for entry in self.here.values() if entry[0].lane == lane]
-        wanted = min(
-            mine,
-            key=lambda entry: (entry[1], self.fair.counter(entry[0].tenant), entry[0].tenant, entry[0].deadline_s, entry[3]),
-            default=None,
-        )
+        classes = {one.priority for one, _ in mine}
+        late = {level: self.now_s - self.unserved[lane, level] - PATIENCE_S.get(level, math.inf) for level in classes}
+        chosen = max(late, key=lambda level: late[level]) if late and max(late.values()) >= 0 else min(classes, default=None)
+
+        def place(entry: tuple[Waiting, int]) -> Any:
+            one, order = entry
+            return self.fair.counter(one.tenant), one.tenant, one.deadline_s, order
+
+        wanted = min((entry for entry in mine if entry[0].priority == chosen), key=place, default=None)
         popped = self.fair.pop(lane, self.now_s)
         assert popped == (wanted[0] if wanted else None)
         if popped is not None:
-            del self.here[popped.key]
+            self.unserved[lane, popped.priority] = self.now_s
+            self.leave(popped.key)
             self.fair.charge_dispatch(popped)
 
-    def promote(self, lane: Lane) -> None:
-        """Moves up what has waited too long, the lowest class first, one class a look."""
-        for priority in reversed(PriorityClass):
-            for key, (one, level, since_s, order) in list(self.here.items()):
-                patient = PATIENCE_S.get(level, math.inf)
-                if one.lane == lane and level is priority and self.now_s - since_s >= patient:
-                    self.here[key] = (one, PriorityClass(level - 1), self.now_s, order)
+    def leave(self, key: Any) -> Waiting:
+        one, _ = self.here.pop(key)
+        if not any((other.lane, other.priority) == (one.lane, one.priority) for other, _ in self.here.values()):
+            self.unserved.pop((one.lane, one.priority), None)
+        return one
 
     @precondition(lambda self: self.here)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.here)))
-        assert self.fair.remove(key) == self.here.pop(key)[0]
+        assert self.fair.remove(key) == self.leave(key)
         assert self.fair.remove(key) is None
 
     @rule(seconds=st.floats(0, 30))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
         gone = {one.key for one in self.fair.expire(self.now_s)}
-        late = {k for k, (one, *_) in self.here.items() if self.now_s >= one.deadline_s or self.now_s - one.came_s >= 50.0}
+        late = {k for k, (one, _) in self.here.items() if self.now_s >= one.deadline_s or self.now_s - one.came_s >= 50.0}
         assert gone == late
         for key in gone:
-            del self.here[key]
+            self.leave(key)
 
     @invariant()
     def counts_agree(self) -> None:
         if hasattr(self, "fair"):
             assert {one.key for one in self.fair.waiting()} == set(self.here)
             for lane in (G, E):
-                mine = [one for one, *_ in self.here.values() if one.lane == lane]
+                mine = [one for one, _ in self.here.values() if one.lane == lane]
                 assert self.fair.depth(lane) == (len(mine), sum(one.tokens for one in mine))
 
 
