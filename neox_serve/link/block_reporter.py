@@ -1,4 +1,7 @@
-"""What a replica tells the router of its prefix cache: all of it when a router has registered it or asks, then each change."""
+"""What a replica tells the router of its prefix cache: all of it when a router has registered it or asks, then what changes.
+
+Changes wait a moment for others: under load they come with each request, and a message costs both ends more than the blocks in it.
+"""
 
 from collections.abc import Callable
 from itertools import count
@@ -13,13 +16,23 @@ MESSAGE_BLOCKS = 2048
 
 
 class BlockReporter:
-    """Reports a ledger. None where there is none: then nothing is ever sent. send: to the router, dropped where there is none."""
+    """Reports a ledger. None where there is none: then nothing is ever sent. send: to the router, dropped where there is none.
 
-    def __init__(self, ledger: BlockLedger | None, send: Callable[[pb.ConnectReplicaRequest], None]) -> None:
+    soon: calls what it is given after a moment.
+    """
+
+    def __init__(
+        self,
+        ledger: BlockLedger | None,
+        send: Callable[[pb.ConnectReplicaRequest], None],
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
         self._ledger = ledger
         self._send = send
+        self._soon = soon
         self._numbers = count()
         self._told = False
+        self._changes: dict[int, bool] = {}  # by block: whether it is there now
         if ledger is not None:
             ledger.listen(self._changed)
 
@@ -33,6 +46,7 @@ class BlockReporter:
         if self._ledger is None:
             return
         self._told = True
+        self._changes = {}
         blocks = self._ledger.blocks()
         for start in range(0, max(1, len(blocks)), MESSAGE_BLOCKS):
             part = blocks[start : start + MESSAGE_BLOCKS]
@@ -41,7 +55,19 @@ class BlockReporter:
     def stop(self) -> None:
         """No router listens any more."""
         self._told = False
+        self._changes = {}
 
     def _changed(self, change: BlockChange) -> None:
-        if self._told:
-            self._send(wire.block_news(BlockNews(next(self._numbers), change.stored, change.removed)))
+        if not self._told:
+            return
+        is_first = not self._changes
+        self._changes |= dict.fromkeys(change.removed, False) | dict.fromkeys(change.stored, True)
+        if is_first:
+            self._soon(self._tell_changes)
+
+    def _tell_changes(self) -> None:
+        changes, self._changes = self._changes, {}
+        if changes:
+            stored = [block for block, is_there in changes.items() if is_there]
+            removed = [block for block, is_there in changes.items() if not is_there]
+            self._send(wire.block_news(BlockNews(next(self._numbers), stored, removed)))

@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 _RATE_WINDOW_S = 2.0
 """Over which output_tokens_per_second is taken: load reports come several times a second, engine steps may be fewer."""
+_GATHER_S = 0.02
+"""How long a change of the prefix cache waits for others: less than a large model's engine step."""
 _STOP_GRACE_S = 0.5
 """For the last frames to leave."""
 
@@ -75,7 +77,7 @@ class ReplicaServer:
             rng=Random(),
             tls=tls,
         )
-        self._blocks = BlockReporter(engine.block_ledger, self._router.send)
+        self._blocks = BlockReporter(engine.block_ledger, self._router.send, _soon)
         self._reports: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -155,6 +157,10 @@ class ReplicaServer:
         stats = self._engine.stats()
         self._rate.add(self._clock(), stats.output_tokens_total)
         return ReplicaLoad(stats.running_requests, stats.waiting_requests, stats.kv_usage_fraction, self._rate.per_second, stats.adapters)
+
+
+def _soon(action: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(_GATHER_S, action)
 
 
 class _Rate:

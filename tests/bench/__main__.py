@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import defaults_comparison, engine_comparison, engine_plot, fake_comparison, results, router_scale
+from tests.bench import defaults_comparison, engine_comparison, engine_plot, fake_comparison, results, router_scale, routing_policies
 from tests.bench.growth import plot as growth_plot
 from tests.bench.growth import points
 from tests.bench.growth import running as growth
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures neox-serve against what users would pick instead.")
     parser.add_argument(
         "size",
-        choices=["full", "smoke", "ladder", "growth", "router", "plot"],
+        choices=["full", "smoke", "ladder", "growth", "router", "routing", "plot"],
         help="full: five rounds of everything; smoke: one round in under 3 minutes; ladder: what each part adds; growth: curves; "
-        "router: its decisions; plot: draws the picture of a result.json again",
+        "router: its decisions; routing: its policies, simulated; plot: draws the picture of a result.json again",
     )
     parser.add_argument("part", nargs="?", choices=["engines", "fake", "defaults"], help="only this comparison")
     parser.add_argument("--result", type=Path, help="plot: the result.json of full engines or growth")
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if chosen.size == "router":
         router_scale.run(results.new_folder("router"), view)
+        return 0
+    if chosen.size == "routing":
+        routing_policies.measure(results.new_folder("routing"), view)
         return 0
     if chosen.part in {None, "fake"}:
         size = fake_comparison.FULL if full else fake_comparison.SMOKE

@@ -25,6 +25,7 @@ from tests.fakes.scripted_engine import ScriptedEngine
 BLOCK_TOKENS = 16
 IDS = tuple(range(10, 10 + 6 * BLOCK_TOKENS))
 EXPLAIN = ("neox-explain", "1")
+SHORT = generation_pb2.GenerationParameters(stopping=generation_pb2.Stopping(max_tokens=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class Parts:
     async def ask(self, *metadata: tuple[str, str], ids: tuple[int, ...] = IDS) -> tuple[int, str]:
         """A unary call's cached tokens and its route, empty where it is not told."""
         prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids))
-        parameters = generation_pb2.GenerationParameters(stopping=generation_pb2.Stopping(max_tokens=2))
-        request = inference_service_pb2.GenerateRequest(prompts=[prompt], parameters=parameters)
+        request = inference_service_pb2.GenerateRequest(prompts=[prompt], parameters=SHORT)
         call = self.stubs.inference.Generate(request, metadata=metadata)
         response = await call
         trailing = {str(key): str(value) for key, value in await call.trailing_metadata() or ()}
@@ -83,6 +83,30 @@ async def test_equal_prompts_meet_the_replica_that_has_them_and_the_choice_is_ex
         assert words["replica"] in {replica.replica_id for replica in cluster.replicas}
         assert (words["policy"], words["why"], words["cached_tokens"]) == ("kv-aware", "longest-prefix", str(cached))
         assert words["candidates"] == "3"
+
+
+async def test_every_prompt_of_a_call_has_its_own_explanation() -> None:
+    async with parts() as cluster:
+        prompts = [generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[first, 6, 7])) for first in (3, 4, 5)]
+        call = cluster.stubs.inference.Generate(
+            inference_service_pb2.GenerateRequest(prompts=prompts, parameters=SHORT), metadata=[EXPLAIN]
+        )
+        await call
+        routes = [value for key, value in await call.trailing_metadata() or () if key == "neox-route"]
+        assert len(routes) == 3
+
+
+async def test_stream_is_explained_and_predicted_as_a_unary_call_is() -> None:
+    async with parts() as cluster:
+        await cluster.ask()
+        await cluster.indexed(6)
+        prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=IDS))
+        request = inference_service_pb2.StreamGenerateRequest(prompt=prompt, parameters=SHORT)
+        call = cluster.stubs.inference.StreamGenerate(request, metadata=[EXPLAIN])
+        *_, last = [event async for event in call]
+        trailing = {str(key): str(value) for key, value in await call.trailing_metadata() or ()}
+        assert "why=longest-prefix" in trailing["neox-route"]
+        assert last.final.usage.cached_tokens == cluster.prefix_tokens("predicted") == 5 * BLOCK_TOKENS
 
 
 async def test_choice_is_not_explained_to_who_does_not_ask() -> None:
