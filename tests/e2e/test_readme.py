@@ -18,7 +18,11 @@ INLINE_COMMANDS = re.findall(r"`(make [a-z-]+|neox-serve [^`]+)`", README)
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|tokenize|status|bench --)", command)]
+TENANTS = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
+TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
 TESTED_ELSEWHERE = {
+    "neox-serve tenant add acme --tokens-per-minute 100000": "test_commands_of_the_page_on_tenants_work_in_their_order",
+    "neox-serve top": "tests/integration/test_cli.py",
     "make serve": "tests/clusters.py starts what it starts: `neox-serve up`",
     "make test": "this run",
     "make help": "test_make_help_lists_every_target_of_the_readme",
@@ -59,6 +63,20 @@ def test_readme_python_runs(code: str, real_cluster: CommandCluster) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "StreamFinal" in done.stdout
+
+
+def test_commands_of_the_page_on_tenants_work_in_their_order(real_cluster: CommandCluster) -> None:
+    environment = os.environ | {
+        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
+        "NEOX_SERVE_METRICS__PORT": str(real_cluster.settings.metrics.port),
+        "NEOX_SERVE_STATE_FOLDER": str(real_cluster.settings.state_folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    assert len(TENANT_COMMANDS) > 8
+    for command in TENANT_COMMANDS:
+        if command not in TESTED_ELSEWHERE:
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment, check=False)
+            assert (done.returncode, done.stdout != "") == (0, True), f"{command}: {done.stderr}"
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:

@@ -164,6 +164,19 @@ async def test_status_watched_goes_on_until_interrupted(gateway: ScriptedGateway
     assert b"ROUTER_DOWN" in out
 
 
+async def test_top_shows_tenants_until_interrupted(gateway: ScriptedGateway) -> None:
+    gateway.status = full_status()
+    gateway.status.tenants.add(tenant="acme", running_requests=3, waiting_tokens=1_234)
+    process = await start("top", "--interval", "0.1", "--address", gateway.address)
+    await gateway.wait_for_calls(3)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert b"acme" in out
+    assert b"1,234" in out
+
+
 def test_status_that_is_missing_says_why() -> None:
     said = io.StringIO()
     Console(file=said).print(missing_view(ServeError(Reason.NO_READY_REPLICA, "gone")))
