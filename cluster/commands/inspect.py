@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from neox_serve.settings import MetricsSettings
 
 _CALL_TIMEOUT_S = 10.0
+_LOOK_S = 0.05
+"""How soon Ctrl-C is heeded while a call is under way."""
 
 
 @connected
@@ -98,28 +101,31 @@ def _watch(
     from cluster.status_view import missing_view
     from neox_serve.client import ServeError
 
-    with _noticed_interrupt() as interrupted, Live(console=Console(), auto_refresh=False, screen=screen) as live:
+    console, asking = Console(), ThreadPoolExecutor(1)
+    with _noticed_interrupt() as interrupted, Live(console=console, auto_refresh=False, screen=screen and console.is_terminal) as live:
         while not interrupted.is_set():
+            answer = asking.submit(client.status, timeout_s=_CALL_TIMEOUT_S)
+            while not (answer.done() or interrupted.wait(_LOOK_S)):
+                pass
+            if interrupted.is_set():
+                break
             try:
-                seen = client.status(timeout_s=_CALL_TIMEOUT_S)
+                seen = answer.result()
             except ServeError as error:
                 live.update(missing_view(error), refresh=True)
             else:
                 print_json(seen) if as_json else live.update(view(seen), refresh=True)
             interrupted.wait(interval_s)
+    client.close()  # ends the call that is under way
+    asking.shutdown()
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _noticed_interrupt() -> Iterator[threading.Event]:
-    """Notes Ctrl-C besides raising it: raised inside a finaliser or a callback, KeyboardInterrupt would be lost."""
+    """Notes Ctrl-C instead of raising it: raised inside gRPC it may leave a lock behind that closing the channel waits for."""
     noticed = threading.Event()
-
-    def notice(*_: object) -> None:
-        noticed.set()
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGINT, notice)
+    former = signal.signal(signal.SIGINT, lambda *_: noticed.set())
     try:
         yield noticed
     finally:
