@@ -34,11 +34,13 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 def applications(settings: Settings) -> list[dict[str, Any]]:
     """The cluster's applications, each with the function that builds it and the settings it reads."""
-    engine = {"model", "router", "log", "links"}
+    engine = {"model", "router", "log", "links", "tracing"}
     chosen = [
         # First: it takes longest to be up, and Serve builds in this order.
         _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
-        _application(ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder", "links"}),
+        _application(
+            ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder", "links", "tracing"}
+        ),
         _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
     ]
     if settings.embedding.enabled:
@@ -46,12 +48,14 @@ def applications(settings: Settings) -> list[dict[str, Any]]:
     return chosen
 
 
+_ROUTER_READS = {"router", "metrics", "log", "access", "state_folder", "links", "tracing"}
 _GATEWAY_READS: dict[str, Any] = {
     "model": True,
     "limits": True,
     "gateway": True,
     "access": True,
     "links": True,
+    "tracing": True,
     "state_folder": True,
     "router": True,
     "log": True,

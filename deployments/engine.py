@@ -16,6 +16,7 @@ from neox_serve.core.types import Pool
 from neox_serve.engine.factory import engine_environment, start_engine
 from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.settings import pool_settings, restore
+from neox_serve.tracing import Tracing
 
 
 class EngineDeployment:
@@ -38,6 +39,7 @@ class EngineDeployment:
             resolve_router=router_lookup(),
             load_interval_s=settings.router.load_interval_s,
             tls=link_tls(settings.links),
+            tracing=Tracing(settings.tracing, f"{pool}-engine"),
         )
         await self._server.start()
         settle()

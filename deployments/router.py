@@ -11,6 +11,7 @@ from neox_serve import logs
 from neox_serve.link.router_server import RouterServer
 from neox_serve.settings import restore
 from neox_serve.tenancy.platform import spent_recently
+from neox_serve.tracing import Tracing
 
 
 class RouterDeployment:
@@ -26,6 +27,7 @@ class RouterDeployment:
             clock=time.monotonic,
             rng=random.Random(),
             tls=link_tls(settings.links),
+            tracing=Tracing(settings.tracing, "router"),
         )
         self._server.restore(await spent_recently(settings))
         await self._server.start()

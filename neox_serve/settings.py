@@ -267,6 +267,13 @@ class ClientSettings(_Section):
         return self
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces of calls, across gateway, router and replicas."""
+
+    endpoint: str | None = Field(None, description="OTLP over HTTP, such as http://collector:4318/v1/traces; absent: no traces")
+    sample_fraction: float = Field(1.0, ge=0, le=1, description="Of calls whose client does not decide it")
+
+
 class LogSettings(_Section):
     """Log lines of every process."""
 
@@ -295,6 +302,7 @@ class Settings(_Section):
     links: LinkSettings = LinkSettings()
     metrics: MetricsSettings = MetricsSettings()
     client: ClientSettings = ClientSettings()
+    tracing: TracingSettings = TracingSettings()
     log: LogSettings = LogSettings()
     ray: RaySettings = RaySettings()
     state_folder: Path = Field(

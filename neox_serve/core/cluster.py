@@ -61,9 +61,10 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On whose account and how urgently a request runs. weight: the tenant's share. time_left_s: until its deadline, infinite for none.
+    """On whose account and how urgently a request runs, and the span that it belongs to.
 
-    waited_s: how long it has been on its way, where it comes here again.
+    weight: the tenant's share. time_left_s: until its deadline, infinite for none. waited_s: how long it has been on its way, where it
+    comes here again. traceparent: W3C's text, empty where nothing is traced.
     """
 
     tenant: str = ANONYMOUS
@@ -71,6 +72,7 @@ class Terms:
     priority: PriorityClass = PriorityClass.DEFAULT
     time_left_s: float = math.inf
     waited_s: float = 0.0
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

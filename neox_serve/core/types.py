@@ -120,6 +120,7 @@ class GenerationRequest:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     adapter: str | None = None
+    traceparent: str = ""
     cache_salt: str | None = None
     session: str = ""
 

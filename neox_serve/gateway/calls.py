@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from neox_serve.core.call_life import CallLife, Event
 from neox_serve.core.cluster import Terms
@@ -14,6 +15,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import PriorityClass, Tenant
 from neox_serve.gateway.decoding import Decoder
 from neox_serve.gateway.dispatching import Held
+from neox_serve.tracing import traceparent
 from neox_serve.transport.call import ServerCall
 from neox_serve.v1 import generation_pb2
 from neox_serve.wire.public_messages import duration
@@ -93,6 +95,7 @@ class Call:
     interruption: ServeError | None = None
     reservation: Held | None = None
     joined: bool = False
+    span: Span = INVALID_SPAN
 
     @property
     def tenant(self) -> Tenant:
@@ -107,7 +110,8 @@ class Call:
 
     def terms(self, now_s: float) -> Terms:
         """On whose account and how urgently its requests run."""
-        return Terms(self.tenant.name, self.tenant.weight, self.priority, max(0.0, self.deadline_at_s - now_s))
+        left_s = max(0.0, self.deadline_at_s - now_s)
+        return Terms(self.tenant.name, self.tenant.weight, self.priority, left_s, traceparent=traceparent(self.span))
 
     def interrupt(self, error: ServeError) -> None:
         """Ends the call with this error, wherever it stands."""

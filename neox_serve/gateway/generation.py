@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from neox_serve.core.types import Delta
 from neox_serve.gateway.calls import Call, Expired, Expiry, StreamWriter, TokenCount, deadline_exceeded
@@ -76,7 +77,8 @@ class Generation:
 
     async def _open(self, call: Call, prepared: Prepared) -> GenerationStream:
         terms = call.terms(asyncio.get_running_loop().time())
-        return await self._dispatcher.open_generation(self._model, prepared.request, terms)
+        request = replace(prepared.request, traceparent=terms.traceparent) if terms.traceparent else prepared.request
+        return await self._dispatcher.open_generation(self._model, request, terms)
 
     async def _collect(self, call: Call, prepared: Prepared, collector: PromptCollector) -> None:
         """Reads one prompt's stream to its end; however this ends, the engine is left free."""

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import Message
+from opentelemetry.trace import SpanKind
 
 from neox_serve.core.access import check_role
 from neox_serve.core.call_life import Event
@@ -26,6 +27,7 @@ from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.repeats import Key, Repeats, Run
 from neox_serve.gateway.validation import is_request_id
 from neox_serve.settings import GatewaySettings
+from neox_serve.tracing import TRACEPARENT, Tracing, end
 from neox_serve.wire.admin_messages import PRIORITIES
 from neox_serve.wire.status import CODES, to_grpc_status
 
@@ -57,7 +59,9 @@ class CallRunner:
         identity: Identity,
         note_usage: Callable[[UsageRecord], None],
         repeats: Repeats,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._gateway_id = gateway_id
         self._settings = settings
         self._metrics = metrics
@@ -123,6 +127,7 @@ class CallRunner:
             raise RuntimeError("calls run in tasks")
         call = Call(method.path, task, uuid.uuid4().hex, now_s, now_s + allowed_s)
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
+        call.span = self._tracing.begin(method.path, _given(context, TRACEPARENT), {"rpc.system": "grpc"}, SpanKind.SERVER)
         self._metrics.began(call)
         return call
 
@@ -249,6 +254,15 @@ class CallRunner:
         reason = "" if error is None else error.reason.value
         self._metrics.ended(call, code, reason, now_s)
         self._log(call, error, code, now_s)
+        end(
+            call.span,
+            reason,
+            request_id=call.request_id,
+            tenant=call.tenant.name,
+            replica_id=call.replica_id,
+            prompt_tokens=call.tokens.prompt,
+            completion_tokens=call.tokens.completion,
+        )
         if method.metered and not call.joined and call.principal is not NOBODY:
             self._note_usage(usage_record(call, reason or "OK", now_s, time.time()))
 

@@ -28,6 +28,7 @@ from neox_serve.gateway.tls import TlsFiles, server_context
 from neox_serve.settings import GatewaySettings, Settings, SettingsError, lets_anonymous_in
 from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
+from neox_serve.tracing import Tracing
 from neox_serve.transport.connection import Limits
 from neox_serve.transport.server import Server
 
@@ -67,12 +68,14 @@ class GatewayServer:
             tokens=self._tokens,
             clock=time.time,
         )
+        self._tracing = Tracing(settings.tracing, "gateway")
         self._runner = CallRunner(
             gateway_id=gateway_id,
             settings=settings.gateway,
             metrics=self._metrics,
             identity=identity,
             note_usage=platform.writer.put if platform else _not_kept,
+            tracing=self._tracing,
             repeats=Repeats(memory_s=settings.limits.repeat_memory_s, most_bytes=settings.limits.repeat_memory_bytes, clock=time.monotonic),
         )
         self._served = Served.from_settings(settings, facts)
@@ -144,6 +147,7 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await server.stop(_LAST_WORDS_S)
+        await asyncio.to_thread(self._tracing.close)
 
     async def _idle_within(self, timeout_s: float) -> bool:
         try:

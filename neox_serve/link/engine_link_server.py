@@ -15,6 +15,7 @@ from neox_serve.internal.v1 import engine_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import EngineLinkServiceServicer
 from neox_serve.link.engine_link_session import EngineLinkSession
 from neox_serve.link.streams import StreamEndedError, read, until_one_ends, write
+from neox_serve.tracing import Tracing
 from neox_serve.wire import engine_messages as wire
 
 _log = structlog.get_logger(__name__)
@@ -30,7 +31,8 @@ Context = aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse]
 class EngineLinkServer(EngineLinkServiceServicer):
     """Serves one engine to many gateways."""
 
-    def __init__(self, *, engine: Engine, replica_id: str, max_requests: int) -> None:
+    def __init__(self, *, engine: Engine, replica_id: str, max_requests: int, tracing: Tracing) -> None:
+        self._tracing = tracing
         self._engine = engine
         self._replica_id = replica_id
         self._most_requests = max_requests * _OVERCOMMIT
@@ -95,7 +97,9 @@ class EngineLinkServer(EngineLinkServiceServicer):
         return first.hello.gateway_id
 
     def _open_session(self) -> EngineLinkSession:
-        session = EngineLinkSession(number=next(self._numbers), engine=self._engine, admit=self._admit, on_ended=self._changed.set)
+        session = EngineLinkSession(
+            number=next(self._numbers), engine=self._engine, admit=self._admit, on_ended=self._changed.set, tracing=self._tracing
+        )
         self._sessions.add(session)
         return session
 

@@ -11,12 +11,14 @@ from itertools import chain
 from typing import Any
 
 import structlog
+from opentelemetry.trace import Span
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta
 from neox_serve.engine.protocol import Engine
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 from neox_serve.link.streams import Readable, StreamEndedError, Writable, read, write
+from neox_serve.tracing import Tracing, end
 from neox_serve.wire import engine_messages as wire
 
 _log = structlog.get_logger(__name__)
@@ -41,8 +43,11 @@ class EngineLinkSession:
         engine: Engine,
         admit: Callable[[], None],
         on_ended: Callable[[], None],
+        tracing: Tracing,
         most_backlog_deltas: int = _MOST_BACKLOG_DELTAS,
     ) -> None:
+        self._tracing = tracing
+        self._spans: dict[Hashable, Span] = {}
         self._base = number << _KEY_BITS
         self._engine = engine
         self._admit = admit
@@ -108,6 +113,8 @@ class EngineLinkSession:
         """Aborts everything that came in on the link."""
         self._closed = True
         keys = list(self._live)
+        for key in keys:
+            self._end_span(key, "CANCELLED")
         self._live.clear()
         self._frames.clear()
         self._results.clear()
@@ -118,6 +125,9 @@ class EngineLinkSession:
     def _start(self, message: pb.SubmitGeneration | pb.SubmitEmbedding, work: Coroutine[Any, Any, None]) -> None:
         key = self._base | message.key
         self._live[key] = message.request_id
+        if isinstance(message, pb.SubmitGeneration) and message.traceparent:
+            facts = {"neox.request_id": message.request_id, "neox.prompt_tokens": len(message.prompt_token_ids)}
+            self._spans[key] = self._tracing.begin("engine.generate", message.traceparent, facts)
         _log.debug("request_taken", request_id=message.request_id)
         task = asyncio.ensure_future(work)
         self._tasks[key] = task
@@ -150,6 +160,7 @@ class EngineLinkSession:
 
     def _cancel(self, key: int) -> None:
         if self._live.pop(key, None) is not None:
+            self._end_span(key, "CANCELLED")
             task = asyncio.ensure_future(self._free(key))
             self._freeing.add(task)
             task.add_done_callback(self._freed)
@@ -174,6 +185,8 @@ class EngineLinkSession:
             return
         for delta in deltas:
             if delta.end:
+                if self._spans:
+                    self._end_span(delta.key, delta.failure.reason.value if delta.failure else "")
                 request_id = self._live.pop(delta.key, None)
                 if request_id is not None and delta.failure is not None:
                     _note_failure(request_id, delta.failure)
@@ -182,6 +195,10 @@ class EngineLinkSession:
         self._wake.set()
         if self._backlog_deltas > self._most_backlog_deltas:
             self.end(f"{self._backlog_deltas} deltas left unread")
+
+    def _end_span(self, key: Hashable, failure: str) -> None:
+        if (span := self._spans.pop(key, None)) is not None:
+            end(span, failure)
 
     def _next_frame(self) -> pb.ConnectResponse:
         if len(self._frames) < _COALESCE_FRAMES:

@@ -21,6 +21,8 @@ from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.engine_link_server import EngineLinkServer
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
 from neox_serve.link.streams import repeat, stop_task
+from neox_serve.settings import TracingSettings
+from neox_serve.tracing import Tracing
 from neox_serve.wire import router_messages as wire
 
 _log = structlog.get_logger(__name__)
@@ -51,8 +53,10 @@ class ReplicaServer:
         load_interval_s: float,
         clock: Callable[[], float] = time.monotonic,
         tls: LinkTls | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._tls = tls
+        self._tracing = tracing or Tracing(TracingSettings(), "engine")
         self.replica_id = f"{pool}-{uuid.uuid4().hex[:8]}"
         self.address = ""
         self._engine = engine
@@ -66,7 +70,7 @@ class ReplicaServer:
         self._rate = _Rate()
         self._next_metrics_s = 0.0
         self._server = internal_server()
-        self._links = EngineLinkServer(engine=engine, replica_id=self.replica_id, max_requests=max_requests)
+        self._links = EngineLinkServer(engine=engine, replica_id=self.replica_id, max_requests=max_requests, tracing=self._tracing)
         self._router = RouterLink[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse](
             resolve_router=resolve_router,
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectReplica(),
@@ -126,6 +130,7 @@ class ReplicaServer:
         await self._router.close()
         await self._links.close()
         await self._server.stop(_STOP_GRACE_S)
+        await asyncio.to_thread(self._tracing.close)
 
     def _describe(self) -> Replica:
         return Replica(self.replica_id, self._pool, self._model, self.address, self._max_requests, self._phase, self._blocks.block_tokens)

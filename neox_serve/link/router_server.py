@@ -11,6 +11,7 @@ from random import Random
 import grpc
 import structlog
 from grpc import aio
+from opentelemetry.trace import Span
 
 from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
 from neox_serve.core.cluster import ClusterView, Demand, Replica, Settled
@@ -25,7 +26,8 @@ from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.metrics_page import Labels, MetricsPage
 from neox_serve.link.router_metrics import RouterMetrics
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends, write
-from neox_serve.settings import MetricsSettings, RouterSettings
+from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
+from neox_serve.tracing import Tracing, end
 from neox_serve.wire import router_messages as wire
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
 
@@ -76,8 +78,11 @@ class RouterServer(RouterLinkServiceServicer):
         wall_clock: Callable[[], float] | None = None,
         rng: Random | None = None,
         tls: LinkTls | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._tls = tls
+        self._tracing = tracing or Tracing(TracingSettings(), "router")
+        self._spans: dict[tuple[str, int], Span] = {}
         self.address = ""
         self._settings = settings
         self._clock = clock
@@ -150,6 +155,7 @@ class RouterServer(RouterLinkServiceServicer):
         await self._server.stop(None)
         if self._page:
             await asyncio.to_thread(self._page.stop)
+        await asyncio.to_thread(self._tracing.close)
 
     # Gateways
 
@@ -211,6 +217,9 @@ class RouterServer(RouterLinkServiceServicer):
         """Answers, or holds the request where a replica may come any moment."""
         now_s, decided_s = self._clock(), time.perf_counter()
         gateway_id, lease_id = request.gateway.gateway_id, request.lease_id
+        if request.demand.terms.traceparent and (gateway_id, lease_id) not in self._spans:
+            facts = {"neox.tenant": request.demand.terms.tenant, "neox.pool": request.demand.pool.value}
+            self._spans[gateway_id, lease_id] = self._tracing.begin("router.admit", request.demand.terms.traceparent, facts)
         answers = self._admissions.ask(gateway_id, lease_id, request.demand, now_s)
         first = answers[0].what
         if isinstance(first, ServeError) and self._may_wait(first, request, now_s):
@@ -227,15 +236,26 @@ class RouterServer(RouterLinkServiceServicer):
         """Tells gateways; one that has gone asks again when it is back."""
         outboxes = {gateway.gateway_id: gateway.outbox for gateway in self._gateways.values()}
         for answer in answers:
+            self._end_span(answer)
             if isinstance(answer.what, Grant) and answer.what.replica_id not in self._told_ids:
                 self._tell_replicas()
             if (outbox := outboxes.get(answer.gateway_id)) is not None:
                 outbox.put(_message(answer))
 
+    def _end_span(self, answer: Answer) -> None:
+        """Ends the span of a request that has its final answer."""
+        if not self._spans or isinstance(answer.what, Queued | GiveWay):
+            return
+        if (span := self._spans.pop((answer.gateway_id, answer.lease_id), None)) is not None:
+            refused = answer.what.reason.value if isinstance(answer.what, ServeError) else ""
+            end(span, refused, replica_id=answer.what.replica_id if isinstance(answer.what, Grant) else "")
+
     def _settle(self, gateway: _Gateway, settled: Iterable[Settled]) -> None:
         now_s = self._clock()
         for one in settled:
             self._held.pop((gateway.gateway_id, one.lease_id), None)
+            if (span := self._spans.pop((gateway.gateway_id, one.lease_id), None)) is not None:
+                end(span, Reason.CANCELLED.value)
             self._admissions.settle(gateway.gateway_id, one, now_s)
         self._grant_next()
 

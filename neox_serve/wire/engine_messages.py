@@ -70,6 +70,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
         cache_salt=request.cache_salt or "",
+        traceparent=request.traceparent,
     )
     _set_guide(message, request.guide)
     if request.beam:
@@ -92,6 +93,7 @@ def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         adapter=message.adapter or None,
+        traceparent=message.traceparent,
         cache_salt=message.cache_salt or None,
     )
 

@@ -73,6 +73,7 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
         priority=terms.priority,
         time_left_s=terms.time_left_s if math.isfinite(terms.time_left_s) else None,
         waited_s=terms.waited_s,
+        traceparent=terms.traceparent,
         adapter=demand.adapter or "",
         session=demand.session,
         blocks=demand.blocks,
@@ -88,6 +89,7 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
         priority=PriorityClass(request.priority),
         time_left_s=request.time_left_s if request.HasField("time_left_s") else math.inf,
         waited_s=request.waited_s,
+        traceparent=request.traceparent,
     )
     return Demand(
         pool=_POOL_FROM_PROTO[request.pool],

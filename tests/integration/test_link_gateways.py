@@ -13,6 +13,8 @@ from neox_serve.link.channels import internal_channel
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.engine_link_session import EngineLinkSession
 from neox_serve.link.streams import StreamEndedError, read
+from neox_serve.settings import TracingSettings
+from neox_serve.tracing import Tracing
 from neox_serve.wire import engine_messages as wire
 from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation, read_all, until
 from tests.fakes.scripted_engine import ScriptedEngine
@@ -77,7 +79,8 @@ async def test_gateway_that_stops_reading_loses_its_link_and_no_one_else_notices
             self.sent = True
             return wire.commands([wire.generation_to_proto(1, generation())], [], [])
 
-    session = EngineLinkSession(number=1, engine=engine, admit=lambda: None, on_ended=lambda: None, most_backlog_deltas=100)
+    silent = Tracing(TracingSettings(), "engine")
+    session = EngineLinkSession(number=1, engine=engine, admit=lambda: None, on_ended=lambda: None, tracing=silent, most_backlog_deltas=100)
     parts = [asyncio.ensure_future(session.obey(Submits())), asyncio.ensure_future(session.write_to(Stuck()))]
     ended = asyncio.ensure_future(session.ended())
     await until(lambda: engine.live)

@@ -111,6 +111,7 @@ def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> N
         Reason.INVALID_ARGUMENT,
         Reason.PROMPT_TOO_LONG,
         Reason.UNKNOWN_ADAPTER,
+        Reason.BROKEN_ADAPTER,
         Reason.REQUEST_NEVER_FITS,
         Reason.REQUEST_TOO_LARGE,
         Reason.DEADLINE_EXCEEDED,

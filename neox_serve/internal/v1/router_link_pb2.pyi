@@ -569,6 +569,7 @@ class AdmitRequest(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Chosen by the gateway, unique for its life; the answer carries it, and so does the settlement."""
     pool: Global___Pool.ValueType
@@ -591,6 +592,8 @@ class AdmitRequest(_message.Message):
     """Tokens of each of these blocks."""
     session: _builtins.str
     """Ties requests together that shall meet the same replica; empty for none."""
+    traceparent: _builtins.str
+    """W3C trace context; empty where nothing is traced."""
     @_builtins.property
     def excluded_replica_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replicas that have already failed this request."""
@@ -617,10 +620,11 @@ class AdmitRequest(_message.Message):
         blocks: _abc.Iterable[_builtins.int] | None = ...,
         block_tokens: _builtins.int = ...,
         session: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "time_left_s", b"time_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "block_tokens", b"block_tokens", "blocks", b"blocks", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "session", b"session", "tenant", b"tenant", "time_left_s", b"time_left_s", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "block_tokens", b"block_tokens", "blocks", b"blocks", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "session", b"session", "tenant", b"tenant", "time_left_s", b"time_left_s", "traceparent", b"traceparent", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
     _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
