@@ -13,7 +13,7 @@ app = typer.Typer(
 )
 _CALLS, _CLUSTER, _PLATFORM, _SETTINGS = "Call what is served", "Run a cluster", "Keep the platform", "Settings"
 
-for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.top, inspect.metrics, logs.logs):
+for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.top, inspect.drain, inspect.metrics, logs.logs):
     app.command(rich_help_panel=_CLUSTER)(_command)
 for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detokenize, tokens.estimate, inspect.models, bench.bench):
     app.command(rich_help_panel=_CALLS)(_command)

@@ -47,7 +47,9 @@ class EngineDeployment:
         self._to_end.push_async_callback(self._server.drain, replicas.drain_timeout_s)
 
     async def check_health(self) -> None:
-        """Raises where the engine is dead; Serve then replaces this replica."""
+        """Raises where the engine is dead, or an operator has had this replica drained; Serve then replaces it."""
+        if self._server.left:
+            raise RuntimeError("drained by an operator")
         await self._engine.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:

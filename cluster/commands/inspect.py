@@ -58,6 +58,14 @@ def status(
 
 
 @connected
+def drain(connection: Connection, *, replica_id: Annotated[str, typer.Argument(metavar="REPLICA_ID")]) -> None:
+    """Have a replica finish what it has and be replaced by a new one."""
+    with connection.client() as client:
+        client.drain_replica(replica_id, timeout_s=_CALL_TIMEOUT_S)
+    print(f"{replica_id} drains; `neox-serve status` shows it until it is gone.")
+
+
+@connected
 def top(
     connection: Connection,
     *,

@@ -93,6 +93,10 @@ class AsyncClient:
         """The cluster as the gateway sees it."""
         return await self._run(calls.cluster_status(timeout_s))
 
+    async def drain_replica(self, replica_id: str, *, timeout_s: float | None = None) -> None:
+        """Has a replica finish what it has and be replaced. Returns at once."""
+        await self._run(calls.drain_replica(replica_id, timeout_s))
+
     async def admin(self, request: Message, *, timeout_s: float | None = None) -> Any:
         """As `Client.admin`."""
         return await self._run(calls.admin(request, timeout_s))

@@ -138,6 +138,13 @@ def cluster_status(timeout_s: float | None) -> Call[ClusterStatus]:
     return Call(ops_service_pb2_grpc.OpsServiceStub, "GetClusterStatus", request, responses.cluster_status, timeout_s)
 
 
+def drain_replica(replica_id: str, timeout_s: float | None) -> Call[None]:
+    """OpsService.DrainReplica."""
+    request = ops_service_pb2.DrainReplicaRequest()
+    _set(request, "", {"replica_id": replica_id})
+    return Call(ops_service_pb2_grpc.OpsServiceStub, "DrainReplica", request, lambda _: None, timeout_s)
+
+
 def admin(request: Message, timeout_s: float | None) -> Call[Any]:
     """The method of AdminService that takes the request; its answer is the response message."""
     method = request.DESCRIPTOR.name.removesuffix("Request")

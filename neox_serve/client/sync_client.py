@@ -93,6 +93,10 @@ class Client:
         """The cluster as the gateway sees it."""
         return self._run(calls.cluster_status(timeout_s))
 
+    def drain_replica(self, replica_id: str, *, timeout_s: float | None = None) -> None:
+        """Has a replica finish what it has and be replaced. Returns at once."""
+        self._run(calls.drain_replica(replica_id, timeout_s))
+
     def admin(self, request: Message, *, timeout_s: float | None = None) -> Any:
         """Calls the method of AdminService that takes the request (neox_serve.v1.admin_service_pb2), and returns its response."""
         return self._run(calls.admin(request, timeout_s))

@@ -29,6 +29,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     f"{_ADMIN}/VerifyUsage": frozenset({Role.ADMIN}),
     f"{_ADMIN}/ListAuditEntries": frozenset({Role.ADMIN}),
     f"{_OPS}/GetClusterStatus": frozenset({Role.OPERATOR, Role.ADMIN}),
+    f"{_OPS}/DrainReplica": frozenset({Role.OPERATOR}),
 }
 """By a method's full path. Health and reflection are open to all: load balancers and tools call them without credentials."""
 

@@ -71,5 +71,8 @@ class Dispatcher(Protocol):
     async def estimate(self, demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
         """Seconds that a request would wait now, None where not known; and what counts against its tenant's quotas. Raises ServeError."""
 
+    def drain_replica(self, replica_id: str) -> None:
+        """Asks the router to have a replica replaced."""
+
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """The cluster as the router sees it or, where it does not answer in time, as this gateway knows it."""

@@ -63,6 +63,7 @@ def methods(
         Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
         Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),
         Method(MODELS, "GetModel", Decoder(model.GetModelRequest, most_bytes), unary=models.get_model, bounded=False),
+        Method(OPS, "DrainReplica", Decoder(operations.DrainReplicaRequest, most_bytes), unary=ops.drain_replica, bounded=False),
         Method(
             OPS,
             "GetClusterStatus",

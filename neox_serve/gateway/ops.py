@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Mapping
 
+import structlog
+
 import neox_serve
 from neox_serve.core.cluster import ClusterView, ReplicaPhase, ReplicaView
+from neox_serve.core.errors import Reason, ServeError, invalid
+from neox_serve.core.refusal import NOT_READY_RETRY_S
 from neox_serve.core.types import Pool
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.conditions import Condition
 from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.v1 import ops_service_pb2
 from neox_serve.wire.public_messages import duration
+
+log = structlog.get_logger(__name__)
 
 # Longer than a healthy router takes by far, and short enough for a table that is drawn anew every second.
 _VIEW_TIMEOUT_S = 0.5
@@ -36,6 +42,13 @@ class Ops:
         self._dispatcher = dispatcher
         self._conditions = conditions
 
+    async def drain_replica(self, call: Call, message: ops_service_pb2.DrainReplicaRequest) -> ops_service_pb2.DrainReplicaResponse:
+        """Raises ServeError where there is no such replica, or no router."""
+        _known(await self._dispatcher.cluster_view(_VIEW_TIMEOUT_S), message.replica_id)
+        log.info("replica drained by an operator", replica_id=message.replica_id, actor=call.principal.actor)
+        self._dispatcher.drain_replica(message.replica_id)
+        return ops_service_pb2.DrainReplicaResponse()
+
     async def get_cluster_status(
         self, _call: Call, _message: ops_service_pb2.GetClusterStatusRequest
     ) -> ops_service_pb2.GetClusterStatusResponse:
@@ -55,6 +68,14 @@ class Ops:
             tenants=[ops_service_pb2.TenantStatus(**{name: getattr(one, name) for name in one.__slots__}) for one in view.tenants],
             conditions=[ops_service_pb2.Condition(reason=condition.reason, message=condition.message) for condition in self._conditions()],
         )
+
+
+def _known(view: ClusterView, replica_id: str) -> None:
+    """Raises where a replica cannot be drained."""
+    if not view.from_router:
+        raise ServeError(Reason.NO_READY_REPLICA, "the router does not answer, so that no replica can be drained", {}, NOT_READY_RETRY_S)
+    if replica_id not in {one.replica.replica_id for one in view.replicas}:
+        raise invalid("replica_id", f"there is no replica {replica_id!r}")
 
 
 def _pool(pool: Pool, view: ClusterView) -> ops_service_pb2.PoolStatus:

@@ -200,6 +200,10 @@ class Dispatcher:
         self._streams.pop(lease.lease_id, None)
         self._admission.settle(lease, cached_tokens, output_tokens)
 
+    def drain_replica(self, replica_id: str) -> None:
+        """Asks the router to have a replica replaced."""
+        self._router.send(wire.drain_request(replica_id))
+
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """The router's view of the cluster, or where it does not answer in time what this gateway knows by itself."""
         if not self._router.connected:

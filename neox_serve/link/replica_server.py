@@ -1,6 +1,7 @@
 """A replica's two links: it serves its engine to gateways, and tells the router that it is there, what it is up to and how loaded it is."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections import deque
@@ -76,13 +77,15 @@ class ReplicaServer:
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectReplica(),
             hello=lambda: wire.replica_hello(self._describe()),
             response_type=pb.ConnectReplicaResponse,
-            on_response=lambda _: self._blocks.tell_all(),
+            on_response=self._on_response,
             on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - made below, since it sends through this
             rng=Random(),
             tls=tls,
         )
         self._blocks = BlockReporter(engine.block_ledger, self._router.send, _soon)
         self._reports: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self.left = False
 
     async def start(self) -> None:
         """Listens, then starts to register; does not wait for the router. Raises OSError where it cannot listen."""
@@ -119,14 +122,27 @@ class ReplicaServer:
         self._links.draining = True
         self._enter(ReplicaPhase.DRAINING)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
                 await self._links.until_idle()
         except TimeoutError:
             _log.warning("drain_timed_out", replica_id=self.replica_id, requests_left=self.requests_in_flight)
 
+    def _on_response(self, response: pb.ConnectReplicaResponse) -> None:
+        if response.drain:
+            if self._leaving is None:
+                self._leaving = asyncio.ensure_future(self._leave())
+        else:
+            self._blocks.tell_all()
+
+    async def _leave(self) -> None:
+        """Drains for as long as it takes; then this replica has no use any more."""
+        await self.drain(math.inf)
+        self.left = True
+
     async def stop(self) -> None:
         """Ends all links; what is in flight is aborted. The engine is left to its owner."""
         await stop_task(self._reports)
+        await stop_task(self._leaving)
         await self._router.close()
         await self._links.close()
         await self._server.stop(_STOP_GRACE_S)

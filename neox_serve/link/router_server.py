@@ -25,7 +25,7 @@ from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.metrics_page import Labels, MetricsPage
 from neox_serve.link.router_metrics import RouterMetrics
-from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends, write
+from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
 from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.tracing import Tracing, end
 from neox_serve.wire import router_messages as wire
@@ -97,6 +97,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._early: list[tuple[_Gateway, pb.ReserveRequest]] = []
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
+        self._replica_outboxes: dict[str, Outbox[pb.ConnectReplicaResponse]] = {}
         self._held: dict[tuple[str, int], _Request] = {}
         self._told: tuple[Replica, ...] = ()
         self._told_ids: frozenset[str] = frozenset()
@@ -204,6 +205,10 @@ class RouterServer(RouterLinkServiceServicer):
                 case "settled_reservations":
                     for one in request.settled_reservations.settled:
                         self._ledger.settle(gateway.gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
+                case "drain_replica_id":
+                    if (outbox := self._replica_outboxes.get(request.drain_replica_id)) is not None:
+                        _log.info("replica_drain_asked", replica_id=request.drain_replica_id, gateway_id=gateway.gateway_id)
+                        outbox.put(wire.drain())
                 case "estimate":
                     self._estimate(gateway, request.estimate)
                 case "adopted":
@@ -306,14 +311,17 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("replica_stream_ended", cause=str(ended))
 
     async def _serve_replica(self, replica: Replica, context: ReplicaContext) -> None:
-        connection = next(self._connections)
+        connection, outbox = next(self._connections), Outbox[pb.ConnectReplicaResponse]()
+        self._replica_outboxes[replica.replica_id] = outbox
         self._state.connect_replica(replica, connection, self._clock())
         _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
         self._replica_changed()
         try:
-            await write(context, wire.registered())
-            await self._listen(replica, connection, context)
+            outbox.put(wire.registered())
+            await until_one_ends(self._listen(replica, connection, context), outbox.write_to(context))
         finally:
+            if self._replica_outboxes.get(replica.replica_id) is outbox:
+                del self._replica_outboxes[replica.replica_id]
             _log.info("replica_lost", replica_id=replica.replica_id)
             self._state.disconnect_replica(replica.replica_id, connection, self._clock())
 
@@ -333,7 +341,7 @@ class RouterServer(RouterLinkServiceServicer):
                     if not self._state.take_block_news(replica.replica_id, connection, wire.block_news_from_proto(request.block_news)):
                         _log.warning("block_news_missed", replica_id=replica.replica_id)
                         self._metrics.missed_block_news()
-                        await write(stream, wire.restart_block_news())
+                        self._replica_outboxes[replica.replica_id].put(wire.restart_block_news())
 
     def _replica_changed(self) -> None:
         """Tells all gateways soon, and tries again what waits for a replica."""

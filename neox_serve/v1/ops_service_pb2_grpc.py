@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OpsServiceStub:
-    """Read-only view of the running cluster.
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,27 @@ class OpsServiceStub:
                 request_serializer=neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.DrainReplica = channel.unary_unary(
+                '/neox_serve.v1.OpsService/DrainReplica',
+                request_serializer=neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaRequest.SerializeToString,
+                response_deserializer=neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaResponse.FromString,
+                _registered_method=True)
 
 
 class OpsServiceServicer:
-    """Read-only view of the running cluster.
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
     """
 
     def GetClusterStatus(self, request, context):
         """The cluster now. Always answers: what is not known (the router is down, say) is said in `conditions`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainReplica(self, request, context):
+        """Takes a replica out: it finishes what it has, takes nothing new, and is then replaced by a new one. Returns at once; the status shows the
+        replica DRAINING. INVALID_ARGUMENT where there is no such replica, UNAVAILABLE where the router does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +74,11 @@ def add_OpsServiceServicer_to_server(servicer, server):
                     request_deserializer=neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusResponse.SerializeToString,
             ),
+            'DrainReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainReplica,
+                    request_deserializer=neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaRequest.FromString,
+                    response_serializer=neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'neox_serve.v1.OpsService', rpc_method_handlers)
@@ -70,7 +88,7 @@ def add_OpsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OpsService:
-    """Read-only view of the running cluster.
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
     """
 
     @staticmethod
@@ -90,6 +108,33 @@ class OpsService:
             '/neox_serve.v1.OpsService/GetClusterStatus',
             neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusRequest.SerializeToString,
             neox__serve_dot_v1_dot_ops__service__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neox_serve.v1.OpsService/DrainReplica',
+            neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaRequest.SerializeToString,
+            neox__serve_dot_v1_dot_ops__service__pb2.DrainReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,

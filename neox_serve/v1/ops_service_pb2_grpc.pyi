@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OpsServiceStub:
-    """Read-only view of the running cluster."""
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,17 +35,25 @@ class OpsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OpsServiceAsyncStub: ...
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_ops_service_pb2.GetClusterStatusRequest, _ops_service_pb2.GetClusterStatusResponse]
     """The cluster now. Always answers: what is not known (the router is down, say) is said in `conditions`."""
+    DrainReplica: _grpc.UnaryUnaryMultiCallable[_ops_service_pb2.DrainReplicaRequest, _ops_service_pb2.DrainReplicaResponse]
+    """Takes a replica out: it finishes what it has, takes nothing new, and is then replaced by a new one. Returns at once; the status shows the
+    replica DRAINING. INVALID_ARGUMENT where there is no such replica, UNAVAILABLE where the router does not answer.
+    """
 
 @_typing.type_check_only
 class OpsServiceAsyncStub(OpsServiceStub):
-    """Read-only view of the running cluster."""
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_ops_service_pb2.GetClusterStatusRequest, _ops_service_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     """The cluster now. Always answers: what is not known (the router is down, say) is said in `conditions`."""
+    DrainReplica: _aio.UnaryUnaryMultiCallable[_ops_service_pb2.DrainReplicaRequest, _ops_service_pb2.DrainReplicaResponse]  # type: ignore[assignment]
+    """Takes a replica out: it finishes what it has, takes nothing new, and is then replaced by a new one. Returns at once; the status shows the
+    replica DRAINING. INVALID_ARGUMENT where there is no such replica, UNAVAILABLE where the router does not answer.
+    """
 
 class OpsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Read-only view of the running cluster."""
+    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too."""
 
     @_abc_1.abstractmethod
     def GetClusterStatus(
@@ -54,5 +62,15 @@ class OpsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ops_service_pb2.GetClusterStatusResponse, _abc.Awaitable[_ops_service_pb2.GetClusterStatusResponse]]:
         """The cluster now. Always answers: what is not known (the router is down, say) is said in `conditions`."""
+
+    @_abc_1.abstractmethod
+    def DrainReplica(
+        self,
+        request: _ops_service_pb2.DrainReplicaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ops_service_pb2.DrainReplicaResponse, _abc.Awaitable[_ops_service_pb2.DrainReplicaResponse]]:
+        """Takes a replica out: it finishes what it has, takes nothing new, and is then replaced by a new one. Returns at once; the status shows the
+        replica DRAINING. INVALID_ARGUMENT where there is no such replica, UNAVAILABLE where the router does not answer.
+        """
 
 def add_OpsServiceServicer_to_server(servicer: OpsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

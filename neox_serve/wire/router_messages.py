@@ -168,6 +168,16 @@ def view_request(view_id: int) -> pb.ConnectGatewayRequest:
     return pb.ConnectGatewayRequest(view=pb.ViewRequest(view_id=view_id))
 
 
+def drain_request(replica_id: str) -> pb.ConnectGatewayRequest:
+    """A replica that is to be replaced."""
+    return pb.ConnectGatewayRequest(drain_replica_id=replica_id)
+
+
+def drain() -> pb.ConnectReplicaResponse:
+    """Tells a replica to finish and go."""
+    return pb.ConnectReplicaResponse(drain=True)
+
+
 def lease_to_proto(lease: Lease) -> pb.Lease:
     """A request's claim on a replica."""
     return pb.Lease(lease_id=lease.lease_id, replica_id=lease.replica_id, tokens=lease.tokens, cached_tokens=lease.cached_tokens)

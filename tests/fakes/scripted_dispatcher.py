@@ -155,6 +155,7 @@ class ScriptedDispatcher:
     live_embeddings: int = 0
     reserved: list["Reserved"] = field(default_factory=list)
     quota_refusal: ServeError | None = None
+    drained: list[str] = field(default_factory=list)
     terms: list[Terms] = field(default_factory=list)
     estimated: tuple[float | None, QuotaState] = (0.0, QuotaState(0, 0, 0, 0, 0))
 
@@ -200,6 +201,10 @@ class ScriptedDispatcher:
         finally:
             self.live_embeddings -= 1
         return EmbeddingResult(array("f", [0.6, 0.8]).tobytes(), cached_tokens=1)
+
+    def drain_replica(self, replica_id: str) -> None:
+        """See the protocol."""
+        self.drained.append(replica_id)
 
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """See the protocol."""

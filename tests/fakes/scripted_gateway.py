@@ -243,6 +243,10 @@ class _Ops(ops_service_pb2_grpc.OpsServiceServicer):
         await self._gateway.perform("GetClusterStatus", request, context)
         return self._gateway.status
 
+    async def DrainReplica(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._gateway.perform("DrainReplica", request, context)
+        return ops_service_pb2.DrainReplicaResponse()
+
 
 class _Health(health_pb2_grpc.HealthServicer):
     def __init__(self, gateway: ScriptedGateway) -> None:

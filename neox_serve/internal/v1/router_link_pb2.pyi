@@ -76,6 +76,9 @@ class ConnectGatewayRequest(_message.Message):
     RESERVE_FIELD_NUMBER: _builtins.int
     SETTLED_RESERVATIONS_FIELD_NUMBER: _builtins.int
     ESTIMATE_FIELD_NUMBER: _builtins.int
+    DRAIN_REPLICA_ID_FIELD_NUMBER: _builtins.int
+    drain_replica_id: _builtins.str
+    """A replica that an operator wants replaced."""
     @_builtins.property
     def hello(self) -> Global___GatewayHello:
         """First message of the stream, exactly once."""
@@ -118,12 +121,13 @@ class ConnectGatewayRequest(_message.Message):
         reserve: Global___ReserveRequest | None = ...,
         settled_reservations: Global___SettledReservations | None = ...,
         estimate: Global___EstimateRequest | None = ...,
+        drain_replica_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "drain_replica_id", b"drain_replica_id", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "adopted", b"adopted", "drain_replica_id", b"drain_replica_id", "estimate", b"estimate", "hello", b"hello", "message", b"message", "metrics", b"metrics", "reserve", b"reserve", "settled_reservations", b"settled_reservations", "settlements", b"settlements", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "admit", "settlements", "metrics", "view", "adopted", "reserve", "settled_reservations", "estimate"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "admit", "settlements", "metrics", "view", "adopted", "reserve", "settled_reservations", "estimate", "drain_replica_id"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1103,19 +1107,23 @@ class ConnectReplicaResponse(_message.Message):
 
     REGISTERED_FIELD_NUMBER: _builtins.int
     RESTART_BLOCK_NEWS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     registered: _builtins.bool
     """The hello was accepted."""
     restart_block_news: _builtins.bool
     """News were missed: the replica is to tell all that its prefix cache holds, from the start."""
+    drain: _builtins.bool
+    """Finish what you have, take nothing new, and be replaced."""
     def __init__(
         self,
         *,
         registered: _builtins.bool = ...,
         restart_block_news: _builtins.bool = ...,
+        drain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["registered", b"registered", "restart_block_news", b"restart_block_news"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "registered", b"registered", "restart_block_news", b"restart_block_news"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,6 +90,9 @@ class EngineDispatcher:
         """The engine's vector. Raises ServeError."""
         return await self._engine.embed(next(self._keys), request)
 
+    def drain_replica(self, _replica_id: str) -> None:
+        """There is no other."""
+
     async def cluster_view(self, timeout_s: float) -> ClusterView:
         """Nobody but this process."""
         return ClusterView((), (), from_router=False)
