@@ -100,6 +100,11 @@ class GatewayServer:
         """Calls of the inference and token services that have not ended."""
         return self._runner.calls_in_flight
 
+    @property
+    def connections(self) -> int:
+        """Clients' connections that are open."""
+        return self._server.connections if self._server else 0
+
     def metrics_text(self) -> str:
         """The gateway's metrics in Prometheus' text format."""
         return self._metrics.text()

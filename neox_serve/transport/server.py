@@ -51,6 +51,11 @@ class Server:
         for listener in before:
             listener.close()
 
+    @property
+    def connections(self) -> int:
+        """Those that are open."""
+        return len(self._connections)
+
     async def stop(self, grace_s: float) -> None:
         """Takes no new connections or calls, waits grace_s for those that run, then ends them."""
         for listener in self._listeners:

@@ -1,4 +1,4 @@
-"""A replica of a real cluster is killed in the midst of a stream; the client gets the whole answer all the same, token for token."""
+"""Two real replicas: tenants share them equally, and where one is killed in the midst of a stream the client gets the whole answer."""
 
 import asyncio
 import random
@@ -10,8 +10,11 @@ import psutil
 import pytest
 
 from neox_serve.client import AsyncClient, StreamChunk, StreamFinal
+from neox_serve.core.fair_counters import cost
+from neox_serve.v1 import admin_service_pb2 as pb
 from tests.clusters import CommandCluster, free_port, running_cluster
 from tests.e2e.conftest import small_engine
+from tests.simulation.sharing import jain
 
 pytestmark = pytest.mark.e2e
 PROMPT = "import os\nimport sys\n\n\ndef main("
@@ -21,8 +24,8 @@ TRIALS = 2
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """Two generation replicas."""
-    replicas = {"initial": 2, "min": 2, "max": 2}
+    """Two generation replicas, each with few places."""
+    replicas = {"initial": 2, "min": 2, "max": 2, "max_requests": 4}
     values = {
         "generation": {"engine": small_engine(), "replicas": replicas},
         "embedding": {"enabled": False},
@@ -55,6 +58,30 @@ def serving_replica(cluster: CommandCluster, before: dict[int, float]) -> psutil
 def _used_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+async def test_backlogged_tenants_share_real_engines_equally_though_one_sends_longer_requests(pair: CommandCluster) -> None:
+    async with AsyncClient(pair.address) as admin:
+        await both_ready(admin)
+        keys = {}
+        for name in ("long", "short"):
+            await admin.admin(pb.CreateTenantRequest(tenant=pb.Tenant(name=name)))
+            keys[name] = (await admin.admin(pb.CreateKeyRequest(tenant=name))).secret
+    async with AsyncClient(pair.address, api_key=keys["long"]) as long, AsyncClient(pair.address, api_key=keys["short"]) as short:
+        served: dict[str, list[tuple[float, float]]] = {"long": [], "short": []}
+
+        async def ask(name: str, client: AsyncClient, tokens: int) -> None:
+            result = await client.generate(PROMPT, max_tokens=tokens, ignore_eos=True, timeout_s=120)
+            usage = result.usage
+            work = cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+            served[name].append((asyncio.get_running_loop().time(), work))
+
+        calls = [ask("long", long, 96) for _ in range(120)] + [ask("short", short, 24) for _ in range(480)]
+        await asyncio.gather(*calls)
+    end_s = min(times[-1][0] for times in served.values())
+    begin_s = min(times[0][0] for times in served.values()) + 0.2 * (end_s - min(times[0][0] for times in served.values()))
+    shares = [sum(work for at_s, work in times if begin_s <= at_s <= end_s) for times in served.values()]
+    assert jain(shares) >= 0.98, shares
 
 
 async def test_stream_whose_replica_is_killed_at_a_random_token_is_token_for_token_the_undisturbed_one(pair: CommandCluster) -> None:
