@@ -11,12 +11,9 @@ from random import Random
 import grpc
 import structlog
 from grpc import aio
-from opentelemetry.trace import Span
 
-from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
-from neox_serve.core.cluster import ClusterView, Demand, Replica, Settled
-from neox_serve.core.cluster_state import ClusterState, Grant
-from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.cluster import ClusterView, Replica
+from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.fair_queue import FairQueue, QueueLimits
 from neox_serve.core.quota import QuotaLedger, Spent
 from neox_serve.internal.v1 import router_link_pb2 as pb
@@ -24,10 +21,12 @@ from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceService
 from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.metrics_page import Labels, MetricsPage
+from neox_serve.link.router_admissions import AdmissionDesk, Request
 from neox_serve.link.router_metrics import RouterMetrics
+from neox_serve.link.router_quotas import QuotaDesk
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
 from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
-from neox_serve.tracing import Tracing, end
+from neox_serve.tracing import Tracing
 from neox_serve.wire import router_messages as wire
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
 
@@ -37,8 +36,6 @@ _TICK_S = 0.1
 _GATHER_S = 0.02
 """How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
 _MOST_TENANTS_SHOWN = 100
-_HOLD_S = 1.0
-"""Longest time that a request waits here for a replica that may come any moment; less than gateways wait for an answer."""
 
 GatewayContext = aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
 ReplicaContext = aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]
@@ -51,16 +48,6 @@ class _Gateway:
     gateway_id: str
     connection: int
     outbox: Outbox[pb.ConnectGatewayResponse]
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request for admission. came_s: when."""
-
-    gateway: _Gateway
-    lease_id: int
-    demand: Demand
-    came_s: float
 
 
 class RouterServer(RouterLinkServiceServicer):
@@ -82,27 +69,33 @@ class RouterServer(RouterLinkServiceServicer):
     ) -> None:
         self._tls = tls
         self._tracing = tracing or Tracing(TracingSettings(), "router")
-        self._spans: dict[tuple[str, int], Span] = {}
         self.address = ""
         self._settings = settings
         self._clock = clock
-        self._started_s, rng = clock(), rng or Random()
+        started_s, rng = clock(), rng or Random()
         self._state = ClusterState(
-            grace_s=settings.peer_grace_s, started_s=self._started_s, rng=rng, policy=settings.policy, lead_tokens=settings.lead_tokens
+            grace_s=settings.peer_grace_s, started_s=started_s, rng=rng, policy=settings.policy, lead_tokens=settings.lead_tokens
         )
-        queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
-        self._admissions = Admissions(self._state, queue)
-        self._ledger = QuotaLedger(rng)
+        self._metrics = RouterMetrics()
+        self._requests = AdmissionDesk(
+            self._state,
+            QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s),
+            clock=clock,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            tell=self._tell,
+            before_grant=self._before_grant,
+        )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
-        self._early: list[tuple[_Gateway, pb.ReserveRequest]] = []
+        self._quotas = QuotaDesk(
+            clock=clock, wall_clock=self._wall_clock, opens_s=started_s + settings.peer_grace_s, metrics=self._metrics, rng=rng
+        )
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
         self._replica_outboxes: dict[str, Outbox[pb.ConnectReplicaResponse]] = {}
-        self._held: dict[tuple[str, int], _Request] = {}
         self._told: tuple[Replica, ...] = ()
         self._told_ids: frozenset[str] = frozenset()
         self._telling: asyncio.TimerHandle | None = None
-        self._metrics = RouterMetrics()
         self._texts: dict[Labels, str] = {}
         self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
         self._page = MetricsPage(host=metrics.host, port=metrics.port, texts=self._all_texts) if metrics.enabled else None
@@ -117,7 +110,7 @@ class RouterServer(RouterLinkServiceServicer):
     @property
     def queue(self) -> FairQueue:
         """Who waits for a replica, to look at."""
-        return self._admissions.queue
+        return self._requests.admissions.queue
 
     def wall_clock(self) -> float:
         """Seconds since the epoch, as the ledger takes them."""
@@ -126,12 +119,11 @@ class RouterServer(RouterLinkServiceServicer):
     @property
     def ledger(self) -> QuotaLedger:
         """What tenants used of their quotas, to look at."""
-        return self._ledger
+        return self._quotas.ledger
 
     def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
-        for source, entries in spent.items():
-            self._ledger.restore(source, (), entries, self._wall_clock())
+        self._quotas.restore(spent)
 
     @property
     def metrics_address(self) -> str:
@@ -179,14 +171,15 @@ class RouterServer(RouterLinkServiceServicer):
         finally:
             _log.info("gateway_lost", gateway_id=gateway.gateway_id)
             del self._gateways[gateway.connection]
-            self._drop_held(gateway)
+            last = not any(other.gateway_id == gateway.gateway_id for other in self._gateways.values())
+            self._requests.drop(gateway.gateway_id, gateway.connection, last=last)
+            self._quotas.drop(gateway.outbox)
             self._state.disconnect_gateway(gateway.gateway_id, gateway.connection, self._clock())
 
     def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
         leases = [wire.lease_from_proto(lease) for lease in hello.leases]
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
-        reservations = map(wire.reservation_from_proto, hello.reservations)
-        self._ledger.restore(gateway.gateway_id, reservations, map(wire.spent_from_proto, hello.spent), self._wall_clock())
+        self._quotas.welcome(gateway.gateway_id, hello)
         self._gateways[gateway.connection] = gateway
         gateway.outbox.put(wire.replica_set(self._state.replicas()))
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
@@ -197,14 +190,14 @@ class RouterServer(RouterLinkServiceServicer):
             match request.WhichOneof("message"):
                 case "admit":
                     demand = wire.demand_from_proto(request.admit)
-                    self._admit(_Request(gateway, request.admit.lease_id, demand, self._clock()))
+                    lease_id = request.admit.lease_id
+                    self._requests.admit(Request(gateway.gateway_id, gateway.connection, lease_id, demand, self._clock()))
                 case "settlements":
-                    self._settle(gateway, wire.settled_from_proto(request.settlements))
+                    self._requests.settle(gateway.gateway_id, wire.settled_from_proto(request.settlements))
                 case "reserve":
-                    self._reserve(gateway, request.reserve)
+                    self._quotas.reserve(gateway.gateway_id, gateway.outbox, request.reserve)
                 case "settled_reservations":
-                    for one in request.settled_reservations.settled:
-                        self._ledger.settle(gateway.gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
+                    self._quotas.settle(gateway.gateway_id, request.settled_reservations)
                 case "drain_replica_id":
                     if (outbox := self._replica_outboxes.get(request.drain_replica_id)) is not None:
                         _log.info("replica_drain_asked", replica_id=request.drain_replica_id, gateway_id=gateway.gateway_id)
@@ -218,84 +211,24 @@ class RouterServer(RouterLinkServiceServicer):
                 case "view":
                     gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._view()))
 
-    def _admit(self, request: _Request) -> None:
-        """Answers, or holds the request where a replica may come any moment."""
-        now_s, decided_s = self._clock(), time.perf_counter()
-        gateway_id, lease_id = request.gateway.gateway_id, request.lease_id
-        if request.demand.terms.traceparent and (gateway_id, lease_id) not in self._spans:
-            facts = {"neox.tenant": request.demand.terms.tenant, "neox.pool": request.demand.pool.value}
-            self._spans[gateway_id, lease_id] = self._tracing.begin("router.admit", request.demand.terms.traceparent, facts)
-        answers = self._admissions.ask(gateway_id, lease_id, request.demand, now_s)
-        first = answers[0].what
-        if isinstance(first, ServeError) and self._may_wait(first, request, now_s):
-            self._held[gateway_id, lease_id] = request
-            return
-        self._tell_answers(answers)
-        self._metrics.admitted(_outcome(first), time.perf_counter() - decided_s)
-
-    def _may_wait(self, refusal: ServeError, request: _Request, now_s: float) -> bool:
-        in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S
-        return in_time and self._state.may_become_ready(request.demand, now_s)
-
-    def _tell_answers(self, answers: Iterable[Answer]) -> None:
-        """Tells gateways; one that has gone asks again when it is back."""
-        outboxes = {gateway.gateway_id: gateway.outbox for gateway in self._gateways.values()}
-        for answer in answers:
-            self._end_span(answer)
-            if isinstance(answer.what, Grant) and answer.what.replica_id not in self._told_ids:
-                self._tell_replicas()
-            if (outbox := outboxes.get(answer.gateway_id)) is not None:
-                outbox.put(_message(answer))
-
-    def _end_span(self, answer: Answer) -> None:
-        """Ends the span of a request that has its final answer."""
-        if not self._spans or isinstance(answer.what, Queued | GiveWay):
-            return
-        if (span := self._spans.pop((answer.gateway_id, answer.lease_id), None)) is not None:
-            refused = answer.what.reason.value if isinstance(answer.what, ServeError) else ""
-            end(span, refused, replica_id=answer.what.replica_id if isinstance(answer.what, Grant) else "")
-
-    def _settle(self, gateway: _Gateway, settled: Iterable[Settled]) -> None:
-        now_s = self._clock()
-        for one in settled:
-            self._held.pop((gateway.gateway_id, one.lease_id), None)
-            if (span := self._spans.pop((gateway.gateway_id, one.lease_id), None)) is not None:
-                end(span, Reason.CANCELLED.value)
-            self._admissions.settle(gateway.gateway_id, one, now_s)
-        self._grant_next()
-
-    def _grant_next(self) -> None:
-        """Gives what has come free to those that wait."""
-        answers = self._admissions.next(self._clock())
-        for answer in answers:
-            self._metrics.left_queue(_outcome(answer.what))
-        self._tell_answers(answers)
-
-    def _reserve(self, gateway: _Gateway, request: pb.ReserveRequest) -> None:
-        """Answers; a young router first waits for all gateways to say what is in flight."""
-        if self._clock() < self._started_s + self._settings.peer_grace_s:
-            self._early.append((gateway, request))
-            return
-        asked = wire.reservation_from_proto(request.reservation)
-        refusal = self._ledger.reserve(gateway.gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
-        self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
-        gateway.outbox.put(wire.reserved(asked.reservation_id, refusal))
-
     def _view(self) -> ClusterView:
-        return replace(self._state.view(self._clock()), tenants=self._admissions.tenants(_MOST_TENANTS_SHOWN))
+        return replace(self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN))
 
     def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
         demand = wire.demand_from_proto(request.admit)
-        wait_s = self._admissions.expected_wait_s(demand, self._clock())
-        state = self._ledger.state(demand.terms.tenant, self._wall_clock())
-        gateway.outbox.put(wire.estimated(request.estimate_id, wait_s, state))
+        wait_s = self._requests.admissions.expected_wait_s(demand, self._clock())
+        gateway.outbox.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
 
-    def _drop_held(self, gateway: _Gateway) -> None:
-        """Forgets the requests of a stream that ended: its gateway has gone on without an answer."""
-        self._held = {key: request for key, request in self._held.items() if request.gateway is not gateway}
-        self._early = [(of, request) for of, request in self._early if of is not gateway]
-        if not any(other.gateway_id == gateway.gateway_id for other in self._gateways.values()):
-            self._admissions.drop_gateway_queue(gateway.gateway_id)
+    def _tell(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
+        """Gives a message to a gateway's newest stream; one that has gone asks again when it is back."""
+        outboxes = [gateway.outbox for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
+        if outboxes:
+            outboxes[-1].put(message)
+
+    def _before_grant(self, replica_id: str) -> None:
+        """A gateway hears of a replica before it is sent there."""
+        if replica_id not in self._told_ids:
+            self._tell_replicas()
 
     # Replicas
 
@@ -347,7 +280,7 @@ class RouterServer(RouterLinkServiceServicer):
         """Tells all gateways soon, and tries again what waits for a replica."""
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell_replicas)
-        self._try_held()
+        self._requests.try_again()
 
     def _tell_replicas(self) -> None:
         """Tells all gateways of the replicas, if they changed."""
@@ -362,61 +295,25 @@ class RouterServer(RouterLinkServiceServicer):
         for gateway in self._gateways.values():
             gateway.outbox.put(message)
 
-    def _try_held(self) -> None:
-        held, self._held = self._held, {}
-        for request in held.values():
-            self._admit(request)
-        self._grant_next()
-
     # Time
 
     async def _tick(self) -> None:
         now_s = self._clock()
         gone = self._state.expire(now_s)
         if gone:
-            self._admissions.forget(gone)
-            for peer in gone:
-                self._ledger.drop_source(peer, self._wall_clock())
+            self._requests.admissions.forget(gone)
+            self._quotas.forget(gone)
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
         self._tell_replicas()
-        if self._early and now_s >= self._started_s + self._settings.peer_grace_s:
-            early, self._early = self._early, []
-            for gateway, request in early:
-                self._reserve(gateway, request)
-        expired = self._admissions.expire(now_s)
-        for answer in expired:
-            self._metrics.left_queue(_outcome(answer.what))
-        self._tell_answers(expired)
-        self._try_held()
-        self._metrics.show(self._state, self._admissions)
+        self._quotas.tick()
+        self._requests.expire()
+        self._requests.try_again()
+        self._metrics.show(self._state, self._requests.admissions)
 
     def _all_texts(self) -> dict[Labels, str]:
         """Called from the page's thread: the copy is made by one step of the interpreter."""
         return {self._labels: self._metrics.text(), **self._texts}
-
-
-def _outcome(what: Grant | Queued | GiveWay | ServeError) -> str:
-    """What became of a request, for metrics."""
-    match what:
-        case ServeError():
-            return what.reason.value
-        case Grant():
-            return "granted"
-        case Queued():
-            return "queued"
-    return "asked_to_give_way"
-
-
-def _message(answer: Answer) -> pb.ConnectGatewayResponse:
-    match answer.what:
-        case Grant():
-            return wire.grant(answer.lease_id, answer.what)
-        case ServeError() as error:
-            return wire.refuse(answer.lease_id, error)
-        case Queued():
-            return wire.queued(answer.lease_id)
-    return wire.give_way(answer.lease_id)
 
 
 async def _check_schema(version: int, context: GatewayContext | ReplicaContext) -> None:
