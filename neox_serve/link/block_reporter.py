@@ -9,7 +9,7 @@ from itertools import count
 from neox_serve.core.block_index import BlockNews
 from neox_serve.core.block_ledger import BlockChange, BlockLedger
 from neox_serve.internal.v1 import router_link_pb2 as pb
-from neox_serve.wire import router_messages as wire
+from neox_serve.wire import replica_messages
 
 MESSAGE_BLOCKS = 2048
 """Of a large cache in one message: the router takes it in within a millisecond, and decides between two of them."""
@@ -50,7 +50,7 @@ class BlockReporter:
         blocks = self._ledger.blocks()
         for start in range(0, max(1, len(blocks)), MESSAGE_BLOCKS):
             part = blocks[start : start + MESSAGE_BLOCKS]
-            self._send(wire.block_news(BlockNews(next(self._numbers), stored=part, restarts=start == 0)))
+            self._send(replica_messages.block_news(BlockNews(next(self._numbers), stored=part, restarts=start == 0)))
 
     def stop(self) -> None:
         """No router listens any more."""
@@ -70,4 +70,4 @@ class BlockReporter:
         if changes:
             stored = [block for block, is_there in changes.items() if is_there]
             removed = [block for block, is_there in changes.items() if not is_there]
-            self._send(wire.block_news(BlockNews(next(self._numbers), stored, removed)))
+            self._send(replica_messages.block_news(BlockNews(next(self._numbers), stored, removed)))

@@ -24,7 +24,7 @@ from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter
 from neox_serve.link.streams import repeat, stop_task
 from neox_serve.settings import TracingSettings
 from neox_serve.tracing import Tracing
-from neox_serve.wire import router_messages as wire
+from neox_serve.wire import replica_messages
 
 _log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class ReplicaServer:
         self._router = RouterLink[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse](
             resolve_router=resolve_router,
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectReplica(),
-            hello=lambda: wire.replica_hello(self._describe()),
+            hello=lambda: replica_messages.replica_hello(self._describe()),
             response_type=pb.ConnectReplicaResponse,
             on_response=self._on_response,
             on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - made below, since it sends through this
@@ -155,14 +155,14 @@ class ReplicaServer:
         before, self._phase = self._phase, self._describe().moved_to(phase).phase
         if self._phase is not before:
             _log.info("replica_phase_changed", replica_id=self.replica_id, phase=self._phase)
-            self._router.send(wire.replica_phase(self._phase))
+            self._router.send(replica_messages.replica_phase(self._phase))
 
     async def _report(self) -> None:
         await self._check_engine()
-        self._router.send(wire.replica_load(self._measure()))
+        self._router.send(replica_messages.replica_load(self._measure()))
         if self._clock() >= self._next_metrics_s and self._router.connected:
             self._next_metrics_s = self._clock() + METRICS_INTERVAL_S
-            self._router.send(wire.replica_metrics(self._engine.metrics_text()))
+            self._router.send(replica_messages.replica_metrics(self._engine.metrics_text()))
 
     async def _check_engine(self) -> None:
         try:

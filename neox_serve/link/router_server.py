@@ -27,6 +27,7 @@ from neox_serve.link.router_quotas import QuotaDesk
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
 from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.tracing import Tracing
+from neox_serve.wire import replica_messages
 from neox_serve.wire import router_messages as wire
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
 
@@ -201,7 +202,7 @@ class RouterServer(RouterLinkServiceServicer):
                 case "drain_replica_id":
                     if (outbox := self._replica_outboxes.get(request.drain_replica_id)) is not None:
                         _log.info("replica_drain_asked", replica_id=request.drain_replica_id, gateway_id=gateway.gateway_id)
-                        outbox.put(wire.drain())
+                        outbox.put(replica_messages.drain())
                 case "estimate":
                     self._estimate(gateway, request.estimate)
                 case "adopted":
@@ -239,7 +240,7 @@ class RouterServer(RouterLinkServiceServicer):
         try:
             hello = (await read(context, pb.ConnectReplicaRequest)).hello
             await _check_schema(hello.schema_version, context)
-            await self._serve_replica(wire.replica_from_proto(hello.replica), context)
+            await self._serve_replica(replica_messages.replica_from_proto(hello.replica), context)
         except StreamEndedError as ended:
             _log.info("replica_stream_ended", cause=str(ended))
 
@@ -250,7 +251,7 @@ class RouterServer(RouterLinkServiceServicer):
         _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
         self._replica_changed()
         try:
-            outbox.put(wire.registered())
+            outbox.put(replica_messages.registered())
             await until_one_ends(self._listen(replica, connection, context), outbox.write_to(context))
         finally:
             if self._replica_outboxes.get(replica.replica_id) is outbox:
@@ -264,17 +265,18 @@ class RouterServer(RouterLinkServiceServicer):
             request = await read(stream, pb.ConnectReplicaRequest)
             match request.WhichOneof("message"):
                 case "load":
-                    self._state.report_load(replica.replica_id, wire.load_from_proto(request.load))
+                    self._state.report_load(replica.replica_id, replica_messages.load_from_proto(request.load))
                 case "phase":
-                    self._state.change_phase(replica.replica_id, wire.phase_from_proto(request.phase))
+                    self._state.change_phase(replica.replica_id, replica_messages.phase_from_proto(request.phase))
                     self._replica_changed()
                 case "metrics":
                     self._texts[labels] = request.metrics.text
                 case "block_news":
-                    if not self._state.take_block_news(replica.replica_id, connection, wire.block_news_from_proto(request.block_news)):
+                    news = replica_messages.block_news_from_proto(request.block_news)
+                    if not self._state.take_block_news(replica.replica_id, connection, news):
                         _log.warning("block_news_missed", replica_id=replica.replica_id)
                         self._metrics.missed_block_news()
-                        self._replica_outboxes[replica.replica_id].put(wire.restart_block_news())
+                        self._replica_outboxes[replica.replica_id].put(replica_messages.restart_block_news())
 
     def _replica_changed(self) -> None:
         """Tells all gateways soon, and tries again what waits for a replica."""

@@ -1,9 +1,8 @@
-"""Router link messages to core types and back."""
+"""What gateways and the router say to each other, to core types and back."""
 
 import math
 from collections.abc import Iterable
 
-from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import (
     ClusterView,
     Demand,
@@ -11,8 +10,6 @@ from neox_serve.core.cluster import (
     Lease,
     Outstanding,
     Replica,
-    ReplicaLoad,
-    ReplicaPhase,
     ReplicaView,
     Settled,
     TenantView,
@@ -22,19 +19,16 @@ from neox_serve.core.cluster_state import Grant
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError
 from neox_serve.core.quota import QuotaState, Reservation, Spent
 from neox_serve.core.tenants import PriorityClass, Quotas
-from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
-
-_POOL_TO_PROTO = {Pool.GENERATION: pb.POOL_GENERATION, Pool.EMBEDDING: pb.POOL_EMBEDDING}
-_POOL_FROM_PROTO = {value: key for key, value in _POOL_TO_PROTO.items()}
-_PHASE_TO_PROTO = {
-    ReplicaPhase.READY: pb.REPLICA_PHASE_READY,
-    ReplicaPhase.DRAINING: pb.REPLICA_PHASE_DRAINING,
-    ReplicaPhase.UNHEALTHY: pb.REPLICA_PHASE_UNHEALTHY,
-}
-_PHASE_FROM_PROTO = {value: key for key, value in _PHASE_TO_PROTO.items()}
-
+from neox_serve.wire.replica_messages import (
+    POOL_FROM_PROTO,
+    POOL_TO_PROTO,
+    load_from_proto,
+    load_to_proto,
+    replica_from_proto,
+    replica_to_proto,
+)
 
 # Gateway to router
 
@@ -63,7 +57,7 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
     terms = demand.terms
     return pb.AdmitRequest(
         lease_id=lease_id,
-        pool=_POOL_TO_PROTO[demand.pool],
+        pool=POOL_TO_PROTO[demand.pool],
         model=demand.model,
         prompt_tokens=demand.prompt_tokens,
         output_tokens=demand.output_tokens,
@@ -92,7 +86,7 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
         traceparent=request.traceparent,
     )
     return Demand(
-        pool=_POOL_FROM_PROTO[request.pool],
+        pool=POOL_FROM_PROTO[request.pool],
         model=request.model,
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
@@ -171,11 +165,6 @@ def view_request(view_id: int) -> pb.ConnectGatewayRequest:
 def drain_request(replica_id: str) -> pb.ConnectGatewayRequest:
     """A replica that is to be replaced."""
     return pb.ConnectGatewayRequest(drain_replica_id=replica_id)
-
-
-def drain() -> pb.ConnectReplicaResponse:
-    """Tells a replica to finish and go."""
-    return pb.ConnectReplicaResponse(drain=True)
 
 
 def lease_to_proto(lease: Lease) -> pb.Lease:
@@ -279,32 +268,6 @@ def replicas_from_proto(message: pb.ReplicaSet) -> tuple[Replica, ...]:
     return tuple(replica_from_proto(replica) for replica in message.replicas)
 
 
-def replica_to_proto(replica: Replica) -> pb.Replica:
-    """A replica that gateways may connect to."""
-    return pb.Replica(
-        replica_id=replica.replica_id,
-        pool=_POOL_TO_PROTO[replica.pool],
-        model=replica.model,
-        address=replica.address,
-        phase=_PHASE_TO_PROTO[replica.phase],
-        max_requests=replica.max_requests,
-        block_tokens=replica.block_tokens,
-    )
-
-
-def replica_from_proto(message: pb.Replica) -> Replica:
-    """A replica that gateways may connect to. Raises KeyError or ValueError where the message holds no valid one."""
-    return Replica(
-        replica_id=message.replica_id,
-        pool=_POOL_FROM_PROTO[message.pool],
-        model=message.model,
-        address=message.address,
-        max_requests=message.max_requests,
-        phase=_PHASE_FROM_PROTO[message.phase],
-        block_tokens=message.block_tokens,
-    )
-
-
 def view_to_proto(view_id: int, view: ClusterView) -> pb.ConnectGatewayResponse:
     """The router's view, as the answer to a request for it."""
     replicas = [
@@ -340,74 +303,3 @@ def view_from_proto(message: pb.ClusterView) -> ClusterView:
     gateways = tuple(GatewayView(each.gateway_id, each.requests_in_flight, each.age_s) for each in message.gateways)
     tenants = tuple(TenantView(**{name: getattr(each, name) for name in TenantView.__slots__}) for each in message.tenants)
     return ClusterView(replicas, gateways, from_router=True, tenants=tenants)
-
-
-# Replica to router
-
-
-def replica_hello(replica: Replica) -> pb.ConnectReplicaRequest:
-    """A replica's first message, with the phase it is in."""
-    return pb.ConnectReplicaRequest(hello=pb.ReplicaHello(schema_version=SCHEMA_VERSION, replica=replica_to_proto(replica)))
-
-
-def replica_load(load: ReplicaLoad) -> pb.ConnectReplicaRequest:
-    """A replica's load."""
-    return pb.ConnectReplicaRequest(load=load_to_proto(load))
-
-
-def replica_phase(phase: ReplicaPhase) -> pb.ConnectReplicaRequest:
-    """A replica's phase."""
-    return pb.ConnectReplicaRequest(phase=_PHASE_TO_PROTO[phase])
-
-
-def phase_from_proto(phase: pb.ReplicaPhase.ValueType) -> ReplicaPhase:
-    """A replica's phase. Raises KeyError for an unknown one."""
-    return _PHASE_FROM_PROTO[phase]
-
-
-def block_news(news: BlockNews) -> pb.ConnectReplicaRequest:
-    """What changed in a replica's prefix cache."""
-    message = pb.BlockNews(number=news.number, restarts=news.restarts, stored=news.stored, removed=news.removed)
-    return pb.ConnectReplicaRequest(block_news=message)
-
-
-def block_news_from_proto(message: pb.BlockNews) -> BlockNews:
-    """What changed in a replica's prefix cache."""
-    return BlockNews(message.number, tuple(message.stored), tuple(message.removed), message.restarts)
-
-
-def replica_metrics(text: str) -> pb.ConnectReplicaRequest:
-    """A replica's metrics."""
-    return pb.ConnectReplicaRequest(metrics=pb.MetricsText(text=text))
-
-
-def load_to_proto(load: ReplicaLoad) -> pb.ReplicaLoad:
-    """A replica's load."""
-    return pb.ReplicaLoad(
-        running_requests=load.running_requests,
-        waiting_requests=load.waiting_requests,
-        kv_usage_fraction=load.kv_usage_fraction,
-        output_tokens_per_second=load.output_tokens_per_second,
-        adapters=sorted(load.adapters),
-    )
-
-
-def load_from_proto(message: pb.ReplicaLoad) -> ReplicaLoad:
-    """A replica's load."""
-    return ReplicaLoad(
-        message.running_requests,
-        message.waiting_requests,
-        message.kv_usage_fraction,
-        message.output_tokens_per_second,
-        frozenset(message.adapters),
-    )
-
-
-def registered() -> pb.ConnectReplicaResponse:
-    """Tells a replica that its hello was accepted."""
-    return pb.ConnectReplicaResponse(registered=True)
-
-
-def restart_block_news() -> pb.ConnectReplicaResponse:
-    """Asks a replica to tell all that its prefix cache holds."""
-    return pb.ConnectReplicaResponse(restart_block_news=True)

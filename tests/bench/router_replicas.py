@@ -15,7 +15,7 @@ from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.channels import internal_channel
 from neox_serve.link.streams import read, write
-from neox_serve.wire import router_messages as wire
+from neox_serve.wire import replica_messages
 
 MODEL = "model"
 _MAX_REQUESTS = 256
@@ -36,12 +36,12 @@ async def _live(replica: Replica, address: str) -> None:
     rng = Random(replica.replica_id)
     async with internal_channel(address) as channel:
         call = RouterLinkServiceStub(channel).ConnectReplica()
-        await write(call, wire.replica_hello(replica))
+        await write(call, replica_messages.replica_hello(replica))
         await read(call, pb.ConnectReplicaResponse)
         await asyncio.sleep(rng.uniform(0, _LOAD_INTERVAL_S))
         while True:
             load = ReplicaLoad(_MAX_REQUESTS, 0, rng.random(), rng.uniform(500.0, 1500.0))
-            await write(call, wire.replica_load(load))
+            await write(call, replica_messages.replica_load(load))
             await asyncio.sleep(_LOAD_INTERVAL_S)
 
 

@@ -6,6 +6,7 @@ from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.channels import internal_channel
 from neox_serve.link.streams import read, write
+from neox_serve.wire import replica_messages
 from neox_serve.wire import router_messages as wire
 from tests.fakes.link_cluster import MODEL, LinkCluster
 
@@ -19,7 +20,7 @@ async def test_replica_just_registered_is_named_before_the_first_grant_on_it() -
             assert not (await read(gateway, pb.ConnectGatewayResponse)).replicas.replicas
             for name in ("r", "s"):
                 link = RouterLinkServiceStub(channel).ConnectReplica()
-                await write(link, wire.replica_hello(Replica(name, Pool.GENERATION, MODEL, f"{name}:1", 1)))
+                await write(link, replica_messages.replica_hello(Replica(name, Pool.GENERATION, MODEL, f"{name}:1", 1)))
                 await read(link, pb.ConnectReplicaResponse)
                 await write(gateway, wire.admit(ord(name), Demand(Pool.GENERATION, MODEL, 1, 1)))
                 named = (await read(gateway, pb.ConnectGatewayResponse)).replicas.replicas

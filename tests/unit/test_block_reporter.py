@@ -8,7 +8,7 @@ from neox_serve.core.block_index import BlockIndex
 from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.block_reporter import MESSAGE_BLOCKS, BlockReporter
-from neox_serve.wire import router_messages
+from neox_serve.wire import replica_messages
 
 
 class Router:
@@ -21,7 +21,7 @@ class Router:
 
     def hear(self, message: pb.ConnectReplicaRequest) -> None:
         if not self.deaf:
-            self.asked += not self.index.take("r", router_messages.block_news_from_proto(message.block_news))
+            self.asked += not self.index.take("r", replica_messages.block_news_from_proto(message.block_news))
 
 
 def at_once(action: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ from neox_serve.core.types import (
 )
 from neox_serve.internal.v1 import engine_link_pb2 as engine_pb
 from neox_serve.internal.v1 import router_link_pb2 as router_pb
-from neox_serve.wire import engine_messages, router_messages
+from neox_serve.wire import engine_messages, replica_messages, router_messages
 
 M = TypeVar("M", engine_pb.ConnectResponse, engine_pb.SubmitGeneration, engine_pb.SubmitEmbedding)
 
@@ -165,7 +165,7 @@ def test_grant_comes_off_as_it_went_on(grant: Grant) -> None:
 
 @given(st.builds(BlockNews, U64, tuples(U64), tuples(U64), st.booleans()))
 def test_block_news_come_off_as_they_went_on(news: BlockNews) -> None:
-    assert router_messages.block_news_from_proto(router_messages.block_news(news).block_news) == news
+    assert replica_messages.block_news_from_proto(replica_messages.block_news(news).block_news) == news
 
 
 @given(
@@ -181,5 +181,5 @@ def test_view_comes_off_as_it_went_on(replicas: tuple[ReplicaView, ...], gateway
 @given(REPLICAS)
 def test_replica_comes_off_as_it_went_on(replica: Replica) -> None:
     (listed,) = router_messages.replicas_from_proto(router_messages.replica_set([replica]).replicas)
-    said: router_pb.Replica = router_messages.replica_hello(replica).hello.replica
-    assert listed == router_messages.replica_from_proto(said) == replica
+    said: router_pb.Replica = replica_messages.replica_hello(replica).hello.replica
+    assert listed == replica_messages.replica_from_proto(said) == replica
