@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_LOOK_S = 0.05
+_GOODBYE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -26,12 +30,19 @@ class Connection:
     tls: "Tls | None" = None
     config: Path | None = None
     api_key: str | None = field(default=None, repr=False)
+    _clients: "list[Client]" = field(default_factory=list, repr=False)
 
     def client(self) -> "Client":
         """A client for it; nothing is sent yet."""
         from neox_serve.client import Client
 
-        return Client(self.address, tls=self.tls, api_key=self.api_key)
+        self._clients.append(Client(self.address, tls=self.tls, api_key=self.api_key))
+        return self._clients[-1]
+
+    def close(self) -> None:
+        """Closes the clients it gave, and so ends their calls."""
+        for client in self._clients:
+            client.close()
 
 
 def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
@@ -47,6 +58,39 @@ def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[.
     parameters = [*(it.replace(kind=inspect.Parameter.KEYWORD_ONLY) for it in own), *options.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def interruptible(command: Callable[Concatenate[Connection, P], None]) -> Callable[Concatenate[Connection, P], None]:
+    """Has Ctrl-C end a command's calls at once.
+
+    The command runs on a thread: KeyboardInterrupt, raised in the main one, would leave a lock of gRPC's behind that closing waits for.
+    """
+
+    @functools.wraps(command)
+    def run(connection: Connection, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        outcome: list[BaseException | None] = []
+
+        def work() -> None:
+            try:
+                command(connection, *args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is the main thread's
+                outcome.append(error)
+            else:
+                outcome.append(None)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(_LOOK_S)
+        except KeyboardInterrupt:
+            connection.close()
+            thread.join(_GOODBYE_S)
+            raise
+        if outcome[0] is not None:
+            raise outcome[0]
+
     return run
 
 

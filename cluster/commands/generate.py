@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.connection import Connection, connected
+from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.inout import JsonOption, OnDeadline, Truncation, print_json, read_texts
 
 _SAMPLING = "Sampling"
@@ -21,6 +21,7 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
 
 
 @connected
+@interruptible
 def generate(  # noqa: PLR0913 - the command's options, one by one
     connection: Connection,
     *,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.connection import Connection, connected
+from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.inout import JsonOption, Pooling, Truncation, print_json, read_texts
 
 TextsArgument = Annotated[list[str], typer.Argument(metavar="TEXT...", help='"-" reads standard input.')]
@@ -13,6 +13,7 @@ _SHOWN_VALUES = 6
 
 
 @connected
+@interruptible
 def embed(
     connection: Connection,
     *,
@@ -38,6 +39,7 @@ def embed(
 
 
 @connected
+@interruptible
 def tokenize(
     connection: Connection,
     *,
@@ -58,6 +60,7 @@ def tokenize(
 
 
 @connected
+@interruptible
 def detokenize(
     connection: Connection,
     *,
@@ -75,6 +78,7 @@ def detokenize(
 
 
 @connected
+@interruptible
 def estimate(
     connection: Connection,
     *,

@@ -120,9 +120,9 @@ class GenerationRequest:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     adapter: str | None = None
-    traceparent: str = ""
     cache_salt: str | None = None
     session: str = ""
+    traceparent: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids or self.n < 1:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Beam, EmbeddingRequest, GenerationRequest, Pool, Pooling, Sampling, Stopping
 from neox_serve.engine.protocol import Engine
-from tests.engines import Running, settings_of
+from tests.engines import RANK, Running, settings_of, write_adapter
 from tests.fakes.recording_sink import RecordingSink, ask
 
 pytestmark = pytest.mark.e2e
@@ -24,11 +25,14 @@ LOST_WITHIN_S = 20.0
 
 
 @pytest.fixture(scope="module")
-async def parallel() -> AsyncIterator[Running]:
-    """An engine on two workers."""
+async def parallel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """An engine on two workers, with an adapter."""
     if (os.cpu_count() or 1) < 2:
         pytest.skip("two workers are bound to two cores")
-    running = await Running.start(Pool.GENERATION, settings_of(Pool.GENERATION, {"tensor_parallel_size": 2, "cpu_threads_bind": "0|1"}))
+    adapter = write_adapter(tmp_path_factory.mktemp("parallel") / "loud", scale=0.1)
+    engine = {"tensor_parallel_size": 2, "cpu_threads_bind": "0|1", "max_lora_rank": RANK}
+    settings = settings_of(Pool.GENERATION, engine, adapters=[{"name": "loud", "path": str(adapter)}])
+    running = await Running.start(Pool.GENERATION, settings)
     yield running
     await running.engine.close()
 
@@ -36,6 +40,13 @@ async def parallel() -> AsyncIterator[Running]:
 def engine_core(running: Running) -> psutil.Process:
     """The process that vLLM calls so."""
     return next(process for process in running.processes if process.cmdline()[0].startswith("VLLM::EngineCore"))
+
+
+async def test_adapter_on_two_workers_gives_the_tokens_of_one_worker(parallel: Running, generation_engine: Engine) -> None:
+    request = GenerationRequest("r", tuple(range(40, 60)), Stopping(12, ignore_eos=True), Sampling(temperature=0.0), adapter="loud")
+    alone, together = [(await ask(engine, request, "tp")).token_ids() for engine in (generation_engine, parallel.engine)]
+    base = (await ask(parallel.engine, replace(request, adapter=None), "base")).token_ids()
+    assert together == alone != base
 
 
 async def test_engine_core_is_forked_by_the_fork_server(parallel: Running) -> None:

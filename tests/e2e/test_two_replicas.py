@@ -8,9 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from neox_serve.client import AsyncClient, StreamChunk, StreamFinal
 from neox_serve.core.fair_counters import cost
+from neox_serve.settings import database_url
+from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.tables import usage_records
 from neox_serve.v1 import admin_service_pb2 as pb
 from tests.clusters import CommandCluster, free_port, running_cluster
 from tests.e2e.conftest import small_engine
@@ -68,20 +72,48 @@ async def test_backlogged_tenants_share_real_engines_equally_though_one_sends_lo
             await admin.admin(pb.CreateTenantRequest(tenant=pb.Tenant(name=name)))
             keys[name] = (await admin.admin(pb.CreateKeyRequest(tenant=name))).secret
     async with AsyncClient(pair.address, api_key=keys["long"]) as long, AsyncClient(pair.address, api_key=keys["short"]) as short:
-        served: dict[str, list[tuple[float, float]]] = {"long": [], "short": []}
-
-        async def ask(name: str, client: AsyncClient, tokens: int) -> None:
-            result = await client.generate(PROMPT, max_tokens=tokens, ignore_eos=True, timeout_s=120)
-            usage = result.usage
-            work = cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-            served[name].append((asyncio.get_running_loop().time(), work))
-
-        calls = [ask("long", long, 96) for _ in range(120)] + [ask("short", short, 24) for _ in range(480)]
-        await asyncio.gather(*calls)
-    end_s = min(times[-1][0] for times in served.values())
-    begin_s = min(times[0][0] for times in served.values()) + 0.2 * (end_s - min(times[0][0] for times in served.values()))
-    shares = [sum(work for at_s, work in times if begin_s <= at_s <= end_s) for times in served.values()]
+        long_ones = [long.generate(PROMPT, max_tokens=96, ignore_eos=True, timeout_s=120) for _ in range(120)]
+        short_ones = [short.generate(PROMPT, max_tokens=24, ignore_eos=True, timeout_s=120) for _ in range(480)]
+        await asyncio.gather(*long_ones, *short_ones)
+    served = await recorded_work(pair, 600)
+    begin_s = min(work[0][0] for work in served.values())
+    end_s = min(work[-1][0] for work in served.values())
+    begin_s += 0.2 * (end_s - begin_s)
+    shares = [sum(amount for at_s, amount in work if begin_s <= at_s <= end_s) for work in served.values()]
     assert jain(shares) >= 0.98, shares
+
+
+async def recorded_work(cluster: CommandCluster, requests: int) -> dict[str, list[tuple[float, float]]]:
+    """When each tenant's requests ended and what each counts in fair sharing, as the usage records say, in order of time."""
+    engine = open_database(database_url(cluster.settings))
+    columns = usage_records.c
+    asked = select(columns.tenant, columns.at_us, columns.prompt_tokens, columns.cached_tokens, columns.completion_tokens)
+    async with asyncio.timeout(20):
+        while True:
+            with engine.connect() as connection:
+                rows = connection.execute(asked.where(columns.tenant.in_(["long", "short"])).order_by(columns.at_us)).all()
+            if len(rows) >= requests:
+                break
+            await asyncio.sleep(0.2)
+    engine.dispose()
+    work: dict[str, list[tuple[float, float]]] = {}
+    for tenant, at_us, prompt_tokens, cached_tokens, completion_tokens in rows:
+        work.setdefault(tenant, []).append((at_us / 1e6, cost(prompt_tokens, cached_tokens, completion_tokens)))
+    return work
+
+
+async def test_prompts_with_a_beginning_in_common_find_it_cached(pair: CommandCluster) -> None:
+    """As the engines themselves report it; over replicas drawn at random each beginning would be read twice."""
+    rng, groups, repeats, shared_tokens = random.Random(3), 8, 6, 256
+    beginnings = [[rng.randrange(100, 4000) for _ in range(shared_tokens)] for _ in range(groups)]
+    cached = 0
+    async with AsyncClient(pair.address) as client:
+        await both_ready(client)
+        for _ in range(repeats):
+            for beginning in rng.sample(beginnings, groups):
+                prompt = [*beginning, *(rng.randrange(100, 4000) for _ in range(16))]
+                cached += (await client.generate(prompt, max_tokens=2, ignore_eos=True)).usage.cached_tokens
+    assert cached >= 0.95 * groups * (repeats - 1) * shared_tokens
 
 
 async def test_stream_whose_replica_is_killed_at_a_random_token_is_token_for_token_the_undisturbed_one(pair: CommandCluster) -> None:

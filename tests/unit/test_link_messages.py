@@ -99,6 +99,7 @@ GENERATIONS = st.builds(
     st.none() | U32,
     st.none() | NAME,
     st.none() | NAME,
+    traceparent=TEXT,
 )
 EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME)
 REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase), U32)
