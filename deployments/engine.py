@@ -2,13 +2,10 @@
 
 import os
 from contextlib import AsyncExitStack
-from ipaddress import ip_address
 from typing import Any
 
-import ray
-
 from autoscaling.ray_adapter import REQUESTS_METRIC
-from deployments.links import link_tls
+from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
 from neox_serve import logs
@@ -34,7 +31,7 @@ class EngineDeployment:
             engine=self._engine,
             pool=Pool(pool),
             model=settings.model.name,
-            host=_link_host(settings.router.host),
+            host=link_host(settings.router.host),
             max_requests=replicas.max_requests,
             resolve_router=router_lookup(),
             load_interval_s=settings.router.load_interval_s,
@@ -58,8 +55,3 @@ class EngineDeployment:
 
     async def __del__(self) -> None:
         await self._to_end.aclose()
-
-
-def _link_host(configured: str) -> str:
-    """The interface of the internal links: as configured, or this node's address where all interfaces are."""
-    return ray.util.get_node_ip_address() if ip_address(configured).is_unspecified else configured

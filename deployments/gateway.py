@@ -5,10 +5,11 @@ import uuid
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.links import link_tls
+from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
 from neox_serve import logs
+from neox_serve.gateway.joins import JoinServer
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.model_files import locate_tokenizer, read_facts
@@ -38,7 +39,12 @@ class GatewayDeployment:
             tokenizer=Tokenizer(folder),
             facts=read_facts(folder),
             platform=platform,
+            link_tls=link_tls(settings.links),
         )
+        joins = JoinServer(self._server.repeats, link_tls(settings.links))
+        await joins.start(link_host(settings.router.host))
+        self._to_end.push_async_callback(joins.stop)
+        dispatcher.join_address = joins.address
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)
         await self._server.start()

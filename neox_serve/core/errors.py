@@ -86,6 +86,14 @@ class ServeError(Exception):
         return self.reason in {Reason.REPLICA_LOST, Reason.DRAINING}
 
 
+class RepeatedElsewhere(Exception):  # noqa: N818 - nothing has failed
+    """The request repeats one that another gateway answers. address: where that one gives its answer."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.address = address
+
+
 def invalid(field_path: str, description: str) -> ServeError:
     """An INVALID_ARGUMENT error about one field. The description names the value and what is allowed."""
     return ServeError(Reason.INVALID_ARGUMENT, f"{field_path}: {description}", violations=(FieldViolation(field_path, description),))

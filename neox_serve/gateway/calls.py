@@ -67,6 +67,7 @@ class Call:
     where nothing did. session: ties it to others, for routing. routes: how each of its prompts came to its replica. predictions: of each
     prompt, the tokens thought to be cached and found to be. partial: the deadline has come, and the answer is what there is. reservation:
     of its tenant's quotas, settled when it ends. joined: it repeats another call, and shares its answer.
+    request_key, takes_over: see Terms.
     """
 
     method: str
@@ -95,6 +96,8 @@ class Call:
     interruption: ServeError | None = None
     reservation: Held | None = None
     joined: bool = False
+    request_key: str = ""
+    takes_over: bool = False
     span: Span = INVALID_SPAN
 
     @property
@@ -111,7 +114,15 @@ class Call:
     def terms(self, now_s: float) -> Terms:
         """On whose account and how urgently its requests run."""
         left_s = max(0.0, self.deadline_at_s - now_s)
-        return Terms(self.tenant.name, self.tenant.weight, self.priority, left_s, traceparent=traceparent(self.span))
+        return Terms(
+            self.tenant.name,
+            self.tenant.weight,
+            self.priority,
+            left_s,
+            traceparent=traceparent(self.span),
+            request_key=self.request_key,
+            takes_over=self.takes_over,
+        )
 
     def interrupt(self, error: ServeError) -> None:
         """Ends the call with this error, wherever it stands."""

@@ -5,7 +5,8 @@ first call runs the repeat waits for it, a stream from its first event on; for s
 success is remembered: a call that failed may be tried again. Where the first call's client gives up, repeats fail with it and may try
 again.
 
-One gateway remembers its own calls only: a repeat that comes to another gateway runs there.
+A gateway remembers its own calls. The router knows which gateway has which, so that a repeat that comes to another one is answered from
+there (`neox_serve.gateway.joins`); without a router, or past its memory, it runs anew.
 """
 
 import asyncio
@@ -68,13 +69,19 @@ class Repeats:
         run = self._running.get(key)
         if run is None and key in self._ended:
             run = self._ended[key][1]
-        if run is not None and run.digest != _digest(raw):
+        if run is not None and run.digest != digest_of(raw):
             raise invalid("request_id", f"{key[2]!r} was given to a call with another message, and may not be used again yet")
         return run
 
+    def known(self, key: Key, digest: bytes) -> Run | None:
+        """The call of that key and message, for another gateway; None where there is none."""
+        self._forget_old()
+        run = self._running.get(key) or (self._ended[key][1] if key in self._ended else None)
+        return run if run is not None and run.digest == digest else None
+
     def begin(self, key: Key, raw: bytes) -> Run:
         """A call that repeats none. It must be ended."""
-        run = self._running[key] = Run(_digest(raw))
+        run = self._running[key] = Run(digest_of(raw))
         return run
 
     def succeed(self, key: Key, run: Run) -> None:
@@ -105,5 +112,6 @@ class Repeats:
             self._bytes -= run.size_bytes
 
 
-def _digest(raw: bytes) -> bytes:
+def digest_of(raw: bytes) -> bytes:
+    """What tells a message from others."""
     return hashlib.blake2b(raw, digest_size=16).digest()

@@ -18,14 +18,16 @@ from opentelemetry.trace import SpanKind
 from neox_serve.core.access import check_role
 from neox_serve.core.call_life import Event
 from neox_serve.core.directory import NOBODY
-from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.errors import Reason, RepeatedElsewhere, ServeError
 from neox_serve.core.tenants import PriorityClass
 from neox_serve.core.usage import UsageRecord
 from neox_serve.gateway.calls import Call, Context, Method, StreamWriter, TokenCount, deadline_exceeded
 from neox_serve.gateway.identity import Identity
+from neox_serve.gateway.joins import UnknownCallError, joined
 from neox_serve.gateway.metrics import GatewayMetrics
-from neox_serve.gateway.repeats import Key, Repeats, Run
+from neox_serve.gateway.repeats import Key, Repeats, Run, digest_of
 from neox_serve.gateway.validation import is_request_id
+from neox_serve.link.channels import LinkTls
 from neox_serve.settings import GatewaySettings
 from neox_serve.tracing import TRACEPARENT, Tracing, end
 from neox_serve.wire.admin_messages import PRIORITIES
@@ -60,7 +62,9 @@ class CallRunner:
         note_usage: Callable[[UsageRecord], None],
         repeats: Repeats,
         tracing: Tracing,
+        tls: LinkTls | None = None,
     ) -> None:
+        self._tls = tls
         self._tracing = tracing
         self._gateway_id = gateway_id
         self._settings = settings
@@ -160,8 +164,12 @@ class CallRunner:
             call.joined = True
             return await self._join(run, method, call, context)
         run = self._repeats.begin(key, raw)
+        call.request_key = "/".join(key)
         try:
             response = await self._handle(method, call, message, context, run)
+        except RepeatedElsewhere as elsewhere:
+            self._repeats.fail(key, run, ServeError(Reason.CANCELLED, "it is answered by another gateway"))
+            return await self._join_elsewhere(elsewhere.address, key, raw, method, call, message, context)
         except BaseException as error:
             failure = error if isinstance(error, ServeError) else call.interruption or ServeError(Reason.CANCELLED, "given up")
             self._repeats.fail(key, run, failure)
@@ -173,6 +181,26 @@ class CallRunner:
         else:
             self._repeats.succeed(key, run)
         return response
+
+    async def _join_elsewhere(
+        self, address: str, key: Key, raw: bytes, method: Method, call: Call, message: Message, context: Context
+    ) -> bytes:
+        """The answer of a call that another gateway runs or ran. Where that one does not know it any more, it is run here."""
+        if call.reservation is not None:
+            call.reservation.settle(0)
+        try:
+            call.joined = True
+            async with asyncio.timeout_at(call.deadline_at_s):
+                writer, response = StreamWriter(call, context), b""
+                async for response in joined(address, key, digest_of(raw), self._tls):
+                    if method.stream is not None:
+                        await writer.write(response)
+        except TimeoutError:
+            raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s) from None
+        except UnknownCallError:
+            call.joined, call.takes_over = False, True
+            return await self._run_once(key, raw, method, call, message, context)
+        return b"" if method.stream is not None else response
 
     async def _join(self, run: Run, method: Method, call: Call, context: Context) -> bytes:
         """The answer of a call that runs or has run; a stream's from its first event on. Raises ServeError as that call does."""

@@ -25,6 +25,7 @@ from neox_serve.gateway.repeats import Repeats
 from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tls import TlsFiles, server_context
+from neox_serve.link.channels import LinkTls
 from neox_serve.settings import GatewaySettings, Settings, SettingsError, lets_anonymous_in
 from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class GatewayServer:
     """Serves the public API on one port: `start`, then `drain`, then `stop`.
 
     platform: the database of tenants. None: all callers are anonymous, there is no AdminService, and usage is not kept.
+    repeats: its calls, for other gateways. link_tls: of the connections to those.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class GatewayServer:
         tokenizer: Tokenizer,
         facts: ModelFacts,
         platform: Platform | None = None,
+        link_tls: LinkTls | None = None,
     ) -> None:
         self._settings = settings.gateway
         self._dispatcher = dispatcher
@@ -69,6 +72,8 @@ class GatewayServer:
             clock=time.time,
         )
         self._tracing = Tracing(settings.tracing, "gateway")
+        limits = settings.limits
+        self.repeats = Repeats(memory_s=limits.repeat_memory_s, most_bytes=limits.repeat_memory_bytes, clock=time.monotonic)
         self._runner = CallRunner(
             gateway_id=gateway_id,
             settings=settings.gateway,
@@ -76,7 +81,8 @@ class GatewayServer:
             identity=identity,
             note_usage=platform.writer.put if platform else _not_kept,
             tracing=self._tracing,
-            repeats=Repeats(memory_s=settings.limits.repeat_memory_s, most_bytes=settings.limits.repeat_memory_bytes, clock=time.monotonic),
+            repeats=self.repeats,
+            tls=link_tls,
         )
         self._served = Served.from_settings(settings, facts)
         self._pools = tuple(self._served.limits)

@@ -12,7 +12,7 @@ from itertools import count
 from random import Random
 
 from neox_serve.core.cluster import Demand, Lease, Outstanding, Settled
-from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.errors import Reason, RepeatedElsewhere, ServeError
 from neox_serve.core.leases import LeaseBook
 from neox_serve.core.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
 from neox_serve.core.roster import Candidate, Roster
@@ -42,7 +42,7 @@ class _Question:
 
     lease_id: int
     demand: Demand
-    answer: Admitted | ServeError | None = None
+    answer: Admitted | ServeError | RepeatedElsewhere | None = None
     queued: bool = False
     lost: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,7 +80,10 @@ class Admission:
         return len(self._book)
 
     async def lease(self, demand: Demand) -> Admitted:
-        """A lease on a replica, maybe after waiting in the router. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
+        """A lease on a replica, maybe after waiting in the router. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED.
+
+        Raises RepeatedElsewhere where another gateway answers the request.
+        """
         while True:
             question = self._question(demand)
             granted = await self._ask_router(question) if self._router_connected() else None
@@ -109,6 +112,11 @@ class Admission:
             return
         if response.WhichOneof("outcome") == "queued":
             question.queued = True
+            question.heard.set()
+            return
+        if response.WhichOneof("outcome") == "repeat_at":
+            question.answer = RepeatedElsewhere(response.repeat_at)
+            del self._asked[response.lease_id]
             question.heard.set()
             return
         answer = wire.admission_from_proto(response)
@@ -161,7 +169,7 @@ class Admission:
         if question.answer is None:
             self._withdraw(question.lease_id)
             return None
-        if isinstance(question.answer, ServeError):
+        if isinstance(question.answer, ServeError | RepeatedElsewhere):
             raise question.answer
         return question.answer
 

@@ -16,6 +16,7 @@ from neox_serve.core.cluster import ClusterView, Replica
 from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.fair_queue import FairQueue, QueueLimits
 from neox_serve.core.quota import QuotaLedger, Spent
+from neox_serve.core.request_owners import RequestOwners
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import LinkTls, bind, internal_server
@@ -37,6 +38,8 @@ _TICK_S = 0.1
 _GATHER_S = 0.02
 """How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
 _MOST_TENANTS_SHOWN = 100
+_REPEAT_MEMORY_S = 60.0
+"""As long as gateways remember their answers, by default; one that has forgotten says so."""
 
 GatewayContext = aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
 ReplicaContext = aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]
@@ -49,6 +52,7 @@ class _Gateway:
     gateway_id: str
     connection: int
     outbox: Outbox[pb.ConnectGatewayResponse]
+    join_address: str
 
 
 class RouterServer(RouterLinkServiceServicer):
@@ -93,6 +97,7 @@ class RouterServer(RouterLinkServiceServicer):
         )
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
+        self._owners = RequestOwners(_REPEAT_MEMORY_S)
         self._replica_outboxes: dict[str, Outbox[pb.ConnectReplicaResponse]] = {}
         self._told: tuple[Replica, ...] = ()
         self._told_ids: frozenset[str] = frozenset()
@@ -165,7 +170,7 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("gateway_stream_ended", cause=str(ended))
 
     async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
-        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox())
+        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox(), hello.join_address)
         self._welcome(gateway, hello)
         try:
             await until_one_ends(self._hear(gateway, context), gateway.outbox.write_to(context))
@@ -190,19 +195,15 @@ class RouterServer(RouterLinkServiceServicer):
             request = await read(stream, pb.ConnectGatewayRequest)
             match request.WhichOneof("message"):
                 case "admit":
-                    demand = wire.demand_from_proto(request.admit)
-                    lease_id = request.admit.lease_id
-                    self._requests.admit(Request(gateway.gateway_id, gateway.connection, lease_id, demand, self._clock()))
+                    self._admit(gateway, request.admit)
                 case "settlements":
-                    self._requests.settle(gateway.gateway_id, wire.settled_from_proto(request.settlements))
+                    self._settle(gateway, request.settlements)
                 case "reserve":
                     self._quotas.reserve(gateway.gateway_id, gateway.outbox, request.reserve)
                 case "settled_reservations":
                     self._quotas.settle(gateway.gateway_id, request.settled_reservations)
                 case "drain_replica_id":
-                    if (outbox := self._replica_outboxes.get(request.drain_replica_id)) is not None:
-                        _log.info("replica_drain_asked", replica_id=request.drain_replica_id, gateway_id=gateway.gateway_id)
-                        outbox.put(replica_messages.drain())
+                    self._drain(gateway, request.drain_replica_id)
                 case "estimate":
                     self._estimate(gateway, request.estimate)
                 case "adopted":
@@ -211,6 +212,33 @@ class RouterServer(RouterLinkServiceServicer):
                     self._texts[("component", "gateway"), ("instance", gateway.gateway_id)] = request.metrics.text
                 case "view":
                     gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._view()))
+
+    def _admit(self, gateway: _Gateway, admit: pb.AdmitRequest) -> None:
+        if not self._repeated_elsewhere(gateway, admit):
+            demand = wire.demand_from_proto(admit)
+            self._requests.admit(Request(gateway.gateway_id, gateway.connection, admit.lease_id, demand, self._clock()))
+
+    def _settle(self, gateway: _Gateway, message: pb.Settlements) -> None:
+        settled = wire.settled_from_proto(message)
+        for one in settled:
+            self._owners.settle(gateway.gateway_id, one.lease_id, self._clock())
+        self._requests.settle(gateway.gateway_id, settled)
+
+    def _drain(self, gateway: _Gateway, replica_id: str) -> None:
+        if (outbox := self._replica_outboxes.get(replica_id)) is not None:
+            _log.info("replica_drain_asked", replica_id=replica_id, gateway_id=gateway.gateway_id)
+            outbox.put(replica_messages.drain())
+
+    def _repeated_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
+        """Whether another gateway answers the request; then this one is told which."""
+        if not admit.request_key or not gateway.join_address:
+            return False
+        owner_id = self._owners.claim(admit.request_key, gateway.gateway_id, admit.lease_id, takes_over=admit.takes_over)
+        owner = next((other for other in self._gateways.values() if other.gateway_id == owner_id), None) if owner_id else None
+        if owner is None:
+            return False
+        gateway.outbox.put(wire.repeat_at(admit.lease_id, owner.join_address))
+        return True
 
     def _view(self) -> ClusterView:
         return replace(self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN))
@@ -305,10 +333,13 @@ class RouterServer(RouterLinkServiceServicer):
         if gone:
             self._requests.admissions.forget(gone)
             self._quotas.forget(gone)
+            for peer in gone:
+                self._owners.drop_gateway(peer)
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
         self._tell_replicas()
         self._quotas.tick()
+        self._owners.expire(now_s)
         self._requests.expire()
         self._requests.try_again()
         self._metrics.show(self._state, self._requests.admissions)

@@ -28,7 +28,7 @@ from neox_serve.core.types import (
 )
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the internal protos. Both ends of a link must agree; raise it with any change that an older end would misread."""
 
 _FINISH_TO_PROTO = {

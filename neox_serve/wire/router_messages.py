@@ -34,12 +34,17 @@ from neox_serve.wire.replica_messages import (
 
 
 def gateway_hello(
-    gateway_id: str, leases: Iterable[Lease], reservations: Iterable[Reservation] = (), spent: Iterable[Spent] = ()
+    gateway_id: str,
+    leases: Iterable[Lease],
+    reservations: Iterable[Reservation] = (),
+    spent: Iterable[Spent] = (),
+    join_address: str = "",
 ) -> pb.ConnectGatewayRequest:
     """A gateway's first message: all it has in flight, and what counts in quotas of what it had."""
     hello = pb.GatewayHello(
         gateway_id=gateway_id,
         schema_version=SCHEMA_VERSION,
+        join_address=join_address,
         leases=map(lease_to_proto, leases),
         reservations=map(reservation_to_proto, reservations),
         spent=[pb.Spent(tenant=one.tenant, at_s=one.at_s, requests=one.requests, tokens=one.tokens) for one in spent],
@@ -68,6 +73,8 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
         time_left_s=terms.time_left_s if math.isfinite(terms.time_left_s) else None,
         waited_s=terms.waited_s,
         traceparent=terms.traceparent,
+        request_key=terms.request_key,
+        takes_over=terms.takes_over,
         adapter=demand.adapter or "",
         session=demand.session,
         blocks=demand.blocks,
@@ -84,6 +91,8 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
         time_left_s=request.time_left_s if request.HasField("time_left_s") else math.inf,
         waited_s=request.waited_s,
         traceparent=request.traceparent,
+        request_key=request.request_key,
+        takes_over=request.takes_over,
     )
     return Demand(
         pool=POOL_FROM_PROTO[request.pool],
@@ -191,6 +200,11 @@ def grant(lease_id: int, granted: Grant) -> pb.ConnectGatewayResponse:
 def queued(lease_id: int) -> pb.ConnectGatewayResponse:
     """The request waits."""
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, queued=True))
+
+
+def repeat_at(lease_id: int, address: str) -> pb.ConnectGatewayResponse:
+    """Another gateway answers the request."""
+    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, repeat_at=address))
 
 
 def give_way(lease_id: int) -> pb.ConnectGatewayResponse:

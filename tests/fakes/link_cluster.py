@@ -78,7 +78,13 @@ class LinkCluster:
         self, gateway_id: str = "g", *, replicas: int = 1, admission_timeout_s: float = 2.0, start_timeout_s: float = 10.0
     ) -> Dispatcher:
         """Starts a gateway's dispatcher and waits until it can reach this many replicas."""
-        dispatcher = Dispatcher(
+        dispatcher = self.unstarted(gateway_id, admission_timeout_s=admission_timeout_s)
+        await self.start(dispatcher, replicas=replicas, timeout_s=start_timeout_s)
+        return dispatcher
+
+    def unstarted(self, gateway_id: str, *, admission_timeout_s: float = 2.0) -> Dispatcher:
+        """A gateway's dispatcher."""
+        return Dispatcher(
             gateway_id=gateway_id,
             resolve_router=self.resolve,
             metrics_text=lambda: "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total 7\n",
@@ -86,10 +92,12 @@ class LinkCluster:
             admission_timeout_s=admission_timeout_s,
             tls=self._tls,
         )
+
+    async def start(self, dispatcher: Dispatcher, *, replicas: int = 1, timeout_s: float = 10.0) -> None:
+        """Starts a dispatcher and waits until it can reach this many replicas."""
         await dispatcher.start()
         self._dispatchers.append(dispatcher)
-        await until(lambda: sum(dispatcher.ready_replicas(pool) for pool in Pool) >= replicas, start_timeout_s)
-        return dispatcher
+        await until(lambda: sum(dispatcher.ready_replicas(pool) for pool in Pool) >= replicas, timeout_s)
 
 
 _numbers = count()
