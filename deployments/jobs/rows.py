@@ -162,8 +162,8 @@ def check_options(options: Mapping[str, Any], prompt: Any = "x") -> None:
 
 
 def request_options(row: Row, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the row's call: its own over the job's."""
-    options = {**defaults, **row.options}
+    """The options of the row's call: its own over the job's. It takes what others leave (BULK), unless these say otherwise."""
+    options = {"priority": "bulk", **defaults, **row.options}
     return {**options, "logit_bias": _with_whole_keys(options.get("logit_bias"))}
 
 

@@ -85,7 +85,13 @@ def test_row_keys_depend_on_meaning_alone() -> None:
 
 def test_row_options_come_over_the_jobs_defaults() -> None:
     (row,) = good([b'{"prompt": "a", "n": 2, "logit_bias": {"7": -1.5}}'])
-    assert request_options(row, {"n": 1, "max_tokens": 9}) == {"n": 2, "max_tokens": 9, "logit_bias": {7: -1.5}}
+    assert request_options(row, {"n": 1, "max_tokens": 9}) == {
+        "priority": "bulk",
+        "n": 2,
+        "max_tokens": 9,
+        "logit_bias": {7: -1.5},
+    }
+    assert request_options(row, {"priority": "default"})["priority"] == "default"
     assert request_id("job-1", row) == "job-1:1"
 
 
