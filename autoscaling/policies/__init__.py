@@ -1,0 +1,1 @@
+"""Policies by the names that settings use."""
