@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from tests.simulation.prefix_cache import CacheNews, PrefixCache, Room
+from autoscaling.simulator.prefix_cache import CacheNews, PrefixCache, Room
 
 
 @dataclass(frozen=True, slots=True)
