@@ -86,7 +86,7 @@ class Capacity:
     """What one replica can do. A step takes fixed_s, and more for each sequence that it decodes, for each token that these have in the KV
     cache, and for each prompt token that it computes.
 
-    kv_tokens: that its cache holds. max_requests: that it takes at a time.
+    kv_tokens: that its cache holds. max_requests: that it takes at a time. step_tokens: most prompt tokens that one step computes.
     Source: the form of a decoder's step, bound by weight bandwidth, KV bandwidth and, for prompts, arithmetic (core.step_time).
     """
 
@@ -96,13 +96,14 @@ class Capacity:
     per_prompt_token_s: float
     kv_tokens: int
     max_requests: int
+    step_tokens: int = 512
 
     def __post_init__(self) -> None:
         times = (self.fixed_s, self.per_sequence_s, self.per_resident_token_s, self.per_prompt_token_s)
         if min(times) < 0 or self.fixed_s == 0:
             raise ValueError(f"step times {times}: must not be negative, and fixed_s must be positive")
-        if self.kv_tokens < 1 or self.max_requests < 1:
-            raise ValueError(f"kv_tokens {self.kv_tokens}, max_requests {self.max_requests}: must be at least 1")
+        if min(self.kv_tokens, self.max_requests, self.step_tokens) < 1:
+            raise ValueError(f"kv_tokens {self.kv_tokens}, max_requests {self.max_requests}, step_tokens {self.step_tokens}: at least 1")
 
     def request_work_s(self, input_tokens: float, output_tokens: float) -> float:
         """What a request adds to the time of all steps that it takes part in; fixed_s, which all share, is not in it.
@@ -112,6 +113,20 @@ class Capacity:
         """
         resident = input_tokens + output_tokens / 2
         return self.per_prompt_token_s * input_tokens + output_tokens * (self.per_sequence_s + self.per_resident_token_s * resident)
+
+    def replicas_of_request(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
+        """Replicas that one such request a second keeps busy, at the slowest pace that tpot_s allows. The tightest of four bounds:
+
+        * decoding: a step may take tpot_s, fixed_s of which goes to the weights; the rest is for what requests add;
+        * prompts: each step_tokens of them are a step, with its fixed_s;
+        * memory: while they are written, answers hold KV;
+        * places: while they are written, answers hold a place each.
+        """
+        work_s, written_s = self.request_work_s(input_tokens, output_tokens), output_tokens * tpot_s
+        decoding = work_s / (1 - self.fixed_s / tpot_s) if self.fixed_s < tpot_s else float("inf")
+        prompts = work_s + self.fixed_s * input_tokens / self.step_tokens
+        memory = written_s * (input_tokens + output_tokens / 2) / self.kv_tokens
+        return max(decoding, prompts, memory, written_s / self.max_requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +152,7 @@ class PoolSpec:
     min_replicas: int
     max_replicas: int
     capacity: Capacity
-    targets: Targets = Targets()  # noqa: RUF009 - frozen
+    targets: Targets = Targets()
     startup_s: float = 60.0
     gpus_per_replica: float = 1.0
 

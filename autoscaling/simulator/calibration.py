@@ -60,7 +60,9 @@ def read_latencies(path: Path, tensor_parallel_size: int) -> list[Latency]:
         if column not in (reader.fieldnames or ()):
             raise ValueError(f"{path}: no column {column!r}; it has {', '.join(reader.fieldnames or ())}")
         return [
-            Latency(int(row["batch"]), int(row["input_len"]), int(row["output_len"]), float(row[column]) * _MS) for row in reader if row[column]
+            Latency(int(row["batch"]), int(row["input_len"]), int(row["output_len"]), float(row[column]) * _MS)
+            for row in reader
+            if row[column]
         ]
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.simulation.engines import SimulatedEngine, Speed, Work
 from autoscaling.simulator.prefix_cache import PrefixCache
+from tests.simulation.engines import SimulatedEngine, Speed, Work
 
 BLOCK_TOKENS = 16
 PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=6).map(lambda ids: tuple((n, *ids[: n + 1]) for n in range(len(ids))))

@@ -1,0 +1,47 @@
+"""A policy that knows the traffic to come: what the best of policies could save, and none can reach."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from autoscaling.policies.decision import Decision, Policy, State
+from autoscaling.policies.replay import needed
+from autoscaling.signals import PoolSignals, PoolSpec
+from autoscaling.simulator.engine import Request, Urgency
+
+_BIN_S = 1.0
+
+
+def oracle(requests: Iterable[Request], spec: PoolSpec, startup_s: float, headroom: float = 1.0, segment_s: float = 30.0) -> Policy:
+    """For each segment of time the fewest replicas that keep up with what will come in it, asked for a start-up ahead.
+
+    headroom: as much more demand is provided for as is needed to meet the targets, which is found by trying.
+    """
+    bins: list[float] = []
+    for request in requests:
+        if request.urgency is not Urgency.BULK:
+            place = int(request.at_s / _BIN_S)
+            bins.extend([0.0] * (place + 1 - len(bins)))
+            cost = spec.capacity.replicas_of_request(request.prompt_tokens, request.output_tokens, spec.targets.tpot_s)
+            bins[place] += headroom * cost / _BIN_S
+    width = int(segment_s / _BIN_S)
+    schedule = [
+        max(
+            1,
+            spec.min_replicas,
+            needed(
+                bins[begin : begin + width], bin_s=_BIN_S, patience_s=0.8 * spec.targets.ttft_s, miss_fraction=0.0, most=spec.max_replicas
+            ),
+        )
+        for begin in range(0, len(bins), width)
+    ]
+    begins_s = [place * segment_s for place in range(len(schedule))]
+    # Started a little early: a start-up is not always the same.
+    lead_s = 1.15 * startup_s + 2.0
+
+    def policy(signals: PoolSignals, _spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
+        first = max(0, bisect_right(begins_s, now_s) - 1)
+        last = max(first, bisect_right(begins_s, now_s + lead_s) - 1)
+        ahead = schedule[first : last + 1]
+        return Decision(max(ahead, default=signals.replicas), "what will come needs it"), state
+
+    return policy
