@@ -128,6 +128,12 @@ class Capacity:
         memory = written_s * (input_tokens + output_tokens / 2) / self.kv_tokens
         return max(decoding, prompts, memory, written_s / self.max_requests)
 
+    def replicas_of_prompt(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
+        """Of replicas_of_request, what the prompt takes, which is wanted at once; the rest is spread over the time of writing the answer."""
+        whole = self.replicas_of_request(input_tokens, output_tokens, tpot_s)
+        share = 1 - self.fixed_s / tpot_s
+        return min(whole, self.per_prompt_token_s * input_tokens / share) if share > 0 else whole
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:

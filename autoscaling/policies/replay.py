@@ -7,6 +7,24 @@ request that would wait longer than it may is missed. So a short burst costs not
 import math
 from collections.abc import Sequence
 
+from autoscaling.signals import Capacity
+
+_LONGEST_ANSWER_BINS = 100
+
+
+def enter(
+    bins: list[float], place: int, bin_s: float, requests: float, lengths: tuple[float, float], capacity: Capacity, tpot_s: float
+) -> None:
+    """Adds what requests of these input and output tokens will take of replicas, from the bin on in which they come: the prompt at once, the
+    answer over the time that it is written in, since its place in the batch is one among others in all steps of that time."""
+    whole = requests * capacity.replicas_of_request(*lengths, tpot_s) / bin_s
+    prompt = requests * capacity.replicas_of_prompt(*lengths, tpot_s) / bin_s
+    width = max(1, min(_LONGEST_ANSWER_BINS, round(lengths[1] * tpot_s / bin_s)))
+    bins.extend([0.0] * (place + width - len(bins)))
+    bins[place] += prompt
+    for each in range(place, place + width):
+        bins[each] += (whole - prompt) / width
+
 
 def missed_fraction(demand: Sequence[float], replicas: float, bin_s: float, patience_s: float) -> float:
     """Of the demand, the part that waits longer than patience_s. demand: means over bins of bin_s each."""

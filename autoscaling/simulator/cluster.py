@@ -38,7 +38,8 @@ class Setting:
     """A simulated pool. initial_replicas are ready at the start.
 
     startup_s: of a replica, give or take startup_jitter_fraction. metric_delay_s: how old signals are. interval_s: between two questions to
-    the policy. timeout_s: how long clients wait for an answer to begin and end. failures_per_gpu_hour: rate at which GPUs die.
+    the policy. timeout_s: how long clients wait for an answer to begin and end. failures_per_gpu_hour: rate at which GPUs die. warmup_s: until
+    when a policy may get to know its traffic; what happens before is not in the outcome.
     """
 
     spec: PoolSpec
@@ -52,12 +53,16 @@ class Setting:
     timeout_s: float = 120.0
     queue: QueueLimits = QueueLimits(most_requests=200_000, most_tokens=1 << 40, longest_wait_s=60.0)  # noqa: RUF009 - frozen
     failures_per_gpu_hour: float = 0.0
+    warmup_s: float = 0.0
     routing: str = "kv-aware"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.startup_s < 0 or self.interval_s <= 0 or self.metric_delay_s < 0 or self.initial_replicas < 0:
-            raise ValueError(f"startup_s {self.startup_s}, metric_delay_s {self.metric_delay_s} and initial_replicas must not be negative")
+        for name in ("startup_s", "metric_delay_s", "initial_replicas", "failures_per_gpu_hour", "warmup_s"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} {value}: must not be negative")
+        if self.interval_s <= 0:
+            raise ValueError(f"interval_s {self.interval_s}: must be positive")
 
 
 class _Phase(Enum):
@@ -238,7 +243,7 @@ class _Run:
 
     def _refuse(self, request: Request) -> None:
         del self._open[request.lease_id]
-        self._outcome.refused += 1
+        self._outcome.refused += request.at_s >= self._setting.warmup_s
         self._note(request, float("inf"), float("inf"))
 
     def _give(self, request: Request, replica: _SimulatedReplica, now_s: float) -> None:
@@ -296,6 +301,8 @@ class _Run:
         self._note(request, request.first_token_s - request.at_s, tpot_s)
 
     def _note(self, request: Request, ttft_s: float, tpot_s: float) -> None:
+        if request.at_s < self._setting.warmup_s:
+            return
         if request.urgency is Urgency.BULK:
             self._outcome.bulk_ended += 1
             return
@@ -340,7 +347,8 @@ class _Run:
         del self._replicas[replica.name]
 
     def _charge(self, replica: _SimulatedReplica, now_s: float) -> None:
-        self._outcome.gpu_s += max(0.0, min(now_s, self._outcome.duration_s) - replica.began_s) * self._setting.spec.gpus_per_replica
+        began_s, ended_s = max(replica.began_s, self._setting.warmup_s), min(now_s, self._outcome.duration_s)
+        self._outcome.gpu_s += max(0.0, ended_s - began_s) * self._setting.spec.gpus_per_replica
 
     def _lose(self, replica: _SimulatedReplica, now_s: float) -> None:
         """A replica goes with requests on it, which go on elsewhere."""
@@ -381,7 +389,8 @@ class _Run:
     def _decide(self, signals: PoolSignals, now_s: float) -> None:
         decision, self._policy_state = self._policy(signals, self._setting.spec, self._policy_state, now_s)
         if decision.replicas != self.target:
-            self._outcome.actions.append(Action(now_s, self.target, decision.replicas, decision.reason))
+            if now_s >= self._setting.warmup_s:
+                self._outcome.actions.append(Action(now_s, self.target, decision.replicas, decision.reason))
             self.target = decision.replicas
         live = [replica for replica in self._replicas.values() if replica.phase is not _Phase.DRAINING]
         for _ in range(self.target - len(live)):

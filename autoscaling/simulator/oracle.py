@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from autoscaling.policies.decision import Decision, Policy, State
-from autoscaling.policies.replay import needed
+from autoscaling.policies.replay import enter, needed
 from autoscaling.signals import PoolSignals, PoolSpec
 from autoscaling.simulator.engine import Request, Urgency
 
@@ -19,10 +19,8 @@ def oracle(requests: Iterable[Request], spec: PoolSpec, startup_s: float, headro
     bins: list[float] = []
     for request in requests:
         if request.urgency is not Urgency.BULK:
-            place = int(request.at_s / _BIN_S)
-            bins.extend([0.0] * (place + 1 - len(bins)))
-            cost = spec.capacity.replicas_of_request(request.prompt_tokens, request.output_tokens, spec.targets.tpot_s)
-            bins[place] += headroom * cost / _BIN_S
+            lengths = request.prompt_tokens, request.output_tokens
+            enter(bins, int(request.at_s / _BIN_S), _BIN_S, headroom, lengths, spec.capacity, spec.targets.tpot_s)
     width = int(segment_s / _BIN_S)
     schedule = [
         max(

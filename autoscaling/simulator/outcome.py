@@ -97,13 +97,12 @@ class Outcome:
             found += opposite and after.at_s - before.at_s <= within_s
         return found
 
-    def recovery_s(self, step_s: float, targets: Targets, window_s: float = 10.0) -> float:
-        """From a moment until attainment is back for good: the end of the last window after it in which requests missed their target more
-        often than allowed. Infinite where it was not back at the end."""
+    def recovery_s(self, step_s: float, targets: Targets, span_s: float = 60.0) -> float:
+        """From a moment until attainment is back: the first second from which on it is as promised over the next span_s. Infinite where it
+        never was."""
         at, met = np.frombuffer(self.at_s, dtype=float), self.met(targets)
-        worst_s = step_s
-        for begin_s in np.arange(step_s, self.duration_s, window_s):
-            inside = (at >= begin_s) & (at < begin_s + window_s)
-            if inside.any() and np.mean(met[inside]) < targets.attainment_fraction:
-                worst_s = begin_s + window_s
-        return math.inf if worst_s >= self.duration_s else worst_s - step_s
+        for begin_s in np.arange(step_s, self.duration_s - span_s):
+            first, last = np.searchsorted(at, (begin_s, begin_s + span_s))
+            if last > first and np.mean(met[first:last]) >= targets.attainment_fraction:
+                return float(begin_s - step_s)
+        return math.inf

@@ -178,21 +178,35 @@ def varying(
     return Workload(name, duration_s, requests)
 
 
-def diurnal(
-    mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts_per_day: float = 12.0, burst_s: float = 180.0
-) -> Workload:
-    """A day's wave, deepest at its beginning, with bursts that double its rate for a while, at moments that the seed draws."""
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """On top of a rate: at `a_day` moments of each day, for lasts_s, `factor` times the rate, reached over ramp_s and left so."""
+
+    a_day: float = 12.0
+    lasts_s: float = 300.0
+    ramp_s: float = 60.0
+    factor: float = 1.5
+
+    def at(self, since_s: float) -> float:
+        """Times the rate, so long after a burst's beginning."""
+        if not 0 <= since_s < self.lasts_s:
+            return 1.0
+        return 1 + (self.factor - 1) * min(1.0, since_s / self.ramp_s, (self.lasts_s - since_s) / self.ramp_s)
+
+
+def diurnal(mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts: Bursts = Bursts()) -> Workload:  # noqa: B008
+    """A day's wave, deepest at its beginning, with bursts at moments that the seed draws."""
     duration_s = day_s * days
 
     def requests(seed: int) -> Iterator[Request]:
         rng = Random(f"bursts {seed}")
-        begins = [rng.random() * duration_s for _ in range(round(bursts_per_day * days))]
+        begins = [rng.random() * duration_s for _ in range(round(bursts.a_day * days))]
 
         def rate(now_s: float, _rng: Random) -> float:
             wave = mean_rate * (1 - depth * math.cos(2 * math.pi * now_s / day_s))
-            return wave * (2.0 if any(begin <= now_s < begin + burst_s for begin in begins) else 1.0)
+            return wave * max((bursts.at(now_s - begin) for begin in begins), default=1.0)
 
-        return varying("diurnal", duration_s, rate, 2 * mean_rate * (1 + depth)).requests(seed)
+        return varying("diurnal", duration_s, rate, bursts.factor * mean_rate * (1 + depth)).requests(seed)
 
     return Workload("diurnal", duration_s, requests)
 
