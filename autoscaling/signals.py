@@ -1,4 +1,4 @@
-"""What a policy sees and what it is asked for: plain values of one pool. Standard library only (Ray's controller may import it anywhere)."""
+"""What a policy sees and what it is asked for: plain values of one pool. Standard library only: Ray's controller may import it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,7 +129,7 @@ class Capacity:
         return max(decoding, prompts, memory, written_s / self.max_requests)
 
     def replicas_of_prompt(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
-        """Of replicas_of_request, what the prompt takes, which is wanted at once; the rest is spread over the time of writing the answer."""
+        """Of replicas_of_request, what the prompt takes, which is wanted at once; the rest is spread over the time of writing."""
         whole = self.replicas_of_request(input_tokens, output_tokens, tpot_s)
         share = 1 - self.fixed_s / tpot_s
         return min(whole, self.per_prompt_token_s * input_tokens / share) if share > 0 else whole
@@ -137,7 +137,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Service levels. attainment_fraction: of requests that must have their first token within ttft_s and each further one within tpot_s."""
+    """Service levels. attainment_fraction: of requests that must have their first token within ttft_s, the others within tpot_s each."""
 
     ttft_s: float = 2.0
     tpot_s: float = 0.1

@@ -24,5 +24,5 @@ class Policy(Protocol):
     interval, several times a second or once in a minute."""
 
     def __call__(self, signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        """The decision, within the spec's bounds, and what to remember for the next call. now_s: of any steady clock, the same one always."""
+        """The decision, within the spec's bounds, and what to remember for the next call. now_s: of one and the same steady clock."""
         ...

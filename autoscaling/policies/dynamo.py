@@ -1,9 +1,9 @@
 """A forecast planner after NVIDIA Dynamo's, as a peer.
 
-Source: Dynamo's planner design (throughput-based scaling): once in an adjustment interval of 180 s, the request rate and the mean input and
-output lengths of the next interval are forecast from those before, and as many replicas are wanted as serve that at the throughput they were
-profiled to reach within the targets. Its predictors are constant, ARIMA, Kalman and Prophet; here a line through the last intervals (Holt's
-double exponential smoothing), which is ARIMA(0,2,2). Profiles stand for the replica's capacity.
+Source: Dynamo's planner design (throughput-based scaling): once in an adjustment interval of 180 s, the request rate and the mean input
+and output lengths of the next interval are forecast from those before, and as many replicas are wanted as serve that at the throughput
+that they were profiled to reach within the targets. Its predictors are constant, ARIMA, Kalman and Prophet; here a line through the last
+intervals (Holt's double exponential smoothing), which is ARIMA(0,2,2). Profiles stand for the replica's capacity.
 """
 
 import math

@@ -1,9 +1,9 @@
 """llm-d's workload-variant autoscaler with its saturation guards, as a peer.
 
-Source: llm-d-workload-variant-autoscaler, saturation analyzer (percentage-based) and its config map: a replica is saturated at KV usage 0.80
-or a queue of 5; one more replica where the mean spare KV of those that are not is below 0.10 or the mean spare queue below 3; one less only
-where, the load redistributed over one replica less, both spares stay above their triggers; nothing while replicas are on their way. It looks
-once in 30 s. The means stand in for each replica's own figures, which differ little under this router.
+Source: llm-d-workload-variant-autoscaler, saturation analyzer (percentage-based) and its config map: a replica is saturated at KV usage
+0.80 or a queue of 5; one more replica where the mean spare KV of those that are not is below 0.10 or the mean spare queue below 3; one
+less only where, the load redistributed over one replica less, both spares stay above their triggers; nothing while replicas are on their
+way. It looks once in 30 s. The means stand in for each replica's own figures, which differ little under this router.
 """
 
 from autoscaling.policies.decision import Decision, Policy, State

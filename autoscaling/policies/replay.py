@@ -15,8 +15,8 @@ _LONGEST_ANSWER_BINS = 100
 def enter(
     bins: list[float], place: int, bin_s: float, requests: float, lengths: tuple[float, float], capacity: Capacity, tpot_s: float
 ) -> None:
-    """Adds what requests of these input and output tokens will take of replicas, from the bin on in which they come: the prompt at once, the
-    answer over the time that it is written in, since its place in the batch is one among others in all steps of that time."""
+    """Adds what requests of these input and output tokens will take of replicas, from the bin on in which they come: the prompt at once,
+    the answer over the time that it is written in, since its place in the batch is one among others in all steps of that time."""
     whole = requests * capacity.replicas_of_request(*lengths, tpot_s) / bin_s
     prompt = requests * capacity.replicas_of_prompt(*lengths, tpot_s) / bin_s
     width = max(1, min(_LONGEST_ANSWER_BINS, round(lengths[1] * tpot_s / bin_s)))

@@ -89,7 +89,7 @@ class _Memory:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def token_aware(tuning: Tuning = Tuning()) -> Policy:  # noqa: B008 - frozen
+def token_aware(tuning: Tuning = Tuning()) -> Policy:
     """The policy."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:

@@ -38,8 +38,8 @@ class Setting:
     """A simulated pool. initial_replicas are ready at the start.
 
     startup_s: of a replica, give or take startup_jitter_fraction. metric_delay_s: how old signals are. interval_s: between two questions to
-    the policy. timeout_s: how long clients wait for an answer to begin and end. failures_per_gpu_hour: rate at which GPUs die. warmup_s: until
-    when a policy may get to know its traffic; what happens before is not in the outcome.
+    the policy. timeout_s: how long clients wait for an answer to begin and end. failures_per_gpu_hour: rate at which GPUs die. warmup_s:
+    until when a policy may get to know its traffic; what happens before is not in the outcome.
     """
 
     spec: PoolSpec
@@ -109,7 +109,7 @@ def simulate(
     duration_s: float,
     progress: Callable[[float], None] = lambda _seconds: None,
 ) -> Outcome:
-    """Serves requests, in the order of their at_s, until all that came within duration_s have ended. progress: told the moment at each tick."""
+    """Serves requests, in the order of their at_s, until all that came within duration_s have ended. progress: told each tick."""
     return _Run(policy, setting, duration_s, progress).go(requests)
 
 

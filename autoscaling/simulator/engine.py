@@ -89,7 +89,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """What every engine of a pool is. kv_tokens: that its cache holds. step_tokens: most tokens of one step. max_sequences: most in a batch.
+    """What every engine of a pool is. kv_tokens: that its cache holds. step_tokens: most in a step. max_sequences: most in a batch.
 
     prefix_blocks, block_tokens: of its prefix cache, which then rules the KV cache's room; 0 for none.
     """

@@ -36,7 +36,7 @@ def oracle(requests: Iterable[Request], spec: PoolSpec, startup_s: float, headro
     # Started a little early: a start-up is not always the same.
     lead_s = 1.15 * startup_s + 2.0
 
-    def policy(signals: PoolSignals, _spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
+    def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         first = max(0, bisect_right(begins_s, now_s) - 1)
         last = max(first, bisect_right(begins_s, now_s + lead_s) - 1)
         ahead = schedule[first : last + 1]

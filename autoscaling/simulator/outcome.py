@@ -36,7 +36,7 @@ class Timeline:
 
 @dataclass(slots=True)
 class Outcome:
-    """One run. ttft_s, tpot_s: of requests, by at_s; infinite where one was refused. BULK requests are counted apart: nobody waits for them.
+    """One run. ttft_s, tpot_s: of requests, by at_s; infinite where one was refused. BULK requests are counted apart.
 
     tpot_s is 0 for requests of one token. gpu_s: GPU-seconds, starting and draining included. startup_s: of the run's replicas, nominally.
     """

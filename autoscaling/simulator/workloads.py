@@ -6,22 +6,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import numpy as np
 
 from autoscaling.simulator.engine import Request
 
 POSITIONS = 2048
-"""GPT-NeoX-20B's context; longer prompts are clipped so that their answers fit too, as a service for this model would refuse or cut them."""
+"""GPT-NeoX-20B's context; longer prompts are clipped so that their answers fit too."""
 _AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIMESTAMP_CHARACTERS = len("2023-11-16 18:17:03.979960")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Traffic by name. requests: makes it anew for a seed. step_s: when its rate jumps, where recovery is to be measured."""
+    """Traffic by name. requests: makes it anew for a seed, and can be pickled. step_s: when its rate jumps, to measure recovery from."""
 
     name: str
     duration_s: float
@@ -43,7 +45,7 @@ def azure(path: Path, scale: float = 1.0, jitter_s: float = 2.0) -> Workload:
     if scale <= 0:
         raise ValueError(f"scale {scale}: must be positive")
     rows = _read_azure(path)
-    return Workload(f"azure:{path.stem}", rows[-1][0] + jitter_s, lambda seed: iter(_copied(rows, scale, jitter_s, Random(seed))))
+    return Workload(f"azure:{path.stem}", rows[-1][0] + jitter_s, partial(_copied, rows, scale, jitter_s))
 
 
 def _read_azure(path: Path) -> list[tuple[float, int, int]]:
@@ -65,18 +67,19 @@ def _read_azure(path: Path) -> list[tuple[float, int, int]]:
     return [(moment - rows[0][0], prompt, output) for moment, prompt, output in rows]
 
 
-def _copied(rows: Sequence[tuple[float, int, int]], scale: float, jitter_s: float, rng: Random) -> list[Request]:
+def _copied(rows: Sequence[tuple[float, int, int]], scale: float, jitter_s: float, seed: int) -> Iterator[Request]:
+    rng = Random(seed)
     requests = []
     for at_s, prompt, output in rows:
         copies = int(scale) + (rng.random() < scale % 1)
         requests += [Request(at_s + jitter_s * rng.random(), prompt, output) for _ in range(copies)]
-    return sorted(requests, key=lambda request: request.at_s)
+    return iter(sorted(requests, key=lambda request: request.at_s))
 
 
 def servegen(folder: Path, begin_s: float, duration_s: float, mean_rate: float) -> Workload:
     """Many tenants after ServeGen's clients: each with its rate, its burstiness (CV of gaps) and its lengths in windows of 600 s.
 
-    begin_s: of the recorded two weeks. mean_rate: requests a second that all rates are scaled to; lengths are clipped to the model's context.
+    begin_s: of the recorded two weeks. mean_rate: requests a second that all rates are scaled to; lengths are clipped to the context.
     Clients without recorded lengths take those of another one, which is drawn. Raises ValueError where the span holds no rates.
     """
     rates = _read_rates(folder / "servegen_m-small_client_rates.csv", begin_s, duration_s)
@@ -85,7 +88,7 @@ def servegen(folder: Path, begin_s: float, duration_s: float, mean_rate: float) 
     lengths = _read_quantiles(folder / "servegen_m-small_token_quantiles.csv")
     recorded = sum(rate for windows in rates.values() for _, rate, _ in windows) * 600 / duration_s
     factor = mean_rate / recorded
-    return Workload("servegen", duration_s, lambda seed: iter(_tenants(rates, lengths, factor, duration_s, seed)))
+    return Workload("servegen", duration_s, partial(_tenants, rates, lengths, factor, duration_s))
 
 
 _Windows = dict[str, list[tuple[float, float, float]]]
@@ -114,7 +117,7 @@ def _read_quantiles(path: Path) -> _Lengths:
     return {client: fields for client, fields in found.items() if len(fields) == 2}
 
 
-def _tenants(rates: _Windows, lengths: _Lengths, factor: float, duration_s: float, seed: int) -> list[Request]:
+def _tenants(rates: _Windows, lengths: _Lengths, factor: float, duration_s: float, seed: int) -> Iterator[Request]:
     requests: list[Request] = []
     known = sorted(lengths)
     for number, (client, windows) in enumerate(sorted(rates.items())):
@@ -128,7 +131,7 @@ def _tenants(rates: _Windows, lengths: _Lengths, factor: float, duration_s: floa
             )
             for moment, prompt, output in zip(moments, prompts, outputs, strict=True):
                 requests.append(Request(float(moment), *clipped(int(prompt), int(output)), tenant=number))
-    return sorted(requests, key=lambda request: request.at_s)
+    return iter(sorted(requests, key=lambda request: request.at_s))
 
 
 def _renewals(rng: np.random.Generator, rate: float, cv: float, begin_s: float, end_s: float) -> list[float]:
@@ -161,21 +164,31 @@ class Lengths:
 CHAT = Lengths()
 
 
-def varying(
-    name: str, duration_s: float, rate: Callable[[float, Random], float], highest_rate: float, lengths: Lengths = CHAT, tenants: int = 20
-) -> Workload:
-    """Poisson arrivals whose rate changes with time: rate(moment, rng of the seed), at most highest_rate. Source: thinning, Lewis and Shedler,
-    Naval Research Logistics Quarterly 26, 1979."""
+class Rate(Protocol):
+    """How many requests a second come at a moment, for a seed."""
 
-    def requests(seed: int) -> Iterator[Request]:
-        shape, rng = Random(f"{name} {seed}"), Random(seed)
-        now_s = rng.expovariate(highest_rate)
-        while now_s < duration_s:
-            if rng.random() * highest_rate < rate(now_s, shape):
-                yield Request(now_s, *lengths.draw(rng), tenant=rng.randrange(tenants))
-            now_s += rng.expovariate(highest_rate)
+    @property
+    def highest(self) -> float:
+        """That it ever is."""
+        ...
 
-    return Workload(name, duration_s, requests)
+    def __call__(self, now_s: float, seed: int) -> float:
+        """At most `highest`."""
+        ...
+
+
+def varying(name: str, duration_s: float, rate: Rate, lengths: Lengths = CHAT, tenants: int = 20, step_s: float | None = None) -> Workload:
+    """Poisson arrivals whose rate changes with time. Source: thinning, Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979."""
+    return Workload(name, duration_s, partial(_thinned, duration_s, rate, lengths, tenants), step_s)
+
+
+def _thinned(duration_s: float, rate: Rate, lengths: Lengths, tenants: int, seed: int) -> Iterator[Request]:
+    rng = Random(seed)
+    now_s = rng.expovariate(rate.highest)
+    while now_s < duration_s:
+        if rng.random() * rate.highest < rate(now_s, seed):
+            yield Request(now_s, *lengths.draw(rng), tenant=rng.randrange(tenants))
+        now_s += rng.expovariate(rate.highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,24 +207,46 @@ class Bursts:
         return 1 + (self.factor - 1) * min(1.0, since_s / self.ramp_s, (self.lasts_s - since_s) / self.ramp_s)
 
 
-def diurnal(mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts: Bursts = Bursts()) -> Workload:  # noqa: B008
+@dataclass(frozen=True, slots=True)
+class _Wave:
+    mean_rate: float
+    day_s: float
+    depth: float
+    bursts: Bursts
+
+    @property
+    def highest(self) -> float:
+        return self.mean_rate * (1 + self.depth) * max(1.0, self.bursts.factor)
+
+    def __call__(self, now_s: float, seed: int) -> float:
+        wave = self.mean_rate * (1 - self.depth * math.cos(2 * math.pi * now_s / self.day_s))
+        return wave * max((self.bursts.at(now_s - begin_s) for begin_s in self._begins_s(seed, int(now_s / self.day_s))), default=1.0)
+
+    @lru_cache(maxsize=16)  # noqa: B019 - it is frozen and small
+    def _begins_s(self, seed: int, day: int) -> tuple[float, ...]:
+        rng = Random(f"bursts {seed} {day}")
+        return tuple(self.day_s * (day + rng.random()) for _ in range(round(self.bursts.a_day)))
+
+
+def diurnal(mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts: Bursts = Bursts()) -> Workload:
     """A day's wave, deepest at its beginning, with bursts at moments that the seed draws."""
-    duration_s = day_s * days
+    return varying("diurnal", day_s * days, _Wave(mean_rate, day_s, depth, bursts))
 
-    def requests(seed: int) -> Iterator[Request]:
-        rng = Random(f"bursts {seed}")
-        begins = [rng.random() * duration_s for _ in range(round(bursts.a_day * days))]
 
-        def rate(now_s: float, _rng: Random) -> float:
-            wave = mean_rate * (1 - depth * math.cos(2 * math.pi * now_s / day_s))
-            return wave * max((bursts.at(now_s - begin) for begin in begins), default=1.0)
+@dataclass(frozen=True, slots=True)
+class _Jump:
+    before_rate: float
+    factor: float
+    step_s: float
 
-        return varying("diurnal", duration_s, rate, bursts.factor * mean_rate * (1 + depth)).requests(seed)
+    @property
+    def highest(self) -> float:
+        return self.before_rate * max(1.0, self.factor)
 
-    return Workload("diurnal", duration_s, requests)
+    def __call__(self, now_s: float, seed: int) -> float:
+        return self.before_rate * (self.factor if now_s >= self.step_s else 1.0)
 
 
 def step(before_rate: float, factor: float, step_s: float, duration_s: float) -> Workload:
     """A steady rate that jumps once."""
-    found = varying("step", duration_s, lambda now_s, _: before_rate * (factor if now_s >= step_s else 1.0), before_rate * max(1.0, factor))
-    return Workload("step", duration_s, found.requests, step_s)
+    return varying("step", duration_s, _Jump(before_rate, factor, step_s), step_s=step_s)

@@ -1,0 +1,126 @@
+"""Policies compared over the curve of what attainment costs: each at several settings of its knob, and ever closer around the cheapest that
+keeps the promise. One process for each core; all of it deterministic by seed."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+from autoscaling.simulator.cluster import Setting, simulate
+from autoscaling.simulator.contenders import CONTENDERS
+from autoscaling.simulator.outcome import Outcome
+from autoscaling.simulator.workloads import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One simulation."""
+
+    contender: str
+    knob: float
+    workload: Workload
+    setting: Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one setting of a policy's knob came to."""
+
+    contender: str
+    knob: float
+    attainment_fraction: float
+    outcome: Outcome
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all replicas, after the warm-up."""
+        return self.outcome.gpu_hours
+
+
+def run(job: Job, progress: Callable[[float], None] = lambda _seconds: None) -> Point:
+    """Simulates it."""
+    setting = job.setting
+    policy = CONTENDERS[job.contender].make(job.knob, job.workload, setting.spec, setting.startup_s, setting.seed)
+    outcome = simulate(job.workload.requests(setting.seed), policy, setting, job.workload.duration_s, progress)
+    return Point(job.contender, job.knob, outcome.attainment_fraction(setting.spec.targets), outcome)
+
+
+def cheapest(points: Iterable[Point], attainment_fraction: float) -> Point | None:
+    """Of those that keep the promise, the one with the fewest GPU-hours."""
+    return min(
+        (point for point in points if point.attainment_fraction >= attainment_fraction), key=lambda point: point.gpu_hours, default=None
+    )
+
+
+@dataclass(slots=True)
+class Curve:
+    """The points of one policy, in the order of their knobs, dear ones first."""
+
+    contender: str
+    points: list[Point]
+    spans: int = 0
+
+    def next_knobs(self, coarse: int, fine: int, attainment_fraction: float) -> list[float]:
+        """Where to look next: a grid at first, then between the cheapest point that keeps the promise and its cheaper neighbour."""
+        which = CONTENDERS[self.contender]
+        if not self.points:
+            return [which.dear * (which.cheap / which.dear) ** (place / (coarse - 1)) for place in range(coarse)]
+        best = cheapest(self.points, attainment_fraction)
+        place = self.points.index(best) if best else -1
+        if best is None or self.spans >= fine or place == len(self.points) - 1:
+            return []
+        self.spans += 1
+        return [math.sqrt(best.knob * self.points[place + 1].knob)]
+
+    def add(self, points: Iterable[Point]) -> None:
+        """In their places."""
+        towards_cheap = 1 if CONTENDERS[self.contender].cheap > CONTENDERS[self.contender].dear else -1
+        self.points = sorted([*self.points, *points], key=lambda point: towards_cheap * point.knob)
+
+
+def compare(
+    contenders: Sequence[str],
+    workload: Workload,
+    setting: Setting,
+    executor: Executor,
+    coarse: int = 5,
+    fine: int = 4,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> dict[str, Curve]:
+    """The curves of all contenders. coarse: points of the first grid, fine: looks between two of them. progress: told runs done and to do."""
+    promise = setting.spec.targets.attainment_fraction
+    curves = {name: Curve(name, []) for name in contenders}
+    open_jobs: dict[Future[Point], str] = {}
+    most, done = len(contenders) * (coarse + fine), 0
+    awaited = dict.fromkeys(contenders, 0)
+
+    def ask(name: str) -> int:
+        knobs = curves[name].next_knobs(coarse, fine, promise)
+        for knob in knobs:
+            open_jobs[executor.submit(run, Job(name, knob, workload, setting))] = name
+        awaited[name] = len(knobs)
+        return len(knobs)
+
+    for name in contenders:
+        ask(name)
+    while open_jobs:
+        for future in wait(open_jobs, return_when="FIRST_COMPLETED").done:
+            name = open_jobs.pop(future)
+            curves[name].add([future.result()])
+            awaited[name] -= 1
+            done += 1
+            if not awaited[name] and not ask(name):
+                most -= coarse + fine - len(curves[name].points)
+            progress(done, most)
+    return curves
+
+
+def over_seeds(point: Point, workload: Workload, setting: Setting, seeds: Sequence[int], executor: Executor) -> list[Point]:
+    """The same setting of a policy's knob with other seeds."""
+    return list(executor.map(run, [Job(point.contender, point.knob, workload, replace(setting, seed=seed)) for seed in seeds]))
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Processes that simulations run in."""
+    return ProcessPoolExecutor(count, mp_context=get_context("forkserver"))
