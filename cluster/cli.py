@@ -2,7 +2,7 @@
 
 import typer
 
-from cluster.commands import bench, configuration, generate, inspect, job, lifecycle, logs, tenant, tokens
+from cluster.commands import bench, configuration, generate, inspect, job, lifecycle, logs, simulate, tenant, tokens
 from cluster.commands.failures import ExplainingGroup
 
 app = typer.Typer(
@@ -11,7 +11,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_CALLS, _CLUSTER, _PLATFORM, _SETTINGS = "Call what is served", "Run a cluster", "Keep the platform", "Settings"
+_CALLS, _CLUSTER, _PLATFORM, _SIZING, _SETTINGS = "Call what is served", "Run a cluster", "Keep the platform", "Size a cluster", "Settings"
 
 for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.top, inspect.drain, inspect.metrics, logs.logs):
     app.command(rich_help_panel=_CLUSTER)(_command)
@@ -20,6 +20,7 @@ for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detoke
 app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
 app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)
 app.add_typer(tenant.usage_app, name="usage", rich_help_panel=_PLATFORM)
+app.command(rich_help_panel=_SIZING)(simulate.simulate)
 app.add_typer(configuration.config_app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(configuration.manifests_app, name="manifests", rich_help_panel=_SETTINGS)
 

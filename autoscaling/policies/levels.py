@@ -10,6 +10,7 @@ from statistics import median
 
 _MOST_TIMES = 5.0
 """As far as a quiet time is scaled up to a busy level; beyond, it says nothing about it."""
+_BLOCKS = 6
 
 
 def at_level_ahead(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
@@ -43,12 +44,12 @@ def steadiness(levels: Sequence[float]) -> float:
 
 
 def _level_ahead(sums: Sequence[float], width: int, ahead_bins: float) -> float:
-    """The newest level, led on by the rise of the last two widths: the median of that from block to block, which a jump in one of them is
-    not. Levels that fall are not led on; capacity is better kept a while too long."""
-    block, newest = max(1, width // 2), max(1, width // 3)
-    blocks = [(sums[-1 - back * block] - sums[-1 - (back + 1) * block]) / block for back in range(4)]
+    """The newest level, led on by the rise of the last two widths: the median of that from block to block, which a jump, that shows in two
+    of five, is not. Levels that fall are not led on; capacity is better kept a while too long."""
+    block = max(1, 2 * width // _BLOCKS)
+    blocks = [(sums[-1 - back * block] - sums[-1 - (back + 1) * block]) / block for back in range(_BLOCKS)]
     rise = median(after - before for after, before in pairwise(blocks)) / block
-    return (sums[-1] - sums[-1 - newest]) / newest + max(0.0, rise) * (newest / 2 + ahead_bins)
+    return blocks[0] + max(0.0, rise) * (block / 2 + ahead_bins)
 
 
 def _level(sums: Sequence[float], place: int, width: int) -> float:

@@ -88,7 +88,7 @@ def compare(
     fine: int = 4,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> dict[str, Curve]:
-    """The curves of all contenders. coarse: points of the first grid, fine: looks between two of them. progress: told runs done and to do."""
+    """The curves of all contenders. coarse: points of the first grid; fine: looks between two. progress: told runs done and to do."""
     promise = setting.spec.targets.attainment_fraction
     curves = {name: Curve(name, []) for name in contenders}
     open_jobs: dict[Future[Point], str] = {}

@@ -56,7 +56,7 @@ def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> Setting:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One workload and start-up time with one seed: the cheapest points that keep the promise, by contender; None where none did."""
+    """One workload and start-up time with one seed: the points that keep the promise, by contender; None where none did."""
 
     seed: int
     curves: Mapping[str, Curve]
@@ -114,7 +114,7 @@ def over_oracle(found: Sequence[Compared]) -> float:
 
 
 def reversals_a_day(found: Sequence[Compared], startup_s: float) -> float:
-    """Of our cheapest point, within two start-ups; median over seeds. A recording of less than a day, or a day made short, counts as one."""
+    """Of our cheapest point, within two start-ups; median over seeds. A recording, or a day made short, counts as one day."""
     points = [one.best(OURS) for one in found]
     return median(point.outcome.reversals(2 * startup_s) if point else float("inf") for point in points)
 
