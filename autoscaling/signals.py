@@ -115,18 +115,20 @@ class Capacity:
         return self.per_prompt_token_s * input_tokens + output_tokens * (self.per_sequence_s + self.per_resident_token_s * resident)
 
     def replicas_of_request(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
-        """Replicas that one such request a second keeps busy, at the slowest pace that tpot_s allows. The tightest of four bounds:
+        """Replicas that one such request a second keeps busy, at the pace that suits it best, tpot_s at the slowest. The tightest of:
 
-        * decoding: a step may take tpot_s, fixed_s of which goes to the weights; the rest is for what requests add;
-        * prompts: each step_tokens of them are a step, with its fixed_s;
-        * memory: while they are written, answers hold KV;
-        * places: while they are written, answers hold a place each.
+        * decoding: a step takes the pace's time, fixed_s of which goes to the weights; the rest is for what requests add;
+        * room: while they are written, which a faster pace makes shorter, answers hold KV and a place each;
+        * prompts: each step_tokens of them are a step, with its fixed_s.
         """
-        work_s, written_s = self.request_work_s(input_tokens, output_tokens), output_tokens * tpot_s
-        decoding = work_s / (1 - self.fixed_s / tpot_s) if self.fixed_s < tpot_s else float("inf")
+        if tpot_s <= self.fixed_s:
+            return float("inf")
+        work_s = self.request_work_s(input_tokens, output_tokens)
+        room = output_tokens * max((input_tokens + output_tokens / 2) / self.kv_tokens, 1 / self.max_requests)
+        # Where both are equally tight: work / (1 - fixed / pace) = room * pace.
+        pace_s = min(tpot_s, self.fixed_s + work_s / room) if room else tpot_s
         prompts = work_s + self.fixed_s * input_tokens / self.step_tokens
-        memory = written_s * (input_tokens + output_tokens / 2) / self.kv_tokens
-        return max(decoding, prompts, memory, written_s / self.max_requests)
+        return max(work_s / (1 - self.fixed_s / pace_s), prompts)
 
     def replicas_of_prompt(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
         """Of replicas_of_request, what the prompt takes, which is wanted at once; the rest is spread over the time of writing."""

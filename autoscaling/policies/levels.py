@@ -13,18 +13,18 @@ _MOST_TIMES = 5.0
 _BLOCKS = 6
 
 
-def at_level_ahead(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
-    """The series with each bin scaled from the level of its time, taken over `width` bins, to the level expected ahead_bins from now.
+def times_to_level_ahead(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
+    """What scales each bin from the level of its time, taken over `width` bins, to the level expected ahead_bins from now.
 
-    Where levels say little of those that follow, as in traffic that comes in bursts, the series stays as it is to the same degree.
+    Where levels say little of those that follow, as in traffic that comes in bursts, it is near 1 to the same degree.
     """
     if len(series) < 2 * width or not any(series):
-        return list(series)
+        return [1.0] * len(series)
     sums = [0.0, *accumulate(series)]
     overall = sums[-1] / len(series)
     steady = steadiness([(sums[end] - sums[end - width]) / width for end in range(width, len(series) + 1, width)])
     ahead = steady * _level_ahead(sums, width, ahead_bins) + (1 - steady) * overall
-    return [each * _times(ahead, steady * _level(sums, place, width) + (1 - steady) * overall) for place, each in enumerate(series)]
+    return [_times(ahead, steady * _level(sums, place, width) + (1 - steady) * overall) for place in range(len(series))]
 
 
 def steadiness(levels: Sequence[float]) -> float:

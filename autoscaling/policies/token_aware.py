@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 
 from autoscaling.policies.decision import Decision, Policy, State
-from autoscaling.policies.levels import at_level_ahead, highest_mean, whole
-from autoscaling.policies.replay import enter, needed
+from autoscaling.policies.levels import highest_mean, times_to_level_ahead, whole
+from autoscaling.policies.replay import REACTED, enter, needed, reaction, rising
 from autoscaling.signals import ClassDemand, PoolSignals, PoolSpec
 
 BIN_S = 2.0
@@ -28,6 +28,9 @@ _PATIENCE = 0.8
 """Of the TTFT target, what a request may wait: its prompt takes time too, and replicas are not loaded quite alike."""
 _FULL = 0.9
 """Of a replica's KV cache and places, what may be taken where its load has been joined by that of another."""
+_FOLLOWED_BINS = 10
+_MOST_CAUTION = 8.0
+_LONGEST_RISE_S = 60.0
 _LONGEST_QUEUE_S = 60.0
 """Of waiting that is worked off; who has waited for longer is gone or refused."""
 _LEAST_CATCH_UP_S = 30.0
@@ -42,7 +45,7 @@ class Tuning:
     period_s: between two replays. idle_s: without requests until a pool goes to zero, at least two start-ups.
     """
 
-    headroom: float = 1.0
+    headroom: float = 1.1
     miss_share: float = 0.8
     spare_fraction: float = 0.1
     hold_startups: float = 2.5
@@ -59,7 +62,8 @@ class _Memory:
 
     asked: what came, in bins of BIN_S; work: the same, with answers spread over the time that they are written in; the last asked and the
     first ahead are still filling. provided, spare: what the last replay found, without and with demand to spare. wants: by moment, counts
-    that would have done; those only that the highest over a time can still be.
+    that would have done; those only that the highest over a time can still be. fell_s, caution: when the pool last was made smaller, and how
+    many times as long as usual that is waited for, since it was too soon.
     """
 
     asked: list[float]
@@ -73,6 +77,8 @@ class _Memory:
     spare: int
     replayed_s: float
     wants: list[list[float]]
+    fell_s: float
+    caution: float
     target: int
 
     @classmethod
@@ -82,7 +88,7 @@ class _Memory:
             lists = {name: list(state[name]) for name in ("asked", "work", "ahead", "wants")}
             return cls(**{**state, **lists})
         replicas = signals.replicas
-        return cls([0.0], [], [0.0], now_s, now_s, now_s, now_s, 0, replicas, now_s - 1e9, [[now_s, replicas]], replicas)
+        return cls([0.0], [], [0.0], now_s, now_s, now_s, now_s, 0, replicas, now_s - 1e9, [[now_s, replicas]], now_s - 1e9, 1.0, replicas)
 
     def state(self) -> State:
         """As JSON holds it."""
@@ -98,12 +104,10 @@ def token_aware(tuning: Tuning = Tuning()) -> Policy:
         _note(memory, signals.urgent, spec, tuning, now_s)
         if now_s - memory.replayed_s >= tuning.period_s:
             memory.replayed_s = now_s
-            expected = at_level_ahead(memory.work, round(tuning.level_s / BIN_S), startup_s / BIN_S)
-            memory.provided = _replayed(expected, spec, tuning, tuning.headroom)
-            memory.spare = _replayed(expected, spec, tuning, tuning.headroom * (1 + tuning.spare_fraction))
-        sudden = _sudden(memory, signals, spec, tuning, startup_s)
+            _replay(memory, spec, tuning, startup_s)
+        sudden = max(_sudden(memory, signals, spec, tuning, startup_s), _followed(memory, signals, spec, tuning, startup_s))
         decision = _decide(memory, signals, spec, tuning, sudden, now_s)
-        memory.target = decision.replicas
+        _learn(memory, decision.replicas, tuning.hold_startups * startup_s, now_s)
         return decision, memory.state()
 
     return policy
@@ -129,14 +133,52 @@ def _note(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning, 
         memory.bin_began_s += bins * BIN_S
 
 
-def _replayed(expected: list[float], spec: PoolSpec, tuning: Tuning, times: float) -> int:
-    """Replicas that keep the promise under the expected demand, taken so many times."""
-    targets = spec.targets
-    miss_fraction = tuning.miss_share * (1 - targets.attainment_fraction)
-    patience_s = _PATIENCE * targets.ttft_s
-    return needed(
-        [times * each for each in expected], bin_s=BIN_S, patience_s=patience_s, miss_fraction=miss_fraction, most=spec.max_replicas
+def _replay(memory: _Memory, spec: PoolSpec, tuning: Tuning, startup_s: float) -> None:
+    """Replicas that keep the promise, with and without demand to spare, if history comes again at the level that lies ahead."""
+    times = times_to_level_ahead(memory.work, round(tuning.level_s / BIN_S), startup_s / BIN_S)
+    hold_s = tuning.hold_startups * startup_s
+    asked = [each * by for each, by in zip(memory.asked[-len(times) - 1 :], times, strict=False)]
+    delay, hold = math.ceil(startup_s / BIN_S), round(hold_s / BIN_S)
+    followed = reaction(asked, window=_FOLLOWED_BINS, delay=delay, hold=hold, ahead=_led_on(startup_s))
+    memory.provided, memory.spare = (
+        needed(
+            [each * by * more for each, by in zip(memory.work, times, strict=True)],
+            bin_s=BIN_S,
+            patience_s=_PATIENCE * spec.targets.ttft_s,
+            miss_fraction=tuning.miss_share * (1 - spec.targets.attainment_fraction),
+            most=spec.max_replicas,
+            reacted=[each * more for each in followed],
+        )
+        for more in (tuning.headroom, tuning.headroom * (1 + tuning.spare_fraction))
     )
+
+
+def _led_on(startup_s: float) -> float:
+    """How many windows ahead a rise is led on."""
+    return 0.5 + min(startup_s, _LONGEST_RISE_S) / (_FOLLOWED_BINS * BIN_S)
+
+
+def _followed(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
+    """Replicas for what comes now and what waits, where that is clearly more than is provided for."""
+    bins = memory.asked[-1 - 3 * _FOLLOWED_BINS : -1]
+    if len(bins) < 3 * _FOLLOWED_BINS:
+        return 0
+    means = [sum(bins[first : first + _FOLLOWED_BINS]) / _FOLLOWED_BINS for first in range(0, len(bins), _FOLLOWED_BINS)]
+    now = tuning.headroom * rising(means[2], means[1], means[0], _led_on(startup_s))
+    backlog = _backlog(signals, spec)
+    if backlog > _PATIENCE * spec.targets.ttft_s * signals.ready_replicas:
+        now += backlog / max(_LEAST_CATCH_UP_S, startup_s / 2)
+    return whole(now) if now > REACTED * memory.provided else 0
+
+
+def _backlog(signals: PoolSignals, spec: PoolSpec) -> float:
+    """What waits, in replica-seconds. How much of it is prompt is not known: as of most requests, most."""
+    waiting = signals.urgent
+    if not waiting.waiting_requests:
+        return 0.0
+    tokens = waiting.waiting_tokens / waiting.waiting_requests
+    each = spec.capacity.replicas_of_request(0.75 * tokens, 0.25 * tokens, spec.targets.tpot_s)
+    return waiting.waiting_requests * each
 
 
 def _sudden(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
@@ -160,8 +202,8 @@ def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
         return Decision(0, f"nothing has come for {quiet_s:.0f} s")
     floor = 1 if memory.target or quiet_s == 0 else 0
     up = spec.bounded(max(memory.provided, sudden, floor))
-    hold_s = tuning.hold_startups * startup_s
-    hold = spec.bounded(max(_held(memory, max(memory.spare, sudden), hold_s, now_s), _running(signals, spec), floor))
+    hold_s = memory.caution * tuning.hold_startups * startup_s
+    hold = spec.bounded(max(_held(memory, max(memory.provided, memory.spare, sudden), hold_s, now_s), _running(signals, spec), floor))
     if up > memory.target:
         if memory.target == 0:
             return Decision(up, f"requests have come to a pool at zero, {waiting:.0f} wait")
@@ -169,6 +211,17 @@ def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
     if hold < memory.target and now_s - memory.began_s >= max(2 * tuning.level_s, hold_s):
         return Decision(hold, f"{hold} would have done for {hold_s:.0f} s, with a tenth to spare")
     return Decision(spec.bounded(memory.target), f"demand in {startup_s:.0f} s needs {up}, with a tenth to spare {hold}")
+
+
+def _learn(memory: _Memory, replicas: int, usual_s: float, now_s: float) -> None:
+    """Twice the caution where a smaller pool was soon too small, half where it long was not."""
+    if replicas > memory.target and now_s - memory.fell_s < 2 * usual_s:
+        memory.caution, memory.fell_s = min(_MOST_CAUTION, 2 * memory.caution), now_s - 1e9
+    elif replicas < memory.target:
+        if now_s - memory.fell_s > 8 * usual_s:
+            memory.caution = max(1.0, memory.caution / 2)
+        memory.fell_s = now_s
+    memory.target = replicas
 
 
 def _held(memory: _Memory, want: int, hold_s: float, now_s: float) -> int:
