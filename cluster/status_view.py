@@ -56,10 +56,15 @@ def age(seconds: float) -> str:
 
 
 def _pools(status: ClusterStatus) -> Table:
-    table = _table("pool", "ready", "in flight", "outstanding tokens")
+    scales = any(pool.wanted_replicas is not None for pool in status.pools)
+    table = _table("pool", "ready", "in flight", "outstanding tokens", *(("draining", "wanted", "why") if scales else ()))
     for pool in status.pools:
-        ready = f"[{'green' if pool.ready_replicas else 'red'}]{pool.ready_replicas}[/]"
-        table.add_row(pool.pool, ready, f"{pool.requests_in_flight:,}", f"{pool.outstanding_tokens:,}")
+        needed = pool.wanted_replicas != 0
+        ready = f"[{'green' if pool.ready_replicas else 'red' if needed else 'dim'}]{pool.ready_replicas}[/]"
+        wanted = "fixed" if pool.wanted_replicas is None else f"{pool.wanted_replicas}"
+        why = Text(pool.scaling_reason, style="bold red" if pool.scaling_alarm else "")
+        scaling = (f"{pool.draining_replicas}", wanted, why) if scales else ()
+        table.add_row(pool.pool, ready, f"{pool.requests_in_flight:,}", f"{pool.outstanding_tokens:,}", *scaling)
     return table
 
 
@@ -100,5 +105,5 @@ def _gateways(status: ClusterStatus) -> Table:
 def _table(first: str, *others: str) -> Table:
     table = Table(first, box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in others:
-        table.add_column(column, justify="left" if column in {"pool", "model", "state", "source", "can"} else "right")
+        table.add_column(column, justify="left" if column in {"pool", "model", "state", "source", "can", "why"} else "right")
     return table

@@ -38,9 +38,7 @@ def applications(settings: Settings) -> list[dict[str, Any]]:
     chosen = [
         # First: it takes longest to be up, and Serve builds in this order.
         _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
-        _application(
-            ROUTER_APPLICATION, "build_router", settings, {"router", "metrics", "log", "access", "state_folder", "links", "tracing"}
-        ),
+        _application(ROUTER_APPLICATION, "build_router", settings, _ROUTER_READS),
         _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
     ]
     if settings.embedding.enabled:
@@ -48,7 +46,20 @@ def applications(settings: Settings) -> list[dict[str, Any]]:
     return chosen
 
 
-_ROUTER_READS = {"router", "metrics", "log", "access", "state_folder", "links", "tracing"}
+_SCALED = {"engine": {"tensor_parallel_size", "pipeline_parallel_size"}, "replicas": True}
+_ROUTER_READS: dict[str, Any] = {
+    "router": True,
+    "scaling": True,
+    "model": {"name"},
+    "generation": _SCALED,
+    "embedding": {"enabled": True, **_SCALED},
+    "metrics": True,
+    "log": True,
+    "access": True,
+    "state_folder": True,
+    "links": True,
+    "tracing": True,
+}
 _GATEWAY_READS: dict[str, Any] = {
     "model": True,
     "limits": True,
@@ -59,8 +70,8 @@ _GATEWAY_READS: dict[str, Any] = {
     "state_folder": True,
     "router": True,
     "log": True,
-    "generation": {"engine": {"max_model_tokens"}},
-    "embedding": {"enabled": True, "default_pooling": True, "engine": {"max_model_tokens"}},
+    "generation": {"engine": {"max_model_tokens"}, "replicas": {"min"}},
+    "embedding": {"enabled": True, "default_pooling": True, "engine": {"max_model_tokens"}, "replicas": {"min"}},
 }
 
 
@@ -98,7 +109,7 @@ def _engine_pool(pool: Pool, arguments: dict[str, Any]) -> Application:
         "max_surge_percent": 100,
         "graceful_shutdown_timeout_s": chosen.replicas.drain_timeout_s + _CLOSING_S,
         **placement_options(chosen.engine, chosen.replicas),
-        **scaling_options(chosen.replicas),
+        **scaling_options(pool, chosen.replicas),
         **_HEALTH,
     }
     return serve.deployment(EngineDeployment).options(**options).bind(pool.value, arguments)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from neox_serve.core.types import Pool
 from neox_serve.engine.pools import executor_backend
 from neox_serve.settings import EngineSettings, ReplicaSettings
 
@@ -37,18 +38,12 @@ def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict
     return {"ray_actor_options": actor}
 
 
-def scaling_options(replicas: ReplicaSettings) -> dict[str, Any]:
-    """Serve options for the number of replicas: fixed where the bounds leave no choice, otherwise by our policy."""
+def scaling_options(pool: Pool, replicas: ReplicaSettings) -> dict[str, Any]:
+    """Serve options for the number of replicas: fixed where the bounds leave no choice, otherwise as decided beside the router, which has
+    its delays in its policy."""
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.initial}
-    policy = {
-        "policy_function": "autoscaling.ray_adapter:TargetRequestsPolicy",
-        "policy_kwargs": {
-            "min_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_requests": replicas.target_requests,
-        },
-    }
+    policy = {"policy_function": "autoscaling.ray_adapter:WantedReplicas", "policy_kwargs": {"pool": pool.value}}
     return {
         "autoscaling_config": {
             "min_replicas": replicas.min,
@@ -56,8 +51,8 @@ def scaling_options(replicas: ReplicaSettings) -> dict[str, Any]:
             "max_replicas": replicas.max,
             "metrics_interval_s": 0.2,
             "look_back_period_s": 1.0,
-            "upscale_delay_s": replicas.upscale_delay_s,
-            "downscale_delay_s": replicas.downscale_delay_s,
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
             "policy": policy,
         }
     }

@@ -1,14 +1,17 @@
 """The router as a Serve deployment."""
 
+import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
 from typing import Any
 
 from deployments.links import link_tls
+from deployments.scaling import loop_of, waking_lanes
 from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.link.router_server import RouterServer
+from neox_serve.link.streams import stop_task
 from neox_serve.settings import restore
 from neox_serve.tenancy.platform import spent_recently
 from neox_serve.tracing import Tracing
@@ -28,11 +31,15 @@ class RouterDeployment:
             rng=random.Random(),
             tls=link_tls(settings.links),
             tracing=Tracing(settings.tracing, "router"),
+            waking=waking_lanes(settings),
         )
         self._server.restore(await spent_recently(settings))
         await self._server.start()
         settle()
         self._to_end.push_async_callback(self._server.stop)
+        if (scaling := loop_of(settings, self._server, time.time)) is not None:
+            task = asyncio.ensure_future(scaling.run(settings.scaling.interval_s))
+            self._to_end.push_async_callback(stop_task, task)
 
     async def address(self) -> str:
         """host:port of the router's links, for gateways and replicas."""

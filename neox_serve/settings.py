@@ -105,9 +105,6 @@ class ReplicaSettings(_Section):
     initial: int = Field(1, ge=0)
     min: int = Field(1, ge=0)
     max: int = Field(1, ge=1)
-    target_requests: float = Field(32.0, gt=0, description="Requests in flight a replica should carry; more scales up")
-    upscale_delay_s: float = Field(5.0, ge=0)
-    downscale_delay_s: float = Field(60.0, ge=0)
     max_requests: int = Field(256, ge=1, description="Requests in flight beyond which a replica takes no more")
     num_cpus: float = Field(0.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs each tensor- or pipeline-parallel worker takes; 0: CPU")
@@ -229,6 +226,35 @@ class RouterSettings(_Section):
     node_resource: str | None = _node_resource()
 
 
+class ScalingSettings(_Section):
+    """How many replicas pools whose `replicas.min` and `replicas.max` differ should have: what is promised, and what a replica can do.
+
+    The defaults of the latter are GPT-NeoX-20B's on two A100-80GB; `neox-serve simulate --calibration` shows where they come from.
+    """
+
+    policy: Literal["token-aware", "target-ongoing-requests", "target-ttft", "kpa", "saturation", "forecast"] = "token-aware"
+    interval_s: float = Field(1.0, gt=0, description="Between two decisions")
+    gpu_budget: float | None = Field(None, gt=0, description="GPUs that all pools may take together; absent: as many as replicas.max allow")
+    ttft_s: float = Field(2.0, gt=0, description="Promised time to first token")
+    tpot_s: float = Field(0.1, gt=0, description="Promised time per further token")
+    attainment_fraction: float = Field(0.99, gt=0, lt=1, description="Of requests that keep both")
+    startup_s: float = Field(60.0, gt=0, description="Of a replica, until one has been measured")
+    headroom: float = Field(1.1, gt=0, description="token-aware: demand that is provided for, over the expected")
+    level_s: float = Field(
+        300.0, gt=0, description="token-aware: over which the level of demand is taken; twice this passes before it scales down"
+    )
+    idle_s: float = Field(300.0, ge=0, description="token-aware: without requests until a pool with replicas.min 0 goes to zero")
+    target_requests: float = Field(32.0, gt=0, description="target-ongoing-requests: requests a replica should carry")
+    look_back_s: float = Field(30.0, gt=0, description="target-ongoing-requests: over which they are counted")
+    upscale_delay_s: float = Field(30.0, ge=0, description="target-ongoing-requests: how long more must be wanted")
+    downscale_delay_s: float = Field(600.0, ge=0, description="target-ongoing-requests: how long fewer must be wanted")
+    step_s: float = Field(0.0181, gt=0, description="A step's time for reading the weights")
+    step_per_sequence_s: float = Field(6.3e-5, ge=0, description="What each sequence adds to it")
+    step_per_resident_token_s: float = Field(3.6e-7, ge=0, description="What each token in the KV cache adds to it")
+    per_prompt_token_s: float = Field(1.06e-4, ge=0, description="What each prompt token takes")
+    kv_tokens: int = Field(100_352, ge=1, description="That a replica's KV cache holds")
+
+
 class LinkSettings(_Section):
     """Mutual TLS between router, gateways and replicas. Absent: plain text, for a network that only they are on."""
 
@@ -299,6 +325,7 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     access: AccessSettings = AccessSettings()
     router: RouterSettings = RouterSettings()
+    scaling: ScalingSettings = ScalingSettings()
     links: LinkSettings = LinkSettings()
     metrics: MetricsSettings = MetricsSettings()
     client: ClientSettings = ClientSettings()

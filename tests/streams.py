@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -43,6 +44,13 @@ async def read_stream(client: AsyncClient, prompt: str, *, max_tokens: int, reco
     except ServeError as error:
         record.error = error
     return record
+
+
+def assert_whole(records: Sequence[StreamRecord], max_tokens: int) -> None:
+    """Every stream ended well, with every token once."""
+    assert [record.error for record in records] == [None] * len(records)
+    assert [len(record.token_ids) for record in records] == [max_tokens] * len(records)
+    assert all(record.final and record.final.usage.completion_tokens == max_tokens for record in records)
 
 
 async def until(condition: object, timeout_s: float, what: str, every_s: float = 0.05) -> None:

@@ -47,7 +47,7 @@ def reaction(asked: Sequence[float], *, window: int, delay: int, hold: int, ahea
         ended = place - delay
         if ended >= 3 * window:
             means = [(sums[ended - back * window] - sums[ended - (back + 1) * window]) / window for back in range(3)]
-            expected = rising(*means, ahead)
+            expected = rising(means[0], means[1], means[2], ahead)
             while highest and highest[-1][1] <= expected:
                 highest.pop()
             highest.append((ended, expected))

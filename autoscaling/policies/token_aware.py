@@ -62,8 +62,8 @@ class _Memory:
 
     asked: what came, in bins of BIN_S; work: the same, with answers spread over the time that they are written in; the last asked and the
     first ahead are still filling. provided, spare: what the last replay found, without and with demand to spare. wants: by moment, counts
-    that would have done; those only that the highest over a time can still be. fell_s, caution: when the pool last was made smaller, and how
-    many times as long as usual that is waited for, since it was too soon.
+    that would have done; those only that the highest over a time can still be. fell_s, caution: when the pool last was made smaller,
+    and how many times as long as usual that is waited for.
     """
 
     asked: list[float]

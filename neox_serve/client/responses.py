@@ -105,7 +105,16 @@ def cluster_status(message: ops_service_pb2.GetClusterStatusResponse) -> results
         version=message.version,
         gateway_id=message.gateway_id,
         pools=tuple(
-            results.PoolStatus(_POOLS[pool.kind], pool.ready_replicas, pool.requests_in_flight, pool.outstanding_tokens)
+            results.PoolStatus(
+                _POOLS[pool.kind],
+                pool.ready_replicas,
+                pool.requests_in_flight,
+                pool.outstanding_tokens,
+                pool.draining_replicas,
+                pool.wanted_replicas if pool.HasField("wanted_replicas") else None,
+                pool.scaling_reason,
+                pool.scaling_alarm,
+            )
             for pool in message.pools
             if pool.kind in _POOLS
         ),

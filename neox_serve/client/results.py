@@ -166,12 +166,16 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """Sums over the replicas of a pool."""
+    """Sums over the replicas of a pool. wanted_replicas: None where its size is fixed. scaling_alarm: the policy fails."""
 
     pool: Pool
     ready_replicas: int
     requests_in_flight: int
     outstanding_tokens: int
+    draining_replicas: int = 0
+    wanted_replicas: int | None = None
+    scaling_reason: str = ""
+    scaling_alarm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

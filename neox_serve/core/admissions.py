@@ -17,9 +17,11 @@ from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.drain_rate import DrainRate
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.fair_queue import FairQueue, Key, Lane, QueueLimits, Waiting
+from neox_serve.core.pool_demand import DemandMeter, PoolDemand
 from neox_serve.core.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
 from neox_serve.core.routing import Shortage
 from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.types import Pool
 
 _TRUST = 0.75
 """The part of the time left that an expected wait may fill: who waits in vain is told so late, and took another's chance."""
@@ -56,9 +58,9 @@ class _Running:
 
 
 class Admissions:
-    """All requests for replicas, from all gateways."""
+    """All requests for replicas, from all gateways. waking: lanes whose requests wait where there is no replica, since one will come."""
 
-    def __init__(self, state: ClusterState, limits: QueueLimits) -> None:
+    def __init__(self, state: ClusterState, limits: QueueLimits, *, waking: frozenset[Lane] = frozenset(), now_s: float = 0.0) -> None:
         self._state = state
         self._limits = limits
         self._queue = FairQueue(limits)
@@ -67,6 +69,8 @@ class Admissions:
         self._bulk: dict[Lane, list[Key]] = {}
         self._rates: dict[Lane, DrainRate] = {}
         self._seconds_per_token: dict[Lane, float] = {}
+        self._waking = waking
+        self._meter = DemandMeter(now_s)
 
     @property
     def queue(self) -> FairQueue:
@@ -76,12 +80,14 @@ class Admissions:
     def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Answer]:
         """A request for a replica. Returns what is to be told now, of it and of others."""
         waiting = self._with_slack(_waiting(gateway_id, lease_id, demand, now_s))
+        if not demand.terms.waited_s and not demand.excluded:
+            self._meter.came(waiting, self._queue.expected_output(waiting))
         if not self._queue.depth(waiting.lane)[0]:
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
                 self._granted(waiting, now_s)
                 return [Answer(gateway_id, lease_id, answer)]
-            if answer is not Shortage.FULL:
+            if answer is not Shortage.FULL and not self._will_wake(waiting, demand):
                 return [Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
         if not self._limits.most_requests:
             return [Answer(gateway_id, lease_id, self._state.refuse(Shortage.FULL, demand, now_s))]
@@ -152,7 +158,15 @@ class Admissions:
         busiest = sorted(sums.items(), key=lambda item: (-item[1][1] - item[1][3], item[0]))[:most]
         return tuple(TenantView(name, c[0], c[1], c[2], c[3], self._queue.counter(name)) for name, c in busiest)
 
+    def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
+        """What is asked of each pool: how much has come since the question before, what waits and what runs."""
+        queue = ((waiting, self._queue.expected_output(waiting)) for waiting in self._queue.waiting())
+        return self._meter.look(self._state.view(now_s).replicas, queue, now_s)
+
     # Inside
+
+    def _will_wake(self, waiting: Waiting, demand: Demand) -> bool:
+        return waiting.lane in self._waking and not demand.excluded
 
     def _all_requests(self) -> Iterator[tuple[int, Waiting]]:
         """Those that run, with 0, and those that wait, with 2."""

@@ -176,13 +176,24 @@ class TenantView:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingView:
+    """How many replicas a pool should have, and why. alarm: the policy failed, and the size is kept."""
+
+    pool: Pool
+    wanted_replicas: int
+    reason: str
+    alarm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The cluster as one part knows it. from_router: whether the router said so; else it is what one gateway knows by itself.
 
-    tenants: the busiest, of those that have anything.
+    tenants: the busiest, of those that have anything. scaling: of pools that scale.
     """
 
     replicas: tuple[ReplicaView, ...]
     gateways: tuple[GatewayView, ...]
     from_router: bool
     tenants: tuple[TenantView, ...] = ()
+    scaling: tuple[ScalingView, ...] = ()

@@ -26,7 +26,7 @@ def conditions(dispatcher: Dispatcher, pools: tuple[Pool, ...], *, draining: boo
     found += [
         Condition(NO_READY_REPLICA, f"no {pool} replica takes requests; those calls are refused until one does")
         for pool in pools
-        if dispatcher.ready_replicas(pool) == 0
+        if dispatcher.ready_replicas(pool) == 0 and not dispatcher.may_wake(pool)
     ]
     if draining:
         found.append(Condition(DRAINING, "this gateway finishes what it has and takes nothing new"))

@@ -59,6 +59,9 @@ class Dispatcher(Protocol):
     def ready_replicas(self, pool: Pool) -> int:
         """Replicas that take requests now."""
 
+    def may_wake(self, pool: Pool) -> bool:
+        """Whether requests of a pool without a replica are held until it has one."""
+
     async def reserve(self, tenant: Tenant, tokens: int) -> Held:
         """Reserves a call and the most tokens it may use in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
 

@@ -1,4 +1,5 @@
-"""grpc.health.v1: which services can be served now. A service is SERVING where every pool that it needs has a ready replica.
+"""grpc.health.v1: which services can be served now. A service is SERVING where every pool that it needs has a ready replica, or
+will have one for the first request.
 
 The overall name "" says whether sending calls to this gateway makes sense at all, so one ready pool is enough for it: a readiness probe
 must not take a gateway out because one pool of two restarts. A router that is down stops nothing; the trailing metadata says so.
@@ -30,14 +31,14 @@ ADMIN = service_name(admin_service_pb2, "AdminService")
 OPS = service_name(ops_service_pb2, "OpsService")
 
 
-def serving(ready: Mapping[Pool, int]) -> dict[str, bool]:
-    """Whether each service can be served, from the ready replicas of each enabled pool."""
+def serving(ready: Mapping[Pool, bool]) -> dict[str, bool]:
+    """Whether each service can be served, from whether each enabled pool takes requests."""
     return {
         OVERALL: any(ready.values()),
         INFERENCE: all(ready.values()),
-        f"{INFERENCE}/Generate": ready.get(Pool.GENERATION, 0) > 0,
-        f"{INFERENCE}/StreamGenerate": ready.get(Pool.GENERATION, 0) > 0,
-        f"{INFERENCE}/Embed": ready.get(Pool.EMBEDDING, 0) > 0,
+        f"{INFERENCE}/Generate": ready.get(Pool.GENERATION, False),
+        f"{INFERENCE}/StreamGenerate": ready.get(Pool.GENERATION, False),
+        f"{INFERENCE}/Embed": ready.get(Pool.EMBEDDING, False),
         TOKENS: True,
         MODELS: True,
         ADMIN: True,

@@ -80,7 +80,12 @@ def _known(view: ClusterView, replica_id: str) -> None:
 
 def _pool(pool: Pool, view: ClusterView) -> ops_service_pb2.PoolStatus:
     members = [one for one in view.replicas if one.replica.pool is pool]
+    scaling = next((one for one in view.scaling if one.pool is pool), None)
     return ops_service_pb2.PoolStatus(
+        draining_replicas=sum(one.replica.phase is ReplicaPhase.DRAINING for one in members),
+        wanted_replicas=scaling.wanted_replicas if scaling else None,
+        scaling_reason=scaling.reason if scaling else "",
+        scaling_alarm=scaling.alarm if scaling else False,
         kind=_POOL_KINDS[pool],
         ready_replicas=sum(one.ready for one in members),
         requests_in_flight=sum(one.outstanding.requests for one in members),

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
+from neox_serve.core.types import Pool
 from neox_serve.core.usage import UsageRecord
 from neox_serve.gateway.calls import Context, Method
 from neox_serve.gateway.conditions import Condition, conditions
@@ -191,7 +192,10 @@ class GatewayServer:
                 log.warning("credentials not taken up; those before stay", failure=str(error))
 
     async def _update_health(self) -> None:
-        await self._health.update(serving({pool: self._dispatcher.ready_replicas(pool) for pool in self._pools}))
+        await self._health.update(serving({pool: self._takes_requests(pool) for pool in self._pools}))
+
+    def _takes_requests(self, pool: Pool) -> bool:
+        return self._dispatcher.ready_replicas(pool) > 0 or self._dispatcher.may_wake(pool)
 
     def _conditions(self) -> list[Condition]:
         return conditions(self._dispatcher, self._pools, draining=self._runner.draining)

@@ -68,6 +68,7 @@ class Dispatcher:
         self._started_s = clock()
         self._link_timeout_s = link_timeout_s
         self._changed = asyncio.Event()
+        self._waking: frozenset[Pool] = frozenset()
         self._links = EngineLinks(gateway_id=gateway_id, rng=rng, on_change=self._announce_change, tls=tls)
         self._router = RouterLink[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse](
             resolve_router=resolve_router,
@@ -121,6 +122,10 @@ class Dispatcher:
     def ready_replicas(self, pool: Pool) -> int:
         """Replicas of a pool that are ready and whose link is up."""
         return sum(up and replica.pool is pool and replica.phase is ReplicaPhase.READY for replica, up in self._links.replicas())
+
+    def may_wake(self, pool: Pool) -> bool:
+        """Whether requests of a pool without a replica are held until it has one."""
+        return self.router_connected and pool in self._waking
 
     async def wait_ready(self, pools: Iterable[Pool], timeout_s: float) -> None:
         """Returns when each pool has a replica. Raises ServeError(NO_READY_REPLICA) where that takes longer than timeout_s."""
@@ -299,6 +304,7 @@ class Dispatcher:
             case "admit":
                 self._admission.on_answer(response.admit)
             case "replicas":
+                self._waking = wire.waking_from_proto(response.replicas)
                 self._links.update(wire.replicas_from_proto(response.replicas))
             case "reserve":
                 self._reservations.on_answer(response.reserve)

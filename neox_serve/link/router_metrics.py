@@ -1,10 +1,12 @@
 """What the router measures about itself."""
 
 from collections import Counter as Tally
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from neox_serve.core.admissions import Admissions
+from neox_serve.core.cluster import ScalingView
 from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.types import Pool
 from neox_serve.link.metrics_page import text_of
@@ -42,6 +44,10 @@ class RouterMetrics:
             "neox_serve_router_missed_block_news", "Times that a replica had to tell all of its prefix cache anew", registry=self._registry
         )
         self._gateways = Gauge("neox_serve_router_gateways", "Gateways known", registry=self._registry)
+        self._wanted = Gauge("neox_serve_wanted_replicas", "Replicas that a pool should have", ["pool"], registry=self._registry)
+        self._alarm = Gauge(
+            "neox_serve_scaling_alarm", "1 where the scaling policy fails and the size is kept", ["pool"], registry=self._registry
+        )
 
     def admitted(self, outcome: str, seconds: float) -> None:
         """One decision. outcome: "granted", or the refusal's reason."""
@@ -75,6 +81,12 @@ class RouterMetrics:
         self._replicas.clear()
         for (pool, phase), replicas in Tally((each.pool, each.phase) for each in state.replicas()).items():
             self._replicas.labels(pool, phase).set(replicas)
+
+    def show_scaling(self, scaling: Iterable[ScalingView]) -> None:
+        """Sets the gauges of what was decided."""
+        for each in scaling:
+            self._wanted.labels(each.pool).set(each.wanted_replicas)
+            self._alarm.labels(each.pool).set(each.alarm)
 
     def text(self) -> str:
         """All of it in Prometheus' text format."""

@@ -12,11 +12,13 @@ import grpc
 import structlog
 from grpc import aio
 
-from neox_serve.core.cluster import ClusterView, Replica
+from neox_serve.core.cluster import ClusterView, Replica, ScalingView
 from neox_serve.core.cluster_state import ClusterState
-from neox_serve.core.fair_queue import FairQueue, QueueLimits
+from neox_serve.core.fair_queue import FairQueue, Lane, QueueLimits
+from neox_serve.core.pool_demand import PoolDemand
 from neox_serve.core.quota import QuotaLedger, Spent
 from neox_serve.core.request_owners import RequestOwners
+from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import LinkTls, bind, internal_server
@@ -58,7 +60,8 @@ class _Gateway:
 class RouterServer(RouterLinkServiceServicer):
     """Serves RouterLinkService and the cluster's metrics page.
 
-    clock: seconds, steady; wall_clock: seconds since the epoch, never going back. rng: for the routing policy.
+    clock: seconds, steady; wall_clock: seconds since the epoch, never going back. rng: for the routing policy. waking: lanes of which there
+    may be no replica, until a request comes.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class RouterServer(RouterLinkServiceServicer):
         rng: Random | None = None,
         tls: LinkTls | None = None,
         tracing: Tracing | None = None,
+        waking: frozenset[Lane] = frozenset(),
     ) -> None:
         self._tls = tls
         self._tracing = tracing or Tracing(TracingSettings(), "router")
@@ -90,11 +94,14 @@ class RouterServer(RouterLinkServiceServicer):
             tracing=self._tracing,
             tell=self._tell,
             before_grant=self._before_grant,
+            waking=waking,
         )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
         self._quotas = QuotaDesk(
             clock=clock, wall_clock=self._wall_clock, opens_s=started_s + settings.peer_grace_s, metrics=self._metrics, rng=rng
         )
+        self._waking = [pool for pool, _ in waking]
+        self._scaling: tuple[ScalingView, ...] = ()
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
         self._owners = RequestOwners(_REPEAT_MEMORY_S)
@@ -117,6 +124,15 @@ class RouterServer(RouterLinkServiceServicer):
     def queue(self) -> FairQueue:
         """Who waits for a replica, to look at."""
         return self._requests.admissions.queue
+
+    def demand(self) -> dict[Pool, PoolDemand]:
+        """What is asked of each pool, since the question before."""
+        return self._requests.admissions.demand(self._clock())
+
+    def show_scaling(self, scaling: tuple[ScalingView, ...]) -> None:
+        """What was decided of each pool, for operators and metrics."""
+        self._scaling = scaling
+        self._metrics.show_scaling(scaling)
 
     def wall_clock(self) -> float:
         """Seconds since the epoch, as the ledger takes them."""
@@ -187,7 +203,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
         self._quotas.welcome(gateway.gateway_id, hello)
         self._gateways[gateway.connection] = gateway
-        gateway.outbox.put(wire.replica_set(self._state.replicas()))
+        gateway.outbox.put(wire.replica_set(self._state.replicas(), self._waking))
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
 
     async def _hear(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
@@ -241,7 +257,9 @@ class RouterServer(RouterLinkServiceServicer):
         return True
 
     def _view(self) -> ClusterView:
-        return replace(self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN))
+        return replace(
+            self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN), scaling=self._scaling
+        )
 
     def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
         demand = wire.demand_from_proto(request.admit)
@@ -321,7 +339,7 @@ class RouterServer(RouterLinkServiceServicer):
         if replicas == self._told:
             return
         self._told, self._told_ids = replicas, frozenset(replica.replica_id for replica in replicas)
-        message = wire.replica_set(replicas)
+        message = wire.replica_set(replicas, self._waking)
         for gateway in self._gateways.values():
             gateway.outbox.put(message)
 

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fneox_serve/v1/ops_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\")\n\x13\x44rainReplicaRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"\x16\n\x14\x44rainReplicaResponse\"\x19\n\x17GetClusterStatusRequest\"\xa5\x02\n\x18GetClusterStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12(\n\x05pools\x18\x03 \x03(\x0b\x32\x19.neox_serve.v1.PoolStatus\x12.\n\x08replicas\x18\x04 \x03(\x0b\x32\x1c.neox_serve.v1.ReplicaStatus\x12.\n\x08gateways\x18\x05 \x03(\x0b\x32\x1c.neox_serve.v1.GatewayStatus\x12,\n\nconditions\x18\x06 \x03(\x0b\x32\x18.neox_serve.v1.Condition\x12,\n\x07tenants\x18\x07 \x03(\x0b\x32\x1b.neox_serve.v1.TenantStatus\"\x92\x01\n\x0cTenantStatus\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10running_requests\x18\x02 \x01(\r\x12\x16\n\x0erunning_tokens\x18\x03 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x05 \x01(\x04\x12\x0e\n\x06served\x18\x06 \x01(\x01\"\x83\x01\n\nPoolStatus\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.neox_serve.v1.PoolKind\x12\x16\n\x0eready_replicas\x18\x02 \x01(\r\x12\x1a\n\x12requests_in_flight\x18\x03 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x04 \x01(\x04\"\xba\x02\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12%\n\x04pool\x18\x02 \x01(\x0e\x32\x17.neox_serve.v1.PoolKind\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.neox_serve.v1.ReplicaState\x12\x18\n\x10running_requests\x18\x05 \x01(\r\x12\x18\n\x10waiting_requests\x18\x06 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x07 \x01(\x04\x12\x19\n\x11kv_usage_fraction\x18\x08 \x01(\x01\x12 \n\x18output_tokens_per_second\x18\t \x01(\x01\x12&\n\x03\x61ge\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"g\n\rGatewayStatus\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x1a\n\x12requests_in_flight\x18\x02 \x01(\r\x12&\n\x03\x61ge\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\tCondition\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*X\n\x08PoolKind\x12\x19\n\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14POOL_KIND_GENERATION\x10\x01\x12\x17\n\x13POOL_KIND_EMBEDDING\x10\x02*\x97\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13REPLICA_STATE_READY\x10\x01\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x02\x12\x1b\n\x17REPLICA_STATE_UNHEALTHY\x10\x03\x12\x16\n\x12REPLICA_STATE_LOST\x10\x04\x32\xca\x01\n\nOpsService\x12\x63\n\x10GetClusterStatus\x12&.neox_serve.v1.GetClusterStatusRequest\x1a\'.neox_serve.v1.GetClusterStatusResponse\x12W\n\x0c\x44rainReplica\x12\".neox_serve.v1.DrainReplicaRequest\x1a#.neox_serve.v1.DrainReplicaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fneox_serve/v1/ops_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\")\n\x13\x44rainReplicaRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"\x16\n\x14\x44rainReplicaResponse\"\x19\n\x17GetClusterStatusRequest\"\xa5\x02\n\x18GetClusterStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12(\n\x05pools\x18\x03 \x03(\x0b\x32\x19.neox_serve.v1.PoolStatus\x12.\n\x08replicas\x18\x04 \x03(\x0b\x32\x1c.neox_serve.v1.ReplicaStatus\x12.\n\x08gateways\x18\x05 \x03(\x0b\x32\x1c.neox_serve.v1.GatewayStatus\x12,\n\nconditions\x18\x06 \x03(\x0b\x32\x18.neox_serve.v1.Condition\x12,\n\x07tenants\x18\x07 \x03(\x0b\x32\x1b.neox_serve.v1.TenantStatus\"\x92\x01\n\x0cTenantStatus\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10running_requests\x18\x02 \x01(\r\x12\x16\n\x0erunning_tokens\x18\x03 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x05 \x01(\x04\x12\x0e\n\x06served\x18\x06 \x01(\x01\"\xff\x01\n\nPoolStatus\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.neox_serve.v1.PoolKind\x12\x16\n\x0eready_replicas\x18\x02 \x01(\r\x12\x1a\n\x12requests_in_flight\x18\x03 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x04 \x01(\x04\x12\x1c\n\x0fwanted_replicas\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0escaling_reason\x18\x06 \x01(\t\x12\x15\n\rscaling_alarm\x18\x07 \x01(\x08\x12\x19\n\x11\x64raining_replicas\x18\x08 \x01(\rB\x12\n\x10_wanted_replicas\"\xba\x02\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12%\n\x04pool\x18\x02 \x01(\x0e\x32\x17.neox_serve.v1.PoolKind\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.neox_serve.v1.ReplicaState\x12\x18\n\x10running_requests\x18\x05 \x01(\r\x12\x18\n\x10waiting_requests\x18\x06 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x07 \x01(\x04\x12\x19\n\x11kv_usage_fraction\x18\x08 \x01(\x01\x12 \n\x18output_tokens_per_second\x18\t \x01(\x01\x12&\n\x03\x61ge\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"g\n\rGatewayStatus\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x1a\n\x12requests_in_flight\x18\x02 \x01(\r\x12&\n\x03\x61ge\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\tCondition\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*X\n\x08PoolKind\x12\x19\n\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14POOL_KIND_GENERATION\x10\x01\x12\x17\n\x13POOL_KIND_EMBEDDING\x10\x02*\x97\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13REPLICA_STATE_READY\x10\x01\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x02\x12\x1b\n\x17REPLICA_STATE_UNHEALTHY\x10\x03\x12\x16\n\x12REPLICA_STATE_LOST\x10\x04\x32\xca\x01\n\nOpsService\x12\x63\n\x10GetClusterStatus\x12&.neox_serve.v1.GetClusterStatusRequest\x1a\'.neox_serve.v1.GetClusterStatusResponse\x12W\n\x0c\x44rainReplica\x12\".neox_serve.v1.DrainReplicaRequest\x1a#.neox_serve.v1.DrainReplicaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neox_serve.v1.ops_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLKIND']._serialized_start=1223
-  _globals['_POOLKIND']._serialized_end=1311
-  _globals['_REPLICASTATE']._serialized_start=1314
-  _globals['_REPLICASTATE']._serialized_end=1465
+  _globals['_POOLKIND']._serialized_start=1347
+  _globals['_POOLKIND']._serialized_end=1435
+  _globals['_REPLICASTATE']._serialized_start=1438
+  _globals['_REPLICASTATE']._serialized_end=1589
   _globals['_DRAINREPLICAREQUEST']._serialized_start=82
   _globals['_DRAINREPLICAREQUEST']._serialized_end=123
   _globals['_DRAINREPLICARESPONSE']._serialized_start=125
@@ -47,13 +47,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTSTATUS']._serialized_start=473
   _globals['_TENANTSTATUS']._serialized_end=619
   _globals['_POOLSTATUS']._serialized_start=622
-  _globals['_POOLSTATUS']._serialized_end=753
-  _globals['_REPLICASTATUS']._serialized_start=756
-  _globals['_REPLICASTATUS']._serialized_end=1070
-  _globals['_GATEWAYSTATUS']._serialized_start=1072
-  _globals['_GATEWAYSTATUS']._serialized_end=1175
-  _globals['_CONDITION']._serialized_start=1177
-  _globals['_CONDITION']._serialized_end=1221
-  _globals['_OPSSERVICE']._serialized_start=1468
-  _globals['_OPSSERVICE']._serialized_end=1670
+  _globals['_POOLSTATUS']._serialized_end=877
+  _globals['_REPLICASTATUS']._serialized_start=880
+  _globals['_REPLICASTATUS']._serialized_end=1194
+  _globals['_GATEWAYSTATUS']._serialized_start=1196
+  _globals['_GATEWAYSTATUS']._serialized_end=1299
+  _globals['_CONDITION']._serialized_start=1301
+  _globals['_CONDITION']._serialized_end=1345
+  _globals['_OPSSERVICE']._serialized_start=1592
+  _globals['_OPSSERVICE']._serialized_end=1794
 # @@protoc_insertion_point(module_scope)

@@ -222,12 +222,23 @@ class PoolStatus(_message.Message):
     READY_REPLICAS_FIELD_NUMBER: _builtins.int
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     OUTSTANDING_TOKENS_FIELD_NUMBER: _builtins.int
+    WANTED_REPLICAS_FIELD_NUMBER: _builtins.int
+    SCALING_REASON_FIELD_NUMBER: _builtins.int
+    SCALING_ALARM_FIELD_NUMBER: _builtins.int
+    DRAINING_REPLICAS_FIELD_NUMBER: _builtins.int
     kind: Global___PoolKind.ValueType
     ready_replicas: _builtins.int
     requests_in_flight: _builtins.int
     """Requests dispatched and not ended."""
     outstanding_tokens: _builtins.int
     """Prompt and granted output tokens of those requests."""
+    wanted_replicas: _builtins.int
+    """Absent where its size is fixed."""
+    scaling_reason: _builtins.str
+    """Why so many are wanted."""
+    scaling_alarm: _builtins.bool
+    """The scaling policy fails, and the size is kept."""
+    draining_replicas: _builtins.int
     def __init__(
         self,
         *,
@@ -235,12 +246,18 @@ class PoolStatus(_message.Message):
         ready_replicas: _builtins.int = ...,
         requests_in_flight: _builtins.int = ...,
         outstanding_tokens: _builtins.int = ...,
+        wanted_replicas: _builtins.int | None = ...,
+        scaling_reason: _builtins.str = ...,
+        scaling_alarm: _builtins.bool = ...,
+        draining_replicas: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_replicas", b"_wanted_replicas", "wanted_replicas", b"wanted_replicas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "outstanding_tokens", b"outstanding_tokens", "ready_replicas", b"ready_replicas", "requests_in_flight", b"requests_in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_replicas", b"_wanted_replicas", "draining_replicas", b"draining_replicas", "kind", b"kind", "outstanding_tokens", b"outstanding_tokens", "ready_replicas", b"ready_replicas", "requests_in_flight", b"requests_in_flight", "scaling_alarm", b"scaling_alarm", "scaling_reason", b"scaling_reason", "wanted_replicas", b"wanted_replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wanted_replicas: _TypeAlias = _typing.Literal["wanted_replicas"]  # noqa: Y015
+    _WhichOneofArgType__wanted_replicas: _TypeAlias = _typing.Literal["_wanted_replicas", b"_wanted_replicas"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted_replicas) -> _WhichOneofReturnType__wanted_replicas | None: ...
 
 Global___PoolStatus: _TypeAlias = PoolStatus  # noqa: Y015
 

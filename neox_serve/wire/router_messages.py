@@ -11,6 +11,7 @@ from neox_serve.core.cluster import (
     Outstanding,
     Replica,
     ReplicaView,
+    ScalingView,
     Settled,
     TenantView,
     Terms,
@@ -19,6 +20,7 @@ from neox_serve.core.cluster_state import Grant
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError
 from neox_serve.core.quota import QuotaState, Reservation, Spent
 from neox_serve.core.tenants import PriorityClass, Quotas
+from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
 from neox_serve.wire.replica_messages import (
@@ -272,9 +274,15 @@ def estimate_from_proto(message: pb.EstimateResponse) -> tuple[float | None, Quo
     return (message.wait_s if message.HasField("wait_s") else None), state
 
 
-def replica_set(replicas: Iterable[Replica]) -> pb.ConnectGatewayResponse:
-    """All replicas that the router knows."""
-    return pb.ConnectGatewayResponse(replicas=pb.ReplicaSet(replicas=map(replica_to_proto, replicas)))
+def replica_set(replicas: Iterable[Replica], waking: Iterable[Pool] = ()) -> pb.ConnectGatewayResponse:
+    """All replicas that the router knows, and the pools that may be without one until a request comes."""
+    pools = sorted({POOL_TO_PROTO[pool] for pool in waking})
+    return pb.ConnectGatewayResponse(replicas=pb.ReplicaSet(replicas=map(replica_to_proto, replicas), waking=pools))
+
+
+def waking_from_proto(message: pb.ReplicaSet) -> frozenset[Pool]:
+    """The pools that may be without a replica until a request comes."""
+    return frozenset(POOL_FROM_PROTO[pool] for pool in message.waking)
 
 
 def replicas_from_proto(message: pb.ReplicaSet) -> tuple[Replica, ...]:
@@ -299,7 +307,12 @@ def view_to_proto(view_id: int, view: ClusterView) -> pb.ConnectGatewayResponse:
         pb.GatewayView(gateway_id=each.gateway_id, requests_in_flight=each.requests_in_flight, age_s=each.age_s) for each in view.gateways
     ]
     tenants = [pb.TenantView(**{name: getattr(each, name) for name in each.__slots__}) for each in view.tenants]
-    return pb.ConnectGatewayResponse(view=pb.ClusterView(view_id=view_id, replicas=replicas, gateways=gateways, tenants=tenants))
+    scaling = [
+        pb.ScalingView(pool=POOL_TO_PROTO[each.pool], wanted_replicas=each.wanted_replicas, reason=each.reason, alarm=each.alarm)
+        for each in view.scaling
+    ]
+    found = pb.ClusterView(view_id=view_id, replicas=replicas, gateways=gateways, tenants=tenants, scaling=scaling)
+    return pb.ConnectGatewayResponse(view=found)
 
 
 def view_from_proto(message: pb.ClusterView) -> ClusterView:
@@ -316,4 +329,5 @@ def view_from_proto(message: pb.ClusterView) -> ClusterView:
     )
     gateways = tuple(GatewayView(each.gateway_id, each.requests_in_flight, each.age_s) for each in message.gateways)
     tenants = tuple(TenantView(**{name: getattr(each, name) for name in TenantView.__slots__}) for each in message.tenants)
-    return ClusterView(replicas, gateways, from_router=True, tenants=tenants)
+    scaling = tuple(ScalingView(POOL_FROM_PROTO[each.pool], each.wanted_replicas, each.reason, each.alarm) for each in message.scaling)
+    return ClusterView(replicas, gateways, from_router=True, tenants=tenants, scaling=scaling)

@@ -163,6 +163,9 @@ class ScriptedDispatcher:
         """See the protocol."""
         return self.ready[pool]
 
+    def may_wake(self, pool: Pool) -> bool:
+        return False
+
     async def reserve(self, tenant: Tenant, tokens: int) -> "Reserved":
         """See the protocol."""
         if self.quota_refusal is not None:

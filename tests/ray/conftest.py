@@ -18,7 +18,15 @@ def fake_cluster_values() -> dict[str, Any]:
     return {
         "generation": {
             "engine": fake_engine(),
-            "replicas": {"min": 1, "initial": 1, "max": 2, "target_requests": 6, "upscale_delay_s": 0.5, "downscale_delay_s": 3},
+            "replicas": {"min": 1, "initial": 1, "max": 2},
+        },
+        "scaling": {
+            "policy": "target-ongoing-requests",
+            "target_requests": 6,
+            "look_back_s": 1,
+            "upscale_delay_s": 0.5,
+            "downscale_delay_s": 3,
+            "interval_s": 0.3,
         },
         "embedding": {"engine": fake_engine()},
         "gateway": {"port": free_port(), "processes": 2},

@@ -1,7 +1,6 @@
 """What a cluster survives, with real processes killed under real streams (fake engines, so that timing is known)."""
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
@@ -11,7 +10,7 @@ from neox_serve.core.errors import Reason
 from neox_serve.core.types import Pool
 from tests.clusters import GATEWAY, GENERATION, ROUTER, CommandCluster
 from tests.ray.conftest import fake_engine
-from tests.streams import NO_RETRY, StreamRecord, read_stream, until
+from tests.streams import NO_RETRY, StreamRecord, assert_whole, read_stream, until
 
 pytestmark = pytest.mark.ray
 
@@ -34,13 +33,6 @@ async def start_streams(
 
     await until(all_began, 20, "every stream has a token")
     return records, reading
-
-
-def assert_whole(records: Sequence[StreamRecord], max_tokens: int = LONG) -> None:
-    """Every stream ended well, with every token once."""
-    assert [record.error for record in records] == [None] * len(records)
-    assert [len(record.token_ids) for record in records] == [max_tokens] * len(records)
-    assert all(record.final and record.final.usage.completion_tokens == max_tokens for record in records)
 
 
 async def generation_ready(client: AsyncClient, replicas: int) -> bool:
@@ -69,7 +61,7 @@ async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: 
         router.kill()
         new = await read_stream(client, "while the router is down", max_tokens=5)
         assert_whole([new], 5)
-        assert_whole(await reading)
+        assert_whole(await reading, LONG)
         await until(lambda: generation_ready(client, 1), 30, "the router is back and knows the replica")
         await until(lambda: idle(client), 10, "the new router holds no lease")
 

@@ -28,6 +28,9 @@ class NoReplicas:
     def ready_replicas(self, pool: Pool) -> int:
         return 0
 
+    def may_wake(self, pool: Pool) -> bool:
+        return False
+
 
 def exposed() -> set[str]:
     """Names of all samples that gateways, router and vLLM can show."""

@@ -1,6 +1,7 @@
 """What a replica takes from the cluster."""
 
 from deployments.placement import placement_options, scaling_options, workers
+from neox_serve.core.types import Pool
 from neox_serve.settings import EngineSettings, ReplicaSettings
 
 
@@ -30,10 +31,11 @@ def test_placement_more_workers_than_a_node_has_gpus_are_spread_without_being_to
 
 
 def test_scaling_equal_bounds_fix_the_count() -> None:
-    assert scaling_options(ReplicaSettings(initial=2, min=2, max=2)) == {"num_replicas": 2}
+    assert scaling_options(Pool.GENERATION, ReplicaSettings(initial=2, min=2, max=2)) == {"num_replicas": 2}
 
 
-def test_scaling_open_bounds_ask_our_policy_with_the_same_bounds() -> None:
-    config = scaling_options(ReplicaSettings(min=1, max=3, target_requests=8, upscale_delay_s=2, downscale_delay_s=9))["autoscaling_config"]
-    assert config["policy"]["policy_kwargs"] == {"min_replicas": 1, "max_replicas": 3, "target_requests": 8}
-    assert (config["upscale_delay_s"], config["downscale_delay_s"]) == (2, 9)
+def test_scaling_open_bounds_do_what_was_decided_without_further_delay() -> None:
+    config = scaling_options(Pool.GENERATION, ReplicaSettings(min=1, max=3))["autoscaling_config"]
+    assert config["policy"]["policy_kwargs"] == {"pool": "generation"}
+    assert (config["upscale_delay_s"], config["downscale_delay_s"]) == (0, 0)
+    assert (config["min_replicas"], config["max_replicas"]) == (1, 3)

@@ -72,7 +72,9 @@ def timeline(
 def test_any_policy_stays_within_its_bounds_and_goes_on_from_a_state_kept_as_json(
     name: str, history: list[PoolSignals], spec: PoolSpec
 ) -> None:
-    policy, state, kept = POLICIES[name], {}, {}
+    policy = POLICIES[name]
+    state: State = {}
+    kept: State = {}
     for second, seen in enumerate(history):
         decision, state = policy(seen, spec, state, float(second))
         again, kept = policy(seen, spec, json.loads(json.dumps(kept)), float(second))
@@ -130,7 +132,7 @@ def test_forecast_provides_for_the_trend() -> None:
 def test_token_aware_steady_load_ends_near_what_it_needs_and_stays() -> None:
     rate = 10.0 / ONE_A_SECOND
     found = timeline(token_aware(), lambda _, count: signals(rate=rate, ready=count), 3600)
-    assert 10 <= found[-1].replicas <= 12
+    assert 10 <= found[-1].replicas <= 13
     assert len({decision.replicas for decision in found[900:]}) == 1
 
 

@@ -875,16 +875,22 @@ class ReplicaSet(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLICAS_FIELD_NUMBER: _builtins.int
+    WAKING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
+    @_builtins.property
+    def waking(self) -> _containers.RepeatedScalarFieldContainer[Global___Pool.ValueType]:
+        """Pools that may be without a replica until a request comes, which then is held."""
+
     def __init__(
         self,
         *,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
+        waking: _abc.Iterable[Global___Pool.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "waking", b"waking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -942,6 +948,7 @@ class ClusterView(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     view_id: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaView]: ...
@@ -949,6 +956,10 @@ class ClusterView(_message.Message):
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayView]: ...
     @_builtins.property
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantView]: ...
+    @_builtins.property
+    def scaling(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingView]:
+        """Of pools that scale."""
+
     def __init__(
         self,
         *,
@@ -956,14 +967,46 @@ class ClusterView(_message.Message):
         replicas: _abc.Iterable[Global___ReplicaView] | None = ...,
         gateways: _abc.Iterable[Global___GatewayView] | None = ...,
         tenants: _abc.Iterable[Global___TenantView] | None = ...,
+        scaling: _abc.Iterable[Global___ScalingView] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "replicas", b"replicas", "tenants", b"tenants", "view_id", b"view_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "replicas", b"replicas", "scaling", b"scaling", "tenants", b"tenants", "view_id", b"view_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterView: _TypeAlias = ClusterView  # noqa: Y015
+
+@_typing.final
+class ScalingView(_message.Message):
+    """How many replicas a pool should have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    WANTED_REPLICAS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    pool: Global___Pool.ValueType
+    wanted_replicas: _builtins.int
+    reason: _builtins.str
+    alarm: _builtins.bool
+    """The policy fails, and the size is kept."""
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool.ValueType = ...,
+        wanted_replicas: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        alarm: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "pool", b"pool", "reason", b"reason", "wanted_replicas", b"wanted_replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingView: _TypeAlias = ScalingView  # noqa: Y015
 
 @_typing.final
 class TenantView(_message.Message):

@@ -66,6 +66,10 @@ class EngineDispatcher:
         """The engine."""
         return int(pool is Pool.GENERATION)
 
+    def may_wake(self, pool: Pool) -> bool:
+        """No pool is ever at zero here."""
+        return False
+
     async def reserve(self, _tenant: Tenant, _tokens: int) -> Held:
         """Nobody has quotas here."""
         return Held(lambda _used: None)

@@ -1,0 +1,147 @@
+"""Scaling beside the router: once a second its demand becomes signals, the scaler decides, and Serve's controller finds the verdicts in
+Ray's key-value store, where the scaler's memory is too."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from autoscaling.policies import POLICIES
+from autoscaling.policies.decision import Policy
+from autoscaling.policies.ray_serve import Delays, target_ongoing_requests
+from autoscaling.policies.token_aware import Tuning, token_aware
+from autoscaling.ray_adapter import VERDICT_NAMESPACE, stored_verdict
+from autoscaling.scaler import Scaler, Verdict
+from autoscaling.signals import BULK, Capacity, ClassDemand, PoolSignals, PoolSpec, Targets
+from neox_serve.core.cluster import ScalingView
+from neox_serve.core.pool_demand import PoolDemand
+from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.types import Pool
+from neox_serve.link.router_server import RouterServer
+from neox_serve.link.streams import repeat
+from neox_serve.settings import ReplicaSettings, ScalingSettings, Settings, pool_settings
+
+_log = structlog.get_logger(__name__)
+
+_MEMORY_KEY = b"memory"
+_SAVE_EVERY = 5
+
+
+def scaled_pools(settings: Settings) -> dict[Pool, ReplicaSettings]:
+    """The pools whose bounds leave a choice."""
+    pools = [Pool.GENERATION, *([Pool.EMBEDDING] if settings.embedding.enabled else [])]
+    replicas = {pool: pool_settings(settings, pool).replicas for pool in pools}
+    return {pool: one for pool, one in replicas.items() if one.min != one.max}
+
+
+def waking_lanes(settings: Settings) -> frozenset[tuple[Pool, str]]:
+    """Where requests are held while there is no replica, since one will come."""
+    return frozenset((pool, settings.model.name) for pool, one in scaled_pools(settings).items() if one.min == 0)
+
+
+def policy_of(scaling: ScalingSettings) -> Policy:
+    """The policy that is set."""
+    if scaling.policy == "token-aware":
+        return token_aware(Tuning(headroom=scaling.headroom, level_s=scaling.level_s, idle_s=scaling.idle_s))
+    if scaling.policy == "target-ongoing-requests":
+        delays = Delays(
+            upscale_delay_s=scaling.upscale_delay_s, downscale_delay_s=scaling.downscale_delay_s, look_back_s=scaling.look_back_s
+        )
+        return target_ongoing_requests(scaling.target_requests, delays)
+    return POLICIES[scaling.policy]
+
+
+def scaler_of(settings: Settings) -> Scaler:
+    """The cluster's scaler. Raises ValueError where the GPU budget is too small for the fewest replicas."""
+    pools = scaled_pools(settings)
+    specs = {pool.value: _spec(settings.scaling, one, _gpus(settings, pool)) for pool, one in pools.items()}
+    return Scaler(policy_of(settings.scaling), specs, {pool.value: one.initial for pool, one in pools.items()}, settings.scaling.gpu_budget)
+
+
+def _gpus(settings: Settings, pool: Pool) -> float:
+    chosen = pool_settings(settings, pool)
+    return chosen.replicas.gpus_per_worker * chosen.engine.tensor_parallel_size * chosen.engine.pipeline_parallel_size
+
+
+def _spec(scaling: ScalingSettings, replicas: ReplicaSettings, gpus: float) -> PoolSpec:
+    capacity = Capacity(
+        scaling.step_s,
+        scaling.step_per_sequence_s,
+        scaling.step_per_resident_token_s,
+        scaling.per_prompt_token_s,
+        scaling.kv_tokens,
+        replicas.max_requests,
+    )
+    targets = Targets(scaling.ttft_s, scaling.tpot_s, scaling.attainment_fraction)
+    return PoolSpec(replicas.min, replicas.max, capacity, targets, scaling.startup_s, gpus)
+
+
+def signals_of(demand: PoolDemand) -> PoolSignals:
+    """What a policy sees of a pool."""
+    return PoolSignals(
+        ready_replicas=demand.ready_replicas,
+        draining_replicas=demand.draining_replicas,
+        by_class={
+            BULK if priority is PriorityClass.BULK else priority.name.lower(): ClassDemand(
+                counts.waiting_requests,
+                counts.waiting_tokens,
+                counts.requests / demand.seconds,
+                counts.input_tokens / demand.seconds,
+                counts.output_tokens / demand.seconds,
+            )
+            for priority, counts in demand.by_class.items()
+        },
+        running_requests=demand.running_requests,
+        running_tokens=demand.running_tokens,
+        kv_usage_fraction=demand.kv_usage_fraction,
+    )
+
+
+class ScalingLoop:
+    """Runs beside a RouterServer. wall_clock: seconds since the epoch, which outlives a router's process."""
+
+    def __init__(self, scaler: Scaler, pools: tuple[Pool, ...], server: RouterServer, wall_clock: Callable[[], float]) -> None:
+        self._scaler = scaler
+        self._pools = pools
+        self._server = server
+        self._wall_clock = wall_clock
+        self._verdicts: dict[str, Verdict] = {}
+        self._rounds = 0
+
+    async def run(self, interval_s: float) -> None:
+        """Decides for ever. What a router before this one remembered is taken up first."""
+        if stored := _internal_kv_get(_MEMORY_KEY, namespace=VERDICT_NAMESPACE):
+            self._scaler.restore(json.loads(stored))
+        await repeat(self._decide, interval_s)
+
+    async def _decide(self) -> None:
+        now_s = self._wall_clock()
+        seen = {pool.value: signals_of(demand) for pool, demand in self._server.demand().items() if pool in self._pools}
+        verdicts = self._scaler.decide(seen, now_s)
+        changed = self._tell(verdicts)
+        for name, verdict in verdicts.items():
+            _internal_kv_put(name.encode(), stored_verdict(verdict.replicas, verdict.reason, now_s), namespace=VERDICT_NAMESPACE)
+        self._rounds += 1
+        if changed or self._rounds % _SAVE_EVERY == 0:
+            _internal_kv_put(_MEMORY_KEY, json.dumps(self._scaler.dump()).encode(), namespace=VERDICT_NAMESPACE)
+
+    def _tell(self, verdicts: Mapping[str, Verdict]) -> bool:
+        """Logs what changes, and shows all of it at the router. Returns whether anything changed."""
+        changed = False
+        for name, verdict in verdicts.items():
+            before = self._verdicts.get(name)
+            if before is None or (before.replicas, before.alarm) != (verdict.replicas, verdict.alarm):
+                changed = True
+                say = _log.error if verdict.alarm else _log.info
+                say("replicas_wanted", pool=name, replicas=verdict.replicas, reason=verdict.reason)
+        self._verdicts = dict(verdicts)
+        self._server.show_scaling(tuple(ScalingView(Pool(name), one.replicas, one.reason, one.alarm) for name, one in verdicts.items()))
+        return changed
+
+
+def loop_of(settings: Settings, server: RouterServer, wall_clock: Callable[[], float]) -> Any:
+    """The loop, where any pool scales; None where none does."""
+    pools = tuple(scaled_pools(settings))
+    return ScalingLoop(scaler_of(settings), pools, server, wall_clock) if pools else None

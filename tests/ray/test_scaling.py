@@ -1,0 +1,81 @@
+"""Scaling for real: a cluster of fake engines that begins with nothing, grows under load, and goes back to nothing."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from neox_serve.client import AsyncClient
+from neox_serve.core.types import Pool
+from tests.clusters import ROUTER, CommandCluster, free_port, running_cluster
+from tests.ray.conftest import fake_engine
+from tests.streams import NO_RETRY, assert_whole, read_stream, until
+
+pytestmark = pytest.mark.ray
+
+CONTROLLER = "ServeController"
+
+
+@pytest.fixture(scope="module")
+def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
+    """A cluster whose pools begin without a replica."""
+    values = {
+        "generation": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 4, "max_requests": 16}},
+        "embedding": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 1}},
+        "scaling": {
+            "policy": "target-ongoing-requests",
+            "target_requests": 4,
+            "look_back_s": 1,
+            "upscale_delay_s": 0.5,
+            "downscale_delay_s": 4,
+            "interval_s": 0.3,
+            "startup_s": 8,
+        },
+        "gateway": {"port": free_port(), "processes": 1},
+        "metrics": {"port": free_port()},
+        "ray": {"dashboard_port": free_port()},
+    }
+    with running_cluster(tmp_path_factory.mktemp("sleeping"), values) as started:
+        yield started
+
+
+async def generation(client: AsyncClient) -> tuple[int, int | None, str]:
+    """Ready and wanted replicas, and why."""
+    status = await client.status(timeout_s=5)
+    pool = next(one for one in status.pools if one.pool is Pool.GENERATION)
+    return pool.ready_replicas, pool.wanted_replicas, pool.scaling_reason
+
+
+async def at_size(client: AsyncClient, ready: int, timeout_s: float) -> None:
+    async def reached() -> bool:
+        return (await generation(client))[:2] == (ready, ready)
+
+    await until(reached, timeout_s, f"{ready} replicas, ready and wanted")
+
+
+async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothing_lost(sleeping: CommandCluster) -> None:
+    async with AsyncClient(sleeping.address, retry=NO_RETRY) as client:
+        await at_size(client, 0, 30)
+        first = await asyncio.gather(*(read_stream(client, f"first {n}", max_tokens=5) for n in range(3)))
+        assert_whole(first, 5)
+        vector = await client.embed("held until a replica comes", timeout_s=60.0)
+        assert len(vector.vectors) == 1
+        await at_size(client, 1, 30)
+
+        streams = [asyncio.create_task(read_stream(client, f"step {n}", max_tokens=1200)) for n in range(14)]
+
+        async def wanted_four() -> bool:
+            return (await generation(client))[1] == 4
+
+        await until(wanted_four, 30, "four replicas are wanted")
+        # In the middle of the decision, first the router and then Serve's controller die.
+        sleeping.processes(ROUTER)[0].kill()
+        await asyncio.sleep(1)
+        sleeping.processes(CONTROLLER)[0].kill()
+        await at_size(client, 4, 90)
+        assert_whole(await asyncio.gather(*streams), 1200)
+
+        lasting = asyncio.create_task(read_stream(client, "lasting", max_tokens=800))
+        await at_size(client, 1, 90)
+        assert_whole([await lasting], 800)
+        await at_size(client, 0, 60)
