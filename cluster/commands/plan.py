@@ -1,0 +1,106 @@
+"""`neox-serve plan`: which GPUs a model and a load take, without any."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cluster.commands.failures import CommandError
+from cluster.commands.inout import JsonOption, print_json, print_view
+
+if TYPE_CHECKING:
+    from neox_serve.core.model import ModelFacts
+
+_MODEL, _LOAD, _GPUS, _RESULTS = "Model", "Load", "GPUs", "Results"
+_NEOX_20B = "gpt-neox-20b"
+
+
+def _option(panel: str, text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=least)
+
+
+def plan(  # noqa: PLR0913 - the command's options, one by one
+    *,
+    model: Annotated[str, _option(_MODEL, "gpt-neox-20b, or a config.json, or the folder that holds it.")] = _NEOX_20B,
+    quantization: Annotated[Literal["none", "int8", "int4", "any"], _option(_MODEL, "How weights are kept.")] = "none",
+    context: Annotated[int | None, _option(_MODEL, "Tokens a sequence may have (default: the model's positions).", least=1)] = None,
+    rate: Annotated[float, _option(_LOAD, "Requests a second.")] = 5.0,
+    input_tokens: Annotated[float, _option(_LOAD, "Of a request, mean.")] = 600.0,
+    output_tokens: Annotated[float, _option(_LOAD, "Of a request, mean.")] = 200.0,
+    ttft_s: Annotated[float, _option(_LOAD, "Promised time to first token.", "--ttft", metavar="SECONDS")] = 2.0,
+    tpot_s: Annotated[float, _option(_LOAD, "Promised time per further token.", "--tpot", metavar="SECONDS")] = 0.1,
+    gpu: Annotated[
+        list[str] | None, _option(_GPUS, "A type and how many there are; may be repeated (default: a100-80=8).", metavar="TYPE=COUNT")
+    ] = None,
+    price: Annotated[list[str] | None, _option(_GPUS, "What one costs an hour, instead of the default.", metavar="TYPE=PRICE")] = None,
+    utilization: Annotated[float, _option(_GPUS, "Of a GPU's memory that the engine may take.")] = 0.9,
+    config: Annotated[Path | None, _option(_RESULTS, "Writes settings of the best layout, for `neox-serve up`.", metavar="FILE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan GPUs, layout and replicas for a model and a load."""
+    from cluster.plan import Load, Wish
+    from cluster.plan import plan as make
+    from cluster.plan_view import plan_figures, plan_view
+    from neox_serve.core.memory import Quantization
+
+    facts = _facts(model)
+    kept = tuple(Quantization) if quantization == "any" else (Quantization(quantization),)
+    gpus = {name: int(count) for name, count in _pairs(gpu or ["a100-80=8"], "--gpu")}
+    try:
+        load = Load(rate, input_tokens, output_tokens, ttft_s, tpot_s)
+        wish = Wish(facts, load, gpus, context or facts.positions, kept, utilization, dict(_pairs(price or [], "--price")))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    found = make(wish)
+    if as_json:
+        print_json(plan_figures(found))
+    else:
+        print_view(plan_view(found))
+    if found.best is None:
+        raise typer.Exit(1)
+    if config is not None:
+        _write(config, found.best, wish, model)
+
+
+def _facts(model: str) -> "ModelFacts":
+    from cluster.plan import NEOX_20B
+    from neox_serve.core.model import ModelFacts
+
+    if model == _NEOX_20B:
+        return NEOX_20B
+    path = Path(model)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return ModelFacts.from_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--model") from error
+
+
+def _pairs(texts: list[str], option: str) -> list[tuple[str, float]]:
+    from cluster.plan import GPUS
+
+    found = []
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in GPUS:
+            raise typer.BadParameter(f"GPU {name!r}: must be one of {', '.join(GPUS)}", param_hint=option)
+        if not value.replace(".", "", 1).isdigit() or float(value) <= 0:
+            raise typer.BadParameter(f"expected {name}=NUMBER with a positive number, got {text!r}", param_hint=option)
+        found.append((name, float(value)))
+    return found
+
+
+def _write(config: Path, best: Any, wish: Any, model: str) -> None:
+    import yaml
+
+    from cluster.plan import serve_settings
+    from neox_serve.settings import parse
+
+    path = Path(model)
+    source = "EleutherAI/gpt-neox-20b" if model == _NEOX_20B else str(path if path.is_dir() else path.parent)
+    name = model if model == _NEOX_20B else Path(source).name or "model"
+    values = serve_settings(best, wish, {"name": name, "source": source})
+    parse(values)
+    config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    typer.echo(f"Settings: {config}; start with `neox-serve up --config {config}`", err=True)
