@@ -40,7 +40,7 @@ NEOX_20B = ModelFacts(
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A type of GPU. memory_bytes: that the driver shows. bandwidth: of memory, bytes/s; arithmetic: dense fp16, FLOP/s; both by data sheet.
+    """A type of GPU. memory_bytes: that the driver shows. bandwidth: of memory, bytes/s; arithmetic: fp16, FLOP/s; both by data sheet.
 
     price: an hour, in whatever currency is planned in.
     """

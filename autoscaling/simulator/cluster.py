@@ -122,7 +122,8 @@ class _Run:
         self._rng = Random(setting.seed)
         self._router = ClusterState(grace_s=0.0, started_s=-1.0, rng=Random(setting.seed + 1), policy=setting.routing)
         self._router.connect_gateway(_GATEWAY, (), 0, 0.0)
-        self._admissions = Admissions(self._router, setting.queue)
+        waking = frozenset({(Pool.GENERATION, _MODEL)}) if setting.spec.min_replicas == 0 else frozenset()
+        self._admissions = Admissions(self._router, setting.queue, waking=waking)
         self._outcome = Outcome(duration_s, setting.startup_s)
         self._events: list[tuple[float, int, _Event, _SimulatedReplica | None, int]] = []
         self._order = count()

@@ -1,7 +1,7 @@
 """What a GPT-NeoX model takes of memory.
 
-Source: the shapes of transformers' GPTNeoXForCausalLM. Linear layers of the transformer blocks can be quantised; embeddings, norms and biases
-keep two bytes. Quantised weights carry a two-byte scale: int8 one for each output, int4 one for each 128 inputs of each output.
+Source: the shapes of transformers' GPTNeoXForCausalLM. Linear layers of the blocks can be quantised; embeddings, norms and biases keep two
+bytes. Quantised weights carry a two-byte scale: int8 one for each output, int4 one for each 128 inputs of each output.
 """
 
 import math

@@ -1,0 +1,41 @@
+"""What is planned of a model's memory is what its checkpoint holds and what vLLM reports."""
+
+import math
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from neox_serve.core.memory import kv_bytes_per_token, parameters, weight_bytes
+from neox_serve.model_files import read_facts
+from tests.clusters import CommandCluster
+
+pytestmark = pytest.mark.e2e
+
+FOLDER = Path(__file__).parents[2] / "neox_serve" / "builtin_model"
+FLOAT32_BYTES = 4
+
+
+def test_planned_weights_are_those_of_the_checkpoint() -> None:
+    elements = 0
+    for path in FOLDER.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                shape = tensors.get_slice(name).get_shape()
+                elements += math.prod(shape)
+    facts = read_facts(FOLDER)
+    assert parameters(facts) == elements
+    assert weight_bytes(facts, element_bytes=FLOAT32_BYTES) == elements * FLOAT32_BYTES
+
+
+def test_planned_kv_tokens_are_those_that_vllm_reports(real_cluster: CommandCluster) -> None:
+    page = urllib.request.urlopen(f"http://127.0.0.1:{real_cluster.settings.metrics.port}/metrics", timeout=10).read().decode()
+    lines = [line for line in page.splitlines() if line.startswith("vllm:cache_config_info{") and 'pool="generation"' in line]
+    assert lines, "vLLM says nothing of its cache"
+    told = dict(re.findall(r'(\w+)="([^"]*)"', lines[0]))
+    block_tokens, blocks = int(told["block_size"]), int(told["num_gpu_blocks"])
+    room_bytes = real_cluster.settings.generation.engine.kv_cache_gib * (1 << 30)
+    planned = int(room_bytes // (kv_bytes_per_token(read_facts(FOLDER), FLOAT32_BYTES) * block_tokens))
+    assert blocks == planned
