@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(sort $(shell find protos -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers serve check test bench bench-smoke goals protos generate-protos lock
+.PHONY: help setup peers serve check test bench bench-smoke goals goals-long protos generate-protos lock
 
 help: ## Lists these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ bench-smoke: setup ## The main ratios from one round, in under 3 minutes
 
 goals: peers ## Measures every goal and prints a line for each; fails where one is short
 	@$(BIN)/python -m tests.bench.goals
+
+goals-long: setup ## Measures the goals that take hours, like `goals`
+	@$(BIN)/python -m tests.bench.goals --long
 
 lock: $(VENV)/.installed ## Resolves requirements/{cpu,gpu}.lock anew from pyproject.toml
 	@for environment in cpu gpu; do \

@@ -11,7 +11,6 @@ import asyncio
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar, cast
@@ -27,9 +26,11 @@ from tests.bench import (
     rolling,
     router_decisions,
     router_scale,
+    scaling_goals,
 )
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
+from tests.bench.goal import Goal
 from tests.bench.ladder import climbing
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
@@ -98,17 +99,6 @@ class Runs:
         if isinstance(made, Exception):
             raise made
         return cast("T", made)
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A figure that must hold. measures: for people. op: of OPERATORS. measure: gets the figure, raising where it cannot be had."""
-
-    id: str
-    measures: str
-    op: str
-    target: float
-    measure: Callable[[Runs], float]
 
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt}
@@ -325,7 +315,9 @@ GOALS: tuple[Goal, ...] = (
     Goal(
         "routing.bytes_per_block", "memory of the router's index for each of a million blocks", "<=", 128.0, lambda _: block_bytes.measure()
     ),
+    *scaling_goals.GOALS,
 )
+LONG_GOALS: tuple[Goal, ...] = scaling_goals.LONG_GOALS
 
 
 def holds(goal: Goal, value: float) -> bool:
@@ -362,12 +354,14 @@ def measure_all(goals: Sequence[Goal], runs: Runs, tell: Callable[[str], None]) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.goals", description="Measures the goals and prints one line for each.")
+    known = [*GOALS, *LONG_GOALS]
     parser.add_argument(
-        "--only", action="append", metavar="ID", choices=[goal.id for goal in GOALS], help="measure this goal; may be repeated"
+        "--only", action="append", metavar="ID", choices=[goal.id for goal in known], help="measure this goal; may be repeated"
     )
+    parser.add_argument("--long", action="store_true", help="those that take longer than ten minutes each, instead of the others")
     parser.add_argument("--list", action="store_true", help="say what the goals are and measure nothing")
     chosen = parser.parse_args(arguments)
-    goals = [goal for goal in GOALS if not chosen.only or goal.id in chosen.only]
+    goals = [goal for goal in known if goal.id in chosen.only] if chosen.only else list(LONG_GOALS if chosen.long else GOALS)
     if chosen.list:
         for goal in goals:
             print(f"{goal.id}  {goal.op} {goal.target:g}  {goal.measures}")

@@ -8,7 +8,8 @@ import pytest
 from tests.bench import goals
 from tests.bench.comparison import Comparison, Start
 from tests.bench.engine_comparison import NEOX, OPENAI
-from tests.bench.goals import GOALS, OPERATORS, Goal, Runs, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.goal import Goal
+from tests.bench.goals import GOALS, OPERATORS, Runs, holds, measure_all, measured_line, unmeasured_line
 from tests.bench.view import View
 
 NO_RUNS = cast("Runs", None)

@@ -1,6 +1,8 @@
 """`neox-serve simulate`: its figures, its pages, and what it says of bad input."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from autoscaling.simulator.contenders import CONTENDERS
 from cluster.cli import app
 from cluster.commands.simulate import PolicyName
 
+PAGE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    neox-serve (.+)$", PAGE, flags=re.MULTILINE)
 QUICK = ["simulate", "--rate", "2", "--duration", "300", "--warm-up", "60", "--startup", "20"]
 
 
@@ -60,3 +64,13 @@ def test_simulate_bad_input_is_named(arguments: list[str], named: str) -> None:
     done = CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": "200"})
     assert done.exit_code != 0
     assert named in done.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_on_scaling_work(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "\n".join(f"2023-11-16 18:{second // 60:02d}:{second % 60:02d}.000000,500,50" for second in range(700))
+    (tmp_path / "requests.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows + "\n")
+    quick = ["--policy", "static", "--knob", "2"] if command.startswith("simulate") else []
+    done = CliRunner().invoke(app, [*shlex.split(command), *quick])
+    assert done.exit_code == 0, done.output
