@@ -70,8 +70,8 @@ _GATEWAY_READS: dict[str, Any] = {
     "state_folder": True,
     "router": True,
     "log": True,
-    "generation": {"engine": {"max_model_tokens"}, "replicas": {"min"}},
-    "embedding": {"enabled": True, "default_pooling": True, "engine": {"max_model_tokens"}, "replicas": {"min"}},
+    "generation": {"engine": {"max_model_tokens"}},
+    "embedding": {"enabled": True, "default_pooling": True, "engine": {"max_model_tokens"}},
 }
 
 
