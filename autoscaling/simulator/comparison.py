@@ -122,5 +122,5 @@ def over_seeds(point: Point, workload: Workload, setting: Setting, seeds: Sequen
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """Processes that simulations run in."""
-    return ProcessPoolExecutor(count, mp_context=get_context("forkserver"))
+    """Processes that simulations run in. Spawned: a fork server is one to a process, and engines have theirs import what they need."""
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
