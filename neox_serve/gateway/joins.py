@@ -42,13 +42,13 @@ class JoinServer(GatewayLinkServiceServicer):
         await self._server.stop(_CLOSING_S)
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> AsyncIterator[pb.JoinResponse]:  # noqa: N802
-        """The messages of a call, as they come."""
-        run = self._repeats.known((request.tenant, request.method, request.request_id), request.digest)
-        if run is None:
-            yield pb.JoinResponse(unknown=True)
-            return
+        """The messages of a call, as they come; its failure where it fails, or where its message is another than the one asked for."""
         position = 0
         try:
+            run = self._repeats.find((request.tenant, request.method, request.request_id), request.digest)
+            if run is None:
+                yield pb.JoinResponse(unknown=True)
+                return
             while (message := await run.next(position)) is not None:
                 yield pb.JoinResponse(message=message)
                 position += 1

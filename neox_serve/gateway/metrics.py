@@ -4,6 +4,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from neox_serve.core.heavy_hitters import HeavyHitters
 from neox_serve.core.types import Pool
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.dispatching import Dispatcher
@@ -14,27 +15,19 @@ _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2
 
 _TENANT_BUCKETS_S = (0.05, 0.25, 1, 5, 30)
 _MOST_TENANTS = 50
+_TENANT_CANDIDATES = 1_000
+_TENANT_HALF_LIFE_S = 3_600.0
 OTHER_TENANTS = "other"
 
 
-class BoundedTenants:
-    """Names for metrics: those of the first tenants that call, and one for all others. What a name counts never moves to another."""
-
-    def __init__(self, most: int = _MOST_TENANTS) -> None:
-        self._most = most
-        self._named: set[str] = set()
-
-    def label(self, tenant: str) -> str:
-        """A tenant's name in metrics."""
-        if tenant not in self._named and len(self._named) < self._most:
-            self._named.add(tenant)
-        return tenant if tenant in self._named else OTHER_TENANTS
-
-
 class GatewayMetrics:
-    """Counts calls as they begin and end; what can be asked for is asked for when the page is read."""
+    """Counts calls as they begin and end; what can be asked for is asked for when the page is read.
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    most_tenants: those that used most tokens lately have series of their own, all others share `other`. A tenant that loses its place loses
+    its series, and begins anew at zero if it comes back: `rate` takes that for a restart, and no counter of another jumps.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, most_tenants: int = _MOST_TENANTS) -> None:
         self._registry = registry = CollectorRegistry()
         self._calls = Counter("neox_gateway_calls", "Calls that ended", ["method", "code", "reason"], registry=registry)
         self._in_flight = Gauge("neox_gateway_calls_in_flight", "Calls that have not ended", ["method"], registry=registry)
@@ -65,7 +58,7 @@ class GatewayMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self._tenants = BoundedTenants()
+        self._tenants = HeavyHitters(most_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
         self._tenant_calls = Counter("neox_gateway_tenant_calls", "Calls that ended, by tenant", ["tenant", "code"], registry=registry)
         self._tenant_tokens = Counter("neox_gateway_tenant_tokens", "Tokens of calls that ended", ["tenant", "kind"], registry=registry)
         self._tenant_ttft = Histogram(
@@ -96,7 +89,7 @@ class GatewayMetrics:
         self._in_flight.labels(method).dec()
         self._calls.labels(method, code, reason).inc()
         self._duration.labels(method).observe(now_s - call.arrived_at_s)
-        tenant = self._tenants.label(call.tenant.name)
+        tenant = self._label(call.tenant.name, tokens.used, now_s)
         self._tenant_calls.labels(tenant, code).inc()
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             self._tokens.labels(kind).inc(count)
@@ -110,6 +103,14 @@ class GatewayMetrics:
             self._tenant_ttft.labels(tenant).observe(call.first_token_at_s - call.arrived_at_s)
             if tokens.completion > 1:
                 self._tpot.labels(method).observe((call.last_token_at_s - call.first_token_at_s) / (tokens.completion - 1))
+
+    def _label(self, tenant: str, tokens: int, now_s: float) -> str:
+        """A tenant's name in metrics. A call counts even where it took no tokens."""
+        standing = self._tenants.add(tenant, 1 + tokens, now_s)
+        if standing.displaced is not None:
+            for series in (self._tenant_calls, self._tenant_tokens, self._tenant_ttft):
+                series.remove_by_labels({"tenant": standing.displaced})
+        return tenant if standing.named else OTHER_TENANTS
 
     def text(self) -> str:
         """The page, in Prometheus' text format."""

@@ -6,7 +6,7 @@ success is remembered: a call that failed may be tried again. Where the first ca
 again.
 
 A gateway remembers its own calls. The router knows which gateway has which, so that a repeat that comes to another one is answered from
-there (`neox_serve.gateway.joins`); without a router, or past its memory, it runs anew.
+there (`neox_serve.gateway.joins`), or refused where its message is another; without a router, or past its memory, it runs anew.
 """
 
 import asyncio
@@ -63,25 +63,19 @@ class Repeats:
         self._ended: OrderedDict[Key, tuple[float, Run]] = OrderedDict()
         self._bytes = 0
 
-    def find(self, key: Key, raw: bytes) -> Run | None:
-        """The call that this message repeats. Raises INVALID_ARGUMENT where its id belongs to a call with another message."""
+    def find(self, key: Key, digest: bytes) -> Run | None:
+        """The call that a message of this digest repeats. Raises INVALID_ARGUMENT where its id belongs to a call with another message."""
         self._forget_old()
         run = self._running.get(key)
         if run is None and key in self._ended:
             run = self._ended[key][1]
-        if run is not None and run.digest != digest_of(raw):
+        if run is not None and run.digest != digest:
             raise invalid("request_id", f"{key[2]!r} was given to a call with another message, and may not be used again yet")
         return run
 
-    def known(self, key: Key, digest: bytes) -> Run | None:
-        """The call of that key and message, for another gateway; None where there is none."""
-        self._forget_old()
-        run = self._running.get(key) or (self._ended[key][1] if key in self._ended else None)
-        return run if run is not None and run.digest == digest else None
-
-    def begin(self, key: Key, raw: bytes) -> Run:
+    def begin(self, key: Key, digest: bytes) -> Run:
         """A call that repeats none. It must be ended."""
-        run = self._running[key] = Run(digest_of(raw))
+        run = self._running[key] = Run(digest)
         return run
 
     def succeed(self, key: Key, run: Run) -> None:

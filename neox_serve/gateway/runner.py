@@ -160,10 +160,11 @@ class CallRunner:
 
     async def _run_once(self, key: Key, raw: bytes, method: Method, call: Call, message: Message, context: Context) -> bytes:
         """Runs the call, unless it repeats one: then it shares that one's answer."""
-        if (run := self._repeats.find(key, raw)) is not None:
+        digest = digest_of(raw)
+        if (run := self._repeats.find(key, digest)) is not None:
             call.joined = True
             return await self._join(run, method, call, context)
-        run = self._repeats.begin(key, raw)
+        run = self._repeats.begin(key, digest)
         call.request_key = "/".join(key)
         try:
             response = await self._handle(method, call, message, context, run)

@@ -17,7 +17,7 @@ from neox_serve.core.cluster import (
     Terms,
 )
 from neox_serve.core.cluster_state import Grant
-from neox_serve.core.errors import QuotaViolation, Reason, ServeError
+from neox_serve.core.errors import FieldViolation, QuotaViolation, Reason, ServeError
 from neox_serve.core.quota import QuotaState, Reservation, Spent
 from neox_serve.core.tenants import PriorityClass, Quotas
 from neox_serve.core.types import Pool
@@ -233,14 +233,19 @@ def refusal_to_proto(error: ServeError) -> pb.Refusal:
         metadata=dict(error.metadata),
         retry_after_s=error.retry_after_s or 0.0,
         quota_violations=[pb.QuotaViolation(subject=one.subject, description=one.description) for one in error.quota_violations],
+        field_violations=[pb.FieldViolation(field=one.field, description=one.description) for one in error.violations],
     )
 
 
 def refusal_from_proto(refusal: pb.Refusal) -> ServeError:
     """Why something is refused. Raises ValueError for an unknown reason."""
-    violations = tuple(QuotaViolation(one.subject, one.description) for one in refusal.quota_violations)
     return ServeError(
-        Reason(refusal.reason), refusal.message, dict(refusal.metadata), refusal.retry_after_s or None, quota_violations=violations
+        Reason(refusal.reason),
+        refusal.message,
+        dict(refusal.metadata),
+        refusal.retry_after_s or None,
+        tuple(FieldViolation(one.field, one.description) for one in refusal.field_violations),
+        tuple(QuotaViolation(one.subject, one.description) for one in refusal.quota_violations),
     )
 
 

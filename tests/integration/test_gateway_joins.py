@@ -62,6 +62,12 @@ async def stream(client: AsyncClient, request_id: str) -> list[Any]:
     return [event async for event in client.stream([5, 6], max_tokens=20, request_id=request_id)]
 
 
+async def refusal(client: AsyncClient, prompt: list[int], request_id: str) -> ServeError:
+    with pytest.raises(ServeError) as caught:
+        await client.generate(prompt, max_tokens=4, request_id=request_id)
+    return caught.value
+
+
 async def test_repeat_of_a_call_that_ran_elsewhere_gets_its_answer_and_does_not_run() -> None:
     async with two_gateways() as pair:
         first, second = pair.clients
@@ -83,11 +89,15 @@ async def test_repeat_of_a_stream_that_runs_elsewhere_gets_every_event() -> None
         assert len(pair.asked) == 1
 
 
-async def test_repeat_with_another_message_runs_for_itself() -> None:
-    """The other gateway does not know this message; only its own clients can be told that the id is taken."""
+async def test_repeat_with_another_message_is_refused_as_on_the_gateway_that_has_the_call() -> None:
     async with two_gateways() as pair:
         await pair.clients[0].generate([5, 6], max_tokens=4, request_id="one")
-        await pair.clients[1].generate([5, 7], max_tokens=4, request_id="one")
+        refused = [await refusal(client, [5, 7], "one") for client in pair.clients]
+        assert refused[0] == refused[1]
+        assert refused[0].reason is Reason.INVALID_ARGUMENT
+        assert [violation.field for violation in refused[0].violations] == ["request_id"]
+        assert len(pair.asked) == 1
+        await pair.clients[1].generate([5, 7], max_tokens=4, request_id="two")
         assert len(pair.asked) == 2
 
 
