@@ -108,6 +108,7 @@ class GenerationRequest:
     """One prompt for an engine. logprobs / prompt_logprobs: alternatives per position, None for none at all.
 
     cache_salt: only prompts with the same one share what the engine's prefix cache holds. session: for the choice of the replica alone.
+    traceparent: W3C's text, empty where nothing is traced.
     """
 
     request_id: str
@@ -136,13 +137,14 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """One input for an embedding engine. cache_salt: as in a generation request."""
+    """One input for an embedding engine. cache_salt, traceparent: as in a generation request."""
 
     request_id: str
     prompt_token_ids: TokenIds
     pooling: Pooling
     normalize: bool = True
     cache_salt: str | None = None
+    traceparent: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

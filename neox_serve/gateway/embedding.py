@@ -1,6 +1,7 @@
 """InferenceService.Embed."""
 
 import asyncio
+from dataclasses import replace
 
 from neox_serve.core.types import EmbeddingRequest, EmbeddingResult
 from neox_serve.gateway import prompts, validation
@@ -29,7 +30,8 @@ class Embedding:
         requests = await self._requests(call, message)
         call.reservation = await self._dispatcher.reserve(call.tenant, call.tokens.prompt)
         terms = call.terms(asyncio.get_running_loop().time())
-        results = await side_by_side([self._dispatcher.embed(self._served.model, request, terms) for request in requests])
+        traced = [replace(request, traceparent=terms.traceparent) for request in requests] if terms.traceparent else requests
+        results = await side_by_side([self._dispatcher.embed(self._served.model, request, terms) for request in traced])
         call.admitted(max(result.admission_s for result in results), results[-1].replica_id)
         call.tokens.cached = sum(result.cached_tokens for result in results)
         return self._response(call, requests, results)

@@ -125,9 +125,10 @@ class EngineLinkSession:
     def _start(self, message: pb.SubmitGeneration | pb.SubmitEmbedding, work: Coroutine[Any, Any, None]) -> None:
         key = self._base | message.key
         self._live[key] = message.request_id
-        if isinstance(message, pb.SubmitGeneration) and message.traceparent:
+        if message.traceparent:
+            name = "engine.generate" if isinstance(message, pb.SubmitGeneration) else "engine.embed"
             facts = {"neox.request_id": message.request_id, "neox.prompt_tokens": len(message.prompt_token_ids)}
-            self._spans[key] = self._tracing.begin("engine.generate", message.traceparent, facts)
+            self._spans[key] = self._tracing.begin(name, message.traceparent, facts)
         _log.debug("request_taken", request_id=message.request_id)
         task = asyncio.ensure_future(work)
         self._tasks[key] = task
@@ -144,16 +145,19 @@ class EngineLinkSession:
             self._take((Delta(key, end=True, failure=_broken(message.request_id)),))
 
     async def _embed(self, message: pb.SubmitEmbedding) -> None:
-        key = self._base | message.key
+        key, failure = self._base | message.key, ""
         try:
             self._admit()
             result = await self._engine.embed(key, wire.embedding_from_proto(message))
             response = wire.embedding_result_to_proto(message.key, result)
         except ServeError as error:
             _note_failure(message.request_id, error)
+            failure = error.reason.value
             response = wire.embedding_result_to_proto(message.key, error)
         except Exception:  # noqa: BLE001  as above
+            failure = Reason.ENGINE_FAILED.value
             response = wire.embedding_result_to_proto(message.key, _broken(message.request_id))
+        self._end_span(key, failure)
         if self._live.pop(key, None) is not None:
             self._results.append(response)
             self._wake.set()

@@ -156,13 +156,20 @@ def embedding_to_proto(key: int, request: EmbeddingRequest) -> pb.SubmitEmbeddin
         pooling=_POOLING_TO_PROTO[request.pooling],
         normalize=request.normalize,
         cache_salt=request.cache_salt or "",
+        traceparent=request.traceparent,
     )
 
 
 def embedding_from_proto(message: pb.SubmitEmbedding) -> EmbeddingRequest:
     """The request that `embedding_to_proto` was given. Raises ValueError or KeyError where it holds no valid request."""
-    pooling = _POOLING_FROM_PROTO[message.pooling]
-    return EmbeddingRequest(message.request_id, tuple(message.prompt_token_ids), pooling, message.normalize, message.cache_salt or None)
+    return EmbeddingRequest(
+        request_id=message.request_id,
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        pooling=_POOLING_FROM_PROTO[message.pooling],
+        normalize=message.normalize,
+        cache_salt=message.cache_salt or None,
+        traceparent=message.traceparent,
+    )
 
 
 # Frames

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -18,25 +19,35 @@ from neox_serve.link.router_server import RouterServer
 from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.tracing import Tracing
 from neox_serve.v1 import generation_pb2, inference_service_pb2
-from tests.fakes.gateways import connected, running_gateway
+from tests.fakes.gateways import Stubs, connected, running_gateway
 from tests.fakes.link_cluster import MODEL, until
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 
 
+class Span(NamedTuple):
+    """A span as it came. Ids are in hexadecimal."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    facts: dict[str, Any]
+
+
 class Collector:
-    """Takes spans over HTTP. spans: name, trace id, span id, parent's span id, attributes."""
+    """Takes spans over HTTP."""
 
     def __init__(self) -> None:
-        self.spans: list[tuple[str, str, str, str, dict[str, Any]]] = []
+        self.spans: list[Span] = []
 
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             for scope in resource.scope_spans:
                 for span in scope.spans:
                     values = {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
-                    self.spans.append((span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), values))
+                    self.spans.append(Span(span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), values))
 
 
 @pytest.fixture
@@ -65,8 +76,9 @@ def collector() -> Iterator[tuple[Collector, TracingSettings]]:
     server.server_close()
 
 
-async def test_call_is_one_trace_from_the_clients_span_down_to_the_replica(collector: tuple[Collector, TracingSettings]) -> None:
-    found, settings = collector
+@asynccontextmanager
+async def traced_gateway(settings: TracingSettings, pool: Pool) -> AsyncIterator[tuple[Stubs, str]]:
+    """A gateway, a router and a replica that send their spans, with the replica's id. All have sent everything at the end."""
     engine = FakeEngine(FakeTiming(ttft_s=0.001, itl_s=0.001))
     router = RouterServer(settings=RouterSettings(peer_grace_s=0.1), metrics=MetricsSettings(port=0), tracing=Tracing(settings, "router"))
     await router.start()
@@ -76,7 +88,7 @@ async def test_call_is_one_trace_from_the_clients_span_down_to_the_replica(colle
 
     replica = ReplicaServer(
         engine=engine,
-        pool=Pool.GENERATION,
+        pool=pool,
         model=MODEL,
         host="127.0.0.1",
         max_requests=8,
@@ -87,9 +99,28 @@ async def test_call_is_one_trace_from_the_clients_span_down_to_the_replica(colle
     await replica.start()
     dispatcher = Dispatcher(gateway_id="g", resolve_router=resolve, metrics_text=lambda: "")
     await dispatcher.start()
-    await until(lambda: dispatcher.ready_replicas(Pool.GENERATION))
+    await until(lambda: dispatcher.ready_replicas(pool))
     sections: dict[str, Any] = {"model": {"name": MODEL}, "tracing": settings.model_dump()}
     async with running_gateway(dispatcher, **sections) as server, connected(server.port) as stubs:
+        yield stubs, replica.replica_id
+    await dispatcher.close()
+    await replica.stop()
+    await router.stop()
+    await engine.close()
+
+
+async def spans_of(found: Collector, count: int) -> list[Span]:
+    """All that came, once there are so many, and that all belong to the client's trace."""
+    async with asyncio.timeout(10):
+        while len(found.spans) < count:  # noqa: ASYNC110 - the collector's thread fills it
+            await asyncio.sleep(0.02)
+    assert {span.trace_id for span in found.spans} == {TRACE_ID}
+    return found.spans
+
+
+async def test_call_is_one_trace_from_the_clients_span_down_to_the_replica(collector: tuple[Collector, TracingSettings]) -> None:
+    found, settings = collector
+    async with traced_gateway(settings, Pool.GENERATION) as (stubs, replica_id):
         prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[5, 6]))
         parameters = generation_pb2.GenerationParameters(stopping=generation_pb2.Stopping(max_tokens=3))
         request = inference_service_pb2.StreamGenerateRequest(request_id="mine", prompt=prompt, parameters=parameters)
@@ -99,22 +130,28 @@ async def test_call_is_one_trace_from_the_clients_span_down_to_the_replica(colle
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in stubs.inference.StreamGenerate(bad, metadata=(("traceparent", PARENT),)):
                 pass
-    await dispatcher.close()
-    await replica.stop()
-    await router.stop()
-    await engine.close()
-    async with asyncio.timeout(10):
-        while len(found.spans) < 4:  # noqa: ASYNC110 - the collector's thread fills it
-            await asyncio.sleep(0.02)
-    assert {trace_id for _, trace_id, *_ in found.spans} == {TRACE_ID}
-    calls = [span for span in found.spans if span[0].endswith("/StreamGenerate")]
-    (call,) = [span for span in calls if span[4].get("neox.request_id") == "mine"]
-    assert call[3] == "b7ad6b7169203331"
-    assert (call[4]["neox.tenant"], call[4]["neox.completion_tokens"], call[4]["neox.replica_id"]) == ("anonymous", 3, replica.replica_id)
-    below = {span[0]: span for span in found.spans if span[3] == call[2]}
+    spans = await spans_of(found, 4)
+    (call,) = [span for span in spans if span.name.endswith("/StreamGenerate") and span.facts.get("neox.request_id") == "mine"]
+    assert call.parent_id == "b7ad6b7169203331"
+    assert (call.facts["neox.tenant"], call.facts["neox.completion_tokens"], call.facts["neox.replica_id"]) == ("anonymous", 3, replica_id)
+    below = {span.name: span for span in spans if span.parent_id == call.span_id}
     assert set(below) == {"router.admit", "engine.generate"}
-    assert below["router.admit"][4]["neox.replica_id"] == replica.replica_id
-    assert below["engine.generate"][4]["neox.request_id"] == "mine"
+    assert below["router.admit"].facts["neox.replica_id"] == replica_id
+    assert below["engine.generate"].facts["neox.request_id"] == "mine"
+
+
+async def test_embedding_call_has_a_span_of_router_and_replica_for_each_input(collector: tuple[Collector, TracingSettings]) -> None:
+    found, settings = collector
+    async with traced_gateway(settings, Pool.EMBEDDING) as (stubs, _):
+        inputs = [generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)) for ids in ([5, 6], [7, 8, 9])]
+        request = inference_service_pb2.EmbedRequest(request_id="mine", inputs=inputs)
+        await stubs.inference.Embed(request, metadata=(("traceparent", PARENT),))
+    spans = await spans_of(found, 5)
+    (call,) = [span for span in spans if span.name.endswith("/Embed")]
+    below = [span for span in spans if span.parent_id == call.span_id]
+    assert sorted(span.name for span in below) == ["engine.embed"] * 2 + ["router.admit"] * 2
+    engine = sorted((span.facts["neox.request_id"], span.facts["neox.prompt_tokens"]) for span in below if span.name == "engine.embed")
+    assert engine == [("mine#0", 2), ("mine#1", 3)]
 
 
 async def test_without_an_endpoint_nothing_is_made_and_nothing_travels() -> None:

@@ -398,6 +398,7 @@ class SubmitEmbedding(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Chosen by the gateway, unique on the link for its life."""
     request_id: _builtins.str
@@ -406,6 +407,7 @@ class SubmitEmbedding(_message.Message):
     normalize: _builtins.bool
     cache_salt: _builtins.str
     """As in SubmitGeneration."""
+    traceparent: _builtins.str
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -417,10 +419,11 @@ class SubmitEmbedding(_message.Message):
         pooling: Global___PoolingMethod.ValueType = ...,
         normalize: _builtins.bool = ...,
         cache_salt: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "key", b"key", "normalize", b"normalize", "pooling", b"pooling", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "key", b"key", "normalize", b"normalize", "pooling", b"pooling", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
