@@ -16,7 +16,8 @@ from deployments.app import GATEWAY_APPLICATION, serve_config
 from deployments.placement import workers
 from neox_serve.core.types import Pool
 from neox_serve.engine.pools import enabled_pools, executor_backend
-from neox_serve.settings import EmbeddingSettings, GenerationSettings, Settings, pool_settings, restore
+from neox_serve.settings import Settings, pool_settings, restore
+from neox_serve.settings.engines import EmbeddingSettings, GenerationSettings
 
 _ROUTER_RESOURCE, _GATEWAY_RESOURCE = "neox_router", "neox_gateway"
 _RAYLET_HEALTH_PORT = 52365

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import ray
 
 from neox_serve.link.channels import LinkTls
-from neox_serve.settings import LinkSettings
+from neox_serve.settings.cluster import LinkSettings
 
 
 def link_host(configured: str) -> str:

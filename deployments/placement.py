@@ -4,7 +4,7 @@ from typing import Any
 
 from neox_serve.core.types import Pool
 from neox_serve.engine.pools import executor_backend
-from neox_serve.settings import EngineSettings, ReplicaSettings
+from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
 
 def workers(engine: EngineSettings) -> int:

@@ -21,7 +21,9 @@ from neox_serve.core.tenants import PriorityClass
 from neox_serve.core.types import Pool
 from neox_serve.link.router_server import RouterServer
 from neox_serve.link.streams import repeat
-from neox_serve.settings import ReplicaSettings, ScalingSettings, Settings, pool_settings
+from neox_serve.settings import Settings, pool_settings
+from neox_serve.settings.cluster import ScalingSettings
+from neox_serve.settings.engines import ReplicaSettings
 
 _log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from neox_serve.settings import LogSettings
+from neox_serve.settings.cluster import LogSettings
 
 # At debug it writes several lines for every header of every call, request ids among them.
 _HEADER_CODEC = "hpack"

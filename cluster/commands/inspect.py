@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from neox_serve.client import Client, ClusterStatus
-    from neox_serve.settings import MetricsSettings
+    from neox_serve.settings.cluster import MetricsSettings
 
 _CALL_TIMEOUT_S = 10.0
 _LOOK_S = 0.05

@@ -15,7 +15,8 @@ from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import engine_settings, on_gpu
-from neox_serve.settings import EngineSettings, Settings, SettingsError
+from neox_serve.settings import Settings, SettingsError
+from neox_serve.settings.engines import EngineSettings
 
 _VOCABULARY_PADDING = 64
 _BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -4,7 +4,8 @@ from neox_serve import model_files
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, this_machine
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
-from neox_serve.settings import EngineSettings, Settings
+from neox_serve.settings import Settings
+from neox_serve.settings.engines import EngineSettings
 
 _FEW_CORES = 8
 _VLLM_LOG_LEVEL = {"debug": "DEBUG", "info": "WARNING", "warning": "WARNING", "error": "ERROR"}

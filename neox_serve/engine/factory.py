@@ -15,7 +15,8 @@ from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.pools import engine_settings, on_gpu
 from neox_serve.engine.protocol import Engine
-from neox_serve.settings import EngineSettings, Settings, SettingsError
+from neox_serve.settings import Settings, SettingsError
+from neox_serve.settings.engines import EngineSettings
 
 FAKE_BLOCK_TOKENS = 32
 FAKE_CACHE_TOKENS = 262_144

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from neox_serve.core.types import Pool
-from neox_serve.settings import EngineSettings, ReplicaSettings, Settings
+from neox_serve.settings import Settings
+from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
 _GPUS_OF_A_NODE = 8
 

@@ -18,7 +18,8 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.engine import arguments
 from neox_serve.engine.adapter_slots import AdapterSlots
-from neox_serve.settings import AdapterSettings, SettingsError
+from neox_serve.settings import SettingsError
+from neox_serve.settings.engines import AdapterSettings
 
 _log = structlog.get_logger(__name__)
 

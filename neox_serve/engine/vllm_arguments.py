@@ -14,7 +14,8 @@ from neox_serve.core.types import Pool, Pooling
 from neox_serve.engine.arguments import context_tokens
 from neox_serve.engine.hardware import Machine, dtype_for
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
-from neox_serve.settings import EngineSettings, Settings, SettingsError
+from neox_serve.settings import Settings, SettingsError
+from neox_serve.settings.engines import EngineSettings
 
 # What must not be given as an extra argument: it has a setting of its own, or the engine relies on it.
 _OURS = frozenset(

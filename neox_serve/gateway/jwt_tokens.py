@@ -13,7 +13,8 @@ import jwt
 import structlog
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.settings import JwtSettings, SettingsError
+from neox_serve.settings import SettingsError
+from neox_serve.settings.cluster import JwtSettings
 
 _log = structlog.get_logger(__name__)
 

@@ -28,7 +28,7 @@ from neox_serve.gateway.metrics import GatewayMetrics
 from neox_serve.gateway.repeats import Key, Repeats, Run, digest_of
 from neox_serve.gateway.validation import is_request_id
 from neox_serve.link.channels import LinkTls
-from neox_serve.settings import GatewaySettings
+from neox_serve.settings.cluster import GatewaySettings
 from neox_serve.tracing import TRACEPARENT, Tracing, end
 from neox_serve.wire.admin_messages import PRIORITIES
 from neox_serve.wire.status import CODES, to_grpc_status

@@ -6,7 +6,8 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import ModelLimits, Pool, Pooling
-from neox_serve.settings import EngineSettings, Settings
+from neox_serve.settings import Settings
+from neox_serve.settings.engines import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from neox_serve.gateway.runner import DRAINING_RETRY_S, CallRunner
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tls import TlsFiles, server_context
 from neox_serve.link.channels import LinkTls
-from neox_serve.settings import GatewaySettings, Settings, SettingsError, lets_anonymous_in
+from neox_serve.settings import Settings, SettingsError, lets_anonymous_in
+from neox_serve.settings.cluster import GatewaySettings
 from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.tracing import Tracing

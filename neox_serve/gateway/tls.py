@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neox_serve.settings import GatewaySettings, SettingsError
+from neox_serve.settings import SettingsError
+from neox_serve.settings.cluster import GatewaySettings
 
 
 def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:

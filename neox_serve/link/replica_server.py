@@ -22,7 +22,7 @@ from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.engine_link_server import EngineLinkServer
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
 from neox_serve.link.streams import repeat, stop_task
-from neox_serve.settings import TracingSettings
+from neox_serve.settings.cluster import TracingSettings
 from neox_serve.tracing import Tracing
 from neox_serve.wire import replica_messages
 

@@ -28,7 +28,7 @@ from neox_serve.link.router_admissions import AdmissionDesk, Request
 from neox_serve.link.router_metrics import RouterMetrics
 from neox_serve.link.router_quotas import QuotaDesk
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
-from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
+from neox_serve.settings.cluster import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.tracing import Tracing
 from neox_serve.wire import replica_messages
 from neox_serve.wire import router_messages as wire

@@ -10,7 +10,8 @@ from neox_serve.core.block_hashes import prompt_blocks, root
 from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.types import Beam, Delta, EmbeddingRequest, GenerationRequest, Pool, Pooling, Stopping, TokenIds
 from neox_serve.engine.protocol import Engine
-from neox_serve.settings import ModelSettings, restore
+from neox_serve.settings import restore
+from neox_serve.settings.engines import ModelSettings
 from tests.engines import BLOCK_SIZE, SMALL, start
 from tests.fakes.link_cluster import until
 

@@ -12,7 +12,7 @@ from neox_serve.engine.fake_engine import FakeEngine
 from neox_serve.engine.protocol import Engine
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.router_server import RouterServer
-from neox_serve.settings import ModelSettings
+from neox_serve.settings.engines import ModelSettings
 from tests.engines import BLOCK_SIZE
 from tests.fakes.link_cluster import LinkCluster, read_all, until
 

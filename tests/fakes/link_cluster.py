@@ -18,7 +18,7 @@ from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.generation_stream import GenerationStream
 from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.link.router_server import RouterServer
-from neox_serve.settings import MetricsSettings, RouterSettings
+from neox_serve.settings.cluster import MetricsSettings, RouterSettings
 
 MODEL = "m"
 GRACE_S = 0.6

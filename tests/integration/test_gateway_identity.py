@@ -22,7 +22,8 @@ from neox_serve import logs
 from neox_serve.client import AsyncClient, StreamFinal, Tls
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import PriorityClass, Role, Tenant
-from neox_serve.settings import LogSettings, restore
+from neox_serve.settings import restore
+from neox_serve.settings.cluster import LogSettings
 from neox_serve.tenancy.platform import Platform
 from neox_serve.v1 import admin_service_pb2 as pb
 from neox_serve.v1 import generation_pb2, inference_service_pb2

@@ -13,7 +13,7 @@ import structlog
 from cluster.log_tail import LogTail, follow
 from neox_serve import logs
 from neox_serve.engine.fake_engine import FakeTiming
-from neox_serve.settings import LogSettings
+from neox_serve.settings.cluster import LogSettings
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.link_cluster import until
 from tests.fakes.whole_path import FAILING_PROMPT, events_of, stream_request, unary_request, whole_path

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from neox_serve.gateway.jwt_tokens import JwtVerifier
-from neox_serve.settings import JwtSettings, SettingsError
+from neox_serve.settings import SettingsError
+from neox_serve.settings.cluster import JwtSettings
 
 
 async def test_keys_are_fetched_and_a_provider_that_fails_changes_nothing() -> None:

@@ -13,7 +13,7 @@ from neox_serve.link.channels import internal_channel
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.engine_link_session import EngineLinkSession
 from neox_serve.link.streams import StreamEndedError, read
-from neox_serve.settings import TracingSettings
+from neox_serve.settings.cluster import TracingSettings
 from neox_serve.tracing import Tracing
 from neox_serve.wire import engine_messages as wire
 from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation, read_all, until

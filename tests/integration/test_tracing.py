@@ -16,7 +16,7 @@ from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
 from neox_serve.link.dispatcher import Dispatcher
 from neox_serve.link.replica_server import ReplicaServer
 from neox_serve.link.router_server import RouterServer
-from neox_serve.settings import MetricsSettings, RouterSettings, TracingSettings
+from neox_serve.settings.cluster import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.tracing import Tracing
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.gateways import Stubs, connected, running_gateway

@@ -15,7 +15,8 @@ from neox_serve.engine import arguments
 from neox_serve.engine.environment import engine_environment, threads_bind
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import executor_backend
-from neox_serve.settings import EngineSettings, ReplicaSettings, Settings, SettingsError, restore
+from neox_serve.settings import Settings, SettingsError, restore
+from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 from tests.unit.test_model_facts import PUBLISHED_20B
 
 GIB = 1 << 30

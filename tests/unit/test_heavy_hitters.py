@@ -39,13 +39,15 @@ def test_past_use_counts_half_after_a_half_life_and_nothing_after_many() -> None
 def test_caller_with_more_than_its_share_is_named_and_never_more_are_than_there_are_places(
     uses: list[tuple[str, int]], most: int, candidates: int
 ) -> None:
-    largest, named, used = HeavyHitters(most, candidates=candidates, half_life_s=FOREVER_S), set(), Counter[str]()
+    largest = HeavyHitters(most, candidates=candidates, half_life_s=FOREVER_S)
+    named, used = set[str](), Counter[str]()
     for caller, weight in uses:
         standing = largest.add(caller, weight, 0.0)
         used[caller] += weight
         assert standing.displaced is None or standing.displaced in named
         assert standing.named or caller not in named
-        named = (named - {standing.displaced}) | ({caller} if standing.named else set())
+        named -= {standing.displaced or ""}
+        named |= {caller} if standing.named else set()
         assert len(named) <= most
         if used[caller] > 1.25 * used.total() / most:
             assert standing.named

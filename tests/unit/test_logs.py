@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from neox_serve import logs
-from neox_serve.settings import LogSettings
+from neox_serve.settings.cluster import LogSettings
 
 
 @pytest.fixture(autouse=True)

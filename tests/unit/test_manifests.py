@@ -14,7 +14,8 @@ from cluster.cli import app
 from cluster.manifests import Target, on_kubernetes, render, render_yaml
 from deployments.app import build_gateway, build_router
 from deployments.placement import placement_options
-from neox_serve.settings import ReplicaSettings, Settings, load, restore
+from neox_serve.settings import Settings, load, restore
+from neox_serve.settings.engines import ReplicaSettings
 
 NEOX_20B = Path(__file__).parents[2] / "deployments" / "config" / "neox-20b.yaml"
 

@@ -2,7 +2,7 @@
 
 from deployments.placement import placement_options, scaling_options, workers
 from neox_serve.core.types import Pool
-from neox_serve.settings import EngineSettings, ReplicaSettings
+from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
 
 def test_placement_on_cpu_takes_no_gpu() -> None:
