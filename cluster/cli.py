@@ -2,7 +2,7 @@
 
 import typer
 
-from cluster.commands import bench, configuration, generate, inspect, job, lifecycle, logs, plan, simulate, tenant, tokens
+from cluster.commands import bench, configuration, generate, inspect, job, lifecycle, logs, plan, simulate, tenant, tokens, usage
 from cluster.commands.failures import ExplainingGroup
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detoke
     app.command(rich_help_panel=_CALLS)(_command)
 app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
 app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)
-app.add_typer(tenant.usage_app, name="usage", rich_help_panel=_PLATFORM)
+app.add_typer(usage.usage_app, name="usage", rich_help_panel=_PLATFORM)
 for _command in (plan.plan, simulate.simulate):
     app.command(rich_help_panel=_SIZING)(_command)
 app.add_typer(configuration.config_app, name="config", rich_help_panel=_SETTINGS)

@@ -25,7 +25,7 @@ from cluster.startup_view import StartupView
 from deployments.app import EMBEDDING_APPLICATION, GATEWAY_APPLICATION, GENERATION_APPLICATION
 from deployments.lookup import ROUTER_APPLICATION
 from neox_serve.engine.checking import check_engines
-from neox_serve.settings import Settings, SettingsError
+from neox_serve.settings import Settings, SettingsError, check_shared_by_nodes
 
 # Gateways go first and find the engines still there for what they have accepted.
 _STOP_ORDER = ((GATEWAY_APPLICATION,), (GENERATION_APPLICATION, EMBEDDING_APPLICATION), (ROUTER_APPLICATION,))
@@ -75,6 +75,8 @@ class LocalCluster:
             _require_free("metrics.port", self.settings.metrics.host, self.settings.metrics.port)
         with _interrupts_blocked():
             context = self._start_ray()
+        if len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+            check_shared_by_nodes(self.settings)
         self.dashboard_url = f"http://{context.dashboard_url}"
         self.ray_address = context.address_info["gcs_address"]
         self.log_folder = os.path.join(context.address_info["session_dir"], "logs")

@@ -16,13 +16,14 @@ from deployments.app import GATEWAY_APPLICATION, serve_config
 from deployments.placement import workers
 from neox_serve.core.types import Pool
 from neox_serve.engine.pools import enabled_pools, executor_backend
-from neox_serve.settings import Settings, pool_settings, restore
+from neox_serve.settings import Settings, check_shared_by_nodes, pool_settings, restore
 from neox_serve.settings.engines import EmbeddingSettings, GenerationSettings
 
 _ROUTER_RESOURCE, _GATEWAY_RESOURCE = "neox_router", "neox_gateway"
 _RAYLET_HEALTH_PORT = 52365
 _CACHE_FOLDER = "/home/neox/.cache"
 _TLS_FOLDER = "/etc/neox-serve/tls"
+_ACCESS_FOLDER = "/etc/neox-serve/access"
 _TLS_FILES = {"tls_certificate": "tls.crt", "tls_key": "tls.key", "tls_client_ca": "ca.crt"}
 _ANY = "0.0.0.0"  # noqa: S104 - inside a pod, whose Service decides who reaches it
 
@@ -36,6 +37,8 @@ class Target:
     cannot be rolled in place.
     model_cache_claim: a PersistentVolumeClaim for downloaded checkpoints; None: each pod downloads for itself.
     tls_secret: a kubernetes.io/tls Secret, with ca.crt where clients must show a certificate; mounted where the settings speak TLS.
+    access_secret: a Secret with `secret` (32 bytes or more: the key of usage chains and cache salts) and, where the settings name no
+    database, `database-url` (PostgreSQL's, as SQLAlchemy takes it).
     gpu_node_selector: labels of the nodes for pods with GPUs.
     """
 
@@ -49,6 +52,7 @@ class Target:
     surge_replicas: int = 0
     model_cache_claim: str | None = None
     tls_secret: str = "neox-serve-tls"  # noqa: S105 - a name
+    access_secret: str = "neox-serve-access"  # noqa: S105 - a name
     gpu_node_selector: tuple[tuple[str, str], ...] = ()
 
 
@@ -64,8 +68,14 @@ def render(settings: Settings, target: Target) -> list[dict[str, Any]]:
 
 
 def on_kubernetes(settings: Settings) -> Settings:
-    """The settings as the pods run them: reachable from other pods, every part on its own kind of node."""
+    """The settings as the pods run them: reachable from other pods, every part on its own kind of node, one database for all.
+
+    Raises SettingsError where that would be SQLite, which is a file of one pod.
+    """
     values = settings.model_dump()
+    values["access"] |= {"secret_file": f"{_ACCESS_FOLDER}/secret"}
+    if settings.access.database_url is None:
+        values["access"] |= {"database_url_file": f"{_ACCESS_FOLDER}/database-url"}
     values["gateway"] |= {"host": _ANY, "node_resource": _GATEWAY_RESOURCE}
     values["router"] |= {"host": _ANY, "node_resource": _ROUTER_RESOURCE}
     values["metrics"] |= {"host": _ANY}
@@ -75,7 +85,9 @@ def on_kubernetes(settings: Settings) -> Settings:
             values["gateway"][key] = f"{_TLS_FOLDER}/{file}"
     for pool in Pool:
         values[pool.value]["replicas"] |= {"node_resource": _resource_of(pool)}
-    return restore(values)
+    in_pods = restore(values)
+    check_shared_by_nodes(in_pods)
+    return in_pods
 
 
 def _ray_service(settings: Settings, target: Target) -> dict[str, Any]:
@@ -119,7 +131,7 @@ def _head_group(settings: Settings, target: Target) -> dict[str, Any]:
     container = _container("ray-head", target, cpu="2", memory="8Gi") | {"ports": ports}
     return {
         "rayStartParams": {"dashboard-host": _ANY, "num-cpus": "0", "resources": _ray_resources({_ROUTER_RESOURCE: 2})},
-        "template": _pod(target, "head", container),
+        "template": _with_secret(_pod(target, "head", container), "access", target.access_secret, _ACCESS_FOLDER),
     }
 
 
@@ -131,9 +143,9 @@ def _gateway_group(settings: Settings, target: Target) -> dict[str, Any]:
         "readinessProbe": {**_gateway_probe(settings), "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2},
     }
     pod = _pod(target, "gateway", container, grace_s=settings.gateway.drain_timeout_s)
+    _with_secret(pod, "access", target.access_secret, _ACCESS_FOLDER)
     if settings.gateway.tls_certificate:
-        container["volumeMounts"].append({"name": "tls", "mountPath": _TLS_FOLDER, "readOnly": True})
-        pod["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": target.tls_secret}})
+        _with_secret(pod, "tls", target.tls_secret, _TLS_FOLDER)
     return _worker_group("gateway", replicas=(target.gateway_pods,) * 3, resources={_GATEWAY_RESOURCE: 2 * processes}, template=pod)
 
 
@@ -207,6 +219,14 @@ def _container(name: str, target: Target, *, cpu: str, memory: str, gpus: int = 
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "cache", "mountPath": _CACHE_FOLDER}, {"name": "shared-memory", "mountPath": "/dev/shm"}],  # noqa: S108
     }
+
+
+def _with_secret(pod: dict[str, Any], volume: str, secret: str, folder: str) -> dict[str, Any]:
+    """The pod, with a Secret's keys as files in a folder of its containers."""
+    pod["spec"]["volumes"].append({"name": volume, "secret": {"secretName": secret}})
+    for container in pod["spec"]["containers"]:
+        container["volumeMounts"].append({"name": volume, "mountPath": folder, "readOnly": True})
+    return pod
 
 
 def _gateway_service(settings: Settings, target: Target) -> dict[str, Any]:

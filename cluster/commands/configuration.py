@@ -36,7 +36,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
 
 @manifests_app.command()
-def render(
+def render(  # noqa: PLR0913, PLR0917 - an option each
     config: ConfigOption = None,
     overrides: SetOption = None,
     image: Annotated[str, typer.Option(help="Container image, from infra/images.")] = "neox-serve:latest",
@@ -44,6 +44,9 @@ def render(
     namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "default",
     gateway_pods: Annotated[int, typer.Option(min=1, help="Each holds gateway.processes gateways.")] = 2,
     surge_replicas: Annotated[int, typer.Option(min=0, help="Engine replicas beyond a pool's maximum while it is rolled.")] = 0,
+    access_secret: Annotated[
+        str, typer.Option(help="Secret with `secret` and, unless access.database_url is set, `database-url`.")
+    ] = "neox-serve-access",  # noqa: S107 - a name
     model_cache_claim: Annotated[str | None, typer.Option(help="PersistentVolumeClaim for downloaded checkpoints.")] = None,
 ) -> None:
     """Print a KubeRay RayService, with Services and a PodMonitor, made of the settings."""
@@ -56,6 +59,7 @@ def render(
         image=image,
         gateway_pods=gateway_pods,
         surge_replicas=surge_replicas,
+        access_secret=access_secret,
         model_cache_claim=model_cache_claim,
     )
     print(render_yaml(settings, target), end="")

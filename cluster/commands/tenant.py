@@ -1,32 +1,20 @@
-"""`neox-serve tenant` and `usage`: who may use the cluster, and what they used."""
+"""`neox-serve tenant`: who may use the cluster, and how much of it."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cluster.commands.asking import DirectOption, asker, print_messages
 from cluster.commands.connection import Connection, connected
-from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_view
-from cluster.commands.settings import effective
+from cluster.commands.usage import show_usage
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
-    from cluster.usage_reconciliation import EngineCounters
     from neox_serve.v1 import admin_service_pb2
 
 tenant_app = typer.Typer(help="Keep the tenants: who may use the cluster, and how much of it.", no_args_is_help=True)
-usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=True)
 
-_CALL_TIMEOUT_S = 30.0
-Ask = Callable[["Message"], Any]
-DirectOption = Annotated[
-    bool,
-    typer.Option("--direct", help="Work on the settings' database itself, without a gateway: the first admin is made so."),
-]
 NameArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 RoleOption = Annotated[Literal["tenant", "operator", "admin"] | None, typer.Option(help="What its credentials are for.")]
 ClassOption = Annotated[
@@ -61,7 +49,7 @@ def add(  # noqa: PLR0913 - a tenant's fields, one by one
     """Enter a tenant, and make it an API key."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenant = _asker(connection, direct=direct), pb.Tenant(name=name)
+    ask, tenant = asker(connection, direct=direct), pb.Tenant(name=name)
     _fill(
         tenant,
         {"role": role, "weight": weight, "class_ceiling": class_ceiling},
@@ -101,7 +89,7 @@ def set_(  # noqa: PLR0913 - as above
     """Change what is given of a tenant; it holds on all gateways within a second."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask = _asker(connection, direct=direct)
+    ask = asker(connection, direct=direct)
     tenant = ask(pb.GetTenantRequest(name=name)).tenant
     _fill(
         tenant,
@@ -125,7 +113,7 @@ def list_(connection: Connection, *, direct: DirectOption = False, as_json: Json
     """Show all tenants."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenants, token = _asker(connection, direct=direct), [], ""
+    ask, tenants, token = asker(connection, direct=direct), [], ""
     while True:
         page = ask(pb.ListTenantsRequest(page_size=1_000, page_token=token))
         tenants += page.tenants
@@ -140,9 +128,9 @@ def keys(connection: Connection, *, name: NameArgument, direct: DirectOption = F
     """Show a tenant's API keys, without their secrets."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    found = _asker(connection, direct=direct)(pb.ListKeysRequest(tenant=name)).keys
+    found = asker(connection, direct=direct)(pb.ListKeysRequest(tenant=name)).keys
     if as_json:
-        _print_messages(found)
+        print_messages(found)
         return
     from cluster.tenant_view import keys_table
 
@@ -165,7 +153,7 @@ def add_key(
 
     request = pb.CreateKeyRequest(tenant=name, label=label)
     _set_days(request, "lifetime", lifetime_days)
-    _show_secret(_asker(connection, direct=direct)(request), as_json=as_json)
+    _show_secret(asker(connection, direct=direct)(request), as_json=as_json)
 
 
 @tenant_app.command()
@@ -185,7 +173,7 @@ def rotate_key(
     request = pb.RotateKeyRequest(tenant=name)
     request.overlap.FromNanoseconds(round(overlap_s * 1e9))
     _set_days(request, "lifetime", lifetime_days)
-    _show_secret(_asker(connection, direct=direct)(request), as_json=as_json)
+    _show_secret(asker(connection, direct=direct)(request), as_json=as_json)
 
 
 @tenant_app.command()
@@ -194,7 +182,7 @@ def revoke_key(connection: Connection, *, key_id: Annotated[str, typer.Argument(
     """End an API key now, and within a second the calls that it began."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    _asker(connection, direct=direct)(pb.RevokeKeyRequest(key_id=key_id))
+    asker(connection, direct=direct)(pb.RevokeKeyRequest(key_id=key_id))
     print(f"Revoked {key_id}.")
 
 
@@ -210,9 +198,9 @@ def audit(
     """Show who changed what."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    entries = _asker(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=most)).entries
+    entries = asker(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=most)).entries
     if as_json:
-        _print_messages(entries)
+        print_messages(entries)
         return
     from cluster.tenant_view import audit_table
 
@@ -230,96 +218,7 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a tenant, or each of them, used."""
-    _show_usage(_asker(connection, direct=direct), name, days, as_json=as_json)
-
-
-@usage_app.command()
-@connected
-def show(
-    connection: Connection,
-    *,
-    days: Annotated[int, typer.Option(min=1, help="Whole days (UTC), with today.")] = 1,
-    direct: DirectOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what each tenant used."""
-    _show_usage(_asker(connection, direct=direct), None, days, as_json=as_json)
-
-
-@usage_app.command()
-@connected
-def verify(
-    connection: Connection,
-    *,
-    metrics_url: Annotated[
-        str | None, typer.Option("--metrics", metavar="URL", help="Scrape page with the engines' counters; absent: the settings'.")
-    ] = None,
-    direct: DirectOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Check that no usage record was changed or taken away, and hold the records against what the engines counted."""
-    from neox_serve.v1 import admin_service_pb2 as pb
-
-    found = _asker(connection, direct=direct)(pb.VerifyUsageRequest())
-    if as_json:
-        _print_messages([found])
-    else:
-        print(f"{found.records:,} records: {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
-    if found.breaks:
-        broken = "\n".join(f"  {one.chain}, record {one.sequence}: {one.what}" for one in found.breaks)
-        raise CommandError(f"{len(found.breaks)} of the chains are not what was written:\n{broken}")
-    if not as_json:
-        print("All chains are as they were written.")
-        _show_reconciliation(found, _engine_counters(metrics_url, connection.config))
-
-
-def _engine_counters(url: str | None, config: Path | None) -> "dict[str, EngineCounters]":
-    from cluster.commands.inspect import fetch_metrics
-    from cluster.usage_reconciliation import engine_counters
-
-    return engine_counters(fetch_metrics(url, config))
-
-
-def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted: "dict[str, EngineCounters]") -> None:
-    from cluster.tenant_view import reconciliation_table
-    from cluster.usage_reconciliation import overcharged, reconciled
-
-    compared = reconciled(found.replicas, counted)
-    if compared:
-        print_view(reconciliation_table(compared))
-    if wrong := overcharged(compared):
-        raise CommandError(f"more tokens are recorded than their engines counted: {', '.join(wrong)}")
-
-
-def _asker(connection: Connection, *, direct: bool) -> Ask:
-    """Asks a gateway, or the database."""
-    if direct:
-        return _direct(connection.config)
-    client = connection.client()
-    return lambda request: client.admin(request, timeout_s=_CALL_TIMEOUT_S)
-
-
-def _direct(config: Path | None) -> Ask:
-    import getpass
-    import re
-
-    from neox_serve.gateway.admin import AdminDesk
-    from neox_serve.settings import database_url, secret_file
-    from neox_serve.tenancy.database import open_database
-    from neox_serve.tenancy.platform import read_secret
-    from neox_serve.tenancy.tenant_store import TenantStore
-    from neox_serve.tenancy.usage_store import UsageStore
-
-    settings = effective(config)
-    secret = read_secret(secret_file(settings), make=settings.access.secret_file is None)
-    engine, actor = open_database(database_url(settings)), f"{getpass.getuser()} (database)"
-    desk = AdminDesk(TenantStore(engine), UsageStore(engine), secret)
-
-    def ask(request: "Message") -> Any:
-        words = re.findall("[A-Z][a-z]+", request.DESCRIPTOR.name.removesuffix("Request"))
-        return getattr(desk, "_".join(words).lower())(request, actor)
-
-    return ask
+    show_usage(asker(connection, direct=direct), name, days, as_json=as_json)
 
 
 def _fill(tenant: "admin_service_pb2.Tenant", words: dict[str, Any], names: dict[str, NamesOption], limits: dict[str, str | None]) -> None:
@@ -367,23 +266,6 @@ def _set_days(request: Any, field: str, days: float | None) -> None:
         getattr(request, field).FromNanoseconds(round(days * 86_400) * 1_000_000_000)
 
 
-def _show_usage(ask: Ask, name: str | None, days: int, *, as_json: bool) -> None:
-    from datetime import UTC, datetime, timedelta
-
-    from neox_serve.v1 import admin_service_pb2 as pb
-
-    request = pb.GetUsageRequest(tenant=name or "")
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    request.start_time.FromDatetime(today - timedelta(days=days - 1))
-    sums = ask(request).sums
-    if as_json:
-        _print_messages(sums)
-        return
-    from cluster.tenant_view import usage_table
-
-    print_view(usage_table(sums))
-
-
 def _show_tenants(tenants: "list[admin_service_pb2.Tenant]", *, as_json: bool, secret: str | None = None) -> None:
     if as_json:
         from google.protobuf.json_format import MessageToDict
@@ -400,14 +282,6 @@ def _show_tenants(tenants: "list[admin_service_pb2.Tenant]", *, as_json: bool, s
 
 def _show_secret(answer: Any, *, as_json: bool) -> None:
     if as_json:
-        _print_messages([answer])
+        print_messages([answer])
     else:
         print(f"API key {answer.key.key_id} of {answer.key.tenant}, told this once:\n{answer.secret}")
-
-
-def _print_messages(messages: Any) -> None:
-    """One line of JSON a message."""
-    from google.protobuf.json_format import MessageToDict
-
-    for message in messages:
-        print(json.dumps(MessageToDict(message, always_print_fields_with_no_presence=True)))

@@ -93,8 +93,28 @@ def lets_anonymous_in(settings: Settings) -> bool:
 
 
 def database_url(settings: Settings) -> str:
-    """Where tenants and usage are kept."""
+    """Where tenants and usage are kept. Raises SettingsError where the file that holds it cannot be read."""
+    if (path := settings.access.database_url_file) is not None:
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"access.database_url_file: cannot read {path}: {error}") from error
     return settings.access.database_url or f"sqlite:///{settings.state_folder / 'neox-serve.db'}"
+
+
+def check_shared_by_nodes(settings: Settings) -> None:
+    """Raises SettingsError where tenants would be kept on each node apart, though gateways of several nodes are to know the same ones."""
+    access = settings.access
+    if access.database_url_file is None and (access.database_url is None or access.database_url.startswith("sqlite")):
+        kept = access.database_url or "the default, SQLite in the state folder"
+        raise SettingsError(
+            f"access.database_url: {kept} is a file of one node, and gateways run on several; name a PostgreSQL database there, "
+            "or in a file with access.database_url_file"
+        )
+    if access.secret_file is None:
+        raise SettingsError(
+            "access.secret_file: each node would make one of its own, and gateways run on several; name a file that is the same on all"
+        )
 
 
 def secret_file(settings: Settings) -> Path:

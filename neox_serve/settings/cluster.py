@@ -68,11 +68,18 @@ class AccessSettings(Section):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL, such as postgresql+psycopg://user@host/name; default: SQLite in the state folder"
     )
+    database_url_file: Path | None = Field(None, description="A file that holds the URL, where it is nobody's to read in the settings")
     secret_file: Path | None = Field(
         None,
         description="Key of usage chains and cache salts, 32 bytes or more, one for all gateways; default: made in the state folder",
     )
     jwt: JwtSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_place_for_the_url(self) -> "AccessSettings":
+        if self.database_url is not None and self.database_url_file is not None:
+            raise ValueError("only one of database_url and database_url_file may be set")
+        return self
 
 
 class RouterSettings(Section):

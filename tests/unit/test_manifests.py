@@ -14,7 +14,7 @@ from cluster.cli import app
 from cluster.manifests import Target, on_kubernetes, render, render_yaml
 from deployments.app import build_gateway, build_router
 from deployments.placement import placement_options
-from neox_serve.settings import Settings, load, restore
+from neox_serve.settings import Settings, SettingsError, check_shared_by_nodes, database_url, load, restore
 from neox_serve.settings.engines import ReplicaSettings
 
 NEOX_20B = Path(__file__).parents[2] / "deployments" / "config" / "neox-20b.yaml"
@@ -221,6 +221,47 @@ def test_tls_settings_become_a_mounted_secret(tmp_path: Path) -> None:
     spec = groups(settings, tls_secret="mine")["gateway"]["template"]["spec"]
     assert {"name": "tls", "secret": {"secretName": "mine"}} in spec["volumes"]
     assert "tcpSocket" in spec["containers"][0]["readinessProbe"]
+
+
+def test_database_and_secret_come_from_a_mounted_secret_where_gateways_and_router_read_them() -> None:
+    access = on_kubernetes(restore({})).access
+    assert (str(access.database_url_file), str(access.secret_file)) == (
+        "/etc/neox-serve/access/database-url",
+        "/etc/neox-serve/access/secret",
+    )
+    service, *_ = render(restore({}), Target(access_secret="mine"))
+    cluster = service["spec"]["rayClusterConfig"]
+    pods = [cluster["headGroupSpec"]["template"], groups(restore({}), access_secret="mine")["gateway"]["template"]]
+    for spec in (pod["spec"] for pod in pods):
+        assert {"name": "access", "secret": {"secretName": "mine"}} in spec["volumes"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts["access"] == "/etc/neox-serve/access"
+    assert "access" not in str(groups(restore({}))["generation"]["template"])
+
+
+def test_postgresql_of_the_settings_is_kept_and_sqlite_is_refused() -> None:
+    named = on_kubernetes(restore({"access": {"database_url": "postgresql+psycopg://me@host/neox"}})).access
+    assert (named.database_url, named.database_url_file) == ("postgresql+psycopg://me@host/neox", None)
+    with pytest.raises(SettingsError, match=r"access\.database_url: sqlite:///x\.db is a file of one node.*PostgreSQL"):
+        on_kubernetes(restore({"access": {"database_url": "sqlite:///x.db"}}))
+
+
+def test_gateways_of_several_nodes_share_database_and_secret() -> None:
+    with pytest.raises(SettingsError, match=r"access\.database_url: the default, SQLite"):
+        check_shared_by_nodes(restore({}))
+    with pytest.raises(SettingsError, match=r"access\.secret_file"):
+        check_shared_by_nodes(restore({"access": {"database_url": "postgresql+psycopg://me@host/neox"}}))
+    check_shared_by_nodes(restore({"access": {"database_url_file": "/url", "secret_file": "/secret"}}))
+
+
+def test_database_url_is_read_from_its_file(tmp_path: Path) -> None:
+    settings = restore({"access": {"database_url_file": str(tmp_path / "url")}})
+    with pytest.raises(SettingsError, match=r"access\.database_url_file: cannot read"):
+        database_url(settings)
+    (tmp_path / "url").write_text("postgresql+psycopg://me:word@host/neox\n", encoding="utf-8")
+    assert database_url(settings) == "postgresql+psycopg://me:word@host/neox"
+    with pytest.raises(SettingsError, match="only one of database_url and database_url_file"):
+        restore({"access": {"database_url": "sqlite:///x", "database_url_file": "/url"}})
 
 
 def test_metrics_are_scraped_from_the_head_with_their_own_instance_labels() -> None:

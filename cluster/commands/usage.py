@@ -1,0 +1,93 @@
+"""`neox-serve usage`: what was used, and whether the records of it hold."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.commands.asking import Ask, DirectOption, asker, print_messages
+from cluster.commands.connection import Connection, connected
+from cluster.commands.failures import CommandError
+from cluster.commands.inout import JsonOption, print_view
+
+if TYPE_CHECKING:
+    from cluster.usage_reconciliation import EngineCounters
+    from neox_serve.v1 import admin_service_pb2
+
+usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=True)
+
+
+@usage_app.command()
+@connected
+def show(
+    connection: Connection,
+    *,
+    days: Annotated[int, typer.Option(min=1, help="Whole days (UTC), with today.")] = 1,
+    direct: DirectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each tenant used."""
+    show_usage(asker(connection, direct=direct), None, days, as_json=as_json)
+
+
+@usage_app.command()
+@connected
+def verify(
+    connection: Connection,
+    *,
+    metrics_url: Annotated[
+        str | None, typer.Option("--metrics", metavar="URL", help="Scrape page with the engines' counters; absent: the settings'.")
+    ] = None,
+    direct: DirectOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that no usage record was changed or taken away, and hold the records against what the engines counted."""
+    from neox_serve.v1 import admin_service_pb2 as pb
+
+    found = asker(connection, direct=direct)(pb.VerifyUsageRequest())
+    if as_json:
+        print_messages([found])
+    else:
+        print(f"{found.records:,} records: {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
+    if found.breaks:
+        broken = "\n".join(f"  {one.chain}, record {one.sequence}: {one.what}" for one in found.breaks)
+        raise CommandError(f"{len(found.breaks)} of the chains are not what was written:\n{broken}")
+    if not as_json:
+        print("All chains are as they were written.")
+        _show_reconciliation(found, _engine_counters(metrics_url, connection.config))
+
+
+def show_usage(ask: Ask, name: str | None, days: int, *, as_json: bool) -> None:
+    """Prints what tenants used over whole days (UTC), with today. name: None for each of them."""
+    from datetime import UTC, datetime, timedelta
+
+    from neox_serve.v1 import admin_service_pb2 as pb
+
+    request = pb.GetUsageRequest(tenant=name or "")
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    request.start_time.FromDatetime(today - timedelta(days=days - 1))
+    sums = ask(request).sums
+    if as_json:
+        print_messages(sums)
+        return
+    from cluster.tenant_view import usage_table
+
+    print_view(usage_table(sums))
+
+
+def _engine_counters(url: str | None, config: Path | None) -> "dict[str, EngineCounters]":
+    from cluster.commands.inspect import fetch_metrics
+    from cluster.usage_reconciliation import engine_counters
+
+    return engine_counters(fetch_metrics(url, config))
+
+
+def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted: "dict[str, EngineCounters]") -> None:
+    from cluster.tenant_view import reconciliation_table
+    from cluster.usage_reconciliation import overcharged, reconciled
+
+    compared = reconciled(found.replicas, counted)
+    if compared:
+        print_view(reconciliation_table(compared))
+    if wrong := overcharged(compared):
+        raise CommandError(f"more tokens are recorded than their engines counted: {', '.join(wrong)}")
