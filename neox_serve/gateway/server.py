@@ -185,7 +185,7 @@ class GatewayServer:
             self._runner.interrupt_unwelcome()
             try:
                 if (tls := self._tls_files.reloaded()) is not None:
-                    await server.listen_with(tls)
+                    server.use_tls(tls)
                     log.info("certificates reloaded")
                 if self._tokens is not None and self._tokens.refresh_due:
                     await self._tokens.refresh()

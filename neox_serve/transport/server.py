@@ -1,18 +1,24 @@
 """A gRPC server on one port. Handlers are grpc's own: what generated code, grpc_health and grpc_reflection register works here."""
 
 import asyncio
+import contextlib
+import errno
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
+import structlog
 
 from neox_serve.transport.connection import Connection, Limits
 from neox_serve.transport.framing import StatusError
 
 _GOODBYE_S = 0.5
 _BACKLOG = 4096
+_RETRY_ACCEPT_S = 1.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_log = structlog.get_logger(__name__)
 
 
 class Server:
@@ -23,7 +29,9 @@ class Server:
         self._found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: set[Connection] = set()
         self._sockets: list[socket.socket] = []
-        self._listeners: list[asyncio.Server] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Nothing: generated code calls this too, with what it registers by name as well."""
@@ -38,18 +46,16 @@ class Server:
         loop = asyncio.get_running_loop()
         for family, *_, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             bound = socket.create_server((address[0], port), family=family, backlog=_BACKLOG, reuse_port=True)
+            bound.setblocking(False)
             self._sockets.append(bound)
             port = bound.getsockname()[1]
-        await self.listen_with(tls)
+        self._tls = tls
+        self._accepting = [asyncio.create_task(self._accept(bound)) for bound in self._sockets]
         return port
 
-    async def listen_with(self, tls: ssl.SSLContext | None) -> None:
-        """New connections get this TLS from now on. Those that are open go on, and none is refused meanwhile: the sockets stay open."""
-        loop = asyncio.get_running_loop()
-        before = self._listeners
-        self._listeners = [await loop.create_server(self._connection, sock=one.dup(), ssl=tls, backlog=_BACKLOG) for one in self._sockets]
-        for listener in before:
-            listener.close()
+    def use_tls(self, tls: ssl.SSLContext | None) -> None:
+        """New connections get this TLS from now on; those that are open go on."""
+        self._tls = tls
 
     @property
     def connections(self) -> int:
@@ -58,12 +64,12 @@ class Server:
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new connections or calls, waits grace_s for those that run, then ends them."""
-        for listener in self._listeners:
-            listener.close()
+        self._refuse_new()
+        await _cancelled(self._accepting)
+        await _cancelled(self._opening)
         for bound in self._sockets:
             bound.close()
-        for connection in self._connections:
-            connection.refuse_new()
+        self._refuse_new()
         await self._until(lambda: not any(connection.calls for connection in self._connections), grace_s)
         for connection in tuple(self._connections):
             connection.close()
@@ -72,11 +78,40 @@ class Server:
             connection.abort()
         await self._until(lambda: not self._connections, _GOODBYE_S)
 
+    def _refuse_new(self) -> None:
+        for connection in self._connections:
+            connection.refuse_new()
+
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Returns once the condition holds, or time is over."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while not condition() and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - a condition over all connections
             await asyncio.sleep(0.005)
+
+    async def _accept(self, bound: socket.socket) -> None:
+        """Connections as they come. asyncio's own servers are bound to one TLS: to change it, they would have to be closed, and lose the
+        connections that they have just accepted.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(bound)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                _log.warning("no room for a connection", failure=error.strerror)
+                await asyncio.sleep(_RETRY_ACCEPT_S)
+                continue
+            task = asyncio.create_task(self._open(accepted))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        """A connection that fails before it is open, for example in the TLS handshake, concerns nobody else."""
+        with contextlib.suppress(OSError):  # ssl.SSLError and ConnectionError are some
+            await asyncio.get_running_loop().connect_accepted_socket(self._connection, accepted, ssl=self._tls)
 
     def _connection(self) -> Connection:
         return Connection(limits=self._limits, find_handler=self._find, on_open=self._connections.add, on_closed=self._connections.discard)
@@ -86,3 +121,10 @@ class Server:
         if (handler := self._found.get(path)) is not None:
             return handler
         raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"no method {path}")
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancels tasks and waits until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ PATIENCE_S = 30
 
 
 class Served:
-    """A server in a thread. gate: what held calls wait for; begun and cancelled: events of them, for the test to wait for."""
+    """A server on a loop of its own, in a thread. gate: what held calls wait for; begun and cancelled: events of them, to wait for."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
-        self._server = Server(LIMITS)
-        self._server.add_registered_method_handlers("t", self._handlers())
+        self.server = Server(LIMITS)
+        self.server.add_registered_method_handlers("t", self._handlers())
         self._gate = asyncio.Event()
         self.begun = threading.Event()
         self.cancelled = threading.Event()
@@ -37,14 +38,14 @@ class Served:
     def start(self, tls: ssl.SSLContext | None = None) -> int:
         """Returns the port."""
         self._thread.start()
-        return int(self.soon(self._server.start("127.0.0.1", 0, tls)).result(PATIENCE_S))
+        return int(self.soon(self.server.start("127.0.0.1", 0, tls)).result(PATIENCE_S))
 
     def soon(self, work: Coroutine[Any, Any, Any]) -> "concurrent.futures.Future[Any]":
         """Runs on the server's loop, after what was asked for before."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self, grace_s: float) -> "concurrent.futures.Future[Any]":
-        return self.soon(self._server.stop(grace_s))
+        return self.soon(self.server.stop(grace_s))
 
     async def open_gate(self) -> None:
         self._gate.set()
@@ -243,6 +244,33 @@ def test_tls_client_is_answered(served: Served, tmp_path: Path) -> None:
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials, [("grpc.ssl_target_name_override", "localhost")]) as channel:
         method: Any = channel.unary_unary("/t/Echo")
         assert method(b"hi", timeout=PATIENCE_S) == b"hi"
+
+
+def test_tls_that_changes_all_the_time_loses_no_connection(served: Served, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("old", "new")]
+    for folder in folders:
+        folder.mkdir()
+    contexts = [_tls(folder)[0] for folder in folders]
+    port = served.start(contexts[0])
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_alpn_protocols(["h2"])
+    changing = served.soon(_change_tls(served, contexts))
+
+    def connect(_: int) -> bytes | None:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as bare, client.wrap_socket(bare) as secured:
+            return secured.getpeercert(binary_form=True)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        shown = list(clients.map(connect, range(400)))
+    changing.cancel()
+    assert len(set(shown)) == 2
+
+
+async def _change_tls(served: Served, contexts: list[ssl.SSLContext]) -> None:
+    for context in cycle(contexts):
+        served.server.use_tls(context)
+        await asyncio.sleep(0)
 
 
 def test_tls_client_that_does_not_ask_for_http2_is_hung_up_on(served: Served, tmp_path: Path) -> None:
