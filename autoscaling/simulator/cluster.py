@@ -8,8 +8,9 @@ Everything is deterministic by seed.
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from functools import cache
 from itertools import count
 from random import Random
 
@@ -130,6 +131,7 @@ class _Run:
         self._names = count()
         self._leases = count(1)
         self._replicas: dict[str, _SimulatedReplica] = {}
+        self._terms = cache(self._fresh_terms)
         self._open: dict[int, Request] = {}
         self._placed: dict[int, str] = {}
         self._counts = {urgency: _Counts() for urgency in Urgency}
@@ -206,11 +208,9 @@ class _Run:
         request.lease_id = next(self._leases)
         self._open[request.lease_id] = request
         self._count_waiting(request, 1)
-        terms = Terms(
-            tenant=str(request.tenant),
-            priority=_CLASSES[request.urgency][1],
-            time_left_s=self._setting.timeout_s - (now_s - request.at_s) if request.urgency is not Urgency.BULK else float("inf"),
-        )
+        terms = self._terms(request.tenant, request.urgency)
+        if now_s > request.at_s:
+            terms = replace(terms, time_left_s=terms.time_left_s - (now_s - request.at_s))
         demand = Demand(
             Pool.GENERATION,
             _MODEL,
@@ -221,6 +221,11 @@ class _Run:
             block_tokens=self._setting.shape.block_tokens if request.blocks else 0,
         )
         self._tell(self._admissions.ask(_GATEWAY, request.lease_id, demand, now_s), now_s)
+
+    def _fresh_terms(self, tenant: int, urgency: Urgency) -> Terms:
+        """Of a request that has just come."""
+        left_s = self._setting.timeout_s if urgency is not Urgency.BULK else float("inf")
+        return Terms(tenant=str(tenant), priority=_CLASSES[urgency][1], time_left_s=left_s)
 
     def _count_waiting(self, request: Request, sign: int) -> None:
         counts = self._counts[request.urgency]

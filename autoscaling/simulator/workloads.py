@@ -157,8 +157,8 @@ class Lengths:
 
     def draw(self, rng: Random) -> tuple[int, int]:
         """Lengths of one request, which fit the model."""
-        spread = [math.exp(self.sigma * rng.gauss(0, 1)) for _ in range(2)]
-        return clipped(int(self.prompt_tokens * spread[0]), int(self.output_tokens * spread[1]))
+        prompt_tokens = self.prompt_tokens * math.exp(self.sigma * rng.gauss(0, 1))
+        return clipped(int(prompt_tokens), int(self.output_tokens * math.exp(self.sigma * rng.gauss(0, 1))))
 
 
 CHAT = Lengths()
@@ -183,12 +183,12 @@ def varying(name: str, duration_s: float, rate: Rate, lengths: Lengths = CHAT, t
 
 
 def _thinned(duration_s: float, rate: Rate, lengths: Lengths, tenants: int, seed: int) -> Iterator[Request]:
-    rng = Random(seed)
-    now_s = rng.expovariate(rate.highest)
+    rng, highest = Random(seed), rate.highest
+    now_s = rng.expovariate(highest)
     while now_s < duration_s:
-        if rng.random() * rate.highest < rate(now_s, seed):
+        if rng.random() * highest < rate(now_s, seed):
             yield Request(now_s, *lengths.draw(rng), tenant=rng.randrange(tenants))
-        now_s += rng.expovariate(rate.highest)
+        now_s += rng.expovariate(highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +219,10 @@ class _Wave:
         return self.mean_rate * (1 + self.depth) * max(1.0, self.bursts.factor)
 
     def __call__(self, now_s: float, seed: int) -> float:
-        wave = self.mean_rate * (1 - self.depth * math.cos(2 * math.pi * now_s / self.day_s))
-        return wave * max((self.bursts.at(now_s - begin_s) for begin_s in self._begins_s(seed, int(now_s / self.day_s))), default=1.0)
+        highest = 1.0
+        for begin_s in self._begins_s(seed, int(now_s / self.day_s)):
+            highest = max(highest, self.bursts.at(now_s - begin_s))
+        return highest * self.mean_rate * (1 - self.depth * math.cos(2 * math.pi * now_s / self.day_s))
 
     @lru_cache(maxsize=16)  # noqa: B019 - it is frozen and small
     def _begins_s(self, seed: int, day: int) -> tuple[float, ...]:

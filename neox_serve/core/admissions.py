@@ -79,9 +79,9 @@ class Admissions:
 
     def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Answer]:
         """A request for a replica. Returns what is to be told now, of it and of others."""
-        waiting = self._with_slack(_waiting(gateway_id, lease_id, demand, now_s))
+        waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
-            self._meter.came(waiting, self._queue.expected_output(waiting))
+            self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens))
         if not self._queue.depth(waiting.lane)[0]:
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
@@ -160,7 +160,7 @@ class Admissions:
 
     def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
         """What is asked of each pool: how much has come since the question before, what waits and what runs."""
-        queue = ((waiting, self._queue.expected_output(waiting)) for waiting in self._queue.waiting())
+        queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens)) for waiting in self._queue.waiting())
         return self._meter.look(self._state.view(now_s).replicas, queue, now_s)
 
     # Inside
@@ -186,12 +186,10 @@ class Admissions:
         before = self._seconds_per_token.get(lane, seconds_per_token)
         self._seconds_per_token[lane] = before + _FORGETTING * (seconds_per_token - before)
 
-    def _with_slack(self, waiting: Waiting) -> Waiting:
-        """A request with a deadline must have its turn early enough for what it will take then."""
-        if math.isinf(waiting.deadline_s):
-            return waiting
-        takes_s = self._queue.expected_output(waiting) * self._seconds_per_token.get(waiting.lane, 0.0)
-        return replace(waiting, deadline_s=waiting.deadline_s - takes_s)
+    def _slack_s(self, demand: Demand) -> float:
+        """How long before its deadline a request must have its turn: what it will take then."""
+        expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
+        return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
     def _ways_given(self, waiting: Waiting) -> list[Answer]:
         """One running BULK request is asked for each more important one that waits, the newest first."""
@@ -244,7 +242,8 @@ class Admissions:
         return tokens / rate if rate else 1.0
 
 
-def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Waiting:
+def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> Waiting:
+    """slack_s: how long before its deadline it must have its turn."""
     terms = demand.terms
     return Waiting(
         key=(gateway_id, lease_id),
@@ -255,7 +254,7 @@ def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Wa
         prompt_tokens=demand.prompt_tokens,
         most_output_tokens=demand.output_tokens,
         came_s=now_s - terms.waited_s,
-        deadline_s=now_s + terms.time_left_s,
+        deadline_s=now_s + terms.time_left_s - slack_s,
     )
 
 

@@ -48,6 +48,10 @@ class Holdings:
         self._slots = slots
         self._replica_ids = replica_ids
 
+    def __bool__(self) -> bool:
+        """Whether any replica has any of it."""
+        return bool(self._tiers)
+
     def blocks(self, replica_id: str) -> int:
         """The prompt's first blocks that a replica has, up to the first that it has not."""
         slot = self._slots.get(replica_id)

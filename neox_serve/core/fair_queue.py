@@ -160,7 +160,7 @@ class FairQueue:
 
     def put(self, waiting: Waiting, now_s: float) -> tuple[Waiting, ...]:
         """Takes a request. Returns those that must leave for it, the least important first; it may be among them."""
-        entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self.expected_output(waiting))
+        entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self._output(waiting))
         self._entries[waiting.key] = entry
         self._classes.setdefault((waiting.lane, waiting.priority), _Class(now_s)).put(entry)
         self._count(waiting, 1)
@@ -203,7 +203,7 @@ class FairQueue:
             return math.inf
         classes = {priority: self._classes.get((waiting.lane, priority)) for priority in PriorityClass}
         ahead = sum(sum(each.work.values()) for priority, each in classes.items() if each and priority < waiting.priority)
-        same, own = classes[waiting.priority], waiting.prompt_tokens + self.expected_output(waiting)
+        same, own = classes[waiting.priority], waiting.prompt_tokens + self._output(waiting)
         if same is None:
             return (ahead + own) / tokens_per_second
         mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
@@ -215,7 +215,7 @@ class FairQueue:
 
     def charge_dispatch(self, waiting: Waiting) -> float:
         """A request is dispatched: charges what it is expected to cost, and returns that."""
-        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self.expected_output(waiting))
+        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._output(waiting))
         self._counters.charge(waiting.tenant, waiting.weight, charged)
         return charged
 
@@ -229,9 +229,12 @@ class FairQueue:
 
     # Inside
 
-    def expected_output(self, waiting: Waiting) -> float:
-        """Tokens that a request will generate, by what its tenant's requests did so far."""
-        return min(self._expected.get(waiting.tenant, float(waiting.most_output_tokens)), waiting.most_output_tokens)
+    def expected_output(self, tenant: str, most_output_tokens: int) -> float:
+        """Tokens that a tenant's request will generate, by what its requests did so far."""
+        return min(self._expected.get(tenant, float(most_output_tokens)), most_output_tokens)
+
+    def _output(self, waiting: Waiting) -> float:
+        return self.expected_output(waiting.tenant, waiting.most_output_tokens)
 
     def _next_class(self, lane: Lane, now_s: float) -> _Class | None:
         """The class that is longest past its patience, or else the highest."""

@@ -92,6 +92,17 @@ class Members:
         self._ready.discard(replica_id)
         self._remove_free(replica_id)
 
+    def credit(self, candidate: Candidate) -> None:
+        """Enters a replica that is there, of which only the claims have changed."""
+        replica_id, outstanding = candidate.replica.replica_id, candidate.outstanding
+        self._requests[replica_id] = outstanding.requests
+        self._tokens[replica_id] = outstanding.tokens
+        if replica_id in self._ready:
+            if outstanding.requests < candidate.replica.max_requests:
+                self._put_free(candidate)
+            else:
+                self._remove_free(replica_id)
+
     def _put_free(self, candidate: Candidate) -> None:
         place = self._places.setdefault(candidate.replica.replica_id, len(self._free))
         if place == len(self._free):
@@ -150,7 +161,9 @@ class Roster:
     def credit(self, replica_id: str, outstanding: Outstanding) -> None:
         """What a replica has been given now; of an unknown one it is ignored."""
         if known := self._candidates.get(replica_id):
-            self.put(Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second, known.adapters))
+            candidate = Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second, known.adapters)
+            self._candidates[replica_id] = candidate
+            self._members[_key(candidate)].credit(candidate)
 
     def remove(self, replica_id: str) -> None:
         """Takes out a replica that is there."""

@@ -142,13 +142,15 @@ def least_tokens(offer: Offer, _rng: Random) -> Pick:
 
 def power_of_two(offer: Offer, rng: Random) -> Pick:
     """The less loaded of two, either of two equals."""
-    return min(_sample(offer.candidates, 2, rng), key=score), Why.LEAST_LOADED
+    return min(rng.sample(offer.candidates, min(2, len(offer.candidates))), key=score), Why.LEAST_LOADED
 
 
 def kv_aware(offer: Offer, rng: Random) -> Pick:
     """The best holder, of equals the least loaded; past the lead, the one that is through first with all it has and this prompt."""
-    drawn = _sample(offer.candidates, SAMPLE, rng)
+    drawn = _drawn_of(offer.candidates, SAMPLE, rng)
     least = min(drawn, key=score)
+    if not offer.holdings:
+        return least, Why.LEAST_LOADED
     found = [(cached_tokens(each, offer.demand, offer.holdings), each) for each in (*drawn, *_holders(offer, rng))]
     cached, best = min(found, key=lambda one: (-one[0], *score(one[1])))
     if not cached:
@@ -188,13 +190,13 @@ def _picked(policy: Policy, offer: Offer, rng: Random) -> Pick:
     if not loaded or len(loaded) == len(offer.candidates):
         return policy(offer, rng)
     candidate, _ = policy(Offer(loaded, offer.members, offer.demand, offer.holdings, offer.lead_tokens), rng)
-    least = min(_sample(offer.candidates, SAMPLE, rng), key=score)
+    least = min(_drawn_of(offer.candidates, SAMPLE, rng), key=score)
     return (candidate, Why.ADAPTER) if is_within_lead(candidate, least, offer.lead_tokens) else (least, Why.BALANCE)
 
 
-def _sample(candidates: Sequence[Candidate], most: int, rng: Random) -> Sequence[Candidate]:
-    """All of few, in any order; some of many."""
-    return rng.sample(candidates, min(most, len(candidates)))
+def _drawn_of(candidates: Sequence[Candidate], count: int, rng: Random) -> Sequence[Candidate]:
+    """All of few, in any order; so many draws of many, in which one may come twice: that costs a fifth of keeping them apart."""
+    return rng.sample(candidates, len(candidates)) if len(candidates) <= count else rng.choices(candidates, k=count)
 
 
 def _holders(offer: Offer, rng: Random) -> list[Candidate]:
