@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
+from autoscaling.attainment import Attained, Attainment
 from autoscaling.policies import POLICIES
 from autoscaling.policies.decision import Policy
 from autoscaling.policies.ray_serve import Delays, target_ongoing_requests
@@ -76,11 +77,14 @@ def _spec(scaling: ScalingSettings, replicas: ReplicaSettings, gpus: float) -> P
         scaling.kv_tokens,
         replicas.max_requests,
     )
-    targets = Targets(scaling.ttft_s, scaling.tpot_s, scaling.attainment_fraction)
-    return PoolSpec(replicas.min, replicas.max, capacity, targets, scaling.startup_s, gpus)
+    return PoolSpec(replicas.min, replicas.max, capacity, _targets(scaling), scaling.startup_s, gpus)
 
 
-def signals_of(demand: PoolDemand) -> PoolSignals:
+def _targets(scaling: ScalingSettings) -> Targets:
+    return Targets(scaling.ttft_s, scaling.tpot_s, scaling.attainment_fraction)
+
+
+def signals_of(demand: PoolDemand, attained: Attained) -> PoolSignals:
     """What a policy sees of a pool."""
     return PoolSignals(
         ready_replicas=demand.ready_replicas,
@@ -97,16 +101,20 @@ def signals_of(demand: PoolDemand) -> PoolSignals:
         },
         running_requests=demand.running_requests,
         running_tokens=demand.running_tokens,
+        prefill_backlog_tokens=demand.prefill_backlog_tokens,
         kv_usage_fraction=demand.kv_usage_fraction,
+        **attained._asdict(),
     )
 
 
 class ScalingLoop:
     """Runs beside a RouterServer. wall_clock: seconds since the epoch, which outlives a router's process."""
 
-    def __init__(self, scaler: Scaler, pools: tuple[Pool, ...], server: RouterServer, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, scaler: Scaler, pools: tuple[Pool, ...], targets: Targets, server: RouterServer, wall_clock: Callable[[], float]
+    ) -> None:
         self._scaler = scaler
-        self._pools = pools
+        self._attainments = {pool: Attainment(targets) for pool in pools}
         self._server = server
         self._wall_clock = wall_clock
         self._verdicts: dict[str, Verdict] = {}
@@ -120,14 +128,19 @@ class ScalingLoop:
 
     async def _decide(self) -> None:
         now_s = self._wall_clock()
-        seen = {pool.value: signals_of(demand) for pool, demand in self._server.demand().items() if pool in self._pools}
-        verdicts = self._scaler.decide(seen, now_s)
+        demands = self._server.demand()
+        verdicts = self._scaler.decide({pool.value: self._signals(pool, demands[pool], now_s) for pool in self._attainments}, now_s)
         changed = self._tell(verdicts)
         for name, verdict in verdicts.items():
             _internal_kv_put(name.encode(), stored_verdict(verdict.replicas, verdict.reason, now_s), namespace=VERDICT_NAMESPACE)
         self._rounds += 1
         if changed or self._rounds % _SAVE_EVERY == 0:
             _internal_kv_put(_MEMORY_KEY, json.dumps(self._scaler.dump()).encode(), namespace=VERDICT_NAMESPACE)
+
+    def _signals(self, pool: Pool, demand: PoolDemand, now_s: float) -> PoolSignals:
+        ttfts_s = [pace.first_token_s for pace in demand.paces]
+        tpots_s = [pace.per_token_s for pace in demand.paces if pace.per_token_s is not None]
+        return signals_of(demand, self._attainments[pool].report(ttfts_s, tpots_s, now_s))
 
     def _tell(self, verdicts: Mapping[str, Verdict]) -> bool:
         """Logs what changes, and shows all of it at the router. Returns whether anything changed."""
@@ -146,4 +159,4 @@ class ScalingLoop:
 def loop_of(settings: Settings, server: RouterServer, wall_clock: Callable[[], float]) -> Any:
     """The loop, where any pool scales; None where none does."""
     pools = tuple(scaled_pools(settings))
-    return ScalingLoop(scaler_of(settings), pools, server, wall_clock) if pools else None
+    return ScalingLoop(scaler_of(settings), pools, _targets(settings.scaling), server, wall_clock) if pools else None

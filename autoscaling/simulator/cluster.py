@@ -14,6 +14,7 @@ from functools import cache
 from itertools import count
 from random import Random
 
+from autoscaling.attainment import Attained, Attainment
 from autoscaling.policies.decision import Policy, State
 from autoscaling.signals import BULK, ClassDemand, PoolSignals, PoolSpec
 from autoscaling.simulator.engine import EngineShape, Request, SimulatedEngine, Urgency
@@ -31,7 +32,6 @@ _GATEWAY, _MODEL = "g", "m"
 _CLASSES = {Urgency.DEFAULT: ("default", PriorityClass.DEFAULT), Urgency.BULK: (BULK, PriorityClass.BULK)}
 _FORGETTING = 0.02
 """How much the newest answer counts in how long a tenant's answers are expected to be."""
-_ATTAINMENT_SPAN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class _Run:
         self._counts = {urgency: _Counts() for urgency in Urgency}
         self._expected: dict[int, float] = {}
         self._first_tokens: list[Request] = []
-        self._recent: deque[tuple[float, float, float, float, float, float]] = deque()
+        self._attainment = Attainment(setting.spec.targets)
         self._tpots: list[float] = []
         self._delayed: deque[tuple[float, PoolSignals]] = deque()
         self._startup_s: float | None = None
@@ -417,7 +417,7 @@ class _Run:
         by_class = {_CLASSES[urgency][0]: self._take_counts(counts, seconds) for urgency, counts in self._counts.items()}
         running = sum(replica.engine.requests for replica in working)
         self._note_time(now_s, by_phase, running, by_class)
-        ttft_fraction, ttft_mean_s, tpot_fraction, tpot_mean_s = self._attained(now_s)
+        attained = self._attained(now_s)
         return PoolSignals(
             ready_replicas=len(ready),
             starting_replicas=len(by_phase[_Phase.STARTING]),
@@ -427,11 +427,8 @@ class _Run:
             running_tokens=sum(replica.engine.held_tokens for replica in working),
             prefill_backlog_tokens=sum(replica.engine.prefill_tokens for replica in working),
             kv_usage_fraction=sum(replica.engine.kv_usage_fraction for replica in ready) / len(ready) if ready else 0.0,
-            ttft_attainment_fraction=ttft_fraction,
-            tpot_attainment_fraction=tpot_fraction,
-            ttft_mean_s=ttft_mean_s,
-            tpot_mean_s=tpot_mean_s,
             startup_s=self._startup_s,
+            **attained._asdict(),
         )
 
     def _take_counts(self, counts: _Counts, seconds: float) -> ClassDemand:
@@ -445,28 +442,12 @@ class _Run:
         counts.requests, counts.input_tokens, counts.output_tokens = 0, 0.0, 0.0
         return demand
 
-    def _attained(self, now_s: float) -> tuple[float | None, float | None, float | None, float | None]:
-        """Of the last half minute: TTFT attainment and mean, TPOT attainment and mean."""
-        targets = self._setting.spec.targets
-        ttfts = [request.first_token_s - request.at_s for request in self._first_tokens if request.urgency is not Urgency.BULK]
-        self._recent.append(
-            (
-                now_s,
-                len(ttfts),
-                sum(ttft_s <= targets.ttft_s for ttft_s in ttfts),
-                sum(ttfts),
-                len(self._tpots),
-                sum(self._tpots),
-            )
-        )
+    def _attained(self, now_s: float) -> Attained:
+        ttfts_s = [request.first_token_s - request.at_s for request in self._first_tokens if request.urgency is not Urgency.BULK]
+        attained = self._attainment.report(ttfts_s, self._tpots, now_s)
         self._first_tokens.clear()
         self._tpots.clear()
-        while self._recent[0][0] <= now_s - _ATTAINMENT_SPAN_S:
-            self._recent.popleft()
-        firsts, met, ttft_s, lasts, tpot_s = (sum(entry[place] for entry in self._recent) for place in range(1, 6))
-        tpot_mean_s = tpot_s / lasts if lasts else None
-        tpot_fraction = None if tpot_mean_s is None else float(tpot_mean_s <= targets.tpot_s)
-        return (met / firsts if firsts else None, ttft_s / firsts if firsts else None, tpot_fraction, tpot_mean_s)
+        return attained
 
     def _note_time(
         self, now_s: float, by_phase: dict[_Phase, list[_SimulatedReplica]], running: int, by_class: dict[str, ClassDemand]

@@ -107,6 +107,8 @@ class Admissions:
             self._queue.charge_end(waiting, running.charged, settled.cached_tokens, settled.output_tokens)
             served = waiting.prompt_tokens + settled.output_tokens
             self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
+            if settled.pace is not None:
+                self._meter.ended(waiting, settled.pace)
             if settled.output_tokens:
                 self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
 

@@ -50,13 +50,14 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """Load of a replica as its engine last reported it. adapters: those that it has loaded."""
+    """Load of a replica as its engine last reported it. adapters: those that it has loaded. prefill_backlog_tokens: see EngineStats."""
 
     running_requests: int = 0
     waiting_requests: int = 0
     kv_usage_fraction: float = 0.0
     output_tokens_per_second: float = 0.0
     adapters: frozenset[str] = frozenset()
+    prefill_backlog_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,27 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast an answer came. first_token_s: from the request's coming to its gateway to its first token, or to its vector.
+
+    per_token_s: mean over the further tokens of a sequence; None where there were none.
+    """
+
+    first_token_s: float
+    per_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
-    """A lease that ended, and what its request took: prompt tokens found in the replica's cache, and tokens generated."""
+    """A lease that ended, and what its request took: prompt tokens found in the replica's cache, and tokens generated.
+
+    pace: of an answer that is whole and came token by token.
+    """
 
     lease_id: int
     cached_tokens: int = 0
     output_tokens: int = 0
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)

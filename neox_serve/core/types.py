@@ -243,10 +243,14 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Load of an engine now. output_tokens_total counts since the start. adapters: those that it has loaded."""
+    """Load of an engine now. output_tokens_total counts since the start. adapters: those that it has loaded.
+
+    prefill_backlog_tokens: prompt tokens of requests without an output yet; what the prefix cache spares of them is not known before.
+    """
 
     running_requests: int
     waiting_requests: int
     kv_usage_fraction: float
     output_tokens_total: int
     adapters: frozenset[str] = frozenset()
+    prefill_backlog_tokens: int = 0

@@ -173,6 +173,7 @@ class FakeEngine:
             waiting_requests=len(load.waiting),
             kv_usage_fraction=min(1.0, used / self._vocabulary.kv_capacity_tokens),
             output_tokens_total=load.output_tokens_total,
+            prefill_backlog_tokens=sum(live.answer.prompt_tokens for live in load.waiting.values()),
         )
 
     async def check_health(self) -> None:

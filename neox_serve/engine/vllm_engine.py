@@ -138,6 +138,7 @@ class VllmEngine:
             kv_usage_fraction=0.0 if idle else self._kv_usage_fraction,
             output_tokens_total=self._output_tokens_total,
             adapters=self._adapters.loaded,
+            prefill_backlog_tokens=sum(len(job.request.prompt_token_ids) for job in self._jobs.values() if not job.started),
         )
 
     async def check_health(self) -> None:

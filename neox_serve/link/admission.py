@@ -95,10 +95,10 @@ class Admission:
                 if error.reason is not Reason.OVERLOADED or not question.queued or not await self._router_back():
                     raise
 
-    def settle(self, lease: Lease, cached_tokens: int = 0, output_tokens: int = 0) -> None:
+    def settle(self, settled: Settled) -> None:
         """Gives a lease back, with what its request took; again does nothing."""
-        if self._book.remove(self._gateway_id, lease.lease_id) is not None:
-            self._tell_settled(Settled(lease.lease_id, cached_tokens, output_tokens))
+        if self._book.remove(self._gateway_id, settled.lease_id) is not None:
+            self._tell_settled(settled)
 
     def leases(self) -> tuple[Lease, ...]:
         """All that is in flight, for the hello to a router; what was settled and not yet told needs no telling then."""

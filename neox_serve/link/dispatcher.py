@@ -13,7 +13,7 @@ from random import Random
 import structlog
 
 from neox_serve.core.block_hashes import reusable_blocks, root
-from neox_serve.core.cluster import ClusterView, Demand, GatewayView, Lease, ReplicaLoad, ReplicaPhase, ReplicaView, Terms
+from neox_serve.core.cluster import ClusterView, Demand, GatewayView, Lease, Pace, ReplicaLoad, ReplicaPhase, ReplicaView, Settled, Terms
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.quota import QuotaState
 from neox_serve.core.refusal import NOT_READY_RETRY_S
@@ -202,9 +202,9 @@ class Dispatcher:
     def _note_stream(self, lease: Lease, stream: GenerationStream) -> None:
         self._streams[lease.lease_id] = stream
 
-    def _settle_stream(self, lease: Lease, cached_tokens: int, output_tokens: int) -> None:
-        self._streams.pop(lease.lease_id, None)
-        self._admission.settle(lease, cached_tokens, output_tokens)
+    def _settle_stream(self, settled: Settled) -> None:
+        self._streams.pop(settled.lease_id, None)
+        self._admission.settle(settled)
 
     def drain_replica(self, replica_id: str) -> None:
         """Asks the router to have a replica replaced."""
@@ -245,15 +245,16 @@ class Dispatcher:
         return reusable_blocks(parent, ids, block_tokens), block_tokens
 
     async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
-        admission_s = 0.0
+        admission_s, came_s = 0.0, self._clock()
         while True:
             asked_s = self._clock()
             placement = await self._place(request.request_id, demand)
             admission_s += self._clock() - asked_s
-            lease, link, cached = placement.lease, placement.link, 0
+            lease, link = placement.lease, placement.link
+            settled = Settled(lease.lease_id)
             try:
                 result = await link.embed(lease.lease_id, request)
-                cached = result.cached_tokens
+                settled = Settled(lease.lease_id, result.cached_tokens, pace=Pace(self._clock() - came_s))
                 return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
             except ServeError as error:
                 if event_of_failure(error, placement.failed) is not Event.MOVABLE:
@@ -261,7 +262,7 @@ class Dispatcher:
                 demand = replace(demand, excluded=(*placement.failed, lease.replica_id))
             finally:
                 link.cancel(lease.lease_id)
-                self._admission.settle(lease, cached)
+                self._admission.settle(settled)
 
     async def _place(self, request_id: str, demand: Demand) -> Placement:
         """Leases a replica whose link is up; one that cannot be reached has failed the request. Raises ServeError."""
@@ -271,12 +272,12 @@ class Dispatcher:
             try:
                 link = await self._links.up(lease.replica_id, self._link_timeout_s)
             except ServeError as error:
-                self._admission.settle(lease)
+                self._admission.settle(Settled(lease.lease_id))
                 if event_of_failure(error, demand.excluded) is not Event.MOVABLE:
                     raise
                 demand = replace(demand, excluded=(*demand.excluded, lease.replica_id))
             except BaseException:
-                self._admission.settle(lease)
+                self._admission.settle(Settled(lease.lease_id))
                 raise
             else:
                 _log.info("request_placed", request_id=request_id, replica_id=lease.replica_id, failed_replicas=demand.excluded)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from neox_serve.core.cluster import Lease
+from neox_serve.core.cluster import Lease, Pace, Settled
 from neox_serve.core.continuation import continued, is_continuable
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.replacement import Action, Event, Stage, event_of_failure, step
@@ -41,7 +41,7 @@ Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]
 class GenerationStream:
     """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
 
-    place: finds a replica. settle: gives a lease back, with cached and generated tokens. on_end: called once, at the end. clock: seconds,
+    place: finds a replica. settle: gives a lease back. on_end: called once, at the end. clock: seconds,
     steady. on_placed: told of each replica that it gets. gaps_s: how long its reader waited for each replica that went on with it, from
     the loss of the one before.
     """
@@ -51,7 +51,7 @@ class GenerationStream:
         request: GenerationRequest,
         *,
         place: Place,
-        settle: Callable[[Lease, int, int], None],
+        settle: Callable[[Settled], None],
         on_end: Callable[[], None],
         clock: Callable[[], float],
         on_placed: Callable[[Lease, "GenerationStream"], None] = lambda _lease, _stream: None,
@@ -70,6 +70,8 @@ class GenerationStream:
         self._reader: asyncio.Future[None] | None = None
         self._direct: DirectSink | None = None
         self._move: asyncio.Task[None] | None = None
+        self._came_at_s = clock()
+        self._first_token_at_s: float | None = None
         self._cached_tokens = 0
         self._output_tokens = 0
         self._delivered: list[int] | None = [] if is_continuable(request) else None
@@ -174,9 +176,12 @@ class GenerationStream:
     def _note_prompt(self, delta: Delta, prompt: PromptFacts) -> Delta:
         """The first delta of a replica; of the replicas after the first its reader hears nothing about the prompt."""
         self._cached_tokens = prompt.cached_tokens
+        now_s = self._clock()
+        if self._first_token_at_s is None:
+            self._first_token_at_s = now_s
         if self._lost_at_s is None:
             return delta
-        self.gaps_s.append(self._clock() - self._lost_at_s)
+        self.gaps_s.append(now_s - self._lost_at_s)
         self._lost_at_s = None
         _log.info("request_continued", request_id=self._whole.request_id, replica_id=self.replica_id, gap_s=round(self.gaps_s[-1], 4))
         return replace(delta, prompt=None)
@@ -201,7 +206,7 @@ class GenerationStream:
 
     def _take_place(self, placement: Placement) -> None:
         if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
-            self._settle(placement.lease, 0, 0)
+            self._settle(Settled(placement.lease.lease_id))
             if self._error is not None:
                 raise self._error
             return
@@ -225,13 +230,22 @@ class GenerationStream:
             case Action.ABORT if placement:
                 placement.link.cancel(placement.lease.lease_id)
             case Action.SETTLE if placement:
-                self._settle(placement.lease, self._cached_tokens, self._output_tokens)
+                pace = self._pace() if self._stage is Stage.ENDED and error is None else None
+                self._settle(Settled(placement.lease.lease_id, self._cached_tokens, self._output_tokens, pace))
                 self._cached_tokens = self._output_tokens = 0
             case Action.TERMINATE:
                 self._error = error
                 self._on_end()
             case _:  # ADMIT: the reader's next call does it
                 pass
+
+    def _pace(self) -> Pace | None:
+        """Of the whole answer, over all replicas. Beams come all at once, and say nothing of it."""
+        if self._first_token_at_s is None or self._whole.beam is not None:
+            return None
+        tokens = (self._output_tokens if self._delivered is None else len(self._delivered)) / self._whole.n
+        writing_s = self._clock() - self._first_token_at_s
+        return Pace(self._first_token_at_s - self._came_at_s, writing_s / (tokens - 1) if tokens > 1 else None)
 
     def _submit(self, placement: Placement) -> None:
         try:

@@ -177,7 +177,14 @@ class ReplicaServer:
     def _measure(self) -> ReplicaLoad:
         stats = self._engine.stats()
         self._rate.add(self._clock(), stats.output_tokens_total)
-        return ReplicaLoad(stats.running_requests, stats.waiting_requests, stats.kv_usage_fraction, self._rate.per_second, stats.adapters)
+        return ReplicaLoad(
+            running_requests=stats.running_requests,
+            waiting_requests=stats.waiting_requests,
+            kv_usage_fraction=stats.kv_usage_fraction,
+            output_tokens_per_second=self._rate.per_second,
+            adapters=stats.adapters,
+            prefill_backlog_tokens=stats.prefill_backlog_tokens,
+        )
 
 
 def _soon(action: Callable[[], None]) -> None:

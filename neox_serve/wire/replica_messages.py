@@ -86,6 +86,7 @@ def load_to_proto(load: ReplicaLoad) -> pb.ReplicaLoad:
         kv_usage_fraction=load.kv_usage_fraction,
         output_tokens_per_second=load.output_tokens_per_second,
         adapters=sorted(load.adapters),
+        prefill_backlog_tokens=load.prefill_backlog_tokens,
     )
 
 
@@ -97,6 +98,7 @@ def load_from_proto(message: pb.ReplicaLoad) -> ReplicaLoad:
         message.kv_usage_fraction,
         message.output_tokens_per_second,
         frozenset(message.adapters),
+        message.prefill_backlog_tokens,
     )
 
 

@@ -9,6 +9,7 @@ from neox_serve.core.cluster import (
     GatewayView,
     Lease,
     Outstanding,
+    Pace,
     Replica,
     ReplicaView,
     ScalingView,
@@ -112,13 +113,26 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
 
 def settlements(settled: Iterable[Settled]) -> pb.ConnectGatewayRequest:
     """Leases that ended."""
-    each = [pb.Settlement(lease_id=one.lease_id, cached_tokens=one.cached_tokens, output_tokens=one.output_tokens) for one in settled]
-    return pb.ConnectGatewayRequest(settlements=pb.Settlements(settlements=each))
+    return pb.ConnectGatewayRequest(settlements=pb.Settlements(settlements=[_settlement(one) for one in settled]))
+
+
+def _settlement(settled: Settled) -> pb.Settlement:
+    return pb.Settlement(
+        lease_id=settled.lease_id,
+        cached_tokens=settled.cached_tokens,
+        output_tokens=settled.output_tokens,
+        first_token_s=settled.pace.first_token_s if settled.pace else None,
+        per_token_s=settled.pace.per_token_s if settled.pace else None,
+    )
 
 
 def settled_from_proto(message: pb.Settlements) -> list[Settled]:
     """Leases that ended."""
-    return [Settled(one.lease_id, one.cached_tokens, one.output_tokens) for one in message.settlements]
+    return [Settled(one.lease_id, one.cached_tokens, one.output_tokens, _pace(one)) for one in message.settlements]
+
+
+def _pace(one: pb.Settlement) -> Pace | None:
+    return Pace(one.first_token_s, one.per_token_s if one.HasField("per_token_s") else None) if one.HasField("first_token_s") else None
 
 
 def reserve(reservation: Reservation, quotas: Quotas) -> pb.ConnectGatewayRequest:

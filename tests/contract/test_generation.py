@@ -85,6 +85,15 @@ async def test_many_at_once_all_end_once_and_leave_nothing(generator: Subject) -
     assert generator.engine.stats().output_tokens_total - before == sum(request.stopping.max_tokens for request in requests.values())
 
 
+async def test_prompt_is_backlog_until_the_first_output(generator: Subject) -> None:
+    sink = RecordingSink()
+    await generator.engine.generate("read", stopping(REQUEST, max_tokens=50), sink)
+    assert generator.engine.stats().prefill_backlog_tokens == len(PROMPT)
+    await sink.until("read", deltas=1)
+    assert generator.engine.stats().prefill_backlog_tokens == 0
+    await generator.engine.abort("read")
+
+
 async def test_abort_silences_the_request_and_frees_it(generator: Subject) -> None:
     sink = RecordingSink()
     await generator.engine.generate("aborted", LONG, sink)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neox_serve.core.cluster import Lease
+from neox_serve.core.cluster import Lease, Settled
 from neox_serve.core.continuation import MOST_CONTINUATIONS
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.replacement import replica_lost
@@ -49,8 +49,8 @@ class World:
         self.placed.append(lease)
         return Placement(lease, cast("EngineLink", self), failed)
 
-    def settle(self, lease: Lease, _cached_tokens: int, _output_tokens: int) -> None:
-        self.settled[lease.lease_id] += 1
+    def settle(self, settled: Settled) -> None:
+        self.settled[settled.lease_id] += 1
 
     def end(self) -> None:
         self.ends += 1

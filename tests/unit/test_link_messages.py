@@ -14,10 +14,12 @@ from neox_serve.core.cluster import (
     GatewayView,
     Lease,
     Outstanding,
+    Pace,
     Replica,
     ReplicaLoad,
     ReplicaPhase,
     ReplicaView,
+    Settled,
     Terms,
 )
 from neox_serve.core.cluster_state import Grant
@@ -101,9 +103,11 @@ GENERATIONS = st.builds(
     st.none() | NAME,
     traceparent=TEXT,
 )
-EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME)
+EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME, TEXT)
 REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase), U32)
-LOADS = st.builds(ReplicaLoad, U32, U32, F64, F64, st.frozensets(NAME))
+LOADS = st.builds(ReplicaLoad, U32, U32, F64, F64, st.frozensets(NAME), U64)
+PACES = st.builds(Pace, F64, st.none() | F64)
+SETTLEMENTS = st.lists(st.builds(Settled, U64, U32, U32, st.none() | PACES), max_size=4)
 TERMS = st.builds(Terms, NAME, F64, st.sampled_from(PriorityClass), F64.filter(lambda value: value != -math.inf), F64)
 DEMANDS = st.builds(Demand, st.sampled_from(Pool), NAME, U32, U32, tuples(NAME), TERMS, st.none() | NAME, TEXT, tuples(U64), U32)
 
@@ -155,6 +159,11 @@ def test_leases_come_off_as_they_went_on(leases: list[Lease]) -> None:
 @given(st.builds(ServeError, st.sampled_from(Reason), TEXT, st.dictionaries(TEXT, TEXT, max_size=2), st.none() | st.floats(0.001, 100.0)))
 def test_refusal_comes_off_as_it_went_on(error: ServeError) -> None:
     assert router_messages.admission_from_proto(router_messages.refuse(7, error).admit) == error
+
+
+@given(SETTLEMENTS)
+def test_settlements_come_off_as_they_went_on(settled: list[Settled]) -> None:
+    assert router_messages.settled_from_proto(router_messages.settlements(settled).settlements) == settled
 
 
 @given(st.builds(Grant, NAME, U32, TEXT))

@@ -837,23 +837,38 @@ class Settlement(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_S_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_S_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens found in the replica's cache."""
     output_tokens: _builtins.int
     """Tokens generated, over all its sequences."""
+    first_token_s: _builtins.float
+    """Seconds until the first token, or the vector, of an answer that is whole."""
+    per_token_s: _builtins.float
+    """Mean seconds between a sequence's further tokens, where there were any."""
     def __init__(
         self,
         *,
         lease_id: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
+        first_token_s: _builtins.float | None = ...,
+        per_token_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_per_token_s", b"_per_token_s", "first_token_s", b"first_token_s", "per_token_s", b"per_token_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "lease_id", b"lease_id", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_per_token_s", b"_per_token_s", "cached_tokens", b"cached_tokens", "first_token_s", b"first_token_s", "lease_id", b"lease_id", "output_tokens", b"output_tokens", "per_token_s", b"per_token_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_token_s: _TypeAlias = _typing.Literal["first_token_s"]  # noqa: Y015
+    _WhichOneofArgType__first_token_s: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s"]  # noqa: Y015
+    _WhichOneofReturnType__per_token_s: _TypeAlias = _typing.Literal["per_token_s"]  # noqa: Y015
+    _WhichOneofArgType__per_token_s: _TypeAlias = _typing.Literal["_per_token_s", b"_per_token_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_s) -> _WhichOneofReturnType__first_token_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__per_token_s) -> _WhichOneofReturnType__per_token_s | None: ...
 
 Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
@@ -1289,10 +1304,13 @@ class ReplicaLoad(_message.Message):
     KV_USAGE_FRACTION_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    PREFILL_BACKLOG_TOKENS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
     waiting_requests: _builtins.int
     kv_usage_fraction: _builtins.float
     output_tokens_per_second: _builtins.float
+    prefill_backlog_tokens: _builtins.int
+    """Prompt tokens of requests without an output yet."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters that it has loaded."""
@@ -1305,10 +1323,11 @@ class ReplicaLoad(_message.Message):
         kv_usage_fraction: _builtins.float = ...,
         output_tokens_per_second: _builtins.float = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
+        prefill_backlog_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "kv_usage_fraction", b"kv_usage_fraction", "output_tokens_per_second", b"output_tokens_per_second", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "kv_usage_fraction", b"kv_usage_fraction", "output_tokens_per_second", b"output_tokens_per_second", "prefill_backlog_tokens", b"prefill_backlog_tokens", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
