@@ -148,11 +148,12 @@ class Dispatcher:
 
         Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. Cancelling the call leaves nothing behind.
         """
-        came_s = self._clock()
+        came_s, placed = self._clock(), count()
 
         def place(what: GenerationRequest, failed: tuple[str, ...]) -> Awaitable[Placement]:
             demand = self._generation_demand(model, what)
-            return self._place(request.request_id, replace(demand, excluded=failed, terms=self._later(terms, came_s)))
+            asked = self._later(terms, came_s) if next(placed) else terms
+            return self._place(request.request_id, replace(demand, excluded=failed, terms=asked))
 
         stream = GenerationStream(
             request,

@@ -39,6 +39,25 @@ async def test_paces_of_answers_reach_the_router_once() -> None:
         assert not router.demand()[Pool.GENERATION].paces
 
 
+async def test_requests_are_counted_once_when_they_come_whatever_becomes_of_them() -> None:
+    async with LinkCluster() as cluster:
+        router = await cluster.router()
+        engines = [FakeEngine(SLOW) for _ in range(2)]
+        for engine in engines:
+            await cluster.replica(engine)
+        await cluster.replica(FakeEngine(SLOW), Pool.EMBEDDING)
+        dispatcher = await cluster.dispatcher(replicas=3)
+        router.demand()
+        streams = [await dispatcher.open_generation(MODEL, generation(20)) for _ in range(4)]
+        engines[0].die()  # its requests come again
+        await asyncio.gather(*map(read_all, streams))
+        await dispatcher.embed(MODEL, EmbeddingRequest("e", (1, 2), Pooling.MEAN))
+        seen = router.demand()
+        came = seen[Pool.GENERATION].by_class[PriorityClass.DEFAULT]
+        assert (came.requests, came.input_tokens, came.output_tokens) == (4, 12, 80)
+        assert seen[Pool.EMBEDDING].by_class[PriorityClass.DEFAULT].requests == 1
+
+
 async def test_prompts_without_an_output_are_the_backlog_of_their_replicas() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()

@@ -1,0 +1,82 @@
+"""Scaling by our own policy with real engines: from one replica to two under load, and back, with every answer whole."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from neox_serve.client import AsyncClient
+from neox_serve.client.results import PoolStatus
+from neox_serve.core.types import Pool
+from tests.clusters import CommandCluster, free_port, running_cluster
+from tests.e2e.conftest import small_engine
+from tests.streams import NO_RETRY, StreamRecord, assert_whole, read_stream, until
+
+pytestmark = pytest.mark.e2e
+TOKENS = 100
+REQUESTS_PER_S = 3.0
+START_S = 120.0
+SHRINK_S = 180.0
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
+    """One generation replica, which may become two. The step times are several times the small model's: a load it bears calls for more."""
+    values = {
+        "generation": {"engine": small_engine(), "replicas": {"min": 1, "initial": 1, "max": 2, "max_requests": 8}},
+        "embedding": {"enabled": False},
+        "scaling": {
+            "startup_s": 15,
+            "level_s": 10,
+            "step_s": 0.01,
+            "step_per_sequence_s": 0.004,
+            "step_per_resident_token_s": 1e-7,
+            "per_prompt_token_s": 1e-5,
+            "kv_tokens": 8192,
+        },
+        "gateway": {"port": free_port(), "processes": 1},
+        "metrics": {"port": free_port()},
+        "ray": {"dashboard_port": free_port()},
+    }
+    with running_cluster(tmp_path_factory.mktemp("growing"), values) as started:
+        yield started
+
+
+async def generation(client: AsyncClient) -> PoolStatus:
+    return next(pool for pool in (await client.status(timeout_s=10)).pools if pool.pool is Pool.GENERATION)
+
+
+async def load(client: AsyncClient, requests_per_s: float, stop: asyncio.Event) -> list[StreamRecord]:
+    """Streams that begin at this rate until told to stop, all to their end."""
+    streams: list[asyncio.Task[StreamRecord]] = []
+    while not stop.is_set():
+        streams.append(asyncio.create_task(read_stream(client, f"def f{len(streams)}(", max_tokens=TOKENS)))
+        await asyncio.sleep(1 / requests_per_s)
+    return await asyncio.gather(*streams)
+
+
+async def test_pool_of_real_engines_grows_under_load_and_shrinks_after_it(growing: CommandCluster) -> None:
+    async with AsyncClient(growing.address, retry=NO_RETRY) as client:
+
+        async def grown() -> bool:
+            return (await generation(client)).ready_replicas == 2
+
+        async def shrunk() -> bool:
+            return (await generation(client)).ready_replicas == 1 and len(growing.processes("VLLM::EngineCore")) == 1
+
+        assert (await generation(client)).wanted_replicas == 1
+        stop = asyncio.Event()
+        heavy = asyncio.create_task(load(client, REQUESTS_PER_S, stop))
+        await until(grown, START_S, "two replicas", every_s=0.5)
+        assert "needs 2" in (await generation(client)).scaling_reason
+        await asyncio.sleep(3)
+        stop.set()
+        records = await heavy
+        assert_whole(records, TOKENS)
+        assert len(growing.processes("VLLM::EngineCore")) == 2
+
+        stop = asyncio.Event()
+        light = asyncio.create_task(load(client, 0.3, stop))
+        await until(shrunk, SHRINK_S, "one replica", every_s=0.5)
+        stop.set()
+        assert_whole(await light, TOKENS)
