@@ -47,7 +47,14 @@ def waking_lanes(settings: Settings) -> frozenset[tuple[Pool, str]]:
 def policy_of(scaling: ScalingSettings) -> Policy:
     """The policy that is set."""
     if scaling.policy == "token-aware":
-        return token_aware(Tuning(headroom=scaling.headroom, level_s=scaling.level_s, idle_s=scaling.idle_s))
+        tuning = Tuning(
+            headroom=scaling.headroom,
+            hold_startups=scaling.hold_startups,
+            history_s=scaling.history_s,
+            level_s=scaling.level_s,
+            idle_s=scaling.idle_s,
+        )
+        return token_aware(tuning)
     if scaling.policy == "target-ongoing-requests":
         delays = Delays(
             upscale_delay_s=scaling.upscale_delay_s, downscale_delay_s=scaling.downscale_delay_s, look_back_s=scaling.look_back_s

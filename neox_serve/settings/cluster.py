@@ -124,6 +124,10 @@ class ScalingSettings(Section):
     level_s: float = Field(
         300.0, gt=0, description="token-aware: over which the level of demand is taken; twice this passes before it scales down"
     )
+    history_s: float = Field(7200.0, ge=10, description="token-aware: of demand that is remembered, and provided for if it comes again")
+    hold_startups: float = Field(
+        2.5, ge=1, description="token-aware: for how many times the start-up fewer replicas must have done, until it scales down"
+    )
     idle_s: float = Field(300.0, ge=0, description="token-aware: without requests until a pool with replicas.min 0 goes to zero")
     target_requests: float = Field(32.0, gt=0, description="target-ongoing-requests: requests a replica should carry")
     look_back_s: float = Field(30.0, gt=0, description="target-ongoing-requests: over which they are counted")

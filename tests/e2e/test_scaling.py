@@ -27,7 +27,9 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster
         "embedding": {"enabled": False},
         "scaling": {
             "startup_s": 15,
+            "history_s": 20,
             "level_s": 10,
+            "hold_startups": 1,
             "step_s": 0.01,
             "step_per_sequence_s": 0.004,
             "step_per_resident_token_s": 1e-7,
