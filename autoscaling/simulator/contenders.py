@@ -42,14 +42,14 @@ def _knowing(knob: float, workload: Workload, spec: PoolSpec, startup_s: float, 
 CONTENDERS: Mapping[str, Contender] = {
     contender.name: contender
     for contender in (
-        Contender(OURS, "headroom", 1.5, 0.5, _plain(lambda knob: token_aware(Tuning(headroom=knob)))),
+        Contender(OURS, "headroom", 1.5, 0.2, _plain(lambda knob: token_aware(Tuning(headroom=knob)))),
         Contender("target-ongoing-requests", "requests a replica", 0.25, 64.0, _plain(ray_serve.target_ongoing_requests)),
         Contender("target-ttft", "fraction of the TTFT target", 0.02, 0.6, _plain(ray_serve.target_ttft)),
         Contender("kpa", "requests a replica", 1.0, 90.0, _plain(knative.kpa)),
         Contender("saturation", "KV usage", 0.12, 0.95, _plain(llm_d.saturation)),
         Contender("forecast", "headroom", 16.0, 0.9, _plain(dynamo.forecast)),
         Contender(STATIC, "replicas", 48.0, 1.0, _plain(_static)),
-        Contender(ORACLE, "headroom", 1.3, 0.5, _knowing),
+        Contender(ORACLE, "headroom", 1.5, 0.5, _knowing),
     )
 }
 PEERS = tuple(name for name in CONTENDERS if name not in {OURS, ORACLE, STATIC})

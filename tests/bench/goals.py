@@ -27,6 +27,7 @@ from tests.bench import (
     router_decisions,
     router_scale,
     scaling_goals,
+    scaling_validation,
 )
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
@@ -38,6 +39,7 @@ from tests.bench.overload import Overloaded
 from tests.bench.processes import stop_on_sigterm
 from tests.bench.rolling import Rolled
 from tests.bench.router_decisions import Decisions
+from tests.bench.scaling_validation import Validated
 from tests.bench.view import View
 from tests.simulation import fairness, mooncake
 
@@ -85,6 +87,10 @@ class Runs:
     def overload(self) -> Overloaded:
         """Four times the capacity, in this process."""
         return self._once("overload", lambda _: asyncio.run(overload.measure()))
+
+    def validation(self) -> list[Validated]:
+        """The simulator against a real cluster."""
+        return self._once("validation", lambda folder: scaling_validation.run(folder, self._view))
 
     def _once(self, name: str, make: Callable[[Path], T]) -> T:
         if name not in self._made:
@@ -314,6 +320,20 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal(
         "routing.bytes_per_block", "memory of the router's index for each of a million blocks", "<=", 128.0, lambda _: block_bytes.measure()
+    ),
+    Goal(
+        "scaling.simulated_ttft_error",
+        "median TTFT simulated and of our own cluster, relative, the larger of two loads",
+        "<=",
+        0.15,
+        lambda runs: scaling_validation.ttft_error(runs.validation()),
+    ),
+    Goal(
+        "scaling.simulated_tpot_error",
+        "median TPOT simulated and of our own cluster, relative, the larger of two loads",
+        "<=",
+        0.15,
+        lambda runs: scaling_validation.tpot_error(runs.validation()),
     ),
     *scaling_goals.GOALS,
 )
