@@ -1,5 +1,6 @@
 """What the router measures about itself."""
 
+import re
 from collections import Counter as Tally
 from collections.abc import Iterable
 
@@ -11,6 +12,7 @@ from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.types import Pool
 from neox_serve.link.metrics_page import text_of
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _DECISION_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
 
 
@@ -48,6 +50,13 @@ class RouterMetrics:
         self._alarm = Gauge(
             "neox_serve_scaling_alarm", "1 where the scaling policy fails and the size is kept", ["pool"], registry=self._registry
         )
+        self._reason = Gauge(
+            "neox_serve_scaling_reason", "1 at why a pool has its size, with _ for numbers", ["pool", "reason"], registry=self._registry
+        )
+        self._changes = Counter(
+            "neox_serve_scaling_changes", "Times that a pool was made larger or smaller", ["pool", "direction"], registry=self._registry
+        )
+        self._scaling: dict[Pool, ScalingView] = {}
 
     def admitted(self, outcome: str, seconds: float) -> None:
         """One decision. outcome: "granted", or the refusal's reason."""
@@ -83,10 +92,16 @@ class RouterMetrics:
             self._replicas.labels(pool, phase).set(replicas)
 
     def show_scaling(self, scaling: Iterable[ScalingView]) -> None:
-        """Sets the gauges of what was decided."""
+        """Sets what was decided. Without their numbers reasons are few, and so are the series."""
         for each in scaling:
             self._wanted.labels(each.pool).set(each.wanted_replicas)
             self._alarm.labels(each.pool).set(each.alarm)
+            self._reason.remove_by_labels({"pool": each.pool})
+            self._reason.labels(each.pool, _NUMBER.sub("_", each.reason)).set(1)
+            before = self._scaling.get(each.pool, each).wanted_replicas
+            if each.wanted_replicas != before:
+                self._changes.labels(each.pool, "up" if each.wanted_replicas > before else "down").inc()
+            self._scaling[each.pool] = each
 
     def text(self) -> str:
         """All of it in Prometheus' text format."""

@@ -5,6 +5,8 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from neox_serve.core.cluster import ScalingView
+from neox_serve.core.types import Pool
 from neox_serve.link.metrics_page import merge
 from tests.fakes.link_cluster import MODEL, LinkCluster, generation, until
 from tests.fakes.scripted_engine import ScriptedEngine
@@ -25,6 +27,20 @@ def samples_of(text: str) -> Samples:
     families = list(text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
+
+
+async def test_page_tells_what_scaling_wants_and_why_in_few_series() -> None:
+    async with LinkCluster() as cluster:
+        router = await cluster.router()
+        for wanted, reason in ((1, "demand in 90 s needs 1"), (4, "demand in 30.5 s needs 4"), (3, "3 would have done for 75 s")):
+            router.show_scaling((ScalingView(Pool.GENERATION, wanted, reason),))
+        text = await scrape(router.metrics_address)
+        found = {name: dict(labels) for name, labels in samples_of(text) if name.startswith("neox_serve_scaling_reason")}
+        assert [labels["reason"] for labels in found.values()] == ["_ would have done for _ s"]
+        values = {(name, dict(labels).get("direction")): value for (name, labels), value in samples_of(text).items()}
+        assert values["neox_serve_wanted_replicas", None] == 3
+        assert values["neox_serve_scaling_changes_total", "up"] == 1
+        assert values["neox_serve_scaling_changes_total", "down"] == 1
 
 
 async def test_page_has_every_process_with_its_labels_and_parses() -> None:
