@@ -15,7 +15,9 @@ _CALLS, _CLUSTER, _PLATFORM, _SIZING, _SETTINGS = "Call what is served", "Run a 
 
 for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.top, inspect.drain, inspect.metrics, logs.logs):
     app.command(rich_help_panel=_CLUSTER)(_command)
-for _command in (generate.generate, tokens.embed, tokens.tokenize, tokens.detokenize, tokens.estimate, inspect.models, bench.bench):
+for _command in (generate.generate, tokens.embed, tokens.score, tokens.tokenize, tokens.detokenize, tokens.estimate):
+    app.command(rich_help_panel=_CALLS)(_command)
+for _command in (inspect.models, bench.bench):
     app.command(rich_help_panel=_CALLS)(_command)
 app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
 app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)

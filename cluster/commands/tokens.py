@@ -1,6 +1,6 @@
-"""`neox-serve embed`, `tokenize` and `detokenize`."""
+"""`neox-serve embed`, `score`, `tokenize`, `detokenize` and `estimate`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,32 @@ def embed(
     for vector, tokens in zip(result.vectors, result.prompt_tokens, strict=True):
         shown = ", ".join(f"{value:+.4f}" for value in vector[:_SHOWN_VALUES])
         print(f"[{shown}, ...]  {len(vector)} dimensions, {tokens} tokens")
+
+
+@connected
+@interruptible
+def score(
+    connection: Connection,
+    *,
+    context: Annotated[str, typer.Argument(help='Text before the continuations; "" stands for a text\'s beginning.')],
+    continuations: Annotated[list[str], typer.Argument(metavar="CONTINUATION...", help="Texts after it.")],
+    model: ModelOption = None,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter.")] = None,
+    keep_end: Annotated[bool, typer.Option("--keep-end", help="Cut what is too long off the context's start.")] = False,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how likely texts are as continuations of another, the likeliest first."""
+    pairs = [(context, text) for text in continuations]
+    with connection.client() as client:
+        truncation: Literal["keep_end"] | None = "keep_end" if keep_end else None
+        result = client.score(pairs, model=model, adapter=adapter, truncation=truncation, timeout_s=timeout_s)
+    if as_json:
+        print_json(result)
+        return
+    for text, found in sorted(zip(continuations, result.scores, strict=True), key=lambda one: -one[1].log_likelihood):
+        greedy = "greedy" if found.is_greedy else ""
+        print(f"{found.log_likelihood:10.3f}  {len(found.tokens):4} tokens  {greedy:6}  {text!r}")
 
 
 @connected

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,8 +12,18 @@ from google.protobuf.message import Message
 from neox_serve.client import calls
 from neox_serve.client.calls import Call
 from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
-from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, StreamEvent, StreamFinal, TokenizedText
+from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.results import (
+    ClusterStatus,
+    EmbedResult,
+    Estimate,
+    GenerateResult,
+    Model,
+    ScoreResult,
+    StreamEvent,
+    StreamFinal,
+    TokenizedText,
+)
 from neox_serve.client.retry import Attempts, RetryPolicy
 from neox_serve.client.stream_state import StreamState
 
@@ -66,6 +76,10 @@ class AsyncClient:
     async def estimate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Estimate:
         """What `generate` with the same arguments would take, and how long it would wait. Runs nothing."""
         return await self._run(calls.estimate(prompts, options))
+
+    async def score(self, items: Iterable[tuple[Prompt, Prompt]], **options: Unpack[ScoreOptions]) -> ScoreResult:
+        """How likely continuations are, each after a context of its own: pairs of both; an empty context stands for a text's beginning."""
+        return await self._run(calls.score(items, options))
 
     async def embed(self, inputs: Prompt | Sequence[Prompt], **options: Unpack[EmbedOptions]) -> EmbedResult:
         """Turns one input or a list of inputs into vectors."""

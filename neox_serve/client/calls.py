@@ -15,8 +15,8 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neox_serve.client import responses
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, StreamOptions
-from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, StreamEvent, TokenizedText
+from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, ScoreResult, StreamEvent, TokenizedText
 from neox_serve.core.errors import invalid
 from neox_serve.v1 import (
     admin_service_pb2_grpc,
@@ -89,6 +89,21 @@ def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
     _set_seconds(request.options, "options.", "min_chunk_interval", options.get("min_chunk_interval_s"))
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
+
+
+def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> Call[ScoreResult]:
+    """InferenceService.Score for pairs of a context and a continuation."""
+    _refuse_unknown(options, ScoreOptions)
+    request = _identified(inference_service_pb2.ScoreRequest(), options)
+    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
+    _set(request, "", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
+    for position, (context, continuation) in enumerate(items):
+        item = request.items.add()
+        if len(context):
+            item.context.CopyFrom(_prompt(f"items[{position}].context", context))
+        item.continuation.CopyFrom(_prompt(f"items[{position}].continuation", continuation))
+    stub = inference_service_pb2_grpc.InferenceServiceStub
+    return Call(stub, "Score", request, responses.score_result, options.get("timeout_s"))
 
 
 def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[EmbedResult]:

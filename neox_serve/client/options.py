@@ -82,6 +82,13 @@ class GenerateOptions(GenerationOptions, total=False):
     num_return: int | None
 
 
+class ScoreOptions(ModelCallOptions, total=False):
+    """Options of `score`. truncation "keep_end": what does not fit is cut off the start of contexts."""
+
+    adapter: str | None
+    truncation: Literal["keep_end"] | None
+
+
 class EmbedOptions(ModelCallOptions, total=False):
     """Options of `embed`. pooling: absent, the model's default. normalize: to Euclidean length 1; absent, true."""
 

@@ -62,6 +62,12 @@ def stream_event(message: inference_service_pb2.StreamGenerateResponse) -> resul
     )
 
 
+def score_result(message: inference_service_pb2.ScoreResponse) -> results.ScoreResult:
+    """The answer of Score."""
+    scores = (results.Score(one.log_likelihood, one.is_greedy, tuple(_token(token) for token in one.tokens)) for one in message.scores)
+    return results.ScoreResult(message.request_id, message.model, tuple(scores), _usage(message.usage), _timings(message.timings))
+
+
 def embed_result(message: inference_service_pb2.EmbedResponse) -> results.EmbedResult:
     """The answer of Embed; numpy is imported here, for callers that embed."""
     import numpy as np

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neox_serve.core.types import Finish, ModelLimits, Pool, Pooling, PositionLogprobs, TokenIds
+from neox_serve.core.types import Finish, ModelLimits, Pool, Pooling, PositionLogprobs, TokenIds, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,6 +119,26 @@ class StreamFinal:
 
 
 StreamEvent = StreamChunk | StreamFinal
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation is. log_likelihood: natural logarithm, over all its tokens. is_greedy: greedy generation would give it."""
+
+    log_likelihood: float
+    is_greedy: bool
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """One score an item, in the order of the items."""
+
+    request_id: str
+    model: str
+    scores: tuple[Score, ...]
+    usage: Usage
+    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)

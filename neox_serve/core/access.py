@@ -12,6 +12,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     f"{_INFERENCE}/Generate": frozenset({Role.TENANT}),
     f"{_INFERENCE}/StreamGenerate": frozenset({Role.TENANT}),
     f"{_INFERENCE}/Embed": frozenset({Role.TENANT}),
+    f"{_INFERENCE}/Score": frozenset({Role.TENANT}),
     f"{_INFERENCE}/Estimate": frozenset({Role.TENANT}),
     f"{_TOKENS}/Tokenize": frozenset({Role.TENANT}),
     f"{_TOKENS}/Detokenize": frozenset({Role.TENANT}),

@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from neox_serve.core.types import Delta
 from neox_serve.gateway.calls import Call, Expired, Expiry, StreamWriter, TokenCount, deadline_exceeded
 from neox_serve.gateway.coalesced_stream import coalesced
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
-from neox_serve.gateway.concurrency import side_by_side
+from neox_serve.gateway.completing import Completer, note_prediction
 from neox_serve.gateway.dispatching import Dispatcher, GenerationStream
-from neox_serve.gateway.preparing import Prepared, Preparer, Salts
+from neox_serve.gateway.preparing import Preparer, Salts
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -23,7 +22,7 @@ class Generation:
     def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
         self._model = served.model
         self._preparer = Preparer(served, tokenizer, salts)
-        self._dispatcher = dispatcher
+        self._completer = Completer(served.model, dispatcher)
 
     async def generate(self, call: Call, message: inference_service_pb2.GenerateRequest) -> inference_service_pb2.GenerateResponse:
         """All prompts side by side. Raises ServeError, of the first prompt that fails; the others are then cancelled."""
@@ -51,8 +50,8 @@ class Generation:
             outgoing.progress.sequences = max(1, message.parameters.n)
             prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
             call.tokens = outgoing.progress.tokens = prepared.tokens
-            await outgoing.wait(self._reserve(call, [prepared]))
-            stream = await outgoing.wait(self._open(call, prepared))
+            await outgoing.wait(self._completer.reserve(call, [prepared]))
+            stream = await outgoing.wait(self._completer.open(call, prepared))
             await outgoing.forward(coalesced(stream, message.options, outgoing.wait))
         except Expired:
             _expire(call, message.parameters, checked=outgoing.progress.sequences > 0)
@@ -65,34 +64,7 @@ class Generation:
         limits = await self._preparer.check_unary(call, message)
         collectors += [PromptCollector(_sequences(message)) for _ in message.prompts]
         prepared = await self._preparer.unary(call, message, limits)
-        for one, collector in zip(prepared, collectors, strict=True):
-            collector.progress.tokens = one.tokens
-        await self._reserve(call, prepared)
-        await side_by_side([self._collect(call, one, collector) for one, collector in zip(prepared, collectors, strict=True)])
-
-    async def _reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
-        """Reserves the most that the call may use. Raises ServeError."""
-        most = sum(len(one.request.prompt_token_ids) + one.request.most_output_tokens for one in prepared)
-        call.reservation = await self._dispatcher.reserve(call.tenant, most)
-
-    async def _open(self, call: Call, prepared: Prepared) -> GenerationStream:
-        terms = call.terms(asyncio.get_running_loop().time())
-        request = replace(prepared.request, traceparent=terms.traceparent) if terms.traceparent else prepared.request
-        return await self._dispatcher.open_generation(self._model, request, terms)
-
-    async def _collect(self, call: Call, prepared: Prepared, collector: PromptCollector) -> None:
-        """Reads one prompt's stream to its end; however this ends, the engine is left free."""
-        stream = await self._open(call, prepared)
-        clock = asyncio.get_running_loop().time
-        try:
-            call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
-            while not collector.progress.ended:
-                if collector.take(await stream.next()):
-                    call.output(clock())
-        finally:
-            stream.cancel()
-            call.gaps_s += stream.gaps_s
-            _note_prediction(call, stream, collector.progress)
+        await self._completer.complete(call, prepared, collectors)
 
     def _response(
         self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: Sequence[PromptCollector]
@@ -167,7 +139,7 @@ class _Outgoing:
         self._free_engine()
         if self._stream is not None:
             self._call.gaps_s += self._stream.gaps_s
-            _note_prediction(self._call, self._stream, self.progress)
+            note_prediction(self._call, self._stream, self.progress)
 
     def _free_engine(self) -> None:
         if self._stream is not None:
@@ -178,12 +150,6 @@ def _sequences(message: inference_service_pb2.GenerateRequest) -> int:
     """Completions of each prompt."""
     asked = message.beam_search.num_return if message.HasField("beam_search") else message.parameters.n
     return max(1, asked)
-
-
-def _note_prediction(call: Call, stream: GenerationStream, progress: StreamProgress) -> None:
-    """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
-    if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
-        call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
 
 
 def _seed(parameters: generation_pb2.GenerationParameters) -> int | None:

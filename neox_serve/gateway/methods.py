@@ -19,6 +19,7 @@ from neox_serve.gateway.health import ADMIN, INFERENCE, MODELS, OPS, TOKENS
 from neox_serve.gateway.models import Models
 from neox_serve.gateway.ops import Ops
 from neox_serve.gateway.preparing import Salts, unsalted
+from neox_serve.gateway.scoring import Scoring
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.tokens import Tokens
 from neox_serve.tenancy.platform import Platform
@@ -44,6 +45,7 @@ def methods(
     salts = _salts(platform)
     generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
     embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
+    scoring = Scoring(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
     estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     tokens = Tokens(served=served, tokenizer=tokenizer)
     models = Models(served=served, dispatcher=dispatcher)
@@ -58,6 +60,7 @@ def methods(
             metered=True,
         ),
         Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed, metered=True),
+        Method(INFERENCE, "Score", Decoder(inference.ScoreRequest, most_bytes), unary=scoring.score, metered=True),
         Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, most_bytes), unary=estimation.estimate),
         Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
         Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),

@@ -52,6 +52,14 @@ async def fit_prompts(prompts: Sequence[generation_pb2.Prompt], path: str, room:
     return [FittedPrompt(_cut(ids, room), excess) for ids, excess in zip(token_ids, excesses, strict=True)]
 
 
+def fit_pair(context: TokenIds, continuation: TokenIds, path: str, room: Room) -> tuple[TokenIds, int]:
+    """Both as one prompt, and the tokens cut off the context's start to make it fit. Raises ServeError(PROMPT_TOO_LONG)."""
+    excess = max(0, len(context) + len(continuation) - room.tokens)
+    if excess > (len(context) - 1 if room.truncation == generation_pb2.TRUNCATION_KEEP_END else 0):
+        raise _too_long({path: excess}, room)
+    return (*context[excess:], *continuation), excess
+
+
 def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stopping, context_tokens: int) -> int:
     """The most tokens to generate after this prompt. Raises INVALID_ARGUMENT where min_tokens is beyond them."""
     rest = context_tokens - len(prompt.token_ids)

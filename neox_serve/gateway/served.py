@@ -21,6 +21,7 @@ class Served:
     limits: dict[Pool, ModelLimits]
     default_pooling: Pooling
     embedding_dimensions: int
+    end_of_text_id: int
 
     @classmethod
     def from_settings(cls, settings: Settings, facts: ModelFacts) -> "Served":
@@ -36,6 +37,7 @@ class Served:
             limits=limits,
             default_pooling=settings.embedding.default_pooling,
             embedding_dimensions=facts.hidden_size,
+            end_of_text_id=facts.eos_token_id,
         )
 
     def seen_by(self, tenant: Tenant) -> "Served":

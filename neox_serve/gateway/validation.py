@@ -110,6 +110,25 @@ def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, 
     return limits
 
 
+def check_score(request: inference_service_pb2.ScoreRequest, served: Served) -> ModelLimits:
+    """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
+    limits = served.limits_of(Pool.GENERATION, request.model)
+    served.check_adapter(request.adapter)
+    violations = Violations()
+    _check_request_id(request, violations)
+    _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
+    _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)
+    if request.truncation == generation_pb2.TRUNCATION_KEEP_START:
+        violations.add("truncation", "KEEP_START would cut the continuation; must be KEEP_END or absent")
+    violations.count(len(request.items), "items", limits.prompts_per_request, least=1)
+    for index, item in enumerate(request.items[: limits.prompts_per_request]):
+        if item.context.text or item.context.token_ids.ids:
+            _check_prompt(item.context, f"items[{index}].context", limits, violations)
+        _check_prompt(item.continuation, f"items[{index}].continuation", limits, violations)
+    violations.raise_if_any()
+    return limits
+
+
 def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> ModelLimits:
     """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.EMBEDDING, request.model)

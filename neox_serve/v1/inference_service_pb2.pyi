@@ -369,6 +369,149 @@ class StreamFinal(_message.Message):
 Global___StreamFinal: _TypeAlias = StreamFinal  # noqa: Y015
 
 @_typing.final
+class ScoreRequest(_message.Message):
+    """Request of InferenceService.Score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """1 to 128 characters of [A-Za-z0-9._:-]. Absent: made by the server."""
+    model: _builtins.str
+    """A name from ModelService.ListModels. Absent: the one generation model served."""
+    adapter: _builtins.str
+    """A LoRA adapter of that model. Absent: none."""
+    truncation: _generation_pb2.Truncation.ValueType
+    """KEEP_END: what does not fit is cut off the start of contexts, of which at least one token stays. KEEP_START is not allowed."""
+    priority: _generation_pb2.PriorityClass.ValueType
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
+        """1 to the model's limit. Each counts as its tokens and one generated token, since no engine runs without."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        items: _abc.Iterable[Global___ScoreItem] | None = ...,
+        truncation: _generation_pb2.Truncation.ValueType = ...,
+        priority: _generation_pb2.PriorityClass.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "items", b"items", "model", b"model", "priority", b"priority", "request_id", b"request_id", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class ScoreItem(_message.Message):
+    """A continuation, and what comes before it. Two texts are tokenized together, so that tokens are those of the whole text; spaces at the end of
+    the context count as the continuation's. Of a text beside token ids each is tokenized by itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    CONTINUATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> _generation_pb2.Prompt:
+        """Absent or empty: the model's end-of-text token, with which its training texts began."""
+
+    @_builtins.property
+    def continuation(self) -> _generation_pb2.Prompt: ...
+    def __init__(
+        self,
+        *,
+        context: _generation_pb2.Prompt | None = ...,
+        continuation: _generation_pb2.Prompt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "continuation", b"continuation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "continuation", b"continuation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreItem: _TypeAlias = ScoreItem  # noqa: Y015
+
+@_typing.final
+class ScoreResponse(_message.Message):
+    """Response of InferenceService.Score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    model: _builtins.str
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
+        """One an item, in the order of the items."""
+
+    @_builtins.property
+    def usage(self) -> _generation_pb2.Usage: ...
+    @_builtins.property
+    def timings(self) -> _generation_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        scores: _abc.Iterable[Global___Score] | None = ...,
+        usage: _generation_pb2.Usage | None = ...,
+        timings: _generation_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "scores", b"scores", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class Score(_message.Message):
+    """How likely one continuation is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_LIKELIHOOD_FIELD_NUMBER: _builtins.int
+    IS_GREEDY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    log_likelihood: _builtins.float
+    """Natural logarithm of the probability of the whole continuation: the sum over its tokens."""
+    is_greedy: _builtins.bool
+    """Whether each token is the most likely one after those before it: greedy generation would give this continuation."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprob]:
+        """The continuation's tokens."""
+
+    def __init__(
+        self,
+        *,
+        log_likelihood: _builtins.float = ...,
+        is_greedy: _builtins.bool = ...,
+        tokens: _abc.Iterable[_generation_pb2.TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_greedy", b"is_greedy", "log_likelihood", b"log_likelihood", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Score: _TypeAlias = Score  # noqa: Y015
+
+@_typing.final
 class EstimateRequest(_message.Message):
     """Request of InferenceService.Estimate: a generation, as GenerateRequest has it."""
 

@@ -70,6 +70,11 @@ class InferenceServiceStub:
                 request_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/neox_serve.v1.InferenceService/Score',
+                request_serializer=neox__serve_dot_v1_dot_inference__service__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Estimate = channel.unary_unary(
                 '/neox_serve.v1.InferenceService/Estimate',
                 request_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EstimateRequest.SerializeToString,
@@ -124,6 +129,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Says how likely one or many continuations are, each after a context of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Estimate(self, request, context):
         """Says what a generation would take and how long it would wait, without running anything. It counts in no quota.
         """
@@ -148,6 +160,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
                     response_serializer=neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=neox__serve_dot_v1_dot_inference__service__pb2.ScoreRequest.FromString,
+                    response_serializer=neox__serve_dot_v1_dot_inference__service__pb2.ScoreResponse.SerializeToString,
             ),
             'Estimate': grpc.unary_unary_rpc_method_handler(
                     servicer.Estimate,
@@ -257,6 +274,33 @@ class InferenceService:
             '/neox_serve.v1.InferenceService/Embed',
             neox__serve_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
             neox__serve_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neox_serve.v1.InferenceService/Score',
+            neox__serve_dot_v1_dot_inference__service__pb2.ScoreRequest.SerializeToString,
+            neox__serve_dot_v1_dot_inference__service__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

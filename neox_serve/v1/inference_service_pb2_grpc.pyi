@@ -64,6 +64,8 @@ class InferenceServiceStub:
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Turns one or many inputs into vectors."""
+    Score: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ScoreRequest, _inference_service_pb2.ScoreResponse]
+    """Says how likely one or many continuations are, each after a context of its own."""
     Estimate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EstimateRequest, _inference_service_pb2.EstimateResponse]
     """Says what a generation would take and how long it would wait, without running anything. It counts in no quota."""
 
@@ -103,6 +105,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns one or many inputs into vectors."""
+    Score: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ScoreRequest, _inference_service_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Says how likely one or many continuations are, each after a context of its own."""
     Estimate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EstimateRequest, _inference_service_pb2.EstimateResponse]  # type: ignore[assignment]
     """Says what a generation would take and how long it would wait, without running anything. It counts in no quota."""
 
@@ -157,6 +161,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
         """Turns one or many inputs into vectors."""
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _inference_service_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ScoreResponse, _abc.Awaitable[_inference_service_pb2.ScoreResponse]]:
+        """Says how likely one or many continuations are, each after a context of its own."""
 
     @_abc_1.abstractmethod
     def Estimate(

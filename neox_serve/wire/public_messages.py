@@ -97,7 +97,7 @@ def logprob_messages(positions: Iterable[PositionLogprobs]) -> list[generation_p
     """Log-probabilities, a message a position."""
     return [
         generation_pb2.PositionLogprobs(
-            token=_token_logprob(position.token), alternatives=[_token_logprob(token) for token in position.alternatives]
+            token=token_logprob_message(position.token), alternatives=[token_logprob_message(token) for token in position.alternatives]
         )
         for position in positions
     ]
@@ -192,5 +192,5 @@ def _beam(message: generation_pb2.BeamSearch) -> Beam:
     return Beam(width=message.beam_width, **_present(message, ("length_penalty", "num_return")))
 
 
-def _token_logprob(token: TokenLogprob) -> generation_pb2.TokenLogprob:
+def token_logprob_message(token: TokenLogprob) -> generation_pb2.TokenLogprob:
     return generation_pb2.TokenLogprob(token_id=token.token_id, text=token.text, logprob=token.logprob, rank=token.rank)

@@ -179,6 +179,14 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         )
         yield inference_service_pb2.StreamGenerateResponse(final=final)
 
+    async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._gateway.perform("Score", request, context)
+        scores = []
+        for item in request.items:
+            token = generation_pb2.TokenLogprob(token_id=len(_text(item.continuation)), text=_text(item.continuation), logprob=-0.5, rank=1)
+            scores.append(inference_service_pb2.Score(log_likelihood=-float(len(_text(item.context))), is_greedy=True, tokens=[token]))
+        return inference_service_pb2.ScoreResponse(request_id=request.request_id, model="scripted", scores=scores, usage=USAGE)
+
     async def Embed(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._gateway.perform("Embed", request, context)
         vectors = [

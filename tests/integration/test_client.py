@@ -10,7 +10,7 @@ import pytest
 
 from neox_serve.client import AsyncClient, Client, RetryPolicy, StreamChunk, StreamFinal, Usage
 from neox_serve.core.errors import FieldViolation, Reason, ServeError, invalid
-from neox_serve.core.types import Finish, FinishReason, Pool, Pooling
+from neox_serve.core.types import Finish, FinishReason, Pool, Pooling, TokenLogprob
 from neox_serve.v1 import ops_service_pb2
 from tests.fakes.scripted_gateway import ScriptedGateway
 
@@ -49,6 +49,13 @@ async def test_generate_many_prompts_returns_them_in_order(ask: Any) -> None:
     assert result.texts == ("A", "B", "C")
     with pytest.raises(ValueError, match="too many"):
         _ = result.text
+
+
+async def test_score_returns_one_an_item(ask: Any) -> None:
+    result = await ask("score", [("abc", "de"), ("", "f")], truncation="keep_end", request_id="mine")
+    assert [score.log_likelihood for score in result.scores] == [-3, 0]
+    assert result.scores[0].tokens == (TokenLogprob(2, -0.5, 1, "de"),)
+    assert (result.request_id, result.scores[1].is_greedy) == ("mine", True)
 
 
 async def test_embed_returns_an_array(ask: Any) -> None:
