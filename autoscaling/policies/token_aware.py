@@ -34,6 +34,10 @@ _LONGEST_RISE_S = 60.0
 _LONGEST_QUEUE_S = 60.0
 """Of waiting that is worked off; who has waited for longer is gone or refused."""
 _LEAST_CATCH_UP_S = 30.0
+_RISES = ((0.0, 3.0), (0.15, 2.0), (0.25, 1.5), (0.4, 1.2), (0.6, 1.0))
+"""For which part of a start-up how many times the known demand must have come to be a new level. The smaller a rise, the less it has to
+hurry; and the longer a start-up, the more a burst that is over by then would cost."""
+_SHORTEST_RISE_S, _LONGEST_LEVEL_S = 6.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +187,20 @@ def _backlog(signals: PoolSignals, spec: PoolSpec) -> float:
 
 def _sudden(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
     """Replicas for a level that has not been there before; 0 where what comes now is nothing new."""
-    width = max(1, round(tuning.short_s / BIN_S))
-    complete = memory.asked[:-1]
-    # A jump is seen in the newest two bins as well as in the last seconds, where it is large.
-    short = max(highest_mean(complete[-width:], width), highest_mean(complete[-2:], 2) / 1.5)
-    if short <= max(memory.provided, signals.ready_replicas) or short <= 1.1 * highest_mean(complete[:-width], width):
+    complete, known = memory.asked[:-1], max(memory.provided, signals.ready_replicas)
+    level = max(_risen(complete, known, min(_LONGEST_LEVEL_S, _SHORTEST_RISE_S + part * startup_s), times) for part, times in _RISES)
+    if not level:
         return 0
-    lacking = max(0.0, short - signals.ready_replicas)
+    lacking = max(0.0, level - signals.ready_replicas)
     backlog = lacking * min(startup_s, _LONGEST_QUEUE_S)
-    return whole(tuning.headroom * (short + backlog / max(_LEAST_CATCH_UP_S, startup_s / 2)))
+    return whole(tuning.headroom * (level + backlog / max(_LEAST_CATCH_UP_S, startup_s / 2)))
+
+
+def _risen(demand: list[float], known: float, lasted_s: float, times: float) -> float:
+    """The demand of the last seconds, where that is so many times what is known, and more than so many seconds have ever brought."""
+    width = max(1, round(lasted_s / BIN_S))
+    mean = highest_mean(demand[-width:], width)
+    return mean if mean > times * known and mean > 1.1 * highest_mean(demand[:-width], width) else 0.0
 
 
 def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, sudden: int, now_s: float) -> Decision:
