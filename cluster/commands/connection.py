@@ -24,12 +24,16 @@ _GOODBYE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Which gateway to call, and how. config: the settings file that was named. api_key: or a token; None where none is shown."""
+    """Which gateway to call, and how. config: the settings file that was named. api_key: or a token; None where none is shown.
+
+    api_key_file: where it was read from; None where it came otherwise.
+    """
 
     address: str
     tls: "Tls | None" = None
     config: Path | None = None
     api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
     _clients: "list[Client]" = field(default_factory=list, repr=False)
 
     def client(self) -> "Client":
@@ -109,19 +113,20 @@ def _choose(
         typer.Option(metavar="FILE", help="Holds the API key to show; absent: as the settings' client section says."),
     ] = None,
 ) -> Connection:
-    address, api_key = address or _address_in_settings(config), _api_key(config, api_key_file)
+    address = address or _address_in_settings(config)
+    api_key_file = api_key_file or effective(config).client.api_key_file
+    api_key = _api_key(config, api_key_file)
     if not (tls or tls_ca or tls_certificate or tls_key):
-        return Connection(address, None, config, api_key)
+        return Connection(address, None, config, api_key, api_key_file)
     if (tls_certificate is None) != (tls_key is None):
         raise typer.BadParameter("--tls-certificate and --tls-key must be given together")
     from neox_serve.client import Tls
 
-    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config, api_key)
+    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config, api_key, api_key_file)
 
 
 def _api_key(config: Path | None, file: Path | None) -> str | None:
     client = effective(config).client
-    file = file or client.api_key_file
     if file is None:
         return client.api_key.get_secret_value() if client.api_key else None
     try:

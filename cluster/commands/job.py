@@ -58,6 +58,7 @@ def submit_generate(  # noqa: PLR0913 - the command's options, one by one
         set_aside=set_aside.absolute() if set_aside else None,
         patience_s=patience_s,
         tls=connection.tls,
+        api_key_file=_api_key_file(connection),
     )
     rows = _survey(job)
     with _jobs(dashboard, connection.config) as jobs:
@@ -65,6 +66,13 @@ def submit_generate(  # noqa: PLR0913 - the command's options, one by one
         _say_submitted(submitted, rows)
         if wait:
             _follow(jobs, submitted.id)
+
+
+def _api_key_file(connection: Connection) -> Path | None:
+    """A job outlives this command and its environment, and its arguments are there for all to read."""
+    if connection.api_key is not None and connection.api_key_file is None:
+        raise CommandError("a job reads its API key when it runs: name the file that holds it, with --api-key-file or client.api_key_file")
+    return connection.api_key_file.absolute() if connection.api_key_file else None
 
 
 @job_app.command(name="list")

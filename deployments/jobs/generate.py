@@ -50,7 +50,10 @@ class JobError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GenerateJob:
-    """What to do. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job."""
+    """What to do. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job.
+
+    api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
+    """
 
     input: Path
     output: Path
@@ -61,6 +64,7 @@ class GenerateJob:
     set_aside: Path | None = None
     patience_s: float = 600.0
     tls: Tls | None = None
+    api_key_file: Path | None = None
 
 
 def survey(job: GenerateJob) -> dict[int, str]:
@@ -102,8 +106,10 @@ async def _settle_all(job: GenerateJob, output: OutputFile, progress: JobProgres
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
     rows = (row for row in _good_rows(job) if row.number not in output.ledger.places)
     workers = min(job.concurrency, progress.total - progress.done)
+    api_key = _api_key(job.api_key_file) if job.api_key_file else None
+    client = AsyncClient(job.address, tls=job.tls, retry=policy, api_key=api_key)
     try:
-        async with AsyncClient(job.address, tls=job.tls, retry=policy) as client, asyncio.timeout(job.patience_s) as patience:
+        async with client, asyncio.timeout(job.patience_s) as patience:
             worker = _Worker(job, client, output, progress, patience)
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
@@ -142,6 +148,13 @@ class _Worker:
             return error
 
 
+def _api_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"the API key cannot be read from {path}: {error}", 2) from error
+
+
 def _good_rows(job: GenerateJob) -> Iterator[Row]:
     return (row for row in input_rows(job.input) if isinstance(row, Row))
 
@@ -178,6 +191,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GenerateJob:
     parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
     parser.add_argument("--set-aside", type=Path, help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
+    parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
     parser.add_argument("--tls", action="store_true", help="speak TLS")
     for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
         parser.add_argument(f"--tls-{name}", type=Path, help=text)
@@ -193,6 +207,7 @@ def arguments_of(job: GenerateJob) -> list[str]:
     arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
     arguments += ["--set-aside", str(job.set_aside)] if job.set_aside else []
+    arguments += ["--api-key-file", str(job.api_key_file)] if job.api_key_file else []
     if job.tls:
         files = {"--tls-ca": job.tls.root_ca, "--tls-certificate": job.tls.certificate, "--tls-key": job.tls.key}
         arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]

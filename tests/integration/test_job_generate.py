@@ -151,6 +151,25 @@ async def test_job_that_the_service_forbids_stops_at_once(tmp_path: Path, gatewa
     assert len(gateway.received) <= 4
 
 
+async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_is_revoked(
+    tmp_path: Path, gateway: ScriptedGateway
+) -> None:
+    key = tmp_path / "key"
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}], concurrency=1, api_key_file=key)
+    with pytest.raises(JobError, match="API key cannot be read") as unreadable:
+        await do(job)
+    assert unreadable.value.exit_code == 2
+    key.write_text("old\n")
+    gateway.script("Generate", _nothing, ServeError(Reason.UNAUTHENTICATED, "the API key is not valid"))
+    with pytest.raises(JobError, match="row 2: UNAUTHENTICATED") as revoked:
+        await do(job)
+    assert revoked.value.exit_code == 1
+    key.write_text("new\n")
+    progress, _ = await do(job)
+    assert progress.done == 2
+    assert [call.metadata["authorization"] for call in gateway.received] == ["Bearer old", "Bearer old", "Bearer new"]
+
+
 async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
     with pytest.raises(JobError, match="row 1 was made from another input"):

@@ -168,6 +168,16 @@ def test_job_submit_with_bad_rows_names_them_before_anything_else(tmp_path: Path
     assert "line 2: " in done.stderr
 
 
+def test_job_with_a_key_that_is_in_no_file_says_where_to_put_it(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    done = invoke(
+        "job", "submit", "generate", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), NEOX_SERVE_CLIENT__API_KEY="nxs_1_secret"
+    )
+    assert done.exit_code == 1
+    assert "--api-key-file" in done.stderr
+    assert "secret" not in done.stderr
+
+
 def test_age_shows_two_units() -> None:
     assert [age(seconds) for seconds in (5.9, 65, 3_700, 90_000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
 

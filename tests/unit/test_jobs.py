@@ -142,6 +142,7 @@ def test_arguments_describe_the_whole_job() -> None:
         set_aside=Path("/b"),
         patience_s=1.5,
         tls=tls,
+        api_key_file=Path("/k"),
     )
     for job in (JOB, whole, GenerateJob(Path("/i"), Path("/o"), "h:1", "j", tls=Tls())):
         assert parse_arguments(arguments_of(job)) == job
