@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from deployments.jobs.generate import GenerateJob, arguments_of
+from deployments.jobs.bulk import BulkJob, arguments_of
 
 _POLL_S = 0.3
 _KIND_KEY, _NAME_KEY, _ARGUMENTS_KEY = "neox_serve_job", "name", "arguments"
@@ -90,7 +90,7 @@ class Jobs:
         with _translated():
             return cls(JobSubmissionClient(dashboard_url))
 
-    def submit_generate(self, job: GenerateJob) -> Submitted:
+    def submit(self, job: BulkJob) -> Submitted:
         """Starts a run of the job named `job.job_id`, unless one is under way.
 
         Each run has an id of its own: Ray's watch over a run that has just ended would take another one of that id for dead.
@@ -101,8 +101,8 @@ class Jobs:
                 return Submitted(run.id, already_running=True)
         run_id = f"{job.job_id}-{len(runs) + 1}"
         arguments = arguments_of(job)
-        entrypoint = shlex.join([sys.executable, "-m", "deployments.jobs.generate", *arguments])
-        metadata = {_KIND_KEY: "generate", _NAME_KEY: job.job_id, _ARGUMENTS_KEY: shlex.join(arguments)}
+        entrypoint = shlex.join([sys.executable, "-m", "deployments.jobs.bulk", *arguments])
+        metadata = {_KIND_KEY: job.kind, _NAME_KEY: job.job_id, _ARGUMENTS_KEY: shlex.join(arguments)}
         with _translated():
             self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, runtime_env={}, metadata=metadata)
         return Submitted(run_id, already_running=False)
@@ -155,9 +155,9 @@ class Jobs:
             write(text)
 
 
-def generate_job_id(*parts: str) -> str:
+def name_of(kind: str, *parts: str) -> str:
     """A job's name, made of what it does: the same parts, the same name."""
-    return f"generate-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
+    return f"{kind}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
 
 
 @contextlib.contextmanager

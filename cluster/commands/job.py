@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from cluster.commands.settings import ConfigOption, effective
 
 if TYPE_CHECKING:
     from cluster.jobs import JobInfo, Jobs, Submitted
-    from deployments.jobs.generate import GenerateJob
+    from deployments.jobs.bulk import BulkJob
 
 job_app = typer.Typer(help="Run bulk work as Ray jobs.", no_args_is_help=True)
 submit_app = typer.Typer(help="Start a job, or find it running.", no_args_is_help=True)
@@ -28,41 +29,90 @@ DashboardOption = Annotated[
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
 
 
+OutputArgument = Annotated[Path, typer.Argument(metavar="OUT", help="JSONL; a job that was stopped goes on where this ends.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")]
+DefaultsOption = Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests in flight.")]
+SetAsideOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise stop the job.")]
+PatienceOption = Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Give up without any progress.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Absent: made of the files and defaults.")]
+
+
 @submit_app.command(name="generate")
 @connected
 def submit_generate(  # noqa: PLR0913 - the command's options, one by one
     connection: Connection,
     *,
     source: Annotated[Path, typer.Argument(metavar="IN", help='JSONL: {"prompt": ..., optional "id", "max_tokens", ...} a line.')],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL; a job that was stopped goes on where this ends.")],
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = False,
-    defaults: Annotated[str, typer.Option(metavar="JSON", help='Options of rows that do not set them, such as {"max_tokens": 64}.')] = "{}",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
-    set_aside: Annotated[Path | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise stop the job.")] = None,
-    patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Give up without any progress.")] = 600.0,
-    job_id: Annotated[str | None, typer.Option("--name", help="Absent: made of the files and defaults.")] = None,
+    output: OutputArgument,
+    wait: WaitOption = False,
+    defaults: DefaultsOption = "{}",
+    concurrency: ConcurrencyOption = 32,
+    set_aside: SetAsideOption = None,
+    patience_s: PatienceOption = 600.0,
+    name: NameOption = None,
     dashboard: DashboardOption = None,
 ) -> None:
     """Complete every row of a JSONL file."""
-    from cluster.jobs import generate_job_id
-    from deployments.jobs.generate import GenerateJob
+    work = Work("generate", source, output, defaults, concurrency, set_aside, patience_s, name)
+    _submit(work, connection, dashboard, wait=wait)
 
-    source, output = source.absolute(), output.absolute()
-    job = GenerateJob(
+
+@submit_app.command(name="embed")
+@connected
+def submit_embed(  # noqa: PLR0913 - as above
+    connection: Connection,
+    *,
+    source: Annotated[Path, typer.Argument(metavar="IN", help='JSONL: {"text": ..., optional "id", "pooling", ...} a line.')],
+    output: OutputArgument,
+    wait: WaitOption = False,
+    defaults: DefaultsOption = "{}",
+    concurrency: ConcurrencyOption = 32,
+    set_aside: SetAsideOption = None,
+    patience_s: PatienceOption = 600.0,
+    name: NameOption = None,
+    dashboard: DashboardOption = None,
+) -> None:
+    """Turn every row of a JSONL file into a vector."""
+    work = Work("embed", source, output, defaults, concurrency, set_aside, patience_s, name)
+    _submit(work, connection, dashboard, wait=wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a submission says, as it says it."""
+
+    kind: str
+    source: Path
+    output: Path
+    defaults: str
+    concurrency: int
+    set_aside: Path | None
+    patience_s: float
+    name: str | None
+
+
+def _submit(work: Work, connection: Connection, dashboard: str | None, *, wait: bool) -> None:
+    from cluster.jobs import name_of
+    from deployments.jobs.bulk import BulkJob
+
+    source, output = work.source.absolute(), work.output.absolute()
+    job = BulkJob(
+        kind=work.kind,
         input=source,
         output=output,
         address=connection.address,
-        job_id=job_id or generate_job_id(str(source), str(output), defaults),
-        concurrency=concurrency,
-        defaults=_defaults(defaults),
-        set_aside=set_aside.absolute() if set_aside else None,
-        patience_s=patience_s,
+        job_id=work.name or name_of(work.kind, str(source), str(output), work.defaults),
+        concurrency=work.concurrency,
+        defaults=_defaults(work.defaults),
+        set_aside=work.set_aside.absolute() if work.set_aside else None,
+        patience_s=work.patience_s,
         tls=connection.tls,
         api_key_file=_api_key_file(connection),
     )
     rows = _survey(job)
     with _jobs(dashboard, connection.config) as jobs:
-        submitted = jobs.submit_generate(job)
+        submitted = jobs.submit(job)
         _say_submitted(submitted, rows)
         if wait:
             _follow(jobs, submitted.id)
@@ -144,9 +194,9 @@ def _dashboard_here(config: Path | None) -> str:
     return running.dashboard_url
 
 
-def _survey(job: "GenerateJob") -> int:
+def _survey(job: "BulkJob") -> int:
     """Finds bad rows before anything is started; the job looks again where it runs."""
-    from deployments.jobs.generate import JobError, survey
+    from deployments.jobs.bulk import JobError, survey
 
     try:
         return len(survey(job))

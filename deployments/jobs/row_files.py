@@ -1,4 +1,4 @@
-"""The files of a bulk generation: the input read twice, the output appended to and put in order at the end."""
+"""The files of bulk work: the input read twice, the output appended to and put in order at the end."""
 
 import os
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deployments.jobs.rows import BadRow, Ledger, Row, read_ledger, read_rows
+from deployments.jobs.rows import BadRow, Kind, Ledger, Row, read_ledger, read_rows
 
 _FSYNC_EVERY_ROWS = 64
 
 
-def input_rows(path: Path) -> Iterator[Row | BadRow]:
+def input_rows(kind: Kind, path: Path) -> Iterator[Row | BadRow]:
     """The rows of the input file, one at a time. Raises OSError."""
     with path.open("rb") as file:
-        yield from read_rows(file)
+        yield from read_rows(kind, file)
 
 
 class OutputFile:

@@ -1,8 +1,8 @@
-"""The rows of a bulk generation: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
+"""The rows of bulk work: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
 
-An input row is a line of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}.
-An output row is a line of JSON: the input's line number as "row", a digest of the input row as "key", its "id" where it has one, and either
-"completions", "usage" and "seed" or "error".
+An input row is a line of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}; to embed,
+{"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input's line number as "row", a digest of the input
+row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and "usage") or "error".
 
 A row is settled once its whole line is in the output. So the output is its own record of what is done, and a line that a crash tore is cut
 off and its row done again.
@@ -11,15 +11,14 @@ off and its row done again.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neox_serve.client import GenerateResult, calls
-from neox_serve.client.options import GenerateOptions
+from neox_serve.client import EmbedResult, GenerateResult, calls
+from neox_serve.client.options import EmbedOptions, GenerateOptions
 from neox_serve.core.errors import Reason, ServeError
 
-_OPTIONS = frozenset(GenerateOptions.__annotations__) - {"request_id"}
 _KEY_CHARACTERS = 16
 
 STOPPING_REASONS = frozenset({Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNKNOWN_MODEL, Reason.CANCELLED}) | {
@@ -33,13 +32,27 @@ STOPPING_REASONS = frozenset({Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, 
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What a job does with each row; its name is that of the client's method. field: the key of what goes in. options: keys that may stand
+    beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens: that an answer took.
+    """
+
+    name: str
+    field: str
+    options: frozenset[str]
+    request: Callable[[Any, Any], object]
+    answer: Callable[[Any], dict[str, Any]]
+    tokens: Callable[[Any], int]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One request. number: line of the input, from 1. key: digest of the line's meaning."""
+    """One request. number: line of the input, from 1. key: digest of the line's meaning. content: text or token ids."""
 
     number: int
     key: str
     id: str | None
-    prompt: Any
+    content: Any
     options: Mapping[str, Any]
 
 
@@ -75,13 +88,13 @@ class Ledger:
         return numbers == sorted(numbers)
 
 
-def read_rows(lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
+def read_rows(kind: Kind, lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
     """The rows of an input, blank lines left out. A second row with the same "id" is bad."""
     ids: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = _read_row(number, line)
+        row = _read_row(kind, number, line)
         if isinstance(row, Row) and row.id is not None and row.id in ids:
             row = BadRow(number, f'"id": {row.id!r} stands on an earlier line too', _shown(line))
         if isinstance(row, Row) and row.id is not None:
@@ -94,12 +107,12 @@ def request_id(job_id: str, row: Row) -> str:
     return f"{job_id}:{row.number}"
 
 
-def settled_line(row: Row, outcome: GenerateResult | ServeError) -> bytes:
+def settled_line(kind: Kind, row: Row, outcome: Any) -> bytes:
     """The output line of a row, newline included."""
     values: dict[str, Any] = {"row": row.number, "key": row.key}
     if row.id is not None:
         values["id"] = row.id
-    values |= _error(outcome) if isinstance(outcome, ServeError) else _result(outcome)
+    values |= _error(outcome) if isinstance(outcome, ServeError) else kind.answer(outcome)
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
@@ -124,10 +137,10 @@ def foreign_row(ledger: Ledger, keys: Mapping[int, str]) -> int | None:
     return next((number for number, key in ledger.keys.items() if keys.get(number) != key), None)
 
 
-def _read_row(number: int, line: bytes) -> Row | BadRow:
+def _read_row(kind: Kind, number: int, line: bytes) -> Row | BadRow:
     try:
         values = json.loads(line)
-        return _row(number, values)
+        return _row(kind, number, values)
     except UnicodeDecodeError as error:
         return BadRow(number, f"not UTF-8: {error.reason} at byte {error.start}", _shown(line))
     except json.JSONDecodeError as error:
@@ -136,39 +149,41 @@ def _read_row(number: int, line: bytes) -> Row | BadRow:
         return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _shown(line))
 
 
-def _row(number: int, values: Any) -> Row:
+def _row(kind: Kind, number: int, values: Any) -> Row:
     if not isinstance(values, dict):
         raise TypeError(f"must be a JSON object, got {type(values).__name__}")
-    unknown = sorted(values.keys() - _OPTIONS - {"prompt", "id"})
+    unknown = sorted(values.keys() - kind.options - {kind.field, "id"})
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(unknown)}")
-    prompt, row_id = values.get("prompt"), values.get("id")
-    if not _is_prompt(prompt):
-        raise ValueError('"prompt" must be a text or a list of token ids, not empty')
+    content, row_id = values.get(kind.field), values.get("id")
+    if not _is_prompt(content):
+        raise ValueError(f'"{kind.field}" must be a text or a list of token ids, not empty')
     if row_id is not None and not isinstance(row_id, str):
         raise ValueError('"id" must be a text')
-    options = {name: value for name, value in values.items() if name in _OPTIONS}
-    check_options(options, prompt)
-    return Row(number, _digest(values), row_id, prompt, options)
+    options = {name: value for name, value in values.items() if name in kind.options}
+    check_options(kind, options, content)
+    return Row(number, _digest(values), row_id, content, options)
 
 
-def check_options(options: Mapping[str, Any], prompt: Any = "x") -> None:
+def check_options(kind: Kind, options: Mapping[str, Any], content: Any = "x") -> None:
     """Raises ServeError, ValueError or TypeError where a request cannot be made of these options."""
-    unknown = sorted(options.keys() - _OPTIONS)
+    unknown = sorted(options.keys() - kind.options)
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(unknown)}")
-    converted = {**options, "logit_bias": _with_whole_keys(options.get("logit_bias"))}
-    calls.generate(prompt, converted)  # type: ignore[arg-type]
+    kind.request(content, _converted(options))
 
 
 def request_options(row: Row, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the row's call: its own over the job's. It takes what others leave (BULK), unless these say otherwise."""
-    options = {"priority": "bulk", **defaults, **row.options}
-    return {**options, "logit_bias": _with_whole_keys(options.get("logit_bias"))}
+    return _converted({"priority": "bulk", **defaults, **row.options})
+
+
+def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's keys are texts, token ids are numbers."""
+    return {name: _with_whole_keys(value) if name == "logit_bias" else value for name, value in options.items()}
 
 
 def _with_whole_keys(bias: Any) -> Any:
-    """JSON's keys are texts, token ids are numbers."""
     return {int(token_id): value for token_id, value in bias.items()} if isinstance(bias, dict) else bias
 
 
@@ -200,7 +215,7 @@ def _error(error: ServeError) -> dict[str, Any]:
     return {"error": {"reason": str(error.reason), "message": error.message, "violations": violations}}
 
 
-def _result(result: GenerateResult) -> dict[str, Any]:
+def _generated(result: GenerateResult) -> dict[str, Any]:
     (prompt,) = result.results
     completions = [
         {name: value for name, value in dataclasses.asdict(completion).items() if value not in ((), None)}
@@ -214,3 +229,28 @@ def _result(result: GenerateResult) -> dict[str, Any]:
 
 def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _embedded(result: EmbedResult) -> dict[str, Any]:
+    """Nine digits bring a float32 back as it was."""
+    (vector,) = result.vectors
+    return {"vector": [float(f"{value:.9g}") for value in vector.tolist()], "usage": dataclasses.asdict(result.usage)}
+
+
+GENERATE = Kind(
+    "generate",
+    "prompt",
+    frozenset(GenerateOptions.__annotations__) - {"request_id"},
+    calls.generate,
+    _generated,
+    lambda result: result.usage.completion_tokens,
+)
+EMBED = Kind(
+    "embed",
+    "text",
+    frozenset(EmbedOptions.__annotations__) - {"request_id"},
+    calls.embed,
+    _embedded,
+    lambda result: result.usage.prompt_tokens,
+)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (GENERATE, EMBED)}

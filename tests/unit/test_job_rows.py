@@ -4,11 +4,14 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.jobs.rows import (
+    EMBED,
+    GENERATE,
     STOPPING_REASONS,
     BadRow,
     Ledger,
@@ -21,7 +24,7 @@ from deployments.jobs.rows import (
     request_options,
     settled_line,
 )
-from neox_serve.client import Completion, GenerateResult, PromptResult, Timings, Usage
+from neox_serve.client import Completion, EmbedResult, GenerateResult, PromptResult, Timings, Usage
 from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.core.types import Finish, FinishReason
 
@@ -36,7 +39,7 @@ def result(text: str) -> GenerateResult:
 
 def good(lines: list[bytes]) -> list[Row]:
     """The rows of an input that has no bad ones."""
-    rows = [*read_rows(lines)]
+    rows = [*read_rows(GENERATE, lines)]
     assert not [row for row in rows if isinstance(row, BadRow)]
     return [row for row in rows if isinstance(row, Row)]
 
@@ -65,7 +68,7 @@ def ledger_of(content: bytes) -> Ledger:
     ],
 )
 def test_input_bad_line_is_named_with_its_problem(line: bytes, problem: str) -> None:
-    rows = [*read_rows([b'{"prompt": "fine"}\n', line])]
+    rows = [*read_rows(GENERATE, [b'{"prompt": "fine"}\n', line])]
     assert isinstance(rows[0], Row)
     assert isinstance(rows[1], BadRow)
     assert rows[1].number == 2
@@ -73,9 +76,18 @@ def test_input_bad_line_is_named_with_its_problem(line: bytes, problem: str) -> 
 
 
 def test_input_repeated_id_is_bad_and_blank_lines_are_nothing() -> None:
-    rows = [*read_rows([b'{"prompt": "a", "id": "x"}\n', b"  \n", b'{"prompt": "b", "id": "x"}\n', b'{"prompt": "b"}'])]
+    rows = [*read_rows(GENERATE, [b'{"prompt": "a", "id": "x"}\n', b"  \n", b'{"prompt": "b", "id": "x"}\n', b'{"prompt": "b"}'])]
     assert [row.number for row in rows] == [1, 3, 4]
     assert isinstance(rows[1], BadRow)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+def test_vectors_come_back_from_the_output_as_they_were(values: list[float]) -> None:
+    (row,) = [*read_rows(EMBED, [b'{"text": "a"}'])]
+    assert isinstance(row, Row)
+    answer = EmbedResult("r", "m", np.array([values], dtype=np.float32), (1,), Usage(1, 0, 0, 0), Timings(0, 0, None, 0))
+    told = json.loads(settled_line(EMBED, row, answer))["vector"]
+    np.testing.assert_array_equal(np.array(told, dtype=np.float32), answer.vectors[0])
 
 
 def test_row_keys_depend_on_meaning_alone() -> None:
@@ -98,15 +110,15 @@ def test_row_options_come_over_the_jobs_defaults() -> None:
 @pytest.mark.parametrize("options", [{"max_token": 1}, {"max_tokens": "many"}, {"truncation": "middle"}])
 def test_defaults_that_make_no_request_are_refused(options: Any) -> None:
     with pytest.raises((ServeError, ValueError)):
-        check_options(options)
+        check_options(GENERATE, options)
 
 
 def test_settled_line_holds_the_answer_or_the_error() -> None:
     (row,) = good([b'{"prompt": "a", "id": "x"}'])
-    answer = json.loads(settled_line(row, result("né\n")))
+    answer = json.loads(settled_line(GENERATE, row, result("né\n")))
     assert (answer["row"], answer["id"], answer["completions"][0]["text"], answer["seed"]) == (1, "x", "né\n", 3)
     assert answer["completions"][0]["finish"] == {"reason": "stop", "stop": "\n"}
-    refusal = json.loads(settled_line(row, invalid("parameters.n", "too many")))
+    refusal = json.loads(settled_line(GENERATE, row, invalid("parameters.n", "too many")))
     assert refusal["error"]["reason"] == "INVALID_ARGUMENT"
     assert refusal["error"]["violations"] == [{"field": "parameters.n", "description": "too many"}]
 
@@ -128,7 +140,7 @@ def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> N
 
 def test_ledger_of_another_input_is_noticed() -> None:
     first, second = good([b'{"prompt": "a"}', b'{"prompt": "b"}'])
-    ledger = ledger_of(settled_line(second, result("B")))
+    ledger = ledger_of(settled_line(GENERATE, second, result("B")))
     assert foreign_row(ledger, {1: first.key, 2: second.key}) is None
     assert foreign_row(ledger, {1: first.key, 2: "other"}) == 2
     assert foreign_row(ledger, {1: first.key}) == 2
@@ -145,16 +157,16 @@ def test_output_killed_at_any_byte_and_resumed_settles_each_row_exactly_once(pro
         ledger = ledger_of(content)
         content = content[: ledger.whole_bytes]
         left = data.draw(st.permutations([row for row in rows if row.number not in ledger.places]), label="order")
-        written = content + b"".join(settled_line(row, result(row.prompt.upper())) for row in left)
+        written = content + b"".join(settled_line(GENERATE, row, result(row.content.upper())) for row in left)
         content = written[: data.draw(st.integers(len(content), len(written)), label="killed at")]
         content += data.draw(st.sampled_from([b"", b"\x00" * 7, b"\x00\n", b'{"row": 1}\n']), label="what the disk made of the rest")
     ledger = ledger_of(content)
     content = content[: ledger.whole_bytes]
-    content += b"".join(settled_line(row, result(row.prompt.upper())) for row in rows if row.number not in ledger.places)
+    content += b"".join(settled_line(GENERATE, row, result(row.content.upper())) for row in rows if row.number not in ledger.places)
 
     lines = [json.loads(line) for line in content.splitlines()]
     assert sorted(line["row"] for line in lines) == [row.number for row in rows]
-    assert {line["row"]: line["completions"][0]["text"] for line in lines} == {row.number: row.prompt.upper() for row in rows}
+    assert {line["row"]: line["completions"][0]["text"] for line in lines} == {row.number: row.content.upper() for row in rows}
     final = ledger_of(content)
     assert final.whole_bytes == len(content)
     assert final.in_order == ([line["row"] for line in lines] == sorted(line["row"] for line in lines))
@@ -165,7 +177,7 @@ def test_output_killed_at_any_byte_and_resumed_settles_each_row_exactly_once(pro
 @given(cut=st.integers(0, 400))
 def test_ledger_of_a_cut_output_holds_whole_lines_only(cut: int) -> None:
     rows = good([json.dumps({"prompt": prompt}).encode() for prompt in ("a", "b", "ü")])
-    lines = [settled_line(row, result("é" * 3)) for row in rows]
+    lines = [settled_line(GENERATE, row, result("é" * 3)) for row in rows]
     content = b"".join(lines)[:cut]
     ledger = ledger_of(content)
     whole = [position for position in range(4) if len(b"".join(lines[:position])) <= len(content)][-1]

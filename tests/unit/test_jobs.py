@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.jobs import Jobs, JobsError, generate_job_id
-from deployments.jobs.generate import GenerateJob, arguments_of, parse_arguments
+from cluster.jobs import Jobs, JobsError, name_of
+from deployments.jobs.bulk import BulkJob, arguments_of, parse_arguments
 from neox_serve.client import Tls
 
 
@@ -58,22 +58,22 @@ class ScriptedJobClient:
         self.jobs[job_id].status = self.ends_as
 
 
-JOB = GenerateJob(Path("/data/in put.jsonl"), Path("/data/out.jsonl"), "127.0.0.1:50051", "generate-1", defaults={"max_tokens": 3})
+JOB = BulkJob("generate", Path("/data/in put.jsonl"), Path("/data/out.jsonl"), "127.0.0.1:50051", "generate-1", defaults={"max_tokens": 3})
 
 
 def test_submit_runs_the_same_interpreter_and_uploads_nothing() -> None:
     client = ScriptedJobClient()
-    assert not Jobs(client).submit_generate(JOB).already_running
+    assert not Jobs(client).submit(JOB).already_running
     words = shlex.split(client.jobs["generate-1-1"].entrypoint)
-    assert words[:3] == [sys.executable, "-m", "deployments.jobs.generate"]
+    assert words[:3] == [sys.executable, "-m", "deployments.jobs.bulk"]
     assert parse_arguments(words[3:]) == JOB
     assert client.runtime_envs == [{}]
 
 
 def test_submit_while_it_runs_finds_it() -> None:
     jobs = Jobs(ScriptedJobClient())
-    first = jobs.submit_generate(JOB)
-    second = jobs.submit_generate(JOB)
+    first = jobs.submit(JOB)
+    second = jobs.submit(JOB)
     assert (second.id, second.already_running) == (first.id, True)
 
 
@@ -81,9 +81,9 @@ def test_submit_while_it_runs_finds_it() -> None:
 def test_submit_after_its_end_starts_another_run_of_the_same_job(status: str) -> None:
     client = ScriptedJobClient()
     jobs = Jobs(client)
-    first = jobs.submit_generate(JOB)
+    first = jobs.submit(JOB)
     client.jobs[first.id].status = status
-    second = jobs.submit_generate(JOB)
+    second = jobs.submit(JOB)
     assert not second.already_running
     assert [(info.id, info.name) for info in jobs.list()] == [(first.id, "generate-1"), (second.id, "generate-1")]
     assert client.jobs[first.id].entrypoint == client.jobs[second.id].entrypoint
@@ -91,14 +91,14 @@ def test_submit_after_its_end_starts_another_run_of_the_same_job(status: str) ->
 
 def test_list_shows_our_jobs_alone() -> None:
     jobs = Jobs(ScriptedJobClient())
-    jobs.submit_generate(JOB)
+    jobs.submit(JOB)
     assert [(info.id, info.kind, info.ended) for info in jobs.list()] == [("generate-1-1", "generate", False)]
 
 
 def test_follow_writes_the_log_and_returns_at_the_end() -> None:
     client = ScriptedJobClient(ends_as="FAILED")
     jobs = Jobs(client)
-    jobs.submit_generate(JOB)
+    jobs.submit(JOB)
     written: list[str] = []
     assert jobs.follow("generate-1-1", written.append).status == "FAILED"
     assert written == ["one\n", "two\n"]
@@ -106,13 +106,13 @@ def test_follow_writes_the_log_and_returns_at_the_end() -> None:
 
 def test_stop_asks_and_waits_and_does_not_mind_one_that_has_ended() -> None:
     jobs = Jobs(ScriptedJobClient())
-    jobs.submit_generate(JOB)
+    jobs.submit(JOB)
     assert [jobs.stop("generate-1-1", timeout_s=1.0).status for _ in range(2)] == ["STOPPED", "STOPPED"]
 
 
 def test_wait_for_a_job_that_does_not_end_times_out() -> None:
     jobs = Jobs(ScriptedJobClient())
-    jobs.submit_generate(JOB)
+    jobs.submit(JOB)
     with pytest.raises(TimeoutError, match="still running"):
         jobs.wait("generate-1-1", timeout_s=-1.0)
 
@@ -132,7 +132,8 @@ def test_error_of_rays_client_is_translated() -> None:
 
 def test_arguments_describe_the_whole_job() -> None:
     tls = Tls(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem"))
-    whole = GenerateJob(
+    whole = BulkJob(
+        "generate",
         Path("/i"),
         Path("/o"),
         "h:1",
@@ -144,10 +145,10 @@ def test_arguments_describe_the_whole_job() -> None:
         tls=tls,
         api_key_file=Path("/k"),
     )
-    for job in (JOB, whole, GenerateJob(Path("/i"), Path("/o"), "h:1", "j", tls=Tls())):
+    for job in (JOB, whole, BulkJob("generate", Path("/i"), Path("/o"), "h:1", "j", tls=Tls())):
         assert parse_arguments(arguments_of(job)) == job
 
 
 def test_job_id_depends_on_all_that_the_job_does() -> None:
-    assert generate_job_id("a", "b") == generate_job_id("a", "b")
-    assert len({generate_job_id("a", "b"), generate_job_id("ab"), generate_job_id("a", "c")}) == 3
+    assert name_of("generate", "a", "b") == name_of("generate", "a", "b")
+    assert len({name_of("generate", "a", "b"), name_of("generate", "ab"), name_of("generate", "a", "c")}) == 3

@@ -1,4 +1,4 @@
-"""The bulk generation job against a gateway whose answers are scripted."""
+"""Bulk jobs against a gateway whose answers are scripted."""
 
 import asyncio
 import io
@@ -6,16 +6,18 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from deployments.jobs.generate import GenerateJob, JobError, main, parse_arguments, run, survey
+from deployments.jobs.bulk import BulkJob, JobError, main, parse_arguments, run, survey
 from deployments.jobs.progress import JobProgress, duration
 from deployments.jobs.row_files import OutputFile
 from neox_serve.core.errors import Reason, ServeError, invalid
+from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.scripted_gateway import ScriptedGateway
 
 
@@ -25,21 +27,21 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
         yield scripted
 
 
-def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> GenerateJob:
+def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> BulkJob:
     """A job over these rows, each a JSON value or a line as it is."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return GenerateJob(folder / "in.jsonl", folder / "out.jsonl", gateway.address, "job-1", **options)
+    return BulkJob("generate", folder / "in.jsonl", folder / "out.jsonl", gateway.address, "job-1", **options)
 
 
-async def do(job: GenerateJob) -> tuple[JobProgress, str]:
+async def do(job: BulkJob) -> tuple[JobProgress, str]:
     """Runs the job; returns what it counted and what it said."""
     said = io.StringIO()
     progress = await asyncio.wait_for(run(job, survey(job), Console(file=said, width=200)), 30)
     return progress, said.getvalue()
 
 
-def answers(job: GenerateJob) -> list[Any]:
+def answers(job: BulkJob) -> list[Any]:
     return [json.loads(line) for line in job.output.read_text(encoding="utf-8").splitlines()]
 
 
@@ -61,6 +63,31 @@ async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway
     assert (progress.done, progress.errors) == (29, 0)
     assert said.endswith("tok/s\n")
     assert "29 of 29 rows" in said
+
+
+async def test_job_that_embeds_settles_every_row_with_its_vector(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    rows = [{"text": "x" * n, "id": f"row {n}"} for n in range(1, 12)] + [{"text": "y", "pooling": "last"}]
+    job = replace(job_of(tmp_path, gateway, rows, defaults={"pooling": "mean", "normalize": False}), kind="embed")
+    progress, _ = await do(job)
+    assert [answer["vector"] for answer in answers(job)] == [[len(row["text"]), 1.0] for row in rows]
+    assert [answer.get("id") for answer in answers(job)] == [row.get("id") for row in rows]
+    requests = {request.request_id: request for request in gateway.requests("Embed")}
+    assert {request.priority for request in requests.values()} == {generation_pb2.PRIORITY_CLASS_BULK}
+    assert {request.normalize for request in requests.values()} == {False}
+    assert requests["job-1:12"].pooling == inference_service_pb2.POOLING_LAST
+    assert requests["job-1:1"].pooling == inference_service_pb2.POOLING_MEAN
+    assert (progress.done, progress.errors) == (12, 0)
+    before = job.output.read_bytes()
+    await do(job)
+    assert (job.output.read_bytes(), len(gateway.requests("Embed"))) == (before, 12)
+
+
+async def test_job_that_embeds_refuses_rows_of_another_kind(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = replace(job_of(tmp_path, gateway, [{"prompt": "a"}, {"text": "b", "max_tokens": 3}]), kind="embed")
+    with pytest.raises(JobError) as caught:
+        await do(job)
+    assert "line 1: unknown keys: prompt" in str(caught.value)
+    assert "line 2: unknown keys: max_tokens" in str(caught.value)
 
 
 async def test_job_keeps_no_more_requests_in_flight_than_allowed(tmp_path: Path, gateway: ScriptedGateway) -> None:
@@ -210,9 +237,8 @@ async def _nothing() -> None:
 
 
 async def start(arguments: list[str]) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deployments.jobs.generate", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "deployments.jobs.bulk", "generate", *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
 
 def test_output_put_in_order_keeps_the_lines(tmp_path: Path) -> None:
@@ -227,7 +253,7 @@ def test_output_put_in_order_keeps_the_lines(tmp_path: Path) -> None:
 
 
 def test_main_without_an_input_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--input", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--address", "a:1"]
+    arguments = ["generate", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--address", "a:1"]
     assert main(arguments) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -235,7 +261,7 @@ def test_main_without_an_input_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("wrong", [["--defaults", "[]"], ["--defaults", "{"], ["--concurrency", "0"]])
 def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_arguments(["--input", "i", "--output", "o", "--address", "a", *wrong])
+        parse_arguments(["generate", "--input", "i", "--output", "o", "--address", "a", *wrong])
     assert caught.value.code == 2
 
 

@@ -1,4 +1,4 @@
-"""Bulk generation as a Ray job on a real cluster of fake engines: followed to its end, found again, stopped and resumed."""
+"""Bulk work as Ray jobs on a real cluster of fake engines: followed to its end, found again, stopped and resumed."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.jobs import Jobs, Submitted
-from deployments.jobs.generate import GenerateJob
+from deployments.jobs.bulk import BulkJob
 from tests.clusters import CommandCluster
 
 # The second: Ray's own client, following a log.
@@ -61,18 +61,29 @@ def test_job_submitted_and_followed_settles_every_row(cluster: CommandCluster, t
     assert "Done: 40 rows" in command(cluster, "logs", job_id).stdout
 
 
+def test_job_embeds_every_row(cluster: CommandCluster, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(1, 31)))
+    done = command(cluster, "submit", "embed", str(source), str(output), "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert settled(output) == list(range(1, 31))
+    vectors = [json.loads(line)["vector"] for line in output.read_text().splitlines()]
+    assert len({len(vector) for vector in vectors}) == 1
+    assert all(sum(value * value for value in vector) == pytest.approx(1, abs=1e-5) for vector in vectors)
+
+
 def test_job_stopped_and_submitted_again_repeats_no_row(cluster: CommandCluster, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path, 24, max_tokens=60)
     jobs = Jobs.connect(cluster.dashboard_url)
-    first = GenerateJob(source, output, cluster.address, f"generate-stopped-{tmp_path.name}", concurrency=3)
-    run = jobs.submit_generate(first)
-    assert jobs.submit_generate(first) == Submitted(run.id, already_running=True)
+    first = BulkJob("generate", source, output, cluster.address, f"generate-stopped-{tmp_path.name}", concurrency=3)
+    run = jobs.submit(first)
+    assert jobs.submit(first) == Submitted(run.id, already_running=True)
     wait_for_rows(output, 3)
     assert jobs.stop(run.id, timeout_s=30).status == "STOPPED"
     before = output.read_bytes()
     assert 3 <= len(settled(output)) < 24
 
-    again = jobs.submit_generate(GenerateJob(source, output, cluster.address, first.job_id, concurrency=24))
+    again = jobs.submit(BulkJob("generate", source, output, cluster.address, first.job_id, concurrency=24))
     log: list[str] = []
     assert jobs.follow(again.id, log.append).status == "SUCCEEDED", "".join(log)
     assert settled(output) == list(range(1, 25))
@@ -84,8 +95,8 @@ def test_job_stopped_and_submitted_again_repeats_no_row(cluster: CommandCluster,
 def test_job_with_an_unusable_input_fails_and_says_why(cluster: CommandCluster, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": 1}\n')
     jobs = Jobs.connect(cluster.dashboard_url)
-    job = GenerateJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl", cluster.address, f"generate-unusable-{tmp_path.name}")
-    run = jobs.submit_generate(job)
+    job = BulkJob("generate", tmp_path / "in.jsonl", tmp_path / "out.jsonl", cluster.address, f"generate-unusable-{tmp_path.name}")
+    run = jobs.submit(job)
     log: list[str] = []
     assert jobs.follow(run.id, log.append).status == "FAILED"
     assert "line 1: " in "".join(log)

@@ -1,4 +1,4 @@
-"""Completes every row of a JSONL file through a gateway. `python -m deployments.jobs.generate --help`; the rows are described in `rows`.
+"""Completes or embeds every row of a JSONL file through a gateway. `python -m deployments.jobs.bulk --help`; rows are described in `rows`.
 
 Every line of the input is checked before the first request is sent. Rows are written as they finish and put in the input's order at the
 end. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated. Busy or missing engines are waited for;
@@ -24,8 +24,10 @@ from rich.console import Console
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.row_files import OutputFile, input_rows
 from deployments.jobs.rows import (
+    KINDS,
     STOPPING_REASONS,
     BadRow,
+    Kind,
     Row,
     check_options,
     foreign_row,
@@ -33,7 +35,7 @@ from deployments.jobs.rows import (
     request_options,
     settled_line,
 )
-from neox_serve.client import AsyncClient, GenerateResult, RetryPolicy, Tls
+from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 
 _SHOWN_BAD_ROWS = 20
@@ -49,12 +51,13 @@ class JobError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateJob:
-    """What to do. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job.
+class BulkJob:
+    """What to do. kind: of KINDS. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job.
 
     api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
     """
 
+    kind: str
     input: Path
     output: Path
     address: str
@@ -67,13 +70,13 @@ class GenerateJob:
     api_key_file: Path | None = None
 
 
-def survey(job: GenerateJob) -> dict[int, str]:
+def survey(job: BulkJob) -> dict[int, str]:
     """Checks every line; returns the good rows' keys by number. Raises JobError naming bad ones, unless they are to be set aside."""
     keys: dict[int, str] = {}
     bad: list[BadRow] = []
     try:
-        check_options(job.defaults)
-        for row in input_rows(job.input):
+        check_options(KINDS[job.kind], job.defaults)
+        for row in input_rows(KINDS[job.kind], job.input):
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
@@ -89,7 +92,7 @@ def survey(job: GenerateJob) -> dict[int, str]:
     return keys
 
 
-async def run(job: GenerateJob, keys: Mapping[int, str], console: Console) -> JobProgress:
+async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
     with contextlib.ExitStack() as stack:
         output = _open(stack, job.output)
@@ -102,7 +105,7 @@ async def run(job: GenerateJob, keys: Mapping[int, str], console: Console) -> Jo
     return progress
 
 
-async def _settle_all(job: GenerateJob, output: OutputFile, progress: JobProgress) -> None:
+async def _settle_all(job: BulkJob, output: OutputFile, progress: JobProgress) -> None:
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
     rows = (row for row in _good_rows(job) if row.number not in output.ledger.places)
     workers = min(job.concurrency, progress.total - progress.done)
@@ -124,7 +127,7 @@ async def _settle_all(job: GenerateJob, output: OutputFile, progress: JobProgres
 class _Worker:
     """Takes rows from the shared iterator until there are none left."""
 
-    job: GenerateJob
+    job: BulkJob
     client: AsyncClient
     output: OutputFile
     progress: JobProgress
@@ -133,15 +136,20 @@ class _Worker:
     async def work(self, rows: Iterator[Row]) -> None:
         for row in rows:
             outcome = await self._outcome(row)
-            self.output.append(settled_line(row, outcome))
+            self.output.append(settled_line(self.kind, row, outcome))
             self.patience.reschedule(asyncio.get_running_loop().time() + self.job.patience_s)
             failed = isinstance(outcome, ServeError)
-            self.progress.settled(tokens=0 if isinstance(outcome, ServeError) else outcome.usage.completion_tokens, error=failed)
+            self.progress.settled(tokens=0 if failed else self.kind.tokens(outcome), error=failed)
 
-    async def _outcome(self, row: Row) -> GenerateResult | ServeError:
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.job.kind]
+
+    async def _outcome(self, row: Row) -> Any:
+        """The client's result, or the ServeError that settles the row."""
         options = request_options(row, self.job.defaults)
         try:
-            return await self.client.generate(row.prompt, **options, request_id=request_id(self.job.job_id, row))
+            return await getattr(self.client, self.kind.name)(row.content, **options, request_id=request_id(self.job.job_id, row))
         except ServeError as error:
             if error.reason in STOPPING_REASONS:
                 raise JobError(f"row {row.number}: {error}", 1) from error
@@ -155,8 +163,8 @@ def _api_key(path: Path) -> str:
         raise JobError(f"the API key cannot be read from {path}: {error}", 2) from error
 
 
-def _good_rows(job: GenerateJob) -> Iterator[Row]:
-    return (row for row in input_rows(job.input) if isinstance(row, Row))
+def _good_rows(job: BulkJob) -> Iterator[Row]:
+    return (row for row in input_rows(KINDS[job.kind], job.input) if isinstance(row, Row))
 
 
 def _open(stack: contextlib.ExitStack, path: Path) -> OutputFile:
@@ -180,13 +188,14 @@ def _bad_line(row: BadRow) -> str:
     return json.dumps({"row": row.number, "problem": row.problem, "line": row.line}, ensure_ascii=False) + "\n"
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> GenerateJob:
+def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     """The job that the arguments describe; wrong ones exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.jobs.generate", description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--input", type=Path, required=True, help="JSONL with a prompt in each row")
+    parser = argparse.ArgumentParser(prog="python -m deployments.jobs.bulk", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("kind", choices=sorted(KINDS), help="what is done with each row")
+    parser.add_argument("--input", type=Path, required=True, help="JSONL with a prompt, or a text to embed, in each row")
     parser.add_argument("--output", type=Path, required=True, help="JSONL; goes on where it stopped")
     parser.add_argument("--address", required=True, help="gateway, host:port")
-    parser.add_argument("--job-id", default="generate", help="first part of every row's request id")
+    parser.add_argument("--job-id", default="bulk", help="first part of every row's request id")
     parser.add_argument("--concurrency", type=_positive, default=32, help="requests in flight")
     parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
     parser.add_argument("--set-aside", type=Path, help="file for bad rows; without it they stop the job before it starts")
@@ -198,12 +207,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> GenerateJob:
     values = vars(parser.parse_args(arguments))
     files = tuple(values.pop(f"tls_{name}") for name in ("ca", "certificate", "key"))
     tls = values.pop("tls") or any(files)
-    return GenerateJob(**values, tls=Tls(*files) if tls else None)
+    return BulkJob(**values, tls=Tls(*files) if tls else None)
 
 
-def arguments_of(job: GenerateJob) -> list[str]:
+def arguments_of(job: BulkJob) -> list[str]:
     """The arguments that describe the job, from which `parse_arguments` makes it again."""
-    arguments = ["--input", str(job.input), "--output", str(job.output), "--address", job.address, "--job-id", job.job_id]
+    arguments = [job.kind, "--input", str(job.input), "--output", str(job.output), "--address", job.address, "--job-id", job.job_id]
     arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
     arguments += ["--set-aside", str(job.set_aside)] if job.set_aside else []
@@ -230,7 +239,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return values
 
 
-async def _run_until_signalled(job: GenerateJob, keys: Mapping[int, str], console: Console) -> tuple[JobProgress | None, int]:
+async def _run_until_signalled(job: BulkJob, keys: Mapping[int, str], console: Console) -> tuple[JobProgress | None, int]:
     """What was counted and 0; or None and the exit code of the signal that came."""
     task = asyncio.create_task(run(job, keys, console))
     got: list[int] = []
