@@ -17,7 +17,7 @@ BLOCK_COMMANDS = re.findall(r"^    (make \S+|neox-serve .+)$", README, flags=re.
 INLINE_COMMANDS = re.findall(r"`(make [a-z-]+|neox-serve [^`]+)`", README)
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
-CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|score|tokenize|status|bench --)", command)]
+CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)]
 TENANTS = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
 TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
 TESTED_ELSEWHERE = {

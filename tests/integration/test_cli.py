@@ -52,6 +52,43 @@ async def test_generate_without_a_terminal_does_not_stream(gateway: ScriptedGate
     assert [received.method for received in gateway.received] == ["Generate"]
 
 
+async def test_score_prints_the_likeliest_first(gateway: ScriptedGateway) -> None:
+    done = await call(gateway, "score", "abc", " one", " two")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [f"    -3.000     1 tokens  greedy  {text!r}" for text in (" one", " two")]
+    (request,) = gateway.requests("Score")
+    assert [(item.context.text, item.continuation.text) for item in request.items] == [("abc", " one"), ("abc", " two")]
+
+
+async def test_classify_asks_for_each_label_with_and_without_the_text(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    rows = [{"text": "it rained", "label": "bad"}, {"text": "the sun shone", "label": "good"}]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = await call(gateway, "classify", "it rained again", "--examples", str(tmp_path / "examples.jsonl"), "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"text": "it rained again", "label": "bad", "probabilities": {"bad": 0.5, "good": 0.5}}
+    (request,) = gateway.requests("Score")
+    prompt = "Text: the sun shone\nLabel: good\n\nText: it rained\nLabel: bad\n\nText: {}\nLabel:"
+    expected = [(prompt.format(text), f" {label}") for text in ("it rained again", "N/A") for label in ("bad", "good")]
+    assert [(item.context.text, item.continuation.text) for item in request.items] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--label", "one"], "labels: got ['one'], must be two or more"),
+        (["--label", "a", "--label", "b", "--asked", "no place"], "asked: 'no place' must have {text} in it once"),
+        (["--examples", "{folder}/none.jsonl"], "No such file"),
+        (["--examples", "{folder}/bad.jsonl"], 'line 2: "label" must be a text'),
+    ],
+)
+async def test_classify_says_what_is_wrong(gateway: ScriptedGateway, tmp_path: Path, arguments: list[str], problem: str) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "a"}\n')
+    done = await call(gateway, "classify", "text", *(argument.replace("{folder}", str(tmp_path)) for argument in arguments))
+    assert done.exit_code == 1
+    assert problem in done.stderr.replace("\n", " ")
+    assert not gateway.received
+
+
 async def test_generate_reads_standard_input(gateway: ScriptedGateway) -> None:
     assert (await call(gateway, "generate", "-", stdin="from\nstdin")).stdout == "FROM\nSTDIN\n"
 
