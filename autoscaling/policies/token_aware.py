@@ -45,7 +45,7 @@ class Tuning:
     """headroom: demand that is provided for, over the expected. miss_share: of the misses that targets allow, those that are planned with.
     spare_fraction: more demand that fewer replicas must bear. hold_startups: for how many start-ups they must have done.
 
-    history_s: of demand that is replayed. level_s: over which a level is taken. short_s: of the newest demand, to find a new level by.
+    history_s: of demand that is replayed. level_s: over which a level is taken.
     period_s: between two replays. idle_s: without requests until a pool goes to zero, at least two start-ups.
     """
 
@@ -55,7 +55,6 @@ class Tuning:
     hold_startups: float = 2.5
     history_s: float = 7200.0
     level_s: float = 300.0
-    short_s: float = 10.0
     period_s: float = 10.0
     idle_s: float = 300.0
 

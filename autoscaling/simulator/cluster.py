@@ -175,6 +175,9 @@ class _Run:
             self._charge(replica, self._outcome.duration_s)
         while self._open and self._events:
             self._next()
+        # All replicas have died, and nobody starts another.
+        for request in list(self._open.values()):
+            self._refuse(request)
         self._outcome.sort()
         return self._outcome
 
@@ -388,6 +391,8 @@ class _Run:
             self._at(now_s + self._rng.expovariate(rate), _Event.FAILURE)
 
     def _fail(self, now_s: float) -> None:
+        if now_s > self._outcome.duration_s:
+            return
         alive = [replica for replica in self._replicas.values() if replica.phase is not _Phase.STARTING]
         if alive:
             self._lose(self._rng.choice(alive), now_s)

@@ -2,10 +2,13 @@
 keeps the promise. One process for each core; all of it deterministic by seed."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for_processes
+from threading import Thread
 
 from autoscaling.simulator.cluster import Setting, simulate
 from autoscaling.simulator.contenders import CONTENDERS
@@ -122,5 +125,20 @@ def over_seeds(point: Point, workload: Workload, setting: Setting, seeds: Sequen
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """Processes that simulations run in. Spawned: a fork server is one to a process, and engines have theirs import what they need."""
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    """Processes that simulations run in, and that end with this one, however it ends.
+
+    Spawned: a fork server is one to a process, and engines have theirs import what they need.
+    """
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A worker that is killed with its parent's death could otherwise simulate on for hours, for nobody."""
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_exit_after, args=(parent.sentinel,), name="end-with-parent", daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait_for_processes([sentinel])
+    os._exit(1)

@@ -24,7 +24,9 @@ class Contender:
     make: Callable[[float, Workload, PoolSpec, float, int], Policy]
 
 
-def _static(replicas: float) -> Policy:
+def static(replicas: float) -> Policy:
+    """Always as many, within the bounds of the pool."""
+
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         return Decision(spec.bounded(round(replicas)), "always as many"), state
 
@@ -48,7 +50,7 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("kpa", "requests a replica", 1.0, 90.0, _plain(knative.kpa)),
         Contender("saturation", "KV usage", 0.12, 0.95, _plain(llm_d.saturation)),
         Contender("forecast", "headroom", 16.0, 0.9, _plain(dynamo.forecast)),
-        Contender(STATIC, "replicas", 48.0, 1.0, _plain(_static)),
+        Contender(STATIC, "replicas", 48.0, 1.0, _plain(static)),
         Contender(ORACLE, "headroom", 1.5, 0.5, _knowing),
     )
 }

@@ -119,6 +119,7 @@ class SimulatedEngine:
         "_decoding",
         "_ends",
         "_joined",
+        "_joins",
         "_order",
         "_parts",
         "_prefilling",
@@ -137,8 +138,9 @@ class SimulatedEngine:
         self._step = shape.step_time
         self._waiting: deque[Request] = deque()
         self._prefilling: list[Request] = []
-        self._ends: list[tuple[int, int, Request]] = []  # of running sequences, by the step that is their last
+        self._ends: list[tuple[int, int, Request]] = []  # of running sequences, by the step that is their last, then as they joined
         self._joined: list[Request] = []
+        self._joins = 0
         self._order = 0
         self._decoding = 0
         self._steps = 0
@@ -349,7 +351,8 @@ class SimulatedEngine:
             ended.append(request)
             return
         request.end_step = self._order + left
-        heapq.heappush(self._ends, (request.end_step, id(request), request))
+        self._joins += 1
+        heapq.heappush(self._ends, (request.end_step, self._joins, request))
         self._joined.append(request)
 
     def _take_ended(self, ended: list[Request], now_s: float) -> list[Request]:

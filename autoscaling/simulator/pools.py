@@ -27,8 +27,19 @@ class Hardware:
 
     def spec(self, min_replicas: int, max_replicas: int, startup_s: float, targets: Targets) -> PoolSpec:
         """A pool of such."""
-        shape = self.shape()
-        step = shape.step_time
-        times = (step.fixed_s, step.per_sequence_s, step.per_resident_token_s, step.prefill_per_token_s)
-        capacity = Capacity(*times, shape.kv_tokens, _MAX_REQUESTS, _STEP_TOKENS)
+        capacity = capacity_of(self.shape(), _MAX_REQUESTS)
         return PoolSpec(min_replicas, max_replicas, capacity, targets, startup_s, float(self.tensor_parallel_size))
+
+
+def capacity_of(shape: EngineShape, max_requests: int) -> Capacity:
+    """What a policy is told that such an engine bears. max_requests: that the router gives it at once."""
+    step = shape.step_time
+    return Capacity(
+        step.fixed_s,
+        step.per_sequence_s,
+        step.per_resident_token_s,
+        step.prefill_per_token_s,
+        shape.kv_tokens,
+        max_requests,
+        shape.step_tokens,
+    )

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator
 from functools import cache
 
-from autoscaling.policies.decision import Decision, State
-from autoscaling.signals import PoolSignals, PoolSpec, Targets
+from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.calibration import LATENCIES, TENSOR_PARALLEL_SIZES, fit, read_latencies
 from autoscaling.simulator.cluster import Setting, simulate
 from autoscaling.simulator.comparison import processes
+from autoscaling.simulator.contenders import static
 from autoscaling.simulator.pools import Hardware
 from cluster.plan import NEOX_20B, Layout, Load, Wish, kv_room_tokens
 from neox_serve.core.memory import Quantization, parameters, weight_bytes
@@ -49,13 +49,10 @@ def hour_of_1000_replicas_s() -> float:
     hardware = Hardware()
     spec = hardware.spec(1000, 1000, 60.0, Targets())
 
-    def thousand(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        return Decision(1000, "always"), state
-
     workload = workloads.diurnal(900.0, day_s=3600.0, depth=0.3, bursts=workloads.Bursts(a_day=2))
     which = Setting(spec, hardware.shape(), 60.0, initial_replicas=1000)
     begin_s = time.perf_counter()
-    simulate(workload.requests(0), thousand, which, 3600.0)
+    simulate(workload.requests(0), static(1000), which, 3600.0)
     return time.perf_counter() - begin_s
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from random import Random
 from statistics import fmean, median
 
-from autoscaling.policies.decision import Decision, State
-from autoscaling.signals import Capacity, PoolSignals, PoolSpec
+from autoscaling.signals import PoolSpec
 from autoscaling.simulator.calibration import Fit, Latency, fit
 from autoscaling.simulator.cluster import Setting, simulate
+from autoscaling.simulator.contenders import static
 from autoscaling.simulator.engine import EngineShape
 from autoscaling.simulator.engine import Request as SimulatedRequest
+from autoscaling.simulator.pools import capacity_of
 from neox_serve.core.step_time import StepTime
 from neox_serve.loadgen.arrivals import ClosedLoop, OpenLoop
 from neox_serve.loadgen.generator import LoadGenerator, load_generator
@@ -156,32 +157,18 @@ def _replicas_of_one(step_time: StepTime) -> float:
     """Replicas that a request of the mean lengths a second keeps busy."""
     mean = Varied()
     prompt, output = (length * math.exp(mean.sigma**2 / 2) for length in (mean.prompt_tokens, mean.output_tokens))
-    return _capacity(step_time).replicas_of_request(prompt, output, tpot_s=0.1)
+    return capacity_of(_shape(step_time), _MAX_SEQUENCES).replicas_of_request(prompt, output, tpot_s=0.1)
 
 
-def _capacity(step_time: StepTime) -> Capacity:
-    return Capacity(
-        step_time.fixed_s,
-        step_time.per_sequence_s,
-        step_time.per_resident_token_s,
-        step_time.prefill_per_token_s,
-        _KV_TOKENS,
-        _MAX_SEQUENCES,
-        _STEP_TOKENS,
-    )
+def _shape(step_time: StepTime) -> EngineShape:
+    return EngineShape(step_time, _KV_TOKENS, step_tokens=_STEP_TOKENS, max_sequences=_MAX_SEQUENCES)
 
 
 def _simulated(requests: Sequence[Scheduled], step_time: StepTime, overhead_s: float) -> Medians:
-    def one_replica(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        return Decision(1, "always"), state
-
-    setting = Setting(
-        PoolSpec(1, 1, _capacity(step_time)),
-        EngineShape(step_time, _KV_TOKENS, step_tokens=_STEP_TOKENS, max_sequences=_MAX_SEQUENCES),
-        startup_s=60.0,
-    )
+    shape = _shape(step_time)
+    setting = Setting(PoolSpec(1, 1, capacity_of(shape, _MAX_SEQUENCES)), shape, startup_s=60.0)
     asked = (SimulatedRequest(at_s, len(request.prompt), request.output_tokens) for at_s, request in requests)
-    outcome = simulate(asked, one_replica, setting, _RUN_S)
+    outcome = simulate(asked, static(1), setting, _RUN_S)
     return Medians(median(outcome.ttft_s) + overhead_s, median(outcome.tpot_s))
 
 

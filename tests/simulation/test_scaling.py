@@ -1,10 +1,14 @@
 """The simulated cluster: nothing lost, the same again by seed, true to what was measured, and policies that do what they are for."""
 
+import contextlib
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autoscaling.policies.ray_serve import target_ongoing_requests
@@ -21,6 +25,13 @@ from autoscaling.simulator.workloads import Bursts, Workload
 CALIBRATION = Path(__file__).parents[3] / "shared" / "data" / "calibration"
 needs_tables = pytest.mark.skipif(not CALIBRATION.is_dir(), reason="the calibration tables are not beside this clone")
 HARDWARE = Hardware()
+ASKS_FOREVER = """
+import os, time
+from autoscaling.simulator.comparison import processes
+with processes(1) as executor:
+    print(executor.submit(os.getpid).result(), flush=True)
+    executor.submit(time.sleep, 600).result()
+"""
 
 
 def setting(startup_s: float = 30.0, initial: int = 1, **others: float) -> Setting:
@@ -34,6 +45,7 @@ def run(workload: Workload, which: Setting) -> Outcome:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1000), failures=st.sampled_from([0.0, 30.0]), rate=st.floats(0.5, 30))
+@example(seed=123, failures=30.0, rate=4.8796)
 def test_every_request_is_answered_or_refused_once_whatever_dies(seed: int, failures: float, rate: float) -> None:
     workload = workloads.step(rate, 3.0, 60.0, 150.0)
     outcome = run(workload, setting(seed=seed, failures_per_gpu_hour=failures))
@@ -87,6 +99,17 @@ def test_fivefold_step_is_recovered_from_in_one_and_a_half_start_ups() -> None:
     workload = workloads.step(4.0, 5.0, 900.0, 1800.0)
     outcome = run(workload, setting(startup_s=90.0, initial=2))
     assert outcome.recovery_s(900.0, Targets()) <= 1.5 * 90
+
+
+def test_simulations_end_with_the_process_that_asked_for_them() -> None:
+    asking = subprocess.Popen([sys.executable, "-c", ASKS_FOREVER], stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    working = int(asking.stdout.readline())
+    asking.kill()
+    asking.wait()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(working).wait(timeout=20)
+    asking.stdout.close()
 
 
 @needs_tables
