@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import socket
 import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +16,6 @@ from neox_serve.transport.framing import StatusError
 _GOODBYE_S = 0.5
 _BACKLOG = 4096
 _RETRY_ACCEPT_S = 1.0
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = structlog.get_logger(__name__)
 
 
@@ -99,9 +97,8 @@ class Server:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                _log.warning("no room for a connection", failure=error.strerror)
+                # Out of file descriptors or memory, for example: it stays in the backlog meanwhile.
+                _log.warning("a connection could not be accepted yet", failure=error.strerror)
                 await asyncio.sleep(_RETRY_ACCEPT_S)
                 continue
             task = asyncio.create_task(self._open(accepted))

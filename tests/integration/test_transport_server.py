@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import resource
+import select
 import socket
 import ssl
 import threading
@@ -21,6 +23,7 @@ from tests.fakes.certificates import make_authority
 
 LIMITS = Limits(most_message_bytes=5_000_000, most_streams=1000)
 PATIENCE_S = 30
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class Served:
@@ -129,6 +132,24 @@ async def test_stream_of_an_asyncio_client_gets_an_answer_to_each_message(addres
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
+
+
+def test_connection_that_finds_no_room_is_accepted_later(address: str) -> None:
+    host, port = address.split(":")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as early:
+        early.settimeout(PATIENCE_S)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (early.fileno() + 1, hard))
+        try:
+            early.connect((host, int(port)))
+            early.sendall(PREFACE)
+            assert not select.select([early], [], [], 0.2)[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert early.recv(9)
+    with grpc.insecure_channel(address) as channel:
+        method: Any = channel.unary_unary("/t/Echo")
+        assert method(b"still here", timeout=PATIENCE_S) == b"still here"
 
 
 @pytest.mark.parametrize("compression", grpc.Compression)
