@@ -106,6 +106,11 @@ class Call:
         return self.principal.tenant
 
     @property
+    def routing_session(self) -> str:
+        """Of this tenant alone; empty where the call has none."""
+        return f"{self.tenant.name}/{self.session}" if self.session else ""
+
+    @property
     def partial_at_s(self) -> float:
         """When an answer of what there is must leave to arrive before the deadline."""
         allowed_s = self.deadline_at_s - self.arrived_at_s

@@ -87,7 +87,7 @@ class Preparer:
                     beam=beam,
                     adapter=message.adapter,
                     cache_salt=self._salts(call.tenant),
-                    session=f"{call.tenant.name}/{call.session}" if call.session else "",
+                    session=call.routing_session,
                 ),
                 TokenCount(prompt=len(prompt.token_ids), truncated=prompt.truncated_tokens),
             )

@@ -82,6 +82,7 @@ class Scoring:
                 prompt_logprobs=0,
                 adapter=message.adapter or None,
                 cache_salt=self._salts(call.tenant),
+                session=call.routing_session,
             )
             prepared.append(Prepared(request, TokenCount(prompt=len(ids), truncated=truncated)))
         return prepared

@@ -67,9 +67,10 @@ async def whole_path(
     timing: FakeTiming = TIMING,
     vocabulary: Vocabulary = Vocabulary(),  # noqa: B008 - frozen
     adapters: tuple[str, ...] = (),
+    policy: str = "kv-aware",
     **gateway: Any,
 ) -> AsyncIterator[Path]:
-    """Starts all parts, and stops them at the end."""
+    """Starts all parts, and stops them at the end. policy: the router's."""
     asked: list[GenerationRequest] = []
 
     def noted(request: GenerationRequest) -> Fault | None:
@@ -77,7 +78,7 @@ async def whole_path(
         return faults(request)
 
     async with LinkCluster() as cluster:
-        router = await cluster.router()
+        router = await cluster.router(policy=policy)
         options: Any = {"vocabulary": vocabulary, "adapters": frozenset(adapters), "faults": noted}
         engines = (*(FakeEngine(timing, **options) for _ in range(replicas)), FakeEngine(timing, vocabulary=vocabulary))
         pools = (*[Pool.GENERATION] * replicas, Pool.EMBEDDING)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from neox_serve.client import AsyncClient
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.engine.fake_answers import Vocabulary
 from neox_serve.gateway.scoring import parted
+from neox_serve.v1 import inference_service_pb2
 from tests.fakes.whole_path import Path, whole_path
 
 CONTEXT_TOKENS = 2048
@@ -86,6 +88,24 @@ async def test_wrong_calls_are_refused(client: AsyncClient) -> None:
     assert (await refusal(client, ([5], [6]), adapter="none")).reason is Reason.UNKNOWN_ADAPTER
     wrong: Any = "keep_start"
     assert [violation.field for violation in (await refusal(client, ([5], [6]), truncation=wrong)).violations] == ["truncation"]
+
+
+async def test_session_of_the_call_ties_its_items_to_a_replica() -> None:
+    async with whole_path(replicas=2, vocabulary=Vocabulary(size=4096), policy="session") as path:
+        replicas = {session: await _replicas_of(path, session) for session in ("one", "two", "three", "four", "five", "six")}
+        assert all(len(seen) == 1 for seen in replicas.values())
+        assert len(set.union(*replicas.values())) == 2
+
+
+async def _replicas_of(path: Path, session: str) -> set[str]:
+    items = [{"context": {"tokenIds": {"ids": [5, number]}}, "continuation": {"tokenIds": {"ids": [7]}}} for number in range(6, 10)]
+    request = json_format.ParseDict({"items": items}, inference_service_pb2.ScoreRequest())
+    call = path.stubs.inference.Score(request, metadata=(("neox-session", session), ("neox-explain", "1")))
+    await call
+    routes = [str(value) for key, value in await call.trailing_metadata() if key == "neox-route"]
+    assert len(routes) == len(items)
+    assert all("why=session" in route for route in routes)
+    return {route.split()[0] for route in routes}
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30), st.text(st.characters(codec="utf-8"), max_size=30))

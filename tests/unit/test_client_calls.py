@@ -188,6 +188,11 @@ def test_embed_takes_pooling_as_word_or_enum() -> None:
         assert not request.normalize
 
 
+def test_score_sends_no_context_that_is_empty() -> None:
+    request: Any = calls.score([("", "a"), ([], [5]), ("b", "c")], {}).request
+    assert [item.HasField("context") for item in request.items] == [False, False, True]
+
+
 def test_tokens_take_one_or_many() -> None:
     one: Any = calls.tokenize("ab", include_offsets=True, options={}).request
     assert (list(one.texts), one.include_offsets) == (["ab"], True)
