@@ -18,6 +18,7 @@ class Reason(StrEnum):
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"  # prompt (plus max_tokens) exceeds the context; metadata: excess_tokens
     UNKNOWN_MODEL = "UNKNOWN_MODEL"
     UNKNOWN_ADAPTER = "UNKNOWN_ADAPTER"
+    UNKNOWN_JOB = "UNKNOWN_JOB"
     BROKEN_ADAPTER = "BROKEN_ADAPTER"  # its files are missing, damaged or for another model
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"

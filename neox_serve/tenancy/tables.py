@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
 )
 
 metadata = MetaData()
@@ -99,4 +100,32 @@ usage_chains = Table(
     Column("chain", String(64), primary_key=True),
     Column("length", BigInteger, nullable=False),
     Column("last_hash", String(64), nullable=False),
+)
+
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("request_id", String(160)),
+    Column("kind", String(32), nullable=False),
+    Column("work", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", String(4000), nullable=False),
+    Column("cancel_asked", Boolean, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("fruitless_runs", Integer, nullable=False),
+    Column("fruitful_rows", BigInteger, nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("started_s", Float),
+    Column("ended_s", Float),
+    UniqueConstraint("tenant", "request_id", name="uq_batch_jobs_tenant_request_id"),
+    Index("ix_batch_jobs_tenant_job_id", "tenant", "job_id"),
+    Index("ix_batch_jobs_state", "state"),
 )

@@ -19,6 +19,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.PROMPT_TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
     Reason.UNKNOWN_ADAPTER: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_JOB: grpc.StatusCode.NOT_FOUND,
     Reason.BROKEN_ADAPTER: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,

@@ -1,0 +1,166 @@
+"""Batch jobs: what is kept of one, and what to do next for it, given what its run has come to.
+
+A job is done by runs, one after the other: processes that Ray starts. A run that dies is followed by another, which goes on from what is
+settled; so is one that the cluster has forgotten because it was restarted. A run that says why it gives up ends its job.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+MOST_FRUITLESS_RUNS = 5
+"""Runs in a row that die without settling a row more, until the job is given up."""
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it stays so."""
+        return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+class RunStatus(StrEnum):
+    """What has become of a run, in Ray's words. UNKNOWN: Ray knows of no such run."""
+
+    UNKNOWN = "UNKNOWN"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """total: rows, 0 until they are counted. errors: of the done ones, those that came to an error. tokens: that this took."""
+
+    total: int = 0
+    done: int = 0
+    errors: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run says of itself. failure: why it gave up; empty where it has not."""
+
+    progress: Progress
+    failure: str = ""
+
+
+NO_REPORT = Report(Progress())
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. kind: what it does, such as "generate". work: with what. Times are seconds since the epoch, None: not yet.
+
+    run_id: of its last run, empty before the first. runs: so far. fruitless_runs: of those, the last ones that came no further, after
+    fruitful_rows. key_id: the API key that its runs show, empty where they show none.
+    """
+
+    job_id: str
+    tenant: str
+    kind: str
+    work: Mapping[str, Any]
+    created_s: float
+    request_id: str = ""
+    state: JobState = JobState.QUEUED
+    message: str = ""
+    cancel_asked: bool = False
+    progress: Progress = Progress()
+    run_id: str = ""
+    runs: int = 0
+    fruitless_runs: int = 0
+    fruitful_rows: int = 0
+    key_id: str = ""
+    started_s: float | None = None
+    ended_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run is to be started. fruitless: runs before it that came no further."""
+
+    fruitless: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is to be stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The run goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job is over."""
+
+    state: JobState
+    message: str = ""
+
+
+Step = Start | Stop | Wait | End
+
+
+def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
+    """What to do for a job that has not ended. why: Ray's words on the run, for people."""
+    if run in {RunStatus.PENDING, RunStatus.RUNNING}:
+        return Stop() if job.cancel_asked else Wait()
+    if (end := _end(job, run, report)) is not None:
+        return end
+    if run is RunStatus.UNKNOWN:
+        return Start(job.fruitless_runs)
+    fruitless = job.fruitless_runs + 1 if report.progress.done <= job.fruitful_rows else 1
+    if fruitless >= MOST_FRUITLESS_RUNS:
+        return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")
+    return Start(fruitless)
+
+
+def _end(job: Job, run: RunStatus, report: Report) -> End | None:
+    """Of a job whose run has ended; None where another run is to follow."""
+    if run is RunStatus.SUCCEEDED:
+        return End(JobState.SUCCEEDED)
+    if job.cancel_asked:
+        return End(JobState.CANCELLED, "cancelled")
+    if run is RunStatus.STOPPED:
+        return End(JobState.CANCELLED, "its run was stopped in Ray")
+    return End(JobState.FAILED, report.failure) if report.failure else None
+
+
+def to_start(jobs: Sequence[Job], most: int) -> list[Job]:
+    """The queued jobs to start now, so that at most so many run: first those of the tenants with the fewest that run, then the oldest."""
+    waiting = [job for job in jobs if job.state is JobState.QUEUED and not job.cancel_asked]
+    running = Counter(job.tenant for job in jobs if job.state is JobState.RUNNING)
+    chosen: list[Job] = []
+    for _ in range(most - running.total()):
+        if not waiting:
+            break
+        job = min(waiting, key=lambda one: (running[one.tenant], one.job_id))
+        waiting.remove(job)
+        running[job.tenant] += 1
+        chosen.append(job)
+    return chosen
+
+
+def new_job_id(now_s: float, noise: int) -> str:
+    """Ids sort as jobs were created. noise: 32 random bits."""
+    return f"job-{round(now_s * 1e3):011x}-{noise & 0xFFFF_FFFF:08x}"
+
+
+def same_work(one: Job, kind: str, work: Mapping[str, Any]) -> bool:
+    """Whether a job does just that."""
+    return (one.kind, dict(one.work)) == (kind, dict(work))

@@ -1,0 +1,102 @@
+"""Batch jobs in the database. Gateways enter them and ask for their end; what comes of them is written by the one keeper of jobs."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, RowMapping, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from neox_serve.core.errors import Reason, ServeError, invalid
+from neox_serve.core.jobs import Job, JobState, Progress, new_job_id, same_work
+from neox_serve.tenancy.tables import batch_jobs
+
+_MOST_MESSAGE_CHARACTERS = 4_000
+_OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
+_KEPT = ("message", "run_id", "runs", "fruitless_runs", "fruitful_rows", "key_id", "started_s", "ended_s")
+_PROGRESS = tuple(Progress.__slots__)
+
+
+class JobStore:
+    """The database of jobs. Calls block; use them off the event loop. clock: seconds since the epoch."""
+
+    def __init__(
+        self, engine: Engine, *, clock: Callable[[], float] = time.time, random_bits: Callable[[int], int] = secrets.randbits
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._random_bits = random_bits
+
+    def create(self, tenant: str, kind: str, work: Mapping[str, Any], request_id: str = "") -> Job:
+        """Enters a job, or finds the one that the tenant has of that request_id. Raises INVALID_ARGUMENT where that does other work."""
+        job = Job(new_job_id(now_s := self._clock(), self._random_bits(32)), tenant, kind, dict(work), now_s, request_id)
+        values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": dict(work)}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_asked=False, **values, **_row(job)))
+        except IntegrityError:
+            before = self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.request_id == request_id))
+            if before is None:
+                raise
+            if not same_work(before, kind, work):
+                raise invalid("request_id", f"{request_id!r} is that of {before.job_id}, which does other work") from None
+            return before
+        return job
+
+    def job(self, tenant: str, job_id: str) -> Job:
+        """One job of a tenant. Raises UNKNOWN_JOB where it has none of that id."""
+        job = self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.job_id == job_id))
+        if job is None:
+            raise ServeError(Reason.UNKNOWN_JOB, f"there is no job {job_id!r}", {"job": job_id})
+        return job
+
+    def page(self, tenant: str, most: int, before: str = "") -> list[Job]:
+        """A tenant's jobs, the newest first; those that were created before the job of an id."""
+        columns = batch_jobs.c
+        where = [columns.tenant == tenant, *([columns.job_id < before] if before else [])]
+        return self._all(select(batch_jobs).where(*where).order_by(columns.job_id.desc()).limit(most))
+
+    def ask_cancel(self, tenant: str, job_id: str) -> Job:
+        """Has the keeper end a job; nothing where it has ended. Raises UNKNOWN_JOB."""
+        columns = batch_jobs.c
+        where = (columns.tenant == tenant) & (columns.job_id == job_id) & columns.state.in_(_OPEN)
+        with self._engine.begin() as connection:
+            connection.execute(update(batch_jobs).where(where).values(cancel_asked=True))
+        return self.job(tenant, job_id)
+
+    def open_jobs(self) -> list[Job]:
+        """Those of all tenants that have not ended, oldest first."""
+        return self._all(select(batch_jobs).where(batch_jobs.c.state.in_(_OPEN)).order_by(batch_jobs.c.job_id))
+
+    def keep(self, job: Job) -> None:
+        """Writes what has come of a job. Whether its end is asked for stays as it is."""
+        with self._engine.begin() as connection:
+            connection.execute(update(batch_jobs).where(batch_jobs.c.job_id == job.job_id).values(**_row(job)))
+
+    def _first(self, where: ColumnElement[bool]) -> Job | None:
+        return next(iter(self._all(select(batch_jobs).where(where))), None)
+
+    def _all(self, asked: Any) -> list[Job]:
+        with self._engine.connect() as connection:
+            return [_job(row) for row in connection.execute(asked).mappings()]
+
+
+def _row(job: Job) -> dict[str, Any]:
+    kept = {name: getattr(job, name) for name in _KEPT} | {name: getattr(job.progress, name) for name in _PROGRESS}
+    return {**kept, "state": job.state.value, "message": job.message[:_MOST_MESSAGE_CHARACTERS]}
+
+
+def _job(row: RowMapping) -> Job:
+    return Job(
+        job_id=row["job_id"],
+        tenant=row["tenant"],
+        kind=row["kind"],
+        work=row["work"],
+        created_s=row["created_s"],
+        request_id=row["request_id"] or "",
+        state=JobState(row["state"]),
+        cancel_asked=row["cancel_asked"],
+        progress=Progress(*(row[name] for name in _PROGRESS)),
+        **{name: row[name] for name in _KEPT},
+    )
