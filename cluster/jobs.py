@@ -7,17 +7,15 @@ run has ended gets another run, which resumes. Jobs run with this interpreter an
 import asyncio
 import contextlib
 import hashlib
-import shlex
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from deployments.jobs.bulk import BulkJob, arguments_of
+from deployments.jobs.bulk import BulkJob, entrypoint_of
 
 _POLL_S = 0.3
-_KIND_KEY, _NAME_KEY, _ARGUMENTS_KEY = "neox_serve_job", "name", "arguments"
+_KIND_KEY, _NAME_KEY = "neox_serve_job", "name"
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -100,11 +98,9 @@ class Jobs:
             if not run.ended:
                 return Submitted(run.id, already_running=True)
         run_id = f"{job.job_id}-{len(runs) + 1}"
-        arguments = arguments_of(job)
-        entrypoint = shlex.join([sys.executable, "-m", "deployments.jobs.bulk", *arguments])
-        metadata = {_KIND_KEY: job.kind, _NAME_KEY: job.job_id, _ARGUMENTS_KEY: shlex.join(arguments)}
+        metadata = {_KIND_KEY: job.kind, _NAME_KEY: job.job_id}
         with _translated():
-            self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, runtime_env={}, metadata=metadata)
+            self._client.submit_job(entrypoint=entrypoint_of(job), submission_id=run_id, runtime_env={}, metadata=metadata)
         return Submitted(run_id, already_running=False)
 
     def list(self) -> "list[JobInfo]":

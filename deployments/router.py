@@ -1,11 +1,14 @@
-"""The router as a Serve deployment."""
+"""The router as a Serve deployment, and what there is one of in a cluster beside it: scaling, and the keeper of jobs."""
 
 import asyncio
 import random
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+from deployments.jobs.keeper import open_keeper
+from deployments.jobs.ray_runs import RayRuns
 from deployments.links import link_tls
 from deployments.scaling import loop_of, waking_lanes
 from deployments.settling import settle
@@ -38,8 +41,11 @@ class RouterDeployment:
         settle()
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
-            task = asyncio.ensure_future(scaling.run(settings.scaling.interval_s))
-            self._to_end.push_async_callback(stop_task, task)
+            self._keep_running(scaling.run(settings.scaling.interval_s))
+        self._keep_running((await asyncio.to_thread(open_keeper, settings, RayRuns())).run())
+
+    def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        self._to_end.push_async_callback(stop_task, asyncio.ensure_future(work))
 
     async def address(self) -> str:
         """host:port of the router's links, for gateways and replicas."""

@@ -136,11 +136,7 @@ def _api_key(config: Path | None, file: Path | None) -> str | None:
 
 
 def _address_in_settings(config: Path | None) -> str:
+    from neox_serve.settings import dialled
+
     gateway = effective(config).gateway
     return dialled(gateway.host, gateway.port)
-
-
-def dialled(host: str, port: int) -> str:
-    """host:port as a client on this machine dials a server that listens on it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

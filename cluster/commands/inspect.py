@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.connection import Connection, connected, dialled
+from cluster.commands.connection import Connection, connected
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
 from cluster.commands.settings import ConfigOption, effective
@@ -141,6 +141,8 @@ def _noticed_interrupt() -> Iterator[threading.Event]:
 
 
 def _metrics_url(settings: "MetricsSettings") -> str:
+    from neox_serve.settings import dialled
+
     if not settings.enabled:
         raise CommandError("metrics are switched off (metrics.enabled); name a page with --url")
     return f"http://{dialled(settings.host, settings.port)}/metrics"

@@ -29,7 +29,9 @@ DashboardOption = Annotated[
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
 
 
-OutputArgument = Annotated[Path, typer.Argument(metavar="OUT", help="JSONL; a job that was stopped goes on where this ends.")]
+OutputArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", help="JSONL, there once all is done; a job that was stopped goes on from what it settled.")
+]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")]
 DefaultsOption = Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests in flight.")]

@@ -1,8 +1,8 @@
 """Completes or embeds every row of a JSONL file through a gateway. `python -m deployments.jobs.bulk --help`; rows are described in `rows`.
 
-Every line of the input is checked before the first request is sent. Rows are written as they finish and put in the input's order at the
-end. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated. Busy or missing engines are waited for;
-the job gives up once nothing has been settled for `--patience` seconds.
+Every line of the input is checked before the first request is sent. Rows are written beside the output as they finish; once all are, they
+are put in its place, in the input's order. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated.
+Busy or missing engines are waited for; the job gives up once nothing has been settled for `--patience` seconds.
 
 Exit codes: 0 all rows are settled (those with an error included; the last line counts them), 1 stopped by an error, 2 wrong arguments or
 bad rows, 130 or 143 interrupted.
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from typing import Any
 from rich.console import Console
 
 from deployments.jobs.progress import JobProgress
-from deployments.jobs.row_files import OutputFile, input_rows
+from deployments.jobs.reports import ReportFile
+from deployments.jobs.row_files import OutputFile, input_rows, partial_path
 from deployments.jobs.rows import (
     KINDS,
     STOPPING_REASONS,
@@ -39,6 +41,7 @@ from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 
 _SHOWN_BAD_ROWS = 20
+_LOCK_POLL_S = 0.2
 _ENDLESS = 1_000_000_000
 
 
@@ -55,6 +58,7 @@ class BulkJob:
     """What to do. kind: of KINDS. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job.
 
     api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
+    report: file in which it says how far it is; None where nobody asks.
     """
 
     kind: str
@@ -68,6 +72,7 @@ class BulkJob:
     patience_s: float = 600.0
     tls: Tls | None = None
     api_key_file: Path | None = None
+    report: Path | None = None
 
 
 def survey(job: BulkJob) -> dict[int, str]:
@@ -95,13 +100,14 @@ def survey(job: BulkJob) -> dict[int, str]:
 async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
     with contextlib.ExitStack() as stack:
-        output = _open(stack, job.output)
+        output = await _open(stack, job, console)
         foreign = foreign_row(output.ledger, keys)
         if foreign is not None:
             raise JobError(f"{job.output}: row {foreign} was made from another input; name another output, or remove it", 2)
-        progress = stack.enter_context(JobProgress(console, len(keys), len(output.ledger.places)))
+        report = ReportFile(job.report).tell if job.report else None
+        progress = stack.enter_context(JobProgress(console, len(keys), len(output.ledger.places), report=report))
         await _settle_all(job, output, progress)
-        output.put_in_order()
+        output.publish()
     return progress
 
 
@@ -167,13 +173,21 @@ def _good_rows(job: BulkJob) -> Iterator[Row]:
     return (row for row in input_rows(KINDS[job.kind], job.input) if isinstance(row, Row))
 
 
-def _open(stack: contextlib.ExitStack, path: Path) -> OutputFile:
-    try:
-        return stack.enter_context(OutputFile(path))
-    except BlockingIOError as error:
-        raise JobError(f"{path}: another job is writing to it", 1) from error
-    except OSError as error:
-        raise JobError(f"{path}: {error.strerror}", 2) from error
+async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> OutputFile:
+    """Waits for another run that still writes to it."""
+    path, until_s, said = job.output, asyncio.get_running_loop().time() + job.patience_s, False
+    while True:
+        try:
+            return stack.enter_context(OutputFile(path))
+        except BlockingIOError as error:
+            if asyncio.get_running_loop().time() > until_s:
+                raise JobError(f"{path}: another job is writing to it", 1) from error
+        except OSError as error:
+            raise JobError(f"{path}: {error.strerror}", 2) from error
+        if not said:
+            console.print(f"{path}: another job is writing to it; waiting for its end", markup=False, highlight=False)
+            said = True
+        await asyncio.sleep(_LOCK_POLL_S)
 
 
 def _refusal(path: Path, bad: Sequence[BadRow], good: int) -> str:
@@ -201,6 +215,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     parser.add_argument("--set-aside", type=Path, help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
+    parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
     parser.add_argument("--tls", action="store_true", help="speak TLS")
     for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
         parser.add_argument(f"--tls-{name}", type=Path, help=text)
@@ -217,10 +232,16 @@ def arguments_of(job: BulkJob) -> list[str]:
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
     arguments += ["--set-aside", str(job.set_aside)] if job.set_aside else []
     arguments += ["--api-key-file", str(job.api_key_file)] if job.api_key_file else []
+    arguments += ["--report", str(job.report)] if job.report else []
     if job.tls:
         files = {"--tls-ca": job.tls.root_ca, "--tls-certificate": job.tls.certificate, "--tls-key": job.tls.key}
         arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]
     return arguments
+
+
+def entrypoint_of(job: BulkJob) -> str:
+    """The command line that does the job, with this interpreter."""
+    return shlex.join([sys.executable, "-m", "deployments.jobs.bulk", *arguments_of(job)])
 
 
 def _positive(text: str) -> int:
@@ -264,10 +285,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         progress, exit_code = asyncio.run(_run_until_signalled(job, survey(job), console))
     except JobError as error:
+        if job.report:
+            ReportFile(job.report).give_up(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     if progress is None:
-        console.print(f"Stopped; what is settled is in {job.output}. The same command goes on from there.", markup=False, highlight=False)
+        console.print(
+            f"Stopped; what is settled is in {partial_path(job.output)}. The same command goes on from there.",
+            markup=False,
+            highlight=False,
+        )
         return exit_code
     console.print(f"Done: {progress.total:,} rows in {job.output}, {progress.errors} with an error.", markup=False, highlight=False)
     return exit_code

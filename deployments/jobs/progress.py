@@ -6,16 +6,26 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from neox_serve.core.jobs import Progress
 
 
 class JobProgress:
-    """Counts settled rows. Use as a context manager. `clock` gives seconds, monotonic."""
+    """Counts settled rows. Use as a context manager. `clock` gives seconds, monotonic. report: told of every change."""
 
     def __init__(
-        self, console: Console, total: int, done: int, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        total: int,
+        done: int,
+        *,
+        every_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        report: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._console, self._every_s, self._clock = console, every_s, clock
+        self._console, self._every_s, self._clock, self._report = console, every_s, clock, report
         self.total, self.done, self.errors, self.tokens = total, done, 0, 0
         self._done_before = done
         self._began_s = self._said_s = clock()
@@ -27,6 +37,7 @@ class JobProgress:
             self._bar.start()
         else:
             self._say()
+        self._tell()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -40,6 +51,7 @@ class JobProgress:
         self.done += 1
         self.tokens += tokens
         self.errors += error
+        self._tell()
         now_s = self._clock()
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=self.done, description=self._rates(now_s))
@@ -53,6 +65,10 @@ class JobProgress:
         time_left = f", {duration(left / rate)} left" if rate and left else ""
         errors = f", {self.errors} with an error" if self.errors else ""
         return f"{self.done:,} of {self.total:,} rows, {self._rates(now_s)}{time_left}{errors}"
+
+    def _tell(self) -> None:
+        if self._report:
+            self._report(Progress(self.total, self.done, self.errors, self.tokens))
 
     def _say(self) -> None:
         self._said_s = self._clock()
@@ -73,6 +89,6 @@ def duration(seconds: float) -> str:
     return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Console) -> Bar:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return Bar(*columns, console=console)

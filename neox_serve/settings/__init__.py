@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from neox_serve.core.types import Pool
 from neox_serve.settings.cluster import (
     AccessSettings,
+    BatchSettings,
     ClientSettings,
     GatewaySettings,
     LimitSettings,
@@ -48,6 +49,7 @@ class Settings(Section):
     access: AccessSettings = AccessSettings()
     router: RouterSettings = RouterSettings()
     scaling: ScalingSettings = ScalingSettings()
+    batch: BatchSettings = BatchSettings()
     links: LinkSettings = LinkSettings()
     metrics: MetricsSettings = MetricsSettings()
     client: ClientSettings = ClientSettings()
@@ -120,6 +122,17 @@ def check_shared_by_nodes(settings: Settings) -> None:
 def secret_file(settings: Settings) -> Path:
     """Where the platform's secret is."""
     return settings.access.secret_file or settings.state_folder / "secret"
+
+
+def dialled(host: str, port: int) -> str:
+    """host:port as a client on this machine dials a server that listens on it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def batch_folder(settings: Settings) -> Path:
+    """Where the folders of tenants with their jobs' files are."""
+    return settings.batch.folder or settings.state_folder / "batch"
 
 
 def _is_address(host: str) -> bool:

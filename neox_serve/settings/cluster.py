@@ -140,6 +140,27 @@ class ScalingSettings(Section):
     kv_tokens: int = Field(100_352, ge=1, description="That a replica's KV cache holds")
 
 
+class BatchSettings(Section):
+    """Batch jobs of tenants, which run in this Ray cluster and call its gateways."""
+
+    folder: Path | None = Field(
+        None,
+        description="Where jobs' files are, each tenant's in a folder of its name; all nodes that run jobs see it; "
+        "default: batch in the state folder",
+    )
+    running_jobs: int = Field(4, ge=1, description="At once; more wait for their turn")
+    address: str | None = Field(None, description="Gateway that jobs call, host:port; default: the one of gateway.host and gateway.port")
+    tls_ca: Path | None = Field(None, description="PEM of the authority that has signed the gateway's certificate")
+    tls_certificate: Path | None = Field(None, description="PEM certificate that jobs show, where gateways ask for one")
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_and_key_come_together(self) -> "BatchSettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be set together")
+        return self
+
+
 class LinkSettings(Section):
     """Mutual TLS between router, gateways and replicas. Absent: plain text, for a network that only they are on."""
 

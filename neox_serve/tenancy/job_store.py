@@ -74,6 +74,12 @@ class JobStore:
         with self._engine.begin() as connection:
             connection.execute(update(batch_jobs).where(batch_jobs.c.job_id == job.job_id).values(**_row(job)))
 
+    def claim_run(self, job: Job) -> bool:
+        """Writes that a job's next run is to start; False where that has been written already."""
+        where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.runs == job.runs - 1)
+        with self._engine.begin() as connection:
+            return connection.execute(update(batch_jobs).where(where).values(**_row(job))).rowcount == 1
+
     def _first(self, where: ColumnElement[bool]) -> Job | None:
         return next(iter(self._all(select(batch_jobs).where(where))), None)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from deployments.jobs.bulk import BulkJob, JobError, main, parse_arguments, run, survey
 from deployments.jobs.progress import JobProgress, duration
-from deployments.jobs.row_files import OutputFile
+from deployments.jobs.row_files import OutputFile, partial_path
 from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.scripted_gateway import ScriptedGateway
@@ -42,7 +42,11 @@ async def do(job: BulkJob) -> tuple[JobProgress, str]:
 
 
 def answers(job: BulkJob) -> list[Any]:
-    return [json.loads(line) for line in job.output.read_text(encoding="utf-8").splitlines()]
+    return lines_of(job.output)
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway: ScriptedGateway) -> None:
@@ -203,10 +207,17 @@ async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gate
         await do(job_of(tmp_path, gateway, [{"prompt": "b"}]))
 
 
-async def test_job_on_an_output_in_use_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
-    with OutputFile(job.output), pytest.raises(JobError, match="another job is writing"):
-        await do(job)
+    with OutputFile(job.output) as output:
+        with pytest.raises(JobError, match="another job is writing"):
+            await do(replace(job, patience_s=0.1))
+        waiting = asyncio.create_task(do(job))
+        await asyncio.sleep(0.1)
+        output.append(b"torn")
+    _, said = await waiting
+    assert "waiting for its end" in said
+    assert [answer["row"] for answer in answers(job)] == [1]
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -222,7 +233,8 @@ async def test_job_process_stopped_and_started_again_settles_each_row_once(
     _, said = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == exit_code
     assert (b"The same command goes on from there." in said) == (exit_code > 0)
-    assert [answer["row"] for answer in answers(job)] == [1, 2, 3]
+    assert not job.output.exists()
+    assert [answer["row"] for answer in lines_of(partial_path(job.output))] == [1, 2, 3]
 
     again = await start(arguments)
     _, said = await asyncio.wait_for(again.communicate(), 20)
@@ -241,13 +253,23 @@ async def start(arguments: list[str]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
 
-def test_output_put_in_order_keeps_the_lines(tmp_path: Path) -> None:
+async def test_job_that_does_nothing_leaves_nothing_beside_its_output(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}])
+    await do(job)
+    job_of(tmp_path, gateway, [{"prompt": "b"}])
+    with pytest.raises(JobError):
+        await do(job)
+    assert not partial_path(job.output).exists()
+
+
+def test_output_is_not_there_until_it_is_published_and_then_in_order(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     lines = [json.dumps({"row": row, "key": "k"}).encode() + b"\n" for row in (3, 1, 2)]
     with OutputFile(path) as output:
         for line in lines:
             output.append(line)
-        output.put_in_order()
+        assert not path.exists()
+        output.publish()
     assert path.read_bytes() == lines[1] + lines[2] + lines[0]
     assert [*tmp_path.iterdir()] == [path]
 

@@ -13,11 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.commands.connection import dialled
 from cluster.commands.failures import explain
 from cluster.status_view import age
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError, invalid
-from neox_serve.settings import Settings, restore
+from neox_serve.settings import Settings, dialled, restore
 
 SLOW = {"ray", "vllm", "torch", "transformers", "grpc", "numpy", "yaml", "neox_serve.settings", "neox_serve.client"}
 COMMANDS = ("up", "down", "apply", "status", "metrics", "logs", "generate", "embed", "tokenize", "detokenize", "models", "bench")

@@ -1,0 +1,41 @@
+"""Runs of batch jobs in the Ray cluster that this process belongs to, through Ray's Job Submission API."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import ray
+
+from neox_serve.core.jobs import RunStatus
+
+_NOT_FOUND = "404"
+
+
+class RayRuns:
+    """Implements the keeper's Runs. Nothing is connected before the first call."""
+
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+        """Starts one. Raises RuntimeError."""
+        self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, metadata=dict(metadata))
+
+    def status(self, run_id: str) -> tuple[RunStatus, str]:
+        """What has become of one, and Ray's words on it. Raises RuntimeError."""
+        try:
+            found = self._client.get_job_info(run_id)
+        except RuntimeError as error:
+            if _NOT_FOUND not in str(error):
+                raise
+            return RunStatus.UNKNOWN, "Ray knows of no such run"
+        return RunStatus(found.status.value), found.message or ""
+
+    def stop(self, run_id: str) -> None:
+        """Asks one to end. Raises RuntimeError."""
+        self._client.stop_job(run_id)
+
+    @cached_property
+    def _client(self) -> Any:
+        from ray.dashboard.utils import ray_address_to_api_server_url
+        from ray.job_submission import JobSubmissionClient
+
+        # By the cluster's own address: a search for "the" cluster of this machine could find another one.
+        return JobSubmissionClient(ray_address_to_api_server_url(ray.get_runtime_context().gcs_address))

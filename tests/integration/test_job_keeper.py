@@ -1,0 +1,213 @@
+"""The keeper of jobs on a real database, over runs that die as the test says."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from deployments.jobs.bulk import BulkJob, parse_arguments
+from deployments.jobs.keeper import JobKeeper, Places
+from deployments.jobs.reports import ReportFile
+from neox_serve.core.jobs import Job, JobState, Progress, RunStatus, Start
+from neox_serve.core.tenants import ANONYMOUS, Tenant
+from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.job_store import JobStore
+from neox_serve.tenancy.tenant_store import TenantStore
+
+WORK = {"input": "in.jsonl", "output": "out.jsonl", "options": {"max_tokens": 3}, "concurrency": 8, "patience_s": 60.0}
+
+
+@dataclass
+class FakeRuns:
+    """Ray, forgetful and out of reach at will."""
+
+    entrypoints: dict[str, str] = field(default_factory=dict)
+    statuses: dict[str, RunStatus] = field(default_factory=dict)
+    away: bool = False
+
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+        self._reach()
+        assert run_id not in self.entrypoints, "a run was started twice"
+        assert metadata["neox_serve_batch_job"] == run_id.rpartition("-")[0]
+        self.entrypoints[run_id], self.statuses[run_id] = entrypoint, RunStatus.RUNNING
+
+    def status(self, run_id: str) -> tuple[RunStatus, str]:
+        self._reach()
+        return self.statuses.get(run_id, RunStatus.UNKNOWN), "as Ray says"
+
+    def stop(self, run_id: str) -> None:
+        self._reach()
+        self.statuses[run_id] = RunStatus.STOPPED
+
+    def _reach(self) -> None:
+        if self.away:
+            raise RuntimeError("Ray is away")
+
+    def job(self, run_id: str) -> BulkJob:
+        """What a run was told."""
+        return parse_arguments(shlex.split(self.entrypoints[run_id])[3:])
+
+
+class World:
+    """A keeper, and all that it works with."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), FakeRuns()
+        self.places = Places(folder / "batch", folder / "notes", "127.0.0.1:1", most_running=2)
+        self.keeper = JobKeeper(self.store, self.tenants, self.runs, self.places, clock=lambda: 9.0)
+
+    def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
+        return self.store.create(tenant, "generate", {**WORK, **work})
+
+    def look(self, job: Job) -> Job:
+        """What a round makes of a job."""
+        self.keeper.look_after()
+        return self.store.job(job.tenant, job.job_id)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(open_database(f"sqlite:///{tmp_path}/neox.db"), tmp_path)
+
+
+def report_of(world: World, job: Job) -> ReportFile:
+    path = world.runs.job(job.run_id).report
+    assert path is not None
+    return ReportFile(path)
+
+
+def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
+    job = world.look(world.new_job(set_aside="bad.jsonl"))
+    told = world.runs.job(job.run_id)
+    assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", 9.0)
+    folder = world.places.folder / ANONYMOUS
+    assert (told.input, told.output, told.set_aside) == (folder / "in.jsonl", folder / "out.jsonl", folder / "bad.jsonl")
+    assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
+    report_of(world, job).tell(Progress(10, 4, 1, 50))
+    assert world.look(job).progress == Progress(10, 4, 1, 50)
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    done = world.look(job)
+    assert (done.state, done.ended_s, done.progress.done) == (JobState.SUCCEEDED, 9.0, 4)
+    assert [*world.places.notes.iterdir()] == []
+
+
+def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(world.new_job("acme"))
+    file = world.runs.job(job.run_id).api_key_file
+    assert file is not None
+    assert file.stat().st_mode & 0o077 == 0
+    key = world.tenants.directory().keys[job.key_id]
+    assert (key.tenant, key.label, key.revoked_s) == ("acme", job.job_id, None)
+    assert file.read_text() not in world.runs.entrypoints[job.run_id]
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert (again.run_id, again.key_id) == (f"{job.job_id}-2", job.key_id)
+    world.runs.statuses[again.run_id] = RunStatus.SUCCEEDED
+    world.look(job)
+    assert world.tenants.directory().keys[job.key_id].revoked_s is not None
+    assert not file.exists()
+
+
+def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
+    job = world.look(world.new_job())
+    report_of(world, job).tell(Progress(10, 4))
+    report_of(world, job).give_up("row 5: UNAUTHENTICATED: the API key is not valid")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    failed = world.look(job)
+    assert (failed.state, failed.message) == (JobState.FAILED, "row 5: UNAUTHENTICATED: the API key is not valid")
+    assert failed.progress.done == 4
+
+
+def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
+    job = world.look(world.new_job())
+    world.runs.statuses.clear()
+    keeper = JobKeeper(world.store, world.tenants, world.runs, world.places)
+    keeper.look_after()
+    assert world.store.job(ANONYMOUS, job.job_id).run_id == f"{job.job_id}-2"
+    keeper.look_after()
+    assert len(world.runs.entrypoints) == 2
+
+
+def test_two_keepers_start_a_job_once(world: World) -> None:
+    job = world.new_job()
+    other = JobKeeper(world.store, world.tenants, world.runs, world.places)
+    (seen,) = world.store.open_jobs()
+    world.keeper.look_after()
+    other._start(seen, Start())
+    assert [*world.runs.entrypoints] == [f"{job.job_id}-1"]
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> None:
+    job = world.new_job()
+    partial = world.places.folder / ANONYMOUS / "out.jsonl.partial"
+    if began:
+        job = world.look(job)
+        partial.parent.mkdir(parents=True)
+        partial.write_text("{}\n")
+    world.store.ask_cancel(ANONYMOUS, job.job_id)
+    world.look(job)
+    cancelled = world.look(job)
+    assert (cancelled.state, cancelled.message) == (JobState.CANCELLED, "cancelled")
+    assert len(world.runs.entrypoints) == began
+    assert not partial.exists()
+
+
+def test_jobs_wait_for_their_turn(world: World) -> None:
+    jobs = [world.new_job() for _ in range(3)]
+    world.keeper.look_after()
+    assert [world.store.job(ANONYMOUS, job.job_id).state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
+    world.runs.statuses[f"{jobs[0].job_id}-1"] = RunStatus.SUCCEEDED
+    world.keeper.look_after()
+    assert world.look(jobs[2]).state is JobState.RUNNING
+
+
+def test_report_is_whole_at_any_time_and_damage_is_told(world: World, tmp_path: Path) -> None:
+    job = world.look(world.new_job())
+    path = world.runs.job(job.run_id).report
+    assert path is not None
+    path.write_text(json.dumps({"other": 1}))
+    assert world.look(job).progress == Progress()
+    ReportFile(path).tell(Progress(3, 1))
+    assert world.look(job).progress == Progress(3, 1)
+
+
+Event = st.sampled_from(["round", "round", "progress", "die", "forget", "away", "back", "cancel", "succeed"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(events=st.lists(Event, max_size=25))
+def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("world")
+    world = World(open_database(f"sqlite:///{folder}/neox.db"), folder)
+    job, rows = world.new_job(), 0
+    for event in [*events, "back", "round", "round", "succeed", "round"]:
+        before = world.store.job(ANONYMOUS, job.job_id)
+        run = before.run_id
+        if event == "round":
+            world.keeper.look_after()
+        elif event in {"away", "back"}:
+            world.runs.away = event == "away"
+        elif event == "cancel":
+            world.store.ask_cancel(ANONYMOUS, job.job_id)
+        elif world.runs.statuses.get(run) is RunStatus.RUNNING:
+            if event == "progress":
+                rows += 1
+                report_of(world, before).tell(Progress(1000, rows))
+            elif event == "forget":
+                del world.runs.statuses[run]
+            else:
+                world.runs.statuses[run] = {"die": RunStatus.FAILED, "succeed": RunStatus.SUCCEEDED}[event]
+        after = world.store.job(ANONYMOUS, job.job_id)
+        assert after == before or not before.state.ended
+        assert sum(status is RunStatus.RUNNING for status in world.runs.statuses.values()) <= 1
+    assert after.state.ended
+    assert len(world.runs.entrypoints) <= after.runs
