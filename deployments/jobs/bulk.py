@@ -104,8 +104,11 @@ async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobPro
         foreign = foreign_row(output.ledger, keys)
         if foreign is not None:
             raise JobError(f"{job.output}: row {foreign} was made from another input; name another output, or remove it", 2)
-        report = ReportFile(job.report).tell if job.report else None
-        progress = stack.enter_context(JobProgress(console, len(keys), len(output.ledger.places), report=report))
+        report = ReportFile(job.report) if job.report else None
+        if report:
+            stack.callback(report.flush)
+        settled, errors = len(output.ledger.places), output.ledger.errors
+        progress = stack.enter_context(JobProgress(console, len(keys), settled, errors=errors, report=report.tell if report else None))
         await _settle_all(job, output, progress)
         output.publish()
     return progress

@@ -20,7 +20,7 @@ from deployments.jobs.reports import read_report
 from deployments.jobs.row_files import partial_path
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
-from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, next_step, to_start
+from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, Submit, next_step, to_start
 from neox_serve.core.tenants import ANONYMOUS
 from neox_serve.link.streams import repeat
 from neox_serve.settings import Settings, batch_folder, database_url, dialled
@@ -117,6 +117,8 @@ class JobKeeper:
         step = next_step(job, run, report, why)
         if isinstance(step, Start):
             self._start(job, step)
+        elif isinstance(step, Submit):
+            self._submit(job)
         elif isinstance(step, Stop):
             self._runs.stop(job.run_id)
         elif isinstance(step, End):
@@ -143,10 +145,23 @@ class JobKeeper:
         self._notes(job).mkdir(mode=0o700, parents=True, exist_ok=True)
         job = self._with_key(job)
         self._report_file(job).unlink(missing_ok=True)
-        if not self._store.claim_run(job):
-            return
-        self._runs.start(job.run_id, entrypoint_of(self._bulk_job(job)), {JOB_KEY: job.job_id, "tenant": job.tenant})
-        _log.info("job_run_started", job=job.job_id, tenant=job.tenant, run=job.run_id)
+        if self._store.claim_run(job):
+            self._submit(job)
+
+    def _submit(self, job: Job) -> None:
+        try:
+            self._runs.start(job.run_id, entrypoint_of(self._bulk_job(job)), {JOB_KEY: job.job_id, "tenant": job.tenant})
+        except RuntimeError as error:
+            self._say(job, f"Ray cannot start it, and is asked again: {error}")
+        else:
+            self._say(job, "")
+            _log.info("job_run_started", job=job.job_id, tenant=job.tenant, run=job.run_id)
+
+    def _say(self, job: Job, message: str) -> None:
+        if message != job.message:
+            self._store.keep(replace(job, message=message))
+            if message:
+                _log.warning("job_waits", job=job.job_id, tenant=job.tenant, why=message)
 
     def _with_key(self, job: Job) -> Job:
         """A key of the tenant's for this job alone, in a file that only this user reads."""

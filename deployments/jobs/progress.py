@@ -13,7 +13,7 @@ from neox_serve.core.jobs import Progress
 
 
 class JobProgress:
-    """Counts settled rows. Use as a context manager. `clock` gives seconds, monotonic. report: told of every change."""
+    """Counts settled rows. Use as a context manager. done, errors: those from before. clock: seconds, monotonic. report: told of them."""
 
     def __init__(
         self,
@@ -24,9 +24,10 @@ class JobProgress:
         every_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[Progress], None] | None = None,
+        errors: int = 0,
     ) -> None:
         self._console, self._every_s, self._clock, self._report = console, every_s, clock, report
-        self.total, self.done, self.errors, self.tokens = total, done, 0, 0
+        self.total, self.done, self.errors, self.tokens = total, done, errors, 0
         self._done_before = done
         self._began_s = self._said_s = clock()
         self._bar = _bar(console) if console.is_terminal else None

@@ -13,19 +13,26 @@ _EVERY_S = 1.0
 
 
 class ReportFile:
-    """The file of one run. Written at most once a second, and always when the last row is done. clock: seconds, monotonic."""
+    """The file of one run. Written at most once a second, and by `flush`. clock: seconds, monotonic."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
         self._due_s = clock()
+        self._untold: Progress | None = None
 
     def tell(self, progress: Progress) -> None:
         """How far it is. Raises OSError."""
-        now_s = self._clock()
-        if now_s >= self._due_s or progress.done == progress.total:
+        self._untold = progress
+        if (now_s := self._clock()) >= self._due_s:
             self._due_s = now_s + _EVERY_S
-            self._write(Report(progress))
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has been told last. Raises OSError."""
+        if self._untold is not None:
+            self._write(Report(self._untold))
+            self._untold = None
 
     def give_up(self, failure: str) -> None:
         """Why; how far it came stays. Raises OSError."""

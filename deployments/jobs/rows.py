@@ -21,7 +21,9 @@ from neox_serve.core.errors import Reason, ServeError
 
 _KEY_CHARACTERS = 16
 
-STOPPING_REASONS = frozenset({Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNKNOWN_MODEL, Reason.CANCELLED}) | {
+STOPPING_REASONS = frozenset(
+    {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNKNOWN_MODEL, Reason.UNKNOWN_JOB, Reason.CANCELLED}
+) | {
     Reason.OVERLOADED,
     Reason.NO_READY_REPLICA,
     Reason.DRAINING,
@@ -75,11 +77,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What an output holds. places: of settled rows, by number. keys: of the same. whole_bytes: what follows is torn and to be cut off."""
+    """What an output holds. places: of settled rows, by number. keys: of the same. errors: of them, those that came to an error.
+
+    whole_bytes: what follows is torn and to be cut off.
+    """
 
     places: dict[int, Place]
     keys: dict[int, str]
     whole_bytes: int
+    errors: int = 0
 
     @property
     def in_order(self) -> bool:
@@ -120,16 +126,17 @@ def read_ledger(lines: Iterable[bytes]) -> Ledger:
     """What an output holds, up to the first line that is not whole; lines come with their newline. A row counts where it stands first."""
     places: dict[int, Place] = {}
     keys: dict[int, str] = {}
-    offset = 0
+    offset = errors = 0
     for line in lines:
         settled = _settled(line)
         if settled is None:
             break
-        number, key = settled
+        number, key, failed = settled
         if number not in places:
             places[number], keys[number] = Place(offset, len(line)), key
+            errors += failed
         offset += len(line)
-    return Ledger(places, keys, offset)
+    return Ledger(places, keys, offset, errors)
 
 
 def foreign_row(ledger: Ledger, keys: Mapping[int, str]) -> int | None:
@@ -198,16 +205,16 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical).hexdigest()[:_KEY_CHARACTERS]
 
 
-def _settled(line: bytes) -> tuple[int, str] | None:
-    """Number and key of an output line; None where it is torn."""
+def _settled(line: bytes) -> tuple[int, str, bool] | None:
+    """Number and key of an output line, and whether it is an error; None where it is torn."""
     if not line.endswith(b"\n"):
         return None
     try:
         values = json.loads(line)
-        number, key = values["row"], values["key"]
+        number, key, failed = values["row"], values["key"], "error" in values
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return (number, key) if isinstance(number, int) and isinstance(key, str) else None
+    return (number, key, failed) if isinstance(number, int) and isinstance(key, str) else None
 
 
 def _error(error: ServeError) -> dict[str, Any]:

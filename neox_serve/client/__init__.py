@@ -14,6 +14,8 @@ delay is tried again by itself (see `RetryPolicy`), with the same request id, an
 from neox_serve.client.async_client import AsyncClient, AsyncGenerationStream
 from neox_serve.client.connection import Tls
 from neox_serve.client.results import (
+    BatchJob,
+    BatchJobs,
     ClusterStatus,
     Completion,
     EmbedResult,
@@ -33,10 +35,13 @@ from neox_serve.client.results import (
 from neox_serve.client.retry import RetryPolicy
 from neox_serve.client.sync_client import Client, GenerationStream
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs import JobState
 
 __all__ = [
     "AsyncClient",
     "AsyncGenerationStream",
+    "BatchJob",
+    "BatchJobs",
     "Client",
     "ClusterStatus",
     "Completion",
@@ -44,6 +49,7 @@ __all__ = [
     "Estimate",
     "GenerateResult",
     "GenerationStream",
+    "JobState",
     "Model",
     "PromptResult",
     "Reason",

@@ -15,11 +15,24 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neox_serve.client import responses
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, ScoreOptions, StreamOptions
-from neox_serve.client.results import ClusterStatus, EmbedResult, Estimate, GenerateResult, Model, ScoreResult, StreamEvent, TokenizedText
+from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, JobOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.results import (
+    BatchJob,
+    BatchJobs,
+    ClusterStatus,
+    EmbedResult,
+    Estimate,
+    GenerateResult,
+    Model,
+    ScoreResult,
+    StreamEvent,
+    TokenizedText,
+)
 from neox_serve.core.errors import invalid
 from neox_serve.v1 import (
     admin_service_pb2_grpc,
+    batch_service_pb2,
+    batch_service_pb2_grpc,
     generation_pb2,
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -160,6 +173,46 @@ def drain_replica(replica_id: str, timeout_s: float | None) -> Call[None]:
     return Call(ops_service_pb2_grpc.OpsServiceStub, "DrainReplica", request, lambda _: None, timeout_s)
 
 
+def create_job(work: str, source: str, output: str, options: JobOptions) -> Call[BatchJob]:
+    """BatchService.CreateJob."""
+    _refuse_unknown(options, JobOptions)
+    request = batch_service_pb2.CreateJobRequest()
+    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    named = {"work": _word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
+    given = options.get("options")
+    chosen = {"set_aside": options.get("set_aside"), "concurrency": options.get("concurrency")}
+    _set(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
+    _set_seconds(request.rows, "rows.", "patience", options.get("patience_s"))
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+
+
+def get_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+    """BatchService.GetJob."""
+    return _of_job("GetJob", batch_service_pb2.GetJobRequest(), job_id, timeout_s)
+
+
+def cancel_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+    """BatchService.CancelJob."""
+    return _of_job("CancelJob", batch_service_pb2.CancelJobRequest(), job_id, timeout_s)
+
+
+def watch_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+    """BatchService.WatchJob."""
+    return _of_job("WatchJob", batch_service_pb2.WatchJobRequest(), job_id, timeout_s)
+
+
+def list_jobs(page_size: int | None, page_token: str, timeout_s: float | None) -> Call[BatchJobs]:
+    """BatchService.ListJobs."""
+    request = batch_service_pb2.ListJobsRequest()
+    _set(request, "", {"page_size": page_size, "page_token": page_token})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "ListJobs", request, responses.batch_jobs, timeout_s)
+
+
+def _of_job(method: str, request: Message, job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+    _set(request, "", {"job_id": job_id})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, method, request, responses.batch_job, timeout_s)
+
+
 def admin(request: Message, timeout_s: float | None) -> Call[Any]:
     """The method of AdminService that takes the request; its answer is the response message."""
     method = request.DESCRIPTOR.name.removesuffix("Request")
@@ -171,6 +224,7 @@ def health(service: str, timeout_s: float | None) -> Call[str]:
     return Call(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(service=service), responses.health, timeout_s)
 
 
+_ROW_WORKS = {"generate": batch_service_pb2.ROW_WORK_GENERATE, "embed": batch_service_pb2.ROW_WORK_EMBED}
 _TRUNCATIONS = {
     "keep_end": generation_pb2.TRUNCATION_KEEP_END,
     "keep_start": generation_pb2.TRUNCATION_KEEP_START,

@@ -95,3 +95,19 @@ class EmbedOptions(ModelCallOptions, total=False):
     pooling: Pooling | Literal["last", "mean"] | None
     normalize: bool | None
     truncation: Truncation | None
+
+
+class JobOptions(TypedDict, total=False):
+    """Options of `create_job` (RowsWork in batch_service.proto).
+
+    request_id: sent again, it finds the job that it made; made by the client where absent. timeout_s: of the call that creates the job.
+    options: of rows that do not set them. set_aside: file that takes rows that cannot be used. concurrency: requests in flight.
+    patience_s: without a row settled until the job fails.
+    """
+
+    request_id: str | None
+    timeout_s: float | None
+    options: Mapping[str, Any] | None
+    set_aside: str | None
+    concurrency: int | None
+    patience_s: float | None

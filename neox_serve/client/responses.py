@@ -1,19 +1,30 @@
 """Response messages as the client's results. Pure."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2
 
 from neox_serve.client import results
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs import JobState
 from neox_serve.core.types import Finish, FinishReason, ModelLimits, Pool, Pooling, PositionLogprobs, TokenLogprob
-from neox_serve.v1 import generation_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
+from neox_serve.v1 import batch_service_pb2, generation_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
 
 _FINISH_REASONS = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     generation_pb2.FINISH_REASON_DEADLINE: FinishReason.DEADLINE,
+}
+_ROW_WORKS = {batch_service_pb2.ROW_WORK_GENERATE: "generate", batch_service_pb2.ROW_WORK_EMBED: "embed"}
+_JOB_STATES = {
+    batch_service_pb2.JOB_STATE_QUEUED: JobState.QUEUED,
+    batch_service_pb2.JOB_STATE_RUNNING: JobState.RUNNING,
+    batch_service_pb2.JOB_STATE_SUCCEEDED: JobState.SUCCEEDED,
+    batch_service_pb2.JOB_STATE_FAILED: JobState.FAILED,
+    batch_service_pb2.JOB_STATE_CANCELLED: JobState.CANCELLED,
 }
 _POOLINGS = {inference_service_pb2.POOLING_LAST: Pooling.LAST, inference_service_pb2.POOLING_MEAN: Pooling.MEAN}
 _POOLS = {ops_service_pb2.POOL_KIND_GENERATION: Pool.GENERATION, ops_service_pb2.POOL_KIND_EMBEDDING: Pool.EMBEDDING}
@@ -41,6 +52,44 @@ def estimate(message: inference_service_pb2.EstimateResponse) -> results.Estimat
         quota_left={field.name: left for field, left in message.quota_left.ListFields()},
         fits_quota=message.fits_quota,
     )
+
+
+def batch_job(message: Any) -> results.BatchJob:
+    """The job in any of BatchService's answers."""
+    job: batch_service_pb2.Job = message.job
+    return _batch_job(job)
+
+
+def batch_jobs(message: batch_service_pb2.ListJobsResponse) -> results.BatchJobs:
+    """The answer of ListJobs."""
+    return results.BatchJobs(tuple(_batch_job(job) for job in message.jobs), message.next_page_token)
+
+
+def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
+    progress = job.progress
+    return results.BatchJob(
+        job_id=job.job_id,
+        request_id=job.request_id,
+        kind=_ROW_WORKS.get(job.rows.work, ""),
+        state=_JOB_STATES[job.state],
+        input=job.rows.input,
+        output=job.rows.output,
+        total_rows=progress.total_rows,
+        settled_rows=progress.settled_rows,
+        error_rows=progress.error_rows,
+        tokens=progress.tokens,
+        message=job.message,
+        cancel_requested=job.cancel_requested,
+        runs=job.runs,
+        run_id=job.run_id,
+        created_s=_moment_s(job.create_time),
+        started_s=_moment_s(job.start_time) if job.HasField("start_time") else None,
+        ended_s=_moment_s(job.end_time) if job.HasField("end_time") else None,
+    )
+
+
+def _moment_s(moment: Timestamp) -> float:
+    return moment.seconds + moment.nanos / 1e9
 
 
 def stream_event(message: inference_service_pb2.StreamGenerateResponse) -> results.StreamEvent:

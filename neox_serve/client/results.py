@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from neox_serve.core.jobs import JobState
 from neox_serve.core.types import Finish, ModelLimits, Pool, Pooling, PositionLogprobs, TokenIds, TokenLogprob
 
 if TYPE_CHECKING:
@@ -254,3 +255,37 @@ class ClusterStatus:
     gateways: tuple[GatewayStatus, ...]
     conditions: tuple[Condition, ...]
     tenants: tuple[TenantStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """A batch job. kind: generate or embed. message: why it failed or was cancelled. runs: processes that have worked on it.
+
+    total_rows: 0 until they are counted. tokens: that the run took that goes on. Times are seconds since the epoch, None: not yet.
+    """
+
+    job_id: str
+    request_id: str
+    kind: str
+    state: JobState
+    input: str
+    output: str
+    total_rows: int
+    settled_rows: int
+    error_rows: int
+    tokens: int
+    message: str
+    cancel_requested: bool
+    runs: int
+    run_id: str
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJobs:
+    """A page of jobs, the newest first. next_page_token: empty where there are no more."""
+
+    jobs: tuple[BatchJob, ...]
+    next_page_token: str

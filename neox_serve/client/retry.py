@@ -56,6 +56,12 @@ class Attempts:
             return None
         return wait_s
 
+    def watching_delay_s(self, error: ServeError, now_s: float) -> float | None:
+        """The same for a call that only looks on: the server's limit on calls without one is no failure, and it is called again."""
+        if error.reason is Reason.DEADLINE_EXCEEDED and self.deadline_s is None:
+            return 0.0
+        return self.delay_s(error, now_s)
+
     def _wait_asked_for_s(self, error: ServeError) -> float | None:
         if UNREACHABLE in error.metadata:
             return self.policy.unreachable_delay_s

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
@@ -11,8 +11,10 @@ from google.protobuf.message import Message
 from neox_serve.client import calls
 from neox_serve.client.calls import Call
 from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, JobOptions, Prompt, ScoreOptions, StreamOptions
 from neox_serve.client.results import (
+    BatchJob,
+    BatchJobs,
     ClusterStatus,
     EmbedResult,
     Estimate,
@@ -110,6 +112,43 @@ class Client:
     def drain_replica(self, replica_id: str, *, timeout_s: float | None = None) -> None:
         """Has a replica finish what it has and be replaced. Returns at once."""
         self._run(calls.drain_replica(replica_id, timeout_s))
+
+    def create_job(self, work: Literal["generate", "embed"], source: str, output: str, **options: Unpack[JobOptions]) -> BatchJob:
+        """Enters a batch job: work for each row of the file source, into the file output, both in the tenant's folder there."""
+        return self._run(calls.create_job(work, source, output, options))
+
+    def job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
+        """One batch job. Raises UNKNOWN_JOB."""
+        return self._run(calls.get_job(job_id, timeout_s))
+
+    def jobs(self, *, page_size: int | None = None, page_token: str = "", timeout_s: float | None = None) -> BatchJobs:
+        """A page of the tenant's batch jobs, the newest first."""
+        return self._run(calls.list_jobs(page_size, page_token, timeout_s))
+
+    def cancel_job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
+        """Asks for a batch job's end. Returns at once. Raises UNKNOWN_JOB."""
+        return self._run(calls.cancel_job(job_id, timeout_s))
+
+    def watch_job(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[BatchJob]:
+        """A batch job as it is, then again whenever it has changed, until it has ended; whatever gateways come and go meanwhile."""
+        call = calls.watch_job(job_id, timeout_s)
+        attempts, start = self._attempts(call), self._starter(call)
+        while True:
+            rpc = start(attempts.time_left_s(time.monotonic()))
+            try:
+                for message in rpc:
+                    yield call.read(message)
+                    attempts.failures = 0
+            except grpc.RpcError as error:
+                translated = translate(error, self.address)
+                delay_s = attempts.watching_delay_s(translated, time.monotonic())
+                if delay_s is None:
+                    raise translated from error
+            else:
+                return
+            finally:
+                rpc.cancel()
+            time.sleep(delay_s)
 
     def admin(self, request: Message, *, timeout_s: float | None = None) -> Any:
         """Calls the method of AdminService that takes the request (neox_serve.v1.admin_service_pb2), and returns its response."""

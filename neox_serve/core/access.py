@@ -6,7 +6,9 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import Role
 
 _ANYONE = frozenset(Role)
-_INFERENCE, _TOKENS, _MODELS, _ADMIN, _OPS = (f"/neox_serve.v1.{name}Service" for name in ("Inference", "Token", "Model", "Admin", "Ops"))
+_INFERENCE, _TOKENS, _MODELS, _ADMIN, _OPS, _BATCH = (
+    f"/neox_serve.v1.{name}Service" for name in ("Inference", "Token", "Model", "Admin", "Ops", "Batch")
+)
 
 ROLES: Mapping[str, frozenset[Role]] = {
     f"{_INFERENCE}/Generate": frozenset({Role.TENANT}),
@@ -31,6 +33,11 @@ ROLES: Mapping[str, frozenset[Role]] = {
     f"{_ADMIN}/ListAuditEntries": frozenset({Role.ADMIN}),
     f"{_OPS}/GetClusterStatus": frozenset({Role.OPERATOR, Role.ADMIN}),
     f"{_OPS}/DrainReplica": frozenset({Role.OPERATOR}),
+    f"{_BATCH}/CreateJob": frozenset({Role.TENANT}),
+    f"{_BATCH}/GetJob": frozenset({Role.TENANT}),
+    f"{_BATCH}/ListJobs": frozenset({Role.TENANT}),
+    f"{_BATCH}/CancelJob": frozenset({Role.TENANT}),
+    f"{_BATCH}/WatchJob": frozenset({Role.TENANT}),
 }
 """By a method's full path. Health and reflection are open to all: load balancers and tools call them without credentials."""
 

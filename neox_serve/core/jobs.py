@@ -1,7 +1,7 @@
 """Batch jobs: what is kept of one, and what to do next for it, given what its run has come to.
 
 A job is done by runs, one after the other: processes that Ray starts. A run that dies is followed by another, which goes on from what is
-settled; so is one that the cluster has forgotten because it was restarted. A run that says why it gives up ends its job.
+settled; one that Ray has forgotten, because the cluster was restarted, is started again. A run that says why it gives up ends its job.
 """
 
 from collections import Counter
@@ -90,9 +90,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run is to be started. fruitless: runs before it that came no further."""
+    """A further run is to be started. fruitless: runs before it that came no further."""
 
     fruitless: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """The run is to be given to Ray, which does not know it: not yet, or not any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class End:
     message: str = ""
 
 
-Step = Start | Stop | Wait | End
+Step = Start | Submit | Stop | Wait | End
 
 
 def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
@@ -123,7 +128,7 @@ def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
     if (end := _end(job, run, report)) is not None:
         return end
     if run is RunStatus.UNKNOWN:
-        return Start(job.fruitless_runs)
+        return Submit()
     fruitless = job.fruitless_runs + 1 if report.progress.done <= job.fruitful_rows else 1
     if fruitless >= MOST_FRUITLESS_RUNS:
         return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")

@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 
 from neox_serve.core.types import Pool
 from neox_serve.gateway.conditions import Condition
-from neox_serve.v1 import admin_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
+from neox_serve.v1 import admin_service_pb2, batch_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
 
 OVERALL = ""
 CONDITION_KEY = "neox-condition"
@@ -29,6 +29,7 @@ TOKENS = service_name(token_service_pb2, "TokenService")
 MODELS = service_name(model_service_pb2, "ModelService")
 ADMIN = service_name(admin_service_pb2, "AdminService")
 OPS = service_name(ops_service_pb2, "OpsService")
+BATCH = service_name(batch_service_pb2, "BatchService")
 
 
 def serving(ready: Mapping[Pool, bool]) -> dict[str, bool]:
@@ -43,6 +44,7 @@ def serving(ready: Mapping[Pool, bool]) -> dict[str, bool]:
         MODELS: True,
         ADMIN: True,
         OPS: True,
+        BATCH: True,
     }
 
 

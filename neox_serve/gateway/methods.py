@@ -8,14 +8,15 @@ from google.protobuf.message import Message
 from neox_serve.core.cache_salt import cache_salt
 from neox_serve.core.types import Pool
 from neox_serve.gateway.admin import AdminDesk, off_loop
+from neox_serve.gateway.batch import Batch
 from neox_serve.gateway.calls import Method
-from neox_serve.gateway.conditions import Condition
+from neox_serve.gateway.conditions import DRAINING, Condition
 from neox_serve.gateway.decoding import Decoder
 from neox_serve.gateway.dispatching import Dispatcher
 from neox_serve.gateway.embedding import Embedding
 from neox_serve.gateway.estimation import Estimation
 from neox_serve.gateway.generation import Generation
-from neox_serve.gateway.health import ADMIN, INFERENCE, MODELS, OPS, TOKENS
+from neox_serve.gateway.health import ADMIN, BATCH, INFERENCE, MODELS, OPS, TOKENS
 from neox_serve.gateway.models import Models
 from neox_serve.gateway.ops import Ops
 from neox_serve.gateway.preparing import Salts, unsalted
@@ -25,6 +26,7 @@ from neox_serve.gateway.tokens import Tokens
 from neox_serve.tenancy.platform import Platform
 from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1 import admin_service_pb2 as admin
+from neox_serve.v1 import batch_service_pb2 as batch
 from neox_serve.v1 import inference_service_pb2 as inference
 from neox_serve.v1 import model_service_pb2 as model
 from neox_serve.v1 import ops_service_pb2 as operations
@@ -49,6 +51,10 @@ def methods(
     estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     tokens = Tokens(served=served, tokenizer=tokenizer)
     models = Models(served=served, dispatcher=dispatcher)
+
+    def draining() -> bool:
+        return any(condition.reason == DRAINING for condition in conditions())
+
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
     return (
         Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate, metered=True),
@@ -75,6 +81,7 @@ def methods(
             bounded=False,
         ),
         *(_admin_methods(platform, most_bytes) if platform else ()),
+        *(_batch_methods(Batch(platform.jobs, draining), most_bytes) if platform else ()),
     )
 
 
@@ -84,6 +91,16 @@ def _salts(platform: Platform | None) -> Salts:
         return unsalted
     secret = platform.secret
     return lambda tenant: cache_salt(secret, tenant.name)
+
+
+def _batch_methods(service: Batch, most_bytes: int) -> tuple[Method, ...]:
+    return (
+        Method(BATCH, "CreateJob", Decoder(batch.CreateJobRequest, most_bytes), unary=service.create_job),
+        Method(BATCH, "GetJob", Decoder(batch.GetJobRequest, most_bytes), unary=service.get_job),
+        Method(BATCH, "ListJobs", Decoder(batch.ListJobsRequest, most_bytes), unary=service.list_jobs),
+        Method(BATCH, "CancelJob", Decoder(batch.CancelJobRequest, most_bytes), unary=service.cancel_job),
+        Method(BATCH, "WatchJob", Decoder(batch.WatchJobRequest, most_bytes), stream=service.watch_job),
+    )
 
 
 def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:

@@ -13,6 +13,7 @@ from neox_serve.core.quota import DAY_S, MINUTE_S, Spent, day_of
 from neox_serve.core.usage import Chain
 from neox_serve.settings import Settings, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.live_directory import LiveDirectory
 from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
@@ -29,6 +30,7 @@ class Platform:
         self.secret = secret
         self.tenants = TenantStore(engine)
         self.usage = UsageStore(engine)
+        self.jobs = JobStore(engine)
         self.directory = LiveDirectory(self.tenants)
         self.writer = UsageWriter(self.usage, Chain(secret, gateway_id))
 

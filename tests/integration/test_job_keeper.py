@@ -30,11 +30,13 @@ class FakeRuns:
 
     entrypoints: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, RunStatus] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
     away: bool = False
 
     def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
         self._reach()
-        assert run_id not in self.entrypoints, "a run was started twice"
+        assert run_id not in self.statuses, "Ray takes an id once"
+        self.started.append(run_id)
         assert metadata["neox_serve_batch_job"] == run_id.rpartition("-")[0]
         self.entrypoints[run_id], self.statuses[run_id] = entrypoint, RunStatus.RUNNING
 
@@ -131,9 +133,19 @@ def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World,
     world.runs.statuses.clear()
     keeper = JobKeeper(world.store, world.tenants, world.runs, world.places)
     keeper.look_after()
-    assert world.store.job(ANONYMOUS, job.job_id).run_id == f"{job.job_id}-2"
+    assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
     keeper.look_after()
-    assert len(world.runs.entrypoints) == 2
+    assert world.runs.started == [job.run_id, job.run_id]
+
+
+def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: World) -> None:
+    world.runs.away = True
+    job = world.look(world.new_job())
+    assert (job.state, job.message) == (JobState.RUNNING, "Ray cannot start it, and is asked again: Ray is away")
+    world.look(job)
+    world.runs.away = False
+    assert world.look(job).message == ""
+    assert (world.runs.started, world.look(job).runs) == ([job.run_id], 1)
 
 
 def test_two_keepers_start_a_job_once(world: World) -> None:

@@ -5,9 +5,9 @@ import pytest
 from neox_serve.core.access import ROLES, check_role
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenants import Role
-from neox_serve.v1 import admin_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
+from neox_serve.v1 import admin_service_pb2, batch_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
 
-FILES = (admin_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2)
+FILES = (admin_service_pb2, batch_service_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2)
 
 
 def test_every_method_of_the_public_api_is_in_the_table_and_nothing_else() -> None:

@@ -18,6 +18,7 @@ from neox_serve.core.jobs import (
     Start,
     Step,
     Stop,
+    Submit,
     Wait,
     new_job_id,
     next_step,
@@ -39,7 +40,7 @@ ENDED = [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.UNK
         (JOB, RunStatus.FAILED, GAVE_UP, End(JobState.FAILED, GAVE_UP.failure)),
         (JOB, RunStatus.FAILED, NO_REPORT, Start(1)),
         (JOB, RunStatus.FAILED, Report(Progress(10, 4)), Start(1)),
-        (JOB, RunStatus.UNKNOWN, Report(Progress(10, 4)), Start(0)),
+        (JOB, RunStatus.UNKNOWN, Report(Progress(10, 4)), Submit()),
         (JOB, RunStatus.STOPPED, NO_REPORT, End(JobState.CANCELLED, "its run was stopped in Ray")),
         (CANCELLED, RunStatus.RUNNING, NO_REPORT, Stop()),
         (CANCELLED, RunStatus.STOPPED, NO_REPORT, End(JobState.CANCELLED, "cancelled")),
@@ -63,8 +64,8 @@ def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_
 @given(st.sampled_from(ENDED), st.booleans(), st.integers(0, 9), st.text(max_size=3))
 def test_job_without_a_run_under_way_goes_on_or_ends(run: RunStatus, cancel_asked: bool, done: int, failure: str) -> None:
     step = next_step(replace(JOB, cancel_asked=cancel_asked), run, Report(Progress(10, done), failure))
-    assert isinstance(step, Start | End)
-    assert not (cancel_asked and isinstance(step, Start))
+    assert isinstance(step, Start | Submit | End)
+    assert not (cancel_asked and not isinstance(step, End))
 
 
 tenants = st.sampled_from(["a", "b", "c"])

@@ -1,0 +1,127 @@
+"""BatchService: jobs in the database. What is entered here, the keeper of jobs has run."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs import Job
+from neox_serve.core.tenants import Role
+from neox_serve.gateway.calls import Call, StreamWriter, deadline_exceeded
+from neox_serve.gateway.validation import is_request_id
+from neox_serve.gateway.violations import Violations
+from neox_serve.tenancy.job_store import JobStore
+from neox_serve.v1 import batch_service_pb2 as pb
+from neox_serve.wire import admin_messages
+from neox_serve.wire import batch_messages as wire
+
+_OPERATORS = frozenset({Role.OPERATOR, Role.ADMIN})
+_DEFAULT_CONCURRENCY, _MOST_CONCURRENCY = 32, 1024
+_DEFAULT_PATIENCE_S, _MOST_PATIENCE_S = 600.0, 7 * 86_400.0
+_MOST_NAME_CHARACTERS = 1_024
+_MOST_OPTIONS_CHARACTERS = 65_536
+_WATCH_INTERVAL_S = 0.5
+_DRAINING_RETRY_S = 0.5
+
+
+class Batch:
+    """Answers for the caller's tenant. All raise ServeError. draining: whether this gateway is about to stop."""
+
+    def __init__(self, store: JobStore, draining: Callable[[], bool]) -> None:
+        self._store = store
+        self._draining = draining
+
+    async def create_job(self, call: Call, message: pb.CreateJobRequest) -> pb.CreateJobResponse:
+        """A job of the tenant's, new or found by its request_id."""
+        work = checked_work(message, operator=bool(call.principal.roles & _OPERATORS))
+        kind = wire.KINDS[message.rows.work]
+        job = await asyncio.to_thread(self._store.create, call.tenant.name, kind, work, message.request_id)
+        return pb.CreateJobResponse(job=wire.job_to_proto(job))
+
+    async def get_job(self, call: Call, message: pb.GetJobRequest) -> pb.GetJobResponse:
+        """One job."""
+        return pb.GetJobResponse(job=wire.job_to_proto(await self._job(call, message.job_id)))
+
+    async def list_jobs(self, call: Call, message: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        """A page of jobs; its token is the last id of the page before."""
+        size = admin_messages.page_size(message.page_size)
+        jobs = await asyncio.to_thread(self._store.page, call.tenant.name, size + 1, message.page_token)
+        shown = [wire.job_to_proto(job) for job in jobs[:size]]
+        return pb.ListJobsResponse(jobs=shown, next_page_token=shown[-1].job_id if len(jobs) > size else "")
+
+    async def cancel_job(self, call: Call, message: pb.CancelJobRequest) -> pb.CancelJobResponse:
+        """Asks for a job's end."""
+        job = await asyncio.to_thread(self._store.ask_cancel, call.tenant.name, message.job_id)
+        return pb.CancelJobResponse(job=wire.job_to_proto(job))
+
+    async def watch_job(self, call: Call, message: pb.WatchJobRequest, writer: StreamWriter) -> None:
+        """A job at every change, to its end."""
+        clock = asyncio.get_running_loop().time
+        shown: Job | None = None
+        while True:
+            job = await self._job(call, message.job_id)
+            if job != shown:
+                await writer.write(pb.WatchJobResponse(job=wire.job_to_proto(job)).SerializeToString())
+                shown = job
+            if job.state.ended:
+                return
+            if self._draining():
+                raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=_DRAINING_RETRY_S)
+            if clock() >= call.deadline_at_s:
+                raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, max(0.0, call.deadline_at_s - clock())))
+
+    async def _job(self, call: Call, job_id: str) -> Job:
+        return await asyncio.to_thread(self._store.job, call.tenant.name, job_id)
+
+
+def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, Any]:
+    """What the job is to do, as the database keeps it. Raises INVALID_ARGUMENT naming every wrong field."""
+    rows, wrong = message.rows, Violations()
+    if message.request_id and not is_request_id(message.request_id):
+        wrong.add("request_id", f"got {message.request_id!r}, must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    wrong.require(rows.work in wire.KINDS, "rows.work", rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
+    names = {"rows.input": rows.input, "rows.output": rows.output, **({"rows.set_aside": rows.set_aside} if rows.set_aside else {})}
+    for field, name in names.items():
+        _check_name(wrong, field, name, operator=operator)
+        taken = next((other for other in names if other != field and names[other] == name), None)
+        if name and taken is not None and [*names].index(taken) < [*names].index(field):
+            wrong.add(field, f"{name!r} is {taken} too")
+    concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
+    wrong.require(concurrency <= _MOST_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MOST_CONCURRENCY}]")
+    patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
+    wrong.require(0 < patience_s <= _MOST_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MOST_PATIENCE_S:g}] s")
+    options = _options(wrong, rows.options_json)
+    wrong.raise_if_any()
+    return {
+        "input": rows.input,
+        "output": rows.output,
+        "options_json": rows.options_json,
+        "options": options,
+        "set_aside": rows.set_aside,
+        "concurrency": concurrency,
+        "patience_s": patience_s,
+    }
+
+
+def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> None:
+    allowed = f"a name of 1 to {_MOST_NAME_CHARACTERS} characters in the tenant's folder, without '..'"
+    path = PurePosixPath(name)
+    inside = operator or not path.is_absolute()
+    good = 0 < len(name) <= _MOST_NAME_CHARACTERS and "\0" not in name and ".." not in path.parts and bool(path.name)
+    wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path")
+
+
+def _options(wrong: Violations, text: str) -> Any:
+    if len(text) > _MOST_OPTIONS_CHARACTERS:
+        wrong.add("rows.options_json", f"has {len(text)} characters, may have {_MOST_OPTIONS_CHARACTERS}")
+        return {}
+    try:
+        options = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        wrong.add("rows.options_json", f"is not JSON: {error}")
+        return {}
+    wrong.require(isinstance(options, dict), "rows.options_json", text, "a JSON object")
+    return options

@@ -1,0 +1,57 @@
+"""BatchService's messages <-> jobs. What comes in has been checked before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from neox_serve.core.jobs import Job, JobState
+from neox_serve.v1 import batch_service_pb2 as pb
+from neox_serve.wire.admin_messages import timestamp
+from neox_serve.wire.public_messages import duration
+
+KINDS: Mapping[int, str] = {pb.ROW_WORK_GENERATE: "generate", pb.ROW_WORK_EMBED: "embed"}
+"""Protobuf -> core."""
+_KIND_NUMBERS: Mapping[str, pb.RowWork.ValueType] = {"generate": pb.ROW_WORK_GENERATE, "embed": pb.ROW_WORK_EMBED}
+_STATES: Mapping[JobState, pb.JobState.ValueType] = {
+    JobState.QUEUED: pb.JOB_STATE_QUEUED,
+    JobState.RUNNING: pb.JOB_STATE_RUNNING,
+    JobState.SUCCEEDED: pb.JOB_STATE_SUCCEEDED,
+    JobState.FAILED: pb.JOB_STATE_FAILED,
+    JobState.CANCELLED: pb.JOB_STATE_CANCELLED,
+}
+
+
+def job_to_proto(job: Job) -> pb.Job:
+    """As clients see it."""
+    progress = job.progress
+    return pb.Job(
+        job_id=job.job_id,
+        request_id=job.request_id,
+        state=_STATES[job.state],
+        rows=_rows_to_proto(job.kind, job.work),
+        progress=pb.JobProgress(total_rows=progress.total, settled_rows=progress.done, error_rows=progress.errors, tokens=progress.tokens),
+        message=job.message,
+        cancel_requested=job.cancel_asked,
+        runs=job.runs,
+        run_id=job.run_id,
+        create_time=timestamp(job.created_s),
+        start_time=_moment(job.started_s),
+        end_time=_moment(job.ended_s),
+    )
+
+
+def _rows_to_proto(kind: str, work: Mapping[str, Any]) -> pb.RowsWork:
+    return pb.RowsWork(
+        work=_KIND_NUMBERS[kind],
+        input=work["input"],
+        output=work["output"],
+        options_json=work["options_json"],
+        set_aside=work["set_aside"],
+        concurrency=work["concurrency"],
+        patience=duration(work["patience_s"]),
+    )
+
+
+def _moment(at_s: float | None) -> Timestamp | None:
+    return None if at_s is None else timestamp(at_s)

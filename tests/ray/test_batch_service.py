@@ -1,0 +1,137 @@
+"""Batch jobs on a real cluster of fake engines: created over gRPC, run by Ray, and carried through whatever dies."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deployments.jobs.row_files import partial_path
+from neox_serve.client import BatchJob, Client, JobState, RetryPolicy
+from tests.clusters import GATEWAY, ROUTER, CommandCluster
+
+pytestmark = pytest.mark.ray
+
+JOB = "deployments.jobs.bulk"
+PATIENT = RetryPolicy(attempts=60, unreachable_delay_s=0.5)
+
+
+@pytest.fixture
+def client(cluster: CommandCluster) -> Iterator[Client]:
+    with Client(cluster.address, retry=PATIENT) as client:
+        yield client
+
+
+def files(cluster: CommandCluster, name: str, count: int, **options: Any) -> Path:
+    """Writes the rows of a job into the anonymous tenant's folder; returns where its output will be."""
+    folder = cluster.settings.state_folder / "batch" / "anonymous"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ({"prompt": f"row {number}", "ignore_eos": True, "max_tokens": 8, **options} for number in range(1, count + 1))
+    (folder / f"{name}.in").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder / f"{name}.out"
+
+
+def create(client: Client, output: Path, **options: Any) -> BatchJob:
+    """The job over the files of that output."""
+    name = output.stem
+    return client.create_job("generate", f"{name}.in", f"{name}.out", request_id=f"{name}-job", **options)
+
+
+def rows_of(path: Path) -> list[int]:
+    return [json.loads(line)["row"] for line in path.read_text().splitlines()]
+
+
+def watched(client: Client, job: BatchJob) -> list[BatchJob]:
+    """All that a watch shows, to the end."""
+    return list(client.watch_job(job.job_id, timeout_s=180))
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
+    deadline_s = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, "not within the time that no healthy machine needs"
+        time.sleep(0.1)
+    return found
+
+
+def settled(output: Path, count: int) -> Callable[[], bool]:
+    """Whether so many rows are settled, before the output is published."""
+    partial = partial_path(output)
+    return lambda: partial.exists() and partial.read_bytes().count(b"\n") >= count
+
+
+def kill(cluster: CommandCluster, title: str) -> None:
+    for process in cluster.processes(title):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_job_created_over_grpc_runs_to_its_end_and_is_seen_to(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "whole", 60)
+    job = create(client, output)
+    seen = watched(client, job)
+    last = seen[-1]
+    assert (last.state, last.settled_rows, last.total_rows, last.error_rows) == (JobState.SUCCEEDED, 60, 60, 0), last
+    assert last.tokens == 60 * 8
+    assert (last.runs, last.run_id) == (1, f"{job.job_id}-1")
+    assert rows_of(output) == list(range(1, 61))
+    assert create(client, output) == last
+    assert not (cluster.settings.state_folder / "jobs" / job.job_id).exists()
+
+
+def test_job_that_cannot_begin_fails_and_says_why(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "unusable", 2)
+    output.with_suffix(".in").write_text('{"prompt": "a"}\n{"prompt": 1}\n')
+    last = watched(client, create(client, output))[-1]
+    assert last.state is JobState.FAILED
+    assert "line 2: " in last.message
+    assert not output.exists()
+
+
+def test_job_goes_on_after_its_process_the_router_and_the_gateways_are_killed(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "killed", 40, max_tokens=30)
+    job = create(client, output, concurrency=4)
+    wait_until(settled(output, 4))
+    kill(cluster, JOB)
+    wait_until(lambda: client.job(job.job_id).runs == 2)
+    wait_until(settled(output, 12))
+    kill(cluster, ROUTER)
+    wait_until(settled(output, 18))
+    kill(cluster, GATEWAY)
+    last = watched(client, job)[-1]
+    assert (last.state, last.settled_rows, last.runs) == (JobState.SUCCEEDED, 40, 2), last
+    assert rows_of(output) == list(range(1, 41))
+    assert all("error" not in json.loads(line) for line in output.read_text().splitlines())
+
+
+def test_job_that_is_cancelled_stops_and_leaves_nothing(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "cancelled", 40, max_tokens=60)
+    job = create(client, output, concurrency=2)
+    wait_until(settled(output, 2))
+    assert client.cancel_job(job.job_id).cancel_requested
+    last = watched(client, job)[-1]
+    assert (last.state, last.message) == (JobState.CANCELLED, "cancelled")
+    assert 2 <= last.settled_rows < 40
+    assert not output.exists()
+    assert not partial_path(output).exists()
+    assert not cluster.processes(JOB)
+
+
+def test_job_goes_on_in_the_next_cluster_after_all_of_this_one_is_killed(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "outlived", 30, max_tokens=30)
+    job = create(client, output, concurrency=3)
+    wait_until(settled(output, 6))
+    before = partial_path(output).read_bytes().splitlines()[:6]
+    for process in cluster.family():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    cluster.wait_stopped()
+    cluster.start()
+    last = watched(client, job)[-1]
+    assert (last.state, last.settled_rows) == (JobState.SUCCEEDED, 30), last
+    assert rows_of(output) == list(range(1, 31))
+    assert set(before) <= set(output.read_bytes().splitlines())
