@@ -24,17 +24,18 @@ _GOODBYE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Which gateway to call, and how. config: the settings file that was named. api_key: or a token; None where none is shown.
-
-    api_key_file: where it was read from; None where it came otherwise.
-    """
+    """Which gateway to call, and how. config: the settings file that was named. api_key: or a token; None where none is shown."""
 
     address: str
     tls: "Tls | None" = None
     config: Path | None = None
     api_key: str | None = field(default=None, repr=False)
-    api_key_file: Path | None = None
     _clients: "list[Client]" = field(default_factory=list, repr=False)
+
+    @property
+    def shows_credential(self) -> bool:
+        """Whether it stands for a tenant of its own."""
+        return self.api_key is not None or (self.tls is not None and self.tls.certificate is not None)
 
     def client(self) -> "Client":
         """A client for it; nothing is sent yet."""
@@ -114,15 +115,14 @@ def _choose(
     ] = None,
 ) -> Connection:
     address = address or _address_in_settings(config)
-    api_key_file = api_key_file or effective(config).client.api_key_file
-    api_key = _api_key(config, api_key_file)
+    api_key = _api_key(config, api_key_file or effective(config).client.api_key_file)
     if not (tls or tls_ca or tls_certificate or tls_key):
-        return Connection(address, None, config, api_key, api_key_file)
+        return Connection(address, None, config, api_key)
     if (tls_certificate is None) != (tls_key is None):
         raise typer.BadParameter("--tls-certificate and --tls-key must be given together")
     from neox_serve.client import Tls
 
-    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config, api_key, api_key_file)
+    return Connection(address, Tls(tls_ca, tls_certificate, tls_key), config, api_key)
 
 
 def _api_key(config: Path | None, file: Path | None) -> str | None:

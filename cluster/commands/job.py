@@ -1,190 +1,217 @@
-"""`neox-serve job`: bulk work as Ray jobs."""
+"""`neox-serve job`: batch jobs, through the gateway's BatchService."""
 
-import contextlib
+import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.connection import Connection, connected
+from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
-from cluster.commands.settings import ConfigOption, effective
+from cluster.commands.settings import effective
 
 if TYPE_CHECKING:
-    from cluster.jobs import JobInfo, Jobs, Submitted
-    from deployments.jobs.bulk import BulkJob
+    from cluster.job_logs import JobLogs
+    from neox_serve.client import BatchJob, Client
 
-job_app = typer.Typer(help="Run bulk work as Ray jobs.", no_args_is_help=True)
-submit_app = typer.Typer(help="Start a job, or find it running.", no_args_is_help=True)
+job_app = typer.Typer(help="Run bulk work as batch jobs.", no_args_is_help=True)
+submit_app = typer.Typer(help="Create a job, or find it running.", no_args_is_help=True)
 job_app.add_typer(submit_app, name="submit")
 
 DashboardOption = Annotated[
     str | None, typer.Option("--dashboard", metavar="URL", help="Ray's dashboard; absent: that of the cluster that `up` runs here.")
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
-
-
-OutputArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="JSONL, there once all is done; a job that was stopped goes on from what it settled.")
-]
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")]
-DefaultsOption = Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")]
-ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests in flight.")]
-SetAsideOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise stop the job.")]
-PatienceOption = Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Give up without any progress.")]
-NameOption = Annotated[str | None, typer.Option("--name", help="Absent: made of the files and defaults.")]
-
-
-@submit_app.command(name="generate")
-@connected
-def submit_generate(  # noqa: PLR0913 - the command's options, one by one
-    connection: Connection,
-    *,
-    source: Annotated[Path, typer.Argument(metavar="IN", help='JSONL: {"prompt": ..., optional "id", "max_tokens", ...} a line.')],
-    output: OutputArgument,
-    wait: WaitOption = False,
-    defaults: DefaultsOption = "{}",
-    concurrency: ConcurrencyOption = 32,
-    set_aside: SetAsideOption = None,
-    patience_s: PatienceOption = 600.0,
-    name: NameOption = None,
-    dashboard: DashboardOption = None,
-) -> None:
-    """Complete every row of a JSONL file."""
-    work = Work("generate", source, output, defaults, concurrency, set_aside, patience_s, name)
-    _submit(work, connection, dashboard, wait=wait)
-
-
-@submit_app.command(name="embed")
-@connected
-def submit_embed(  # noqa: PLR0913 - as above
-    connection: Connection,
-    *,
-    source: Annotated[Path, typer.Argument(metavar="IN", help='JSONL: {"text": ..., optional "id", "pooling", ...} a line.')],
-    output: OutputArgument,
-    wait: WaitOption = False,
-    defaults: DefaultsOption = "{}",
-    concurrency: ConcurrencyOption = 32,
-    set_aside: SetAsideOption = None,
-    patience_s: PatienceOption = 600.0,
-    name: NameOption = None,
-    dashboard: DashboardOption = None,
-) -> None:
-    """Turn every row of a JSONL file into a vector."""
-    work = Work("embed", source, output, defaults, concurrency, set_aside, patience_s, name)
-    _submit(work, connection, dashboard, wait=wait)
+_WHOSE = "A path on the cluster's machines; with a credential, a name in the tenant's folder there."
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a submission says, as it says it."""
+class _Work:
+    """What a submission says. source, output, set_aside: as the cluster knows them."""
 
     kind: str
-    source: Path
-    output: Path
-    defaults: str
+    source: str
+    output: str
+    options: dict[str, Any]
+    set_aside: str | None
     concurrency: int
-    set_aside: Path | None
     patience_s: float
-    name: str | None
+
+    @property
+    def name(self) -> str:
+        """Made of all that it is: the same work, the same name."""
+        parts = json.dumps([getattr(self, part) for part in self.__slots__], sort_keys=True)
+        return f"{self.kind}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
 
 
-def _submit(work: Work, connection: Connection, dashboard: str | None, *, wait: bool) -> None:
-    from cluster.jobs import name_of
-    from deployments.jobs.bulk import BulkJob
+def _submission(kind: str, row: str) -> Callable[..., None]:
+    """The command that submits one kind of work."""
 
-    source, output = work.source.absolute(), work.output.absolute()
-    job = BulkJob(
-        kind=work.kind,
-        input=source,
-        output=output,
-        address=connection.address,
-        job_id=work.name or name_of(work.kind, str(source), str(output), work.defaults),
-        concurrency=work.concurrency,
-        defaults=_defaults(work.defaults),
-        set_aside=work.set_aside.absolute() if work.set_aside else None,
-        patience_s=work.patience_s,
-        tls=connection.tls,
-        api_key_file=_api_key_file(connection),
-    )
-    rows = _survey(job)
-    with _jobs(dashboard, connection.config) as jobs:
-        submitted = jobs.submit(job)
-        _say_submitted(submitted, rows)
-        if wait:
-            _follow(jobs, submitted.id)
+    @connected
+    @interruptible
+    def submit(  # noqa: PLR0913 - the command's options, one by one
+        connection: Connection,
+        *,
+        source: Annotated[str, typer.Argument(metavar="IN", help=f"JSONL: {row} a line. {_WHOSE}")],
+        output: Annotated[str, typer.Argument(metavar="OUT", help="JSONL, there once all rows are settled. Named as IN is.")],
+        wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
+        defaults: Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")] = "{}",
+        concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
+        set_aside: Annotated[str | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = None,
+        patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Fail without any progress.")] = 600.0,
+        name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
+    ) -> None:
+        files = [_as_known_there(connection, file) for file in (source, output, set_aside)]
+        work = _Work(kind, str(files[0]), str(files[1]), _object(defaults), files[2], concurrency, patience_s)
+        if not connection.shows_credential:
+            _survey(work)
+        with connection.client() as client:
+            job = _created(client, work, name)
+            began = "runs already" if job.run_id else "created"
+            print(f"{job.job_id}: {began}\n  neox-serve job status {job.job_id}\n  neox-serve job watch {job.job_id}", flush=True)
+            if wait:
+                _watch(client, job.job_id)
+
+    return submit
 
 
-def _api_key_file(connection: Connection) -> Path | None:
-    """A job outlives this command and its environment, and its arguments are there for all to read."""
-    if connection.api_key is not None and connection.api_key_file is None:
-        raise CommandError("a job reads its API key when it runs: name the file that holds it, with --api-key-file or client.api_key_file")
-    return connection.api_key_file.absolute() if connection.api_key_file else None
+submit_app.command(name="generate", help="Complete every row of a JSONL file.")(
+    _submission("generate", '{"prompt": ..., optional "id", "max_tokens", ...}')
+)
+submit_app.command(name="embed", help="Turn every row of a JSONL file into a vector.")(
+    _submission("embed", '{"text": ..., optional "id", "pooling", ...}')
+)
 
 
 @job_app.command(name="list")
-def list_jobs(dashboard: DashboardOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show all jobs."""
-    with _jobs(dashboard, config) as jobs:
-        infos = jobs.list()
+@connected
+def list_jobs(
+    connection: Connection, most: Annotated[int, typer.Option("--most", min=1, help="Jobs shown.")] = 50, as_json: JsonOption = False
+) -> None:
+    """Show the newest jobs."""
+    from cluster import job_view
+
+    with connection.client() as client:
+        jobs = client.jobs(page_size=min(most, 1_000)).jobs
     if as_json:
-        print_json(infos)
+        print_json(list(jobs))
         return
-    print_view(_table(infos))
+    print_view(job_view.table(jobs, time.time()))
 
 
 @job_app.command()
-def status(job_id: IdArgument, dashboard: DashboardOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show one job, and the last line it wrote."""
-    with _jobs(dashboard, config) as jobs:
-        info = jobs.info(job_id)
-        last = jobs.logs(job_id).rstrip().rpartition("\n")[2]
+@connected
+def status(connection: Connection, job_id: IdArgument, as_json: JsonOption = False) -> None:
+    """Show one job."""
+    from cluster import job_view
+
+    with connection.client() as client:
+        job = client.job(job_id)
     if as_json:
-        print_json(info)
+        print_json(job)
         return
-    print(f"{info.id}: {info.status.lower()}, {_ran(info)}" + (f"\n{last}" if last else ""))
+    print("\n".join(job_view.lines(job, time.time())))
 
 
 @job_app.command()
+@connected
+@interruptible
+def watch(connection: Connection, job_id: IdArgument) -> None:
+    """Watch a job to its end. Ctrl-C ends the watching, not the job."""
+    with connection.client() as client:
+        _watch(client, job_id)
+
+
+@job_app.command()
+@connected
+def cancel(connection: Connection, job_id: IdArgument) -> None:
+    """End a job, and take away what it has written so far."""
+    with connection.client() as client:
+        job = client.cancel_job(job_id)
+    print(f"{job.job_id}: {'is being cancelled' if job.cancel_requested and not job.state.ended else job.state.lower()}")
+
+
+@job_app.command()
+@connected
 def logs(
+    connection: Connection,
     job_id: IdArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its run ends.")] = False,
     dashboard: DashboardOption = None,
-    config: ConfigOption = None,
 ) -> None:
-    """Print what a job writes."""
-    with _jobs(dashboard, config) as jobs:
-        if follow:
-            _follow(jobs, job_id)
-        else:
-            print(jobs.logs(job_id), end="")
+    """Print what a job's last run writes; for those who can reach Ray's dashboard."""
+    from cluster.job_logs import JobLogsError
 
-
-@job_app.command()
-def stop(
-    job_id: IdArgument,
-    timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for its end.")] = 30.0,
-    dashboard: DashboardOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Stop a job; submitted again, it goes on where it stopped."""
-    with _jobs(dashboard, config) as jobs:
-        print(f"{job_id}: {jobs.stop(job_id, timeout_s).status.lower()}")
-
-
-@contextlib.contextmanager
-def _jobs(dashboard: str | None, config: Path | None) -> Iterator["Jobs"]:
-    from cluster.jobs import Jobs, JobsError
-
+    with connection.client() as client:
+        job = client.job(job_id)
+    if not job.run_id:
+        raise CommandError(f"{job_id} has not been run yet")
     try:
-        yield Jobs.connect(dashboard or _dashboard_here(config))
-    except JobsError as error:
+        found = _job_logs(dashboard, connection.config)
+        if follow:
+            found.follow(job.run_id, lambda text: print(text, end="", flush=True))
+        else:
+            print(found.read(job.run_id), end="")
+    except JobLogsError as error:
         raise CommandError(str(error)) from error
+
+
+def _as_known_there(connection: Connection, file: str | None) -> str | None:
+    """Tenants name files in their folder; who needs no credential is on the cluster's own machine, with paths as they are here."""
+    return file if file is None or connection.shows_credential else str(Path(file).absolute())
+
+
+def _survey(work: _Work) -> None:
+    """Finds bad rows before anything is created; the job looks again where it runs."""
+    from deployments.jobs.bulk import BulkJob, JobError, survey
+
+    set_aside = Path(work.set_aside) if work.set_aside else None
+    try:
+        survey(BulkJob(work.kind, Path(work.source), Path(work.output), "", "", defaults=work.options, set_aside=set_aside))
+    except JobError as error:
+        raise CommandError(str(error)) from error
+
+
+def _created(client: "Client", work: _Work, name: str | None) -> "BatchJob":
+    """The job of that name; where that has ended, the next one, which finds done what it has done."""
+    for attempt in count(1):
+        request_id = f"{name or work.name}{'' if attempt == 1 else f'-{attempt}'}"
+        job = client.create_job(
+            work.kind,  # type: ignore[arg-type]
+            work.source,
+            work.output,
+            request_id=request_id,
+            options=work.options,
+            set_aside=work.set_aside,
+            concurrency=work.concurrency,
+            patience_s=work.patience_s,
+        )
+        if not job.state.ended:
+            return job
+    raise AssertionError("counting ends")
+
+
+def _watch(client: "Client", job_id: str) -> None:
+    from rich.console import Console
+
+    from cluster import job_view
+
+    job = job_view.follow(client.watch_job(job_id), Console(stderr=True, soft_wrap=True))
+    if job is None or job.state != "SUCCEEDED":
+        raise CommandError(f"{job_id} {job.state.lower()}: {job.message}" if job else f"{job_id} could not be watched")
+    print(f"{job_id}: done, {job.settled_rows:,} rows in {job.output}, {job.error_rows:,} with an error")
+
+
+def _job_logs(dashboard: str | None, config: Path | None) -> "JobLogs":
+    from cluster.job_logs import JobLogs
+
+    return JobLogs.connect(dashboard or _dashboard_here(config))
 
 
 def _dashboard_here(config: Path | None) -> str:
@@ -196,33 +223,7 @@ def _dashboard_here(config: Path | None) -> str:
     return running.dashboard_url
 
 
-def _survey(job: "BulkJob") -> int:
-    """Finds bad rows before anything is started; the job looks again where it runs."""
-    from deployments.jobs.bulk import JobError, survey
-
-    try:
-        return len(survey(job))
-    except JobError as error:
-        raise CommandError(str(error)) from error
-
-
-def _say_submitted(submitted: "Submitted", rows: int) -> None:
-    what = "runs already" if submitted.already_running else f"submitted, {rows:,} rows"
-    print(f"{submitted.id}: {what}\n  neox-serve job status {submitted.id}\n  neox-serve job logs --follow {submitted.id}", flush=True)
-
-
-def _follow(jobs: "Jobs", job_id: str) -> None:
-    """Prints the job's log to its end. Ctrl-C ends the following, not the job."""
-    try:
-        info = jobs.follow(job_id, lambda text: print(text, end="", flush=True))
-    except KeyboardInterrupt:
-        print(f"\n{job_id} goes on; `neox-serve job stop {job_id}` stops it")
-        raise
-    if info.status != "SUCCEEDED":
-        raise CommandError(f"{job_id} {info.status.lower()}: {info.message}")
-
-
-def _defaults(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -230,20 +231,3 @@ def _defaults(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise typer.BadParameter("must be a JSON object", param_hint="--defaults")
     return values
-
-
-def _table(infos: "list[JobInfo]") -> Any:
-    from rich.table import Table
-
-    table = Table("job", "status", "ran", "message", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for info in infos:
-        table.add_row(info.id, info.status.lower(), _ran(info), info.message)
-    return table
-
-
-def _ran(info: "JobInfo") -> str:
-    from cluster.status_view import age
-
-    if info.started_s is None:
-        return "not started"
-    return age((info.ended_s or time.time()) - info.started_s)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk import BulkJob, JobError, main, parse_arguments, run, survey
+from deployments.jobs.bulk import BulkJob, JobError, arguments_of, main, parse_arguments, run, survey
 from deployments.jobs.progress import JobProgress, duration
 from deployments.jobs.row_files import OutputFile, partial_path
+from neox_serve.client import Tls
 from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.scripted_gateway import ScriptedGateway
@@ -285,6 +286,22 @@ def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["generate", "--input", "i", "--output", "o", "--address", "a", *wrong])
     assert caught.value.code == 2
+
+
+def test_arguments_describe_the_whole_job() -> None:
+    least = BulkJob("generate", Path("/i n"), Path("/o"), "h:1", "j")
+    whole = replace(
+        least,
+        concurrency=3,
+        defaults={"stop": ["\n"]},
+        set_aside=Path("/b"),
+        patience_s=1.5,
+        tls=Tls(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem")),
+        api_key_file=Path("/k"),
+        report=Path("/r"),
+    )
+    for job in (least, whole, replace(least, tls=Tls())):
+        assert parse_arguments(arguments_of(job)) == job
 
 
 def test_progress_says_rates_and_time_left_now_and_then() -> None:

@@ -154,27 +154,11 @@ def test_down_without_a_cluster_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "No cluster runs here.\n")
 
 
-def test_job_without_a_cluster_says_how_to_start_one(tmp_path: Path) -> None:
-    done = invoke("job", "list", NEOX_SERVE_STATE_FOLDER=str(tmp_path))
-    assert done.exit_code == 1
-    assert "neox-serve up" in done.stderr
-
-
 def test_job_submit_with_bad_rows_names_them_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     done = invoke("job", "submit", "generate", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert done.exit_code == 1
     assert "line 2: " in done.stderr
-
-
-def test_job_with_a_key_that_is_in_no_file_says_where_to_put_it(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
-    done = invoke(
-        "job", "submit", "generate", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), NEOX_SERVE_CLIENT__API_KEY="nxs_1_secret"
-    )
-    assert done.exit_code == 1
-    assert "--api-key-file" in done.stderr
-    assert "secret" not in done.stderr
 
 
 def test_age_shows_two_units() -> None:
