@@ -1,4 +1,5 @@
-"""A policy that knows the traffic to come: what the best of policies could save, and none can reach."""
+"""A policy that knows the traffic to come: a plan that others can be held against. It is no bound: it takes each segment for itself, and
+counts replicas by their mean cost, so that in small pools with even traffic a policy may do with less."""
 
 from bisect import bisect_right
 from collections.abc import Iterable

@@ -28,7 +28,7 @@ DashboardOption = Annotated[
     str | None, typer.Option("--dashboard", metavar="URL", help="Ray's dashboard; absent: that of the cluster that `up` runs here.")
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
-_WHOSE = "A path on the cluster's machines; with a credential, a name in the tenant's folder there."
+_WHOSE = "Parquet where it ends in .parquet. A path or URL; with a credential, a name in the tenant's folder of the cluster."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         connection: Connection,
         *,
         source: Annotated[str, typer.Argument(metavar="IN", help=f"JSONL: {row} a line. {_WHOSE}")],
-        output: Annotated[str, typer.Argument(metavar="OUT", help="JSONL, there once all rows are settled. Named as IN is.")],
+        output: Annotated[str, typer.Argument(metavar="OUT", help="Likewise; there once all rows are settled.")],
         wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
         defaults: Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")] = "{}",
         concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
@@ -81,10 +81,10 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
     return submit
 
 
-submit_app.command(name="generate", help="Complete every row of a JSONL file.")(
+submit_app.command(name="generate", help="Complete every row of a file.")(
     _submission("generate", '{"prompt": ..., optional "id", "max_tokens", ...}')
 )
-submit_app.command(name="embed", help="Turn every row of a JSONL file into a vector.")(
+submit_app.command(name="embed", help="Turn every row of a file into a vector.")(
     _submission("embed", '{"text": ..., optional "id", "pooling", ...}')
 )
 
@@ -164,16 +164,17 @@ def logs(
 
 def _as_known_there(connection: Connection, file: str | None) -> str | None:
     """Tenants name files in their folder; who needs no credential is on the cluster's own machine, with paths as they are here."""
-    return file if file is None or connection.shows_credential else str(Path(file).absolute())
+    if file is None or connection.shows_credential or "://" in file:
+        return file
+    return str(Path(file).absolute())
 
 
 def _survey(work: _Work) -> None:
     """Finds bad rows before anything is created; the job looks again where it runs."""
     from deployments.jobs.bulk import BulkJob, JobError, survey
 
-    set_aside = Path(work.set_aside) if work.set_aside else None
     try:
-        survey(BulkJob(work.kind, Path(work.source), Path(work.output), "", "", defaults=work.options, set_aside=set_aside))
+        survey(BulkJob(work.kind, work.source, work.output, "", "", defaults=work.options, set_aside=work.set_aside))
     except JobError as error:
         raise CommandError(str(error)) from error
 

@@ -1,4 +1,5 @@
-"""Completes or embeds every row of a JSONL file through a gateway. `python -m deployments.jobs.bulk --help`; rows are described in `rows`.
+"""Completes or embeds every row of a file through a gateway. `python -m deployments.jobs.bulk --help`; rows are described in `rows`, files
+in `formats`; they may be paths or URLs that fsspec knows.
 
 Every line of the input is checked before the first request is sent. Rows are written beside the output as they finish; once all are, they
 are put in its place, in the input's order. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated.
@@ -22,9 +23,10 @@ from typing import Any
 
 from rich.console import Console
 
+from deployments.jobs.formats import input_rows, settled_keys
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.row_files import OutputFile, input_rows, partial_path
+from deployments.jobs.row_files import Output, output_of, partial_of
 from deployments.jobs.rows import (
     KINDS,
     STOPPING_REASONS,
@@ -37,6 +39,7 @@ from deployments.jobs.rows import (
     request_options,
     settled_line,
 )
+from deployments.jobs.storage import exists, remove, writing
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 
@@ -62,13 +65,13 @@ class BulkJob:
     """
 
     kind: str
-    input: Path
-    output: Path
+    input: str
+    output: str
     address: str
     job_id: str
     concurrency: int = 32
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    set_aside: Path | None = None
+    set_aside: str | None = None
     patience_s: float = 600.0
     tls: Tls | None = None
     api_key_file: Path | None = None
@@ -81,42 +84,56 @@ def survey(job: BulkJob) -> dict[int, str]:
     bad: list[BadRow] = []
     try:
         check_options(KINDS[job.kind], job.defaults)
+    except (ServeError, ValueError, TypeError) as error:
+        raise JobError(f"--defaults: {error}", 2) from error
+    with _usable(job.input):
         for row in input_rows(KINDS[job.kind], job.input):
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
                 keys[row.number] = row.key
-    except OSError as error:
-        raise JobError(f"{job.input}: {error.strerror}", 2) from error
-    except (ServeError, ValueError, TypeError) as error:
-        raise JobError(f"--defaults: {error}", 2) from error
     if bad and job.set_aside is None:
         raise JobError(_refusal(job.input, bad, len(keys)), 2)
     if job.set_aside is not None:
-        job.set_aside.write_text("".join(_bad_line(row) for row in bad), encoding="utf-8")
+        with _usable(job.set_aside), writing(job.set_aside) as stream:
+            stream.writelines(_bad_line(row) for row in bad)
     return keys
 
 
 async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_usable(job.output))
         output = await _open(stack, job, console)
-        foreign = foreign_row(output.ledger, keys)
+        if exists(job.output):
+            return _done_before(job, keys, console)
+        foreign = foreign_row(output.ledger.keys, keys)
         if foreign is not None:
-            raise JobError(f"{job.output}: row {foreign} was made from another input; name another output, or remove it", 2)
+            raise JobError(f"{partial_of(job.output)}: row {foreign} was made from another input; name another output, or remove it", 2)
         report = ReportFile(job.report) if job.report else None
         if report:
             stack.callback(report.flush)
         settled, errors = len(output.ledger.places), output.ledger.errors
         progress = stack.enter_context(JobProgress(console, len(keys), settled, errors=errors, report=report.tell if report else None))
-        await _settle_all(job, output, progress)
+        await _settle_all(job, keys, output, progress)
         output.publish()
     return progress
 
 
-async def _settle_all(job: BulkJob, output: OutputFile, progress: JobProgress) -> None:
+def _done_before(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
+    """Of an output that is in its place. Raises JobError where it is not that of this input."""
+    found = settled_keys(job.output)
+    if found != dict(keys):
+        wrong = foreign_row(found, keys) or next(iter(keys.keys() - found.keys()))
+        raise JobError(f"{job.output} is there, and row {wrong} is not that of {job.input}; name another output, or remove it", 2)
+    remove(partial_of(job.output))
+    with JobProgress(console, len(keys), len(keys), report=ReportFile(job.report).tell if job.report else None) as progress:
+        return progress
+
+
+async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, progress: JobProgress) -> None:
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
-    rows = (row for row in _good_rows(job) if row.number not in output.ledger.places)
+    rows = (row for row in _good_rows(job, keys) if row.number not in output.ledger.places)
     workers = min(job.concurrency, progress.total - progress.done)
     api_key = _api_key(job.api_key_file) if job.api_key_file else None
     client = AsyncClient(job.address, tls=job.tls, retry=policy, api_key=api_key)
@@ -138,7 +155,7 @@ class _Worker:
 
     job: BulkJob
     client: AsyncClient
-    output: OutputFile
+    output: Output
     progress: JobProgress
     patience: asyncio.Timeout
 
@@ -172,28 +189,45 @@ def _api_key(path: Path) -> str:
         raise JobError(f"the API key cannot be read from {path}: {error}", 2) from error
 
 
-def _good_rows(job: BulkJob) -> Iterator[Row]:
-    return (row for row in input_rows(KINDS[job.kind], job.input) if isinstance(row, Row))
+def _good_rows(job: BulkJob, keys: Mapping[int, str]) -> Iterator[Row]:
+    """Those that have been surveyed. Raises JobError where the input is not what it was then."""
+    left = len(keys)
+    with _usable(job.input):
+        for row in input_rows(KINDS[job.kind], job.input):
+            if isinstance(row, Row):
+                if keys.get(row.number) != row.key:
+                    raise JobError(f"{job.input} has changed while it was read: row {row.number} is another one", 1)
+                left -= 1
+                yield row
+    if left:
+        raise JobError(f"{job.input} has changed while it was read: {left} rows are gone", 1)
 
 
-async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> OutputFile:
+@contextlib.contextmanager
+def _usable(file: str) -> Iterator[None]:
+    """Raises JobError naming a file that cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"{file}: {error.strerror or error}", 2) from error
+
+
+async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> Output:
     """Waits for another run that still writes to it."""
-    path, until_s, said = job.output, asyncio.get_running_loop().time() + job.patience_s, False
+    until_s, said = asyncio.get_running_loop().time() + job.patience_s, False
     while True:
         try:
-            return stack.enter_context(OutputFile(path))
+            return stack.enter_context(output_of(KINDS[job.kind], job.output))
         except BlockingIOError as error:
             if asyncio.get_running_loop().time() > until_s:
-                raise JobError(f"{path}: another job is writing to it", 1) from error
-        except OSError as error:
-            raise JobError(f"{path}: {error.strerror}", 2) from error
+                raise JobError(f"{job.output}: another job is writing to it", 1) from error
         if not said:
-            console.print(f"{path}: another job is writing to it; waiting for its end", markup=False, highlight=False)
+            console.print(f"{job.output}: another job is writing to it; waiting for its end", markup=False, highlight=False)
             said = True
         await asyncio.sleep(_LOCK_POLL_S)
 
 
-def _refusal(path: Path, bad: Sequence[BadRow], good: int) -> str:
+def _refusal(path: str, bad: Sequence[BadRow], good: int) -> str:
     lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--set-aside FILE runs the good ones)"]
     lines += [f"  line {row.number}: {row.problem}" for row in bad[:_SHOWN_BAD_ROWS]]
     if len(bad) > _SHOWN_BAD_ROWS:
@@ -201,21 +235,21 @@ def _refusal(path: Path, bad: Sequence[BadRow], good: int) -> str:
     return "\n".join(lines)
 
 
-def _bad_line(row: BadRow) -> str:
-    return json.dumps({"row": row.number, "problem": row.problem, "line": row.line}, ensure_ascii=False) + "\n"
+def _bad_line(row: BadRow) -> bytes:
+    return json.dumps({"row": row.number, "problem": row.problem, "line": row.line}, ensure_ascii=False).encode() + b"\n"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     """The job that the arguments describe; wrong ones exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m deployments.jobs.bulk", description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("kind", choices=sorted(KINDS), help="what is done with each row")
-    parser.add_argument("--input", type=Path, required=True, help="JSONL with a prompt, or a text to embed, in each row")
-    parser.add_argument("--output", type=Path, required=True, help="JSONL; goes on where it stopped")
+    parser.add_argument("--input", required=True, help="JSONL or Parquet with a prompt, or a text to embed, in each row")
+    parser.add_argument("--output", required=True, help="JSONL or Parquet; there once it is whole")
     parser.add_argument("--address", required=True, help="gateway, host:port")
     parser.add_argument("--job-id", default="bulk", help="first part of every row's request id")
     parser.add_argument("--concurrency", type=_positive, default=32, help="requests in flight")
     parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
-    parser.add_argument("--set-aside", type=Path, help="file for bad rows; without it they stop the job before it starts")
+    parser.add_argument("--set-aside", help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
@@ -230,10 +264,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
 
 def arguments_of(job: BulkJob) -> list[str]:
     """The arguments that describe the job, from which `parse_arguments` makes it again."""
-    arguments = [job.kind, "--input", str(job.input), "--output", str(job.output), "--address", job.address, "--job-id", job.job_id]
+    arguments = [job.kind, "--input", job.input, "--output", job.output, "--address", job.address, "--job-id", job.job_id]
     arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
-    arguments += ["--set-aside", str(job.set_aside)] if job.set_aside else []
+    arguments += ["--set-aside", job.set_aside] if job.set_aside else []
     arguments += ["--api-key-file", str(job.api_key_file)] if job.api_key_file else []
     arguments += ["--report", str(job.report)] if job.report else []
     if job.tls:
@@ -294,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     if progress is None:
         console.print(
-            f"Stopped; what is settled is in {partial_path(job.output)}. The same command goes on from there.",
+            f"Stopped; what is settled is in {partial_of(job.output)}. The same command goes on from there.",
             markup=False,
             highlight=False,
         )

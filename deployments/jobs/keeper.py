@@ -17,7 +17,8 @@ import structlog
 
 from deployments.jobs.bulk import BulkJob, entrypoint_of
 from deployments.jobs.reports import read_report
-from deployments.jobs.row_files import partial_path
+from deployments.jobs.row_files import partial_of
+from deployments.jobs.storage import joined, remove
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
 from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, Submit, next_step, to_start
@@ -51,12 +52,12 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What runs are told. folder: each tenant's files are in one of its name. notes: of the keeper's own files.
+    """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
 
     address, tls: of a gateway. most_running: jobs at once.
     """
 
-    folder: Path
+    folder: str
     notes: Path
     address: str
     tls: Tls | None = None
@@ -70,9 +71,9 @@ class Places:
         address = batch.address or dialled(gateway.host, gateway.port)
         return cls(batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs)
 
-    def file(self, tenant: str, name: str) -> Path:
-        """Of a tenant. Only operators may have given absolute names."""
-        return self.folder / tenant / name
+    def file(self, tenant: str, name: str) -> str:
+        """Of a tenant. Only operators may have given absolute names, or URLs."""
+        return joined(self.folder, tenant, name)
 
 
 class JobKeeper:
@@ -179,7 +180,7 @@ class JobKeeper:
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
         if end.state is JobState.CANCELLED:
-            partial_path(self._places.file(job.tenant, job.work["output"])).unlink(missing_ok=True)
+            remove(partial_of(self._places.file(job.tenant, job.work["output"])))
         self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
         shutil.rmtree(self._notes(job), ignore_errors=True)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)

@@ -1,8 +1,9 @@
 """The rows of bulk work: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
 
-An input row is a line of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}; to embed,
-{"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input's line number as "row", a digest of the input
-row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and "usage") or "error".
+An input row is an object of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}; to
+embed, {"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input row's number as "row", a digest of the
+input row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and "usage") or
+"error".
 
 A row is settled once its whole line is in the output. So the output is its own record of what is done, and a line that a crash tore is cut
 off and its row done again.
@@ -95,15 +96,23 @@ class Ledger:
 
 
 def read_rows(kind: Kind, lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
-    """The rows of an input, blank lines left out. A second row with the same "id" is bad."""
+    """The rows of lines of JSON, blank lines left out. A second row with the same "id" is bad."""
+    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    return _distinct((_read_row(kind, number, line), _shown(line)) for number, line in numbered)
+
+
+def read_records(kind: Kind, records: Iterable[Mapping[str, Any]]) -> Iterator[Row | BadRow]:
+    """The rows of a table, likewise; each a mapping without what is absent."""
+    return _distinct((_read_record(kind, number, values), _told(values)) for number, values in enumerate(records, start=1))
+
+
+def _distinct(rows: Iterable[tuple[Row | BadRow, str]]) -> Iterator[Row | BadRow]:
     ids: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _read_row(kind, number, line)
-        if isinstance(row, Row) and row.id is not None and row.id in ids:
-            row = BadRow(number, f'"id": {row.id!r} stands on an earlier line too', _shown(line))
+    for row, line in rows:
         if isinstance(row, Row) and row.id is not None:
+            if row.id in ids:
+                yield BadRow(row.number, f'"id": {row.id!r} stands on an earlier line too', line)
+                continue
             ids.add(row.id)
         yield row
 
@@ -139,9 +148,9 @@ def read_ledger(lines: Iterable[bytes]) -> Ledger:
     return Ledger(places, keys, offset, errors)
 
 
-def foreign_row(ledger: Ledger, keys: Mapping[int, str]) -> int | None:
+def foreign_row(settled: Mapping[int, str], keys: Mapping[int, str]) -> int | None:
     """A settled row that was not made from the input whose keys these are, by row number; None where all belong to it."""
-    return next((number for number, key in ledger.keys.items() if keys.get(number) != key), None)
+    return next((number for number, key in settled.items() if keys.get(number) != key), None)
 
 
 def _read_row(kind: Kind, number: int, line: bytes) -> Row | BadRow:
@@ -154,6 +163,13 @@ def _read_row(kind: Kind, number: int, line: bytes) -> Row | BadRow:
         return BadRow(number, f"not JSON: {error.msg} at character {error.pos}", _shown(line))
     except (ServeError, TypeError, ValueError, RecursionError) as error:
         return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _shown(line))
+
+
+def _read_record(kind: Kind, number: int, values: Mapping[str, Any]) -> Row | BadRow:
+    try:
+        return _row(kind, number, dict(values))
+    except (ServeError, TypeError, ValueError) as error:
+        return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _told(values))
 
 
 def _row(kind: Kind, number: int, values: Any) -> Row:
@@ -236,6 +252,10 @@ def _generated(result: GenerateResult) -> dict[str, Any]:
 
 def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _told(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, default=str)
 
 
 def _embedded(result: EmbedResult) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, A
 def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> None:
     allowed = f"a name of 1 to {_MOST_NAME_CHARACTERS} characters in the tenant's folder, without '..'"
     path = PurePosixPath(name)
-    inside = operator or not path.is_absolute()
+    inside = operator or not (path.is_absolute() or "://" in name)
     good = 0 < len(name) <= _MOST_NAME_CHARACTERS and "\0" not in name and ".." not in path.parts and bool(path.name)
-    wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path")
+    wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path or URL")
 
 
 def _options(wrong: Violations, text: str) -> Any:

@@ -130,9 +130,9 @@ def dialled(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def batch_folder(settings: Settings) -> Path:
+def batch_folder(settings: Settings) -> str:
     """Where the folders of tenants with their jobs' files are."""
-    return settings.batch.folder or settings.state_folder / "batch"
+    return settings.batch.folder or str(settings.state_folder / "batch")
 
 
 def _is_address(host: str) -> bool:

@@ -143,10 +143,11 @@ class ScalingSettings(Section):
 class BatchSettings(Section):
     """Batch jobs of tenants, which run in this Ray cluster and call its gateways."""
 
-    folder: Path | None = Field(
+    folder: str | None = Field(
         None,
-        description="Where jobs' files are, each tenant's in a folder of its name; all nodes that run jobs see it; "
-        "default: batch in the state folder",
+        min_length=1,
+        description="Where jobs' files are, each tenant's in a folder of its name: a path that all nodes see, or a URL of fsspec's such as "
+        "s3://bucket/jobs; default: batch in the state folder",
     )
     running_jobs: int = Field(4, ge=1, description="At once; more wait for their turn")
     address: str | None = Field(None, description="Gateway that jobs call, host:port; default: the one of gateway.host and gateway.port")

@@ -92,11 +92,11 @@ class RowsWork(_message.Message):
     PATIENCE_FIELD_NUMBER: _builtins.int
     work: Global___RowWork.ValueType
     input: _builtins.str
-    """JSONL, a row a line. A name in the tenant's folder of the cluster's batch folder, such as "june/prompts.jsonl". Callers that are
-    operators too, as all are where no credentials are asked for, may also give an absolute path.
+    """JSONL, a row a line; Parquet where it ends in .parquet, with a column for each key. A name in the tenant's folder of the cluster's batch folder, such as "june/prompts.jsonl". Callers
+    that are operators too, as all are where no credentials are asked for, may also give an absolute path, or a URL of fsspec's.
     """
     output: _builtins.str
-    """JSONL, likewise; there once the job has succeeded, in the order of the input, each row once."""
+    """Likewise; there once the job has succeeded, in the order of the input, each row once."""
     options_json: _builtins.str
     """A JSON object of options for rows that do not set them. Absent: none."""
     set_aside: _builtins.str

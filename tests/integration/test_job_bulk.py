@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk import BulkJob, JobError, arguments_of, main, parse_arguments, run, survey
+from deployments.jobs.bulk import BulkJob, JobError, arguments_of, entrypoint_of, main, parse_arguments, run, survey
 from deployments.jobs.progress import JobProgress, duration
-from deployments.jobs.row_files import OutputFile, partial_path
+from deployments.jobs.row_files import output_of, partial_of
+from deployments.jobs.rows import GENERATE
 from neox_serve.client import Tls
 from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -32,7 +33,7 @@ def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: A
     """A job over these rows, each a JSON value or a line as it is."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return BulkJob("generate", folder / "in.jsonl", folder / "out.jsonl", gateway.address, "job-1", **options)
+    return BulkJob("generate", str(folder / "in.jsonl"), str(folder / "out.jsonl"), gateway.address, "job-1", **options)
 
 
 async def do(job: BulkJob) -> tuple[JobProgress, str]:
@@ -46,8 +47,16 @@ def answers(job: BulkJob) -> list[Any]:
     return lines_of(job.output)
 
 
-def lines_of(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def place(job: BulkJob) -> Path:
+    return Path(job.output)
+
+
+def partial(job: BulkJob) -> Path:
+    return Path(partial_of(job.output))
+
+
+def lines_of(file: str | Path) -> list[Any]:
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
 async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway: ScriptedGateway) -> None:
@@ -82,9 +91,9 @@ async def test_job_that_embeds_settles_every_row_with_its_vector(tmp_path: Path,
     assert requests["job-1:12"].pooling == inference_service_pb2.POOLING_LAST
     assert requests["job-1:1"].pooling == inference_service_pb2.POOLING_MEAN
     assert (progress.done, progress.errors) == (12, 0)
-    before = job.output.read_bytes()
+    before = place(job).read_bytes()
     await do(job)
-    assert (job.output.read_bytes(), len(gateway.requests("Embed"))) == (before, 12)
+    assert (place(job).read_bytes(), len(gateway.requests("Embed"))) == (before, 12)
 
 
 async def test_job_that_embeds_refuses_rows_of_another_kind(tmp_path: Path, gateway: ScriptedGateway) -> None:
@@ -113,21 +122,22 @@ async def test_job_keeps_no_more_requests_in_flight_than_allowed(tmp_path: Path,
 async def test_job_run_again_repeats_nothing(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
     await do(job)
-    before = job.output.read_bytes()
+    before = place(job).read_bytes()
     progress, _ = await do(job)
     assert len(gateway.received) == 2
-    assert job.output.read_bytes() == before
+    assert place(job).read_bytes() == before
     assert progress.done == 2
 
 
 async def test_job_resumed_after_a_torn_line_repeats_only_what_is_missing(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": letter} for letter in "abcd"], concurrency=1)
     await do(job)
-    whole = job.output.read_bytes()
-    job.output.write_bytes(whole[: len(whole) // 2 + 5])
+    whole = place(job).read_bytes()
+    place(job).unlink()
+    partial(job).write_bytes(whole[: len(whole) // 2 + 5])
     gateway.received.clear()
     await do(job)
-    assert job.output.read_bytes() == whole
+    assert place(job).read_bytes() == whole
     assert [request.request_id for request in gateway.requests("Generate")] == ["job-1:3", "job-1:4"]
 
 
@@ -140,11 +150,11 @@ async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, g
     assert "line 2: not JSON" in str(caught.value)
     assert "line 3: unknown keys: top" in str(caught.value)
     assert not gateway.received
-    assert not job.output.exists()
+    assert not place(job).exists()
 
 
 async def test_job_with_bad_rows_set_aside_runs_the_good_ones(tmp_path: Path, gateway: ScriptedGateway) -> None:
-    job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], set_aside=tmp_path / "bad.jsonl")
+    job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], set_aside=str(tmp_path / "bad.jsonl"))
     await do(job)
     assert [answer["row"] for answer in answers(job)] == [2]
     (bad,) = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -204,13 +214,13 @@ async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_
 
 async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
-    with pytest.raises(JobError, match="row 1 was made from another input"):
+    with pytest.raises(JobError, match="row 1 is not that of"):
         await do(job_of(tmp_path, gateway, [{"prompt": "b"}]))
 
 
 async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
-    with OutputFile(job.output) as output:
+    with output_of(GENERATE, job.output) as output:
         with pytest.raises(JobError, match="another job is writing"):
             await do(replace(job, patience_s=0.1))
         waiting = asyncio.create_task(do(job))
@@ -227,15 +237,15 @@ async def test_job_process_stopped_and_started_again_settles_each_row_once(
 ) -> None:
     gateway.script("Generate", *[_nothing] * 3, gateway.hang)
     job = job_of(tmp_path, gateway, [{"prompt": f"p{n}"} for n in range(6)])
-    arguments = ["--input", str(job.input), "--output", str(job.output), "--address", job.address, "--concurrency", "1"]
+    arguments = ["--input", job.input, "--output", job.output, "--address", job.address, "--concurrency", "1"]
     process = await start(arguments)
     await gateway.wait_for_calls(4)
     process.send_signal(number)
     _, said = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == exit_code
     assert (b"The same command goes on from there." in said) == (exit_code > 0)
-    assert not job.output.exists()
-    assert [answer["row"] for answer in lines_of(partial_path(job.output))] == [1, 2, 3]
+    assert not place(job).exists()
+    assert [answer["row"] for answer in lines_of(partial(job))] == [1, 2, 3]
 
     again = await start(arguments)
     _, said = await asyncio.wait_for(again.communicate(), 20)
@@ -254,19 +264,50 @@ async def start(arguments: list[str]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
 
+async def test_job_on_a_begun_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}])
+    partial(job).write_text('{"row": 1, "key": "other"}\n')
+    with pytest.raises(JobError, match=r"out\.jsonl\.partial: row 1 was made from another input"):
+        await do(job)
+
+
 async def test_job_that_does_nothing_leaves_nothing_beside_its_output(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
     await do(job)
-    job_of(tmp_path, gateway, [{"prompt": "b"}])
-    with pytest.raises(JobError):
-        await do(job)
-    assert not partial_path(job.output).exists()
+    partial(job).write_bytes(place(job).read_bytes())
+    assert (await do(job))[0].done == 1
+    assert not partial(job).exists()
+
+
+async def test_input_that_changes_while_it_is_read_stops_the_job(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
+    keys = survey(job)
+    for changed in ([{"prompt": "a"}, {"prompt": "c"}], [{"prompt": "a"}]):
+        with pytest.raises(JobError, match=r"in\.jsonl has changed while it was read"):
+            await run(job_of(tmp_path, gateway, changed), keys, Console(file=io.StringIO()))
+    assert not place(job).exists()
+
+
+async def test_full_disk_stops_the_job_and_what_was_settled_stays(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, [{"prompt": f"p{number}"} for number in range(1, 41)], concurrency=1)
+    limited = f"ulimit -f 4; exec {entrypoint_of(job)}"  # blocks of 512 or 1,024 bytes, by the shell
+    process = await asyncio.create_subprocess_exec("bash", "-c", limited, stderr=asyncio.subprocess.PIPE)
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 2, said.decode()
+    assert b"out.jsonl: File too large" in said
+    assert b"Traceback" not in said
+    before = len(lines_of(partial(job))) if partial(job).read_bytes().endswith(b"\n") else partial(job).read_bytes().count(b"\n")
+    assert 1 <= before < 40
+    gateway.received.clear()
+    await do(job)
+    assert [answer["row"] for answer in answers(job)] == list(range(1, 41))
+    assert len(gateway.received) == 40 - before
 
 
 def test_output_is_not_there_until_it_is_published_and_then_in_order(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     lines = [json.dumps({"row": row, "key": "k"}).encode() + b"\n" for row in (3, 1, 2)]
-    with OutputFile(path) as output:
+    with output_of(GENERATE, str(path)) as output:
         for line in lines:
             output.append(line)
         assert not path.exists()
@@ -289,12 +330,12 @@ def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
 
 
 def test_arguments_describe_the_whole_job() -> None:
-    least = BulkJob("generate", Path("/i n"), Path("/o"), "h:1", "j")
+    least = BulkJob("generate", "/i n", "s3://b/o", "h:1", "j")
     whole = replace(
         least,
         concurrency=3,
         defaults={"stop": ["\n"]},
-        set_aside=Path("/b"),
+        set_aside="/b",
         patience_s=1.5,
         tls=Tls(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem")),
         api_key_file=Path("/k"),

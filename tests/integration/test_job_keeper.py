@@ -62,7 +62,7 @@ class World:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), FakeRuns()
-        self.places = Places(folder / "batch", folder / "notes", "127.0.0.1:1", most_running=2)
+        self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
         self.keeper = JobKeeper(self.store, self.tenants, self.runs, self.places, clock=lambda: 9.0)
 
     def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
@@ -89,8 +89,8 @@ def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) 
     job = world.look(world.new_job(set_aside="bad.jsonl"))
     told = world.runs.job(job.run_id)
     assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", 9.0)
-    folder = world.places.folder / ANONYMOUS
-    assert (told.input, told.output, told.set_aside) == (folder / "in.jsonl", folder / "out.jsonl", folder / "bad.jsonl")
+    folder = f"{world.places.folder}/{ANONYMOUS}"
+    assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
     assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
     report_of(world, job).tell(Progress(10, 4, 1, 50))
     assert world.look(job).progress == Progress(10, 4, 1, 50)
@@ -160,7 +160,7 @@ def test_two_keepers_start_a_job_once(world: World) -> None:
 @pytest.mark.parametrize("began", [False, True])
 def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> None:
     job = world.new_job()
-    partial = world.places.folder / ANONYMOUS / "out.jsonl.partial"
+    partial = Path(world.places.folder, ANONYMOUS, "out.jsonl.partial")
     if began:
         job = world.look(job)
         partial.parent.mkdir(parents=True)

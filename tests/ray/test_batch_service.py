@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from deployments.jobs.row_files import partial_path
+from deployments.jobs.row_files import partial_of
 from neox_serve.client import BatchJob, Client, JobState, RetryPolicy
 from tests.clusters import GATEWAY, ROUTER, CommandCluster
 
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
 
 def settled(output: Path, count: int) -> Callable[[], bool]:
     """Whether so many rows are settled, before the output is published."""
-    partial = partial_path(output)
+    partial = Path(partial_of(str(output)))
     return lambda: partial.exists() and partial.read_bytes().count(b"\n") >= count
 
 
@@ -117,7 +117,7 @@ def test_job_that_is_cancelled_stops_and_leaves_nothing(cluster: CommandCluster,
     assert (last.state, last.message) == (JobState.CANCELLED, "cancelled")
     assert 2 <= last.settled_rows < 40
     assert not output.exists()
-    assert not partial_path(output).exists()
+    assert not Path(partial_of(str(output))).exists()
     assert not cluster.processes(JOB)
 
 
@@ -125,7 +125,7 @@ def test_job_goes_on_in_the_next_cluster_after_all_of_this_one_is_killed(cluster
     output = files(cluster, "outlived", 30, max_tokens=30)
     job = create(client, output, concurrency=3)
     wait_until(settled(output, 6))
-    before = partial_path(output).read_bytes().splitlines()[:6]
+    before = Path(partial_of(str(output))).read_bytes().splitlines()[:6]
     for process in cluster.family():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -141,9 +141,9 @@ def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> N
 def test_ledger_of_another_input_is_noticed() -> None:
     first, second = good([b'{"prompt": "a"}', b'{"prompt": "b"}'])
     ledger = ledger_of(settled_line(GENERATE, second, result("B")))
-    assert foreign_row(ledger, {1: first.key, 2: second.key}) is None
-    assert foreign_row(ledger, {1: first.key, 2: "other"}) == 2
-    assert foreign_row(ledger, {1: first.key}) == 2
+    assert foreign_row(ledger.keys, {1: first.key, 2: second.key}) is None
+    assert foreign_row(ledger.keys, {1: first.key, 2: "other"}) == 2
+    assert foreign_row(ledger.keys, {1: first.key}) == 2
 
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
