@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.clusters import CommandCluster
@@ -19,6 +21,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)]
 TENANTS = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
+BATCH = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
 TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
 TESTED_ELSEWHERE = {
     "neox-serve tenant add acme --tokens-per-minute 100000": "test_commands_of_the_page_on_tenants_work_in_their_order",
@@ -35,7 +38,7 @@ TESTED_ELSEWHERE = {
     "make protos": "tests/unit/test_generated_protos.py",
     "make lock": "needs the registries",
     "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_commands.py",
-    "neox-serve job submit embed texts.jsonl vectors.jsonl --wait": "tests/ray/test_job_commands.py",
+    "neox-serve job submit embed texts.jsonl vectors.parquet --wait": "test_commands_of_the_page_on_batch_jobs_work_in_their_order",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
@@ -81,6 +84,29 @@ def test_commands_of_the_page_on_tenants_work_in_their_order(real_cluster: Comma
         if command not in TESTED_ELSEWHERE:
             done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment, check=False)
             assert (done.returncode, done.stdout != "") == (0, True), f"{command}: {done.stderr}"
+
+
+def test_commands_of_the_page_on_batch_jobs_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    commands = re.findall(r"^    ((?:printf|neox-serve) .+)$", BATCH, flags=re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        run: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "env": environment, "cwd": tmp_path}
+        done = subprocess.run(command, shell=True, check=False, **run)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert [len(vector) for vector in pq.read_table(tmp_path / "vectors.parquet")["vector"].to_pylist()] == [256, 256]
+    assert all(pq.read_table(tmp_path / "answers.parquet")["text"].to_pylist())
+
+    folder = real_cluster.settings.state_folder / "batch" / "anonymous" / "june"
+    folder.mkdir(parents=True)
+    (folder / "prompts.jsonl").write_text('{"prompt": "import"}\n')
+    (code,) = re.findall(r"```python\n(.*?)```", BATCH, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code.replace("127.0.0.1:50051", real_cluster.address)], check=False, **run)
+    assert "SUCCEEDED 1 1" in done.stdout, done.stderr
+    assert pq.read_table(folder / "answers.parquet").num_rows == 1
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:
