@@ -4,6 +4,9 @@ Theory of operation: a request is granted at once where a replica has room and n
 pool and model, and each place that comes free goes to the queue's next. It leaves without a replica in three ways: it is shed for a more
 important one, its time is over, or nothing can serve it any more. Every request gets exactly one final answer; `Queued` is not one.
 
+BULK requests may have to wait though replicas have room, so that others find a batch that is not full of them (`bulk_share`); others pass
+them then.
+
 While a more important request waits, a running BULK request may be asked to give way. Only its gateway knows whether it has a token out;
 if so the question is not answered, else the request comes back and waits again.
 """
@@ -12,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from neox_serve.core.bulk_share import BulkLimits, BulkShare
 from neox_serve.core.cluster import Demand, Settled, TenantView
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.drain_rate import DrainRate
@@ -58,9 +62,20 @@ class _Running:
 
 
 class Admissions:
-    """All requests for replicas, from all gateways. waking: lanes whose requests wait where there is no replica, since one will come."""
+    """All requests for replicas, from all gateways. waking: lanes whose requests wait where there is no replica, since one will come.
 
-    def __init__(self, state: ClusterState, limits: QueueLimits, *, waking: frozenset[Lane] = frozenset(), now_s: float = 0.0) -> None:
+    bulk: how much of replicas BULK may take; None: all of it.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        limits: QueueLimits,
+        *,
+        waking: frozenset[Lane] = frozenset(),
+        bulk: BulkLimits | None = None,
+        now_s: float = 0.0,
+    ) -> None:
         self._state = state
         self._limits = limits
         self._queue = FairQueue(limits)
@@ -70,6 +85,7 @@ class Admissions:
         self._rates: dict[Lane, DrainRate] = {}
         self._seconds_per_token: dict[Lane, float] = {}
         self._waking = waking
+        self._share = BulkShare(bulk)
         self._meter = DemandMeter(now_s)
 
     @property
@@ -82,7 +98,8 @@ class Admissions:
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
             self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens))
-        if not self._queue.depth(waiting.lane)[0]:
+        held = self._holds_bulk(waiting.lane, now_s)
+        if not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, but_bulk=held):
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
                 self._granted(waiting, now_s)
@@ -104,6 +121,7 @@ class Admissions:
         running = self._running.pop(key, None)
         if running is not None:
             waiting = running.waiting
+            self._share.ended(waiting, now_s)
             self._queue.charge_end(waiting, running.charged, settled.cached_tokens, settled.output_tokens)
             served = waiting.prompt_tokens + settled.output_tokens
             self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
@@ -116,8 +134,10 @@ class Admissions:
         """Grants what has come free to those that wait."""
         answers: list[Answer] = []
         for lane in self._queue.lanes():
-            pool, model = lane
-            while self._state.has_room(pool, model) and (waiting := self._queue.pop(lane, now_s)) is not None:
+            while self._state.has_room(*lane):
+                waiting = self._queue.pop(lane, now_s, but_bulk=self._holds_bulk(lane, now_s))
+                if waiting is None:
+                    break
                 answers.append(self._grant(waiting, now_s))
         return answers
 
@@ -132,10 +152,10 @@ class Admissions:
                 self._queue.remove(waiting.key)
                 del self._demands[waiting.key]
 
-    def forget(self, gateway_ids: tuple[str, ...]) -> None:
+    def forget(self, gateway_ids: tuple[str, ...], now_s: float) -> None:
         """Gateways that are gone for good; what was charged for their requests stands."""
         for key in [key for key, running in self._running.items() if _gateway_of(running.waiting) in gateway_ids]:
-            del self._running[key]
+            self._share.ended(self._running.pop(key).waiting, now_s)
 
     def tokens_per_second(self, lane: Lane, now_s: float) -> float | None:
         """How fast a lane's requests are served; None where that is not known yet."""
@@ -145,7 +165,9 @@ class Admissions:
     def expected_wait_s(self, demand: Demand, now_s: float) -> float | None:
         """How long a request would wait now; 0 where a replica has room and nobody waits, None where it cannot be told."""
         waiting = _waiting("", 0, demand, now_s)
-        if not self._queue.depth(waiting.lane)[0] and self._state.has_room(demand.pool, demand.model):
+        held = self._holds_bulk(waiting.lane, now_s)
+        passes = not self._queue.any_waits(waiting.lane, but_bulk=held) and not (held and waiting.priority is PriorityClass.BULK)
+        if passes and self._state.has_room(demand.pool, demand.model):
             return 0.0
         rate = self.tokens_per_second(waiting.lane, now_s)
         return None if not rate else self._queue.expected_wait_s(waiting, rate)
@@ -169,6 +191,11 @@ class Admissions:
 
     def _will_wake(self, waiting: Waiting, demand: Demand) -> bool:
         return waiting.lane in self._waking and not demand.excluded
+
+    def _holds_bulk(self, lane: Lane, now_s: float) -> bool:
+        """Whether BULK must wait though there are replicas."""
+        replicas = self._state.ready_count(*lane)
+        return bool(replicas) and not self._share.has_room(lane, replicas, now_s)
 
     def _all_requests(self) -> Iterator[tuple[int, Waiting]]:
         """Those that run, with 0, and those that wait, with 2."""
@@ -204,6 +231,7 @@ class Admissions:
 
     def _granted(self, waiting: Waiting, now_s: float) -> None:
         self._running[waiting.key] = _Running(waiting, self._queue.charge_dispatch(waiting), now_s)
+        self._share.began(waiting, now_s)
         if waiting.priority is PriorityClass.BULK:
             bulk = self._bulk.setdefault(waiting.lane, [])
             bulk.append(waiting.key)

@@ -164,6 +164,10 @@ class ClusterState:
         """Whether a replica of the model takes one more request."""
         return bool(self._roster.members(pool, model).free)
 
+    def ready_count(self, pool: Pool, model: str) -> int:
+        """Replicas of the model that take requests, with room or without."""
+        return self._roster.members(pool, model).ready
+
     def settle(self, gateway_id: str, lease_ids: Iterable[int]) -> None:
         """Leases that ended; those that are not there are ignored."""
         for lease_id in lease_ids:

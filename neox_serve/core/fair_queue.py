@@ -166,9 +166,14 @@ class FairQueue:
         self._count(waiting, 1)
         return tuple(self._shed(waiting.lane))
 
-    def pop(self, lane: Lane, now_s: float) -> Waiting | None:
-        """Takes out the next request of a lane."""
-        chosen = self._next_class(lane, now_s)
+    def any_waits(self, lane: Lane, *, but_bulk: bool = False) -> bool:
+        """Whether anything waits in a lane; but_bulk: anything besides BULK."""
+        bulk = self._classes.get((lane, PriorityClass.BULK)) if but_bulk else None
+        return self._requests.get(lane, 0) > (bulk.requests if bulk else 0)
+
+    def pop(self, lane: Lane, now_s: float, *, but_bulk: bool = False) -> Waiting | None:
+        """Takes out the next request of a lane; but_bulk: the next besides BULK."""
+        chosen = self._next_class(lane, now_s, but_bulk=but_bulk)
         if chosen is None:
             return None
         tenant = min(chosen.tenants(), key=lambda one: (self._counters.value(one), one))
@@ -236,9 +241,10 @@ class FairQueue:
     def _output(self, waiting: Waiting) -> float:
         return self.expected_output(waiting.tenant, waiting.most_output_tokens)
 
-    def _next_class(self, lane: Lane, now_s: float) -> _Class | None:
+    def _next_class(self, lane: Lane, now_s: float, *, but_bulk: bool) -> _Class | None:
         """The class that is longest past its patience, or else the highest."""
-        waiting = [(priority, each) for priority in PriorityClass if (each := self._classes.get((lane, priority))) and each.requests]
+        considered = [priority for priority in PriorityClass if not (but_bulk and priority is PriorityClass.BULK)]
+        waiting = [(priority, each) for priority in considered if (each := self._classes.get((lane, priority))) and each.requests]
         overdue = [
             (now_s - each.unserved_since_s - patience_s, each)
             for priority, each in waiting

@@ -66,6 +66,11 @@ class Members:
         """How fast all of them generate."""
         return sum(self._rates.values())
 
+    @property
+    def ready(self) -> int:
+        """How many are ready, with room or without."""
+        return len(self._ready)
+
     def has_ready(self, excluded: Collection[str]) -> bool:
         """Whether one that is not excluded is ready, with room or without."""
         return any(replica_id not in excluded for replica_id in self._ready)

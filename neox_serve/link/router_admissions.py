@@ -10,7 +10,6 @@ from neox_serve.core.admissions import Admissions, Answer, GiveWay, Queued
 from neox_serve.core.cluster import Demand, Settled
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.fair_queue import Lane, QueueLimits
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.router_metrics import RouterMetrics
 from neox_serve.tracing import Tracing, end
@@ -41,14 +40,13 @@ class AdmissionDesk:
     def __init__(
         self,
         state: ClusterState,
-        limits: QueueLimits,
+        admissions: Admissions,
         *,
         clock: Callable[[], float],
         metrics: RouterMetrics,
         tracing: Tracing,
         tell: Tell,
         before_grant: Callable[[str], None],
-        waking: frozenset[Lane] = frozenset(),
     ) -> None:
         self._state = state
         self._clock = clock
@@ -58,7 +56,7 @@ class AdmissionDesk:
         self._before_grant = before_grant
         self._held: dict[tuple[str, int], Request] = {}
         self._spans: dict[tuple[str, int], Span] = {}
-        self.admissions = Admissions(state, limits, waking=waking, now_s=clock())
+        self.admissions = admissions
 
     def admit(self, request: Request) -> None:
         """Answers, or holds the request where a replica may come any moment."""

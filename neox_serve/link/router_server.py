@@ -12,6 +12,8 @@ import grpc
 import structlog
 from grpc import aio
 
+from neox_serve.core.admissions import Admissions
+from neox_serve.core.bulk_share import BulkLimits
 from neox_serve.core.cluster import ClusterView, Replica, ScalingView
 from neox_serve.core.cluster_state import ClusterState
 from neox_serve.core.fair_queue import FairQueue, Lane, QueueLimits
@@ -88,13 +90,18 @@ class RouterServer(RouterLinkServiceServicer):
         self._metrics = RouterMetrics()
         self._requests = AdmissionDesk(
             self._state,
-            QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s),
+            Admissions(
+                self._state,
+                QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s),
+                waking=waking,
+                bulk=BulkLimits(settings.bulk_requests, settings.bulk_requests_beside),
+                now_s=clock(),
+            ),
             clock=clock,
             metrics=self._metrics,
             tracing=self._tracing,
             tell=self._tell,
             before_grant=self._before_grant,
-            waking=waking,
         )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
         self._quotas = QuotaDesk(
@@ -349,7 +356,7 @@ class RouterServer(RouterLinkServiceServicer):
         now_s = self._clock()
         gone = self._state.expire(now_s)
         if gone:
-            self._requests.admissions.forget(gone)
+            self._requests.admissions.forget(gone, self._clock())
             self._quotas.forget(gone)
             for peer in gone:
                 self._owners.drop_gateway(peer)

@@ -104,6 +104,10 @@ class RouterSettings(Section):
         ge=0,
         description="Tokens that a replica may have to do more than the least loaded, until prefix, session and adapter bind nothing to it",
     )
+    bulk_requests: int = Field(
+        112, ge=1, description="BULK requests for each replica while nobody else is about; below its batch, so that who comes finds a place"
+    )
+    bulk_requests_beside: int = Field(2, ge=1, description="BULK requests for each replica while others' run, or have just ended")
     node_resource: str | None = node_resource()
 
 

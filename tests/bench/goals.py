@@ -18,6 +18,7 @@ from typing import TypeVar, cast
 from tests.bench import (
     block_bytes,
     builtin_model,
+    bulk,
     cancellation,
     engine_comparison,
     fake_comparison,
@@ -29,6 +30,7 @@ from tests.bench import (
     scaling_goals,
     scaling_validation,
 )
+from tests.bench.bulk import Bulk
 from tests.bench.cancellation import Freed
 from tests.bench.comparison import Comparison
 from tests.bench.goal import Goal
@@ -87,6 +89,10 @@ class Runs:
     def overload(self) -> Overloaded:
         """Four times the capacity, in this process."""
         return self._once("overload", lambda _: asyncio.run(overload.measure()))
+
+    def bulk(self) -> Bulk:
+        """Bulk jobs beside an offline engine, and beside callers who wait."""
+        return self._once("bulk", lambda folder: bulk.run(folder, self._view))
 
     def validation(self) -> list[Validated]:
         """The simulator against a real cluster."""
@@ -334,6 +340,20 @@ GOALS: tuple[Goal, ...] = (
         "<=",
         0.15,
         lambda runs: scaling_validation.tpot_error(runs.validation()),
+    ),
+    Goal(
+        "bulk.over_offline",
+        "tok/s of a bulk job through the cluster over vLLM's LLM.generate, same engine settings",
+        ">=",
+        0.95,
+        lambda runs: runs.bulk().over_offline,
+    ),
+    Goal(
+        "bulk.interactive_ttft",
+        "p99 TTFT of callers who wait, with a bulk job that fills the rest over without",
+        "<=",
+        1.25,
+        lambda runs: runs.bulk().ttft_ratio,
     ),
     *scaling_goals.GOALS,
 )

@@ -1,0 +1,153 @@
+"""Bulk jobs through the serving cluster: their throughput beside vLLM's offline `LLM.generate` on the same engine settings, and what
+callers who wait feel of a job that fills the rest.
+
+Each round starts the offline engine, then the cluster, one at a time. The job is the command that Ray runs; its own last line says its
+rate, from its first request to its last row, as the offline engine's is from its first request.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from deployments.jobs.bulk import BulkJob, entrypoint_of
+from neox_serve.client import Client
+from neox_serve.core.types import Pool
+from neox_serve.engine.environment import engine_environment
+from neox_serve.loadgen.arrivals import OpenLoop
+from neox_serve.loadgen.generator import load_generator
+from neox_serve.loadgen.load import Load
+from neox_serve.loadgen.summaries import percentile
+from neox_serve.loadgen.workloads import Synthetic
+from neox_serve.settings import restore
+from tests.bench.cancellation import NotMeasuredError
+from tests.bench.engine_comparison import VALUES
+from tests.bench.processes import system_process
+from tests.bench.systems import cluster_values
+from tests.bench.view import View
+from tests.clusters import running_cluster
+
+_ROUNDS = 3
+_ROWS, _PROMPT_TOKENS, _OUTPUT_TOKENS = 1_000, 64, 64
+_CONCURRENCY = 160
+"""A little above the engine's batch, so that it never runs short."""
+_INTERACTIVE_RPS, _INTERACTIVE_S, _LEAD_IN_S = 4.0, 28.0, 4.0
+"""The first callers of all find a batch that the job has to itself: what is measured begins when they are answered."""
+_OFFLINE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """Medians of the rounds. over_offline: the job's tok/s over LLM.generate's.
+
+    ttft_ratio: p99 TTFT of callers with a job running over that without.
+    """
+
+    over_offline: float
+    ttft_ratio: float
+
+
+def run(folder: Path, view: View) -> Bulk:
+    """Measures both. Raises StartError, or NotMeasuredError where a row failed."""
+    settings = folder / "settings.json"
+    settings.write_text(json.dumps(restore(dict(VALUES)).model_dump(mode="json")), encoding="utf-8")
+    rows, endless = _rows(folder / "rows.jsonl", _ROWS), _rows(folder / "endless.jsonl", 40 * _ROWS)
+    found = list[tuple[float, float, float, float]]()
+    with view.progress("bulk: rounds", _ROUNDS) as progress:
+        for number in range(_ROUNDS):
+            here = folder / str(number)
+            here.mkdir()
+            offline = _offline(settings, rows, here)
+            with running_cluster(here, cluster_values(VALUES)) as cluster:
+                _warm_up(cluster.address)
+                job = _job_rate(cluster.address, rows, here)
+                alone, beside = _interactive(cluster.address, endless, here)
+            found.append((job, offline, beside, alone))
+            progress(number + 1)
+    headers = ["job tok/s", "LLM.generate tok/s", "ratio", "p99 TTFT with a job, ms", "without, ms", "ratio"]
+    view.table("Bulk", headers, [_row(one) for one in found])
+    return Bulk(median(job / offline for job, offline, _, _ in found), median(beside / alone for _, _, beside, alone in found))
+
+
+def _row(found: tuple[float, float, float, float]) -> list[str]:
+    job, offline, beside, alone = found
+    return [f"{job:.0f}", f"{offline:.0f}", f"{job / offline:.2f}", f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"]
+
+
+def _rows(path: Path, count: int) -> Path:
+    work = Synthetic(path.stem, count, _PROMPT_TOKENS, _OUTPUT_TOKENS)
+    with path.open("w", encoding="utf-8") as file:
+        for request in islice(work.requests(), count):
+            row = {"prompt": list(request.prompt), "max_tokens": _OUTPUT_TOKENS, "ignore_eos": True, "temperature": 0}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def _offline(settings: Path, rows: Path, folder: Path) -> float:
+    """tok/s of LLM.generate."""
+    log, environment = folder / "offline.log", engine_environment(Pool.GENERATION, restore(dict(VALUES)))
+    with system_process(["-m", "tests.bench.offline_host", str(settings), str(rows)], environment, log) as process:
+        if process.wait(_OFFLINE_S) != 0:
+            raise NotMeasuredError(f"LLM.generate failed; see {log}")
+    return float(log.read_text(encoding="utf-8").splitlines()[-1])
+
+
+def _warm_up(address: str) -> None:
+    with Client(address) as client:
+        client.generate([[number, 5] for number in range(16)], max_tokens=8, temperature=0)
+
+
+def _job_rate(address: str, rows: Path, folder: Path) -> float:
+    """tok/s of the job, as it says itself."""
+    with _job(address, rows, folder / "out.jsonl") as process:
+        _, said = process.communicate(timeout=600)
+    if process.returncode != 0 or f"{_ROWS:,} rows in" not in said or ", 0 with an error." not in said:
+        raise NotMeasuredError(f"the job failed: {said}")
+    return float(re.findall(r"([\d,]+) tok/s", said)[-1].replace(",", ""))
+
+
+@contextmanager
+def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[str]]":
+    job = BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)
+    process = subprocess.Popen(["bash", "-c", f"exec {entrypoint_of(job)}"], stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
+    """p99 TTFT of callers who wait, ms: without a job, and with one that goes on all the while."""
+    from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
+
+    with load_generator(GatewaySpec(address, 1), folder) as generator:
+
+        def p99_ms(number: int) -> float:
+            work = Synthetic("interactive", None, _PROMPT_TOKENS, _OUTPUT_TOKENS, round=number)
+            load = Load(work, OpenLoop(_INTERACTIVE_RPS), duration_s=_INTERACTIVE_S, seed=number)
+            records = generator.run(load, silence_s=120).records
+            if failed := [one.error for one in records if one.ttft_s is None]:
+                raise NotMeasuredError(f"a caller failed: {failed[0]}")
+            since_s = min(one.intended_s for one in records) + _LEAD_IN_S
+            return 1e3 * percentile([one.ttft_s for one in records if one.ttft_s is not None and one.intended_s >= since_s], 0.99)
+
+        p99_ms(0)
+        alone = p99_ms(1)
+        with _job(address, rows, folder / "endless.jsonl") as process:
+            time.sleep(8.0)
+            beside = p99_ms(2)
+            if process.poll() is not None:
+                raise NotMeasuredError("the job ended before the callers did")
+    return alone, beside
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), View())
