@@ -37,7 +37,8 @@ def models_table(models: Iterable[Model]) -> Table:
     """One row a model."""
     table = _table("model", "source", "can", "context", "vocabulary", "embedding", "ready")
     for model in models:
-        embedding = f"{model.embedding.dimensions}, {model.embedding.default_pooling}" if model.embedding else "-"
+        facts = model.embedding
+        embedding = f"{facts.dimensions}, {facts.default_pooling}, layer {facts.layer}" if facts else "-"
         names = "\n".join([model.name, *(f"+ {adapter}" for adapter in model.adapters)])
         source = f"{model.source}@{model.revision}" if model.revision else model.source
         ready = f"{model.ready_generation_replicas} generation, {model.ready_embedding_replicas} embedding"

@@ -74,7 +74,7 @@ _GATEWAY_READS: dict[str, Any] = {
     "router": True,
     "log": True,
     "generation": {"engine": {"max_model_tokens"}},
-    "embedding": {"enabled": True, "default_pooling": True, "engine": {"max_model_tokens"}},
+    "embedding": {"enabled": True, "default_pooling": True, "layer": True, "final_layer_norm": True, "engine": {"max_model_tokens"}},
 }
 
 

@@ -124,7 +124,8 @@ def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[Embe
     _refuse_unknown(options, EmbedOptions)
     request = _identified(inference_service_pb2.EmbedRequest(), options)
     request.inputs.extend(_prompts("inputs", inputs))
-    _set(request, "", {"normalize": options.get("normalize"), "truncation": _word(_TRUNCATIONS, "truncation", options)})
+    _set(request, "", {"layer": options.get("layer"), "normalize": options.get("normalize")})
+    _set(request, "", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
     _set(request, "", {"pooling": _word(_POOLINGS, "pooling", options), "priority": _word(_PRIORITIES, "priority", options)})
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))

@@ -90,8 +90,12 @@ class ScoreOptions(ModelCallOptions, total=False):
 
 
 class EmbedOptions(ModelCallOptions, total=False):
-    """Options of `embed`. pooling: absent, the model's default. normalize: to Euclidean length 1; absent, true."""
+    """Options of `embed`. pooling: absent, the model's default. normalize: to Euclidean length 1; absent, true.
 
+    layer: that the embedding pool must be set up with.
+    """
+
+    layer: int | None
     pooling: Pooling | Literal["last", "mean"] | None
     normalize: bool | None
     truncation: Truncation | None

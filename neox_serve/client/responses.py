@@ -258,7 +258,7 @@ def _model(message: model_service_pb2.Model) -> results.Model:
 
 
 def _embedding_facts(message: model_service_pb2.EmbeddingFacts) -> results.EmbeddingFacts:
-    return results.EmbeddingFacts(message.dimensions, _POOLINGS[message.default_pooling])
+    return results.EmbeddingFacts(message.dimensions, _POOLINGS[message.default_pooling], message.layer, message.final_layer_norm)
 
 
 def _replica(message: ops_service_pb2.ReplicaStatus) -> results.ReplicaStatus:

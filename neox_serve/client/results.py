@@ -164,10 +164,12 @@ class TokenizedText:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFacts:
-    """The vectors a model gives."""
+    """The vectors a model gives. layer: whose output they are, the first being 1. final_layer_norm: applied to it."""
 
     dimensions: int
     default_pooling: Pooling
+    layer: int
+    final_layer_norm: bool
 
 
 @dataclass(frozen=True, slots=True)

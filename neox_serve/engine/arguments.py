@@ -7,7 +7,7 @@ are reported at once. vLLM's own checks of the arguments it gets are in `vllm_ar
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neox_serve import model_files
@@ -60,9 +60,27 @@ def check(pool: Pool, settings: Settings, facts: ModelFacts, machine: Machine | 
     engine = engine_settings(pool, settings)
     if engine.kind == "fake":
         return
-    plan = Plan(pool, settings, engine, facts, machine or this_machine(), on_gpu(pool, settings))
+    _check_layer(pool, settings, facts)
+    plan = Plan(pool, settings, engine, loaded(pool, settings, facts), machine or this_machine(), on_gpu(pool, settings))
     if problems := [problem for looks in _CHECKS for problem in looks(plan)]:
         raise SettingsError("\n".join(problems))
+
+
+def loaded(pool: Pool, settings: Settings, facts: ModelFacts) -> ModelFacts:
+    """What the pool's engines load of a model: an embedding pool no layer above its own."""
+    return facts if pool is Pool.GENERATION else replace(facts, layers=settings.embedding.layer or facts.layers)
+
+
+def final_layer_norm(settings: Settings, facts: ModelFacts) -> bool:
+    """Whether embeddings have the model's final layer norm."""
+    chosen = settings.embedding.final_layer_norm
+    return settings.embedding.layer in {None, facts.layers} if chosen is None else chosen
+
+
+def _check_layer(pool: Pool, settings: Settings, facts: ModelFacts) -> None:
+    layer = settings.embedding.layer
+    if pool is Pool.EMBEDDING and layer is not None and layer > facts.layers:
+        raise SettingsError(f"embedding.layer: {layer}: must be in [1, {facts.layers}], the model's layers")
 
 
 def kv_bytes_per_token(facts: ModelFacts, dtype: str, tensor_parallel_size: int = 1) -> int:

@@ -11,8 +11,9 @@ from vllm.usage.usage_lib import UsageContext
 
 from neox_serve import model_files
 from neox_serve.core.types import Pool, Pooling
-from neox_serve.engine.arguments import context_tokens
+from neox_serve.engine.arguments import context_tokens, final_layer_norm
 from neox_serve.engine.hardware import Machine, dtype_for
+from neox_serve.engine.layers import overrides
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings
@@ -34,7 +35,7 @@ _OURS = frozenset(
         "tokenizer",
     }
 )
-_OURS_OF_EMBEDDING = frozenset({"enable_chunked_prefill", "max_num_batched_tokens"})
+_OURS_OF_EMBEDDING = frozenset({"enable_chunked_prefill", "hf_overrides", "max_num_batched_tokens"})
 _KNOWN = frozenset(field.name for field in dataclasses.fields(AsyncEngineArgs))
 
 
@@ -135,4 +136,8 @@ def _embedding(settings: Settings, folder: Path, engine: EngineSettings) -> dict
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": engine.max_num_batched_tokens or max(longest, engine.max_num_seqs),
         }
+    facts = model_files.read_facts(folder)
+    layer, norm = settings.embedding.layer or facts.layers, final_layer_norm(settings, facts)
+    if layer < facts.layers or not norm:
+        values["hf_overrides"] = overrides(layer, facts.layers, final_layer_norm=norm)
     return values

@@ -60,6 +60,7 @@ class Embedding:
             request_id=call.request_id,
             model=self._served.model,
             embeddings=vectors,
+            layer=self._served.embedding_layer,
             usage=call.tokens.message(),
             timings=call.timings(asyncio.get_running_loop().time()),
         )

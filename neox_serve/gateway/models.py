@@ -47,6 +47,8 @@ class Models:
         if Pool.EMBEDDING in served.limits:
             model.embedding.dimensions = served.embedding_dimensions
             model.embedding.default_pooling = POOLINGS[served.default_pooling]
+            model.embedding.layer = served.embedding_layer
+            model.embedding.final_layer_norm = served.final_layer_norm
         return model
 
 

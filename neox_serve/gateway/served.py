@@ -6,6 +6,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import ModelLimits, Pool, Pooling
+from neox_serve.engine.arguments import final_layer_norm
 from neox_serve.settings import Settings
 from neox_serve.settings.engines import EngineSettings
 
@@ -21,6 +22,8 @@ class Served:
     limits: dict[Pool, ModelLimits]
     default_pooling: Pooling
     embedding_dimensions: int
+    embedding_layer: int
+    final_layer_norm: bool
     end_of_text_id: int
 
     @classmethod
@@ -37,6 +40,8 @@ class Served:
             limits=limits,
             default_pooling=settings.embedding.default_pooling,
             embedding_dimensions=facts.hidden_size,
+            embedding_layer=settings.embedding.layer or facts.layers,
+            final_layer_norm=final_layer_norm(settings, facts),
             end_of_text_id=facts.eos_token_id,
         )
 

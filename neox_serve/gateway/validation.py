@@ -137,6 +137,9 @@ def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> 
     _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
     _check_prompts(request.inputs, "inputs", limits, violations)
     _check_enum(request.pooling, inference_service_pb2.Pooling, "pooling", violations)
+    if request.HasField("layer"):
+        allowed = f"{served.embedding_layer}, the one that the embedding pool is set up with"
+        violations.require(request.layer == served.embedding_layer, "layer", request.layer, allowed)
     _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)
     violations.raise_if_any()
     return limits

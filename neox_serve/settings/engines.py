@@ -107,5 +107,11 @@ class EmbeddingSettings(Section):
 
     enabled: bool = True
     default_pooling: Pooling = Pooling.MEAN
+    layer: int | None = Field(
+        None, ge=1, description="Vectors are of this layer's output, the first being 1; those above are not loaded; absent: the last"
+    )
+    final_layer_norm: bool | None = Field(
+        None, description="Whether the model's final layer norm is applied to it; absent: to the last layer's output alone"
+    )
     engine: EngineSettings = EngineSettings()
     replicas: ReplicaSettings = ReplicaSettings()

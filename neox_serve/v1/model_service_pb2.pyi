@@ -247,19 +247,27 @@ class EmbeddingFacts(_message.Message):
 
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     DEFAULT_POOLING_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    FINAL_LAYER_NORM_FIELD_NUMBER: _builtins.int
     dimensions: _builtins.int
     """Length of each vector."""
     default_pooling: _inference_service_pb2.Pooling.ValueType
     """What POOLING_UNSPECIFIED stands for."""
+    layer: _builtins.int
+    """They are of this layer's output, the first being 1."""
+    final_layer_norm: _builtins.bool
+    """The model's final layer norm is applied to it."""
     def __init__(
         self,
         *,
         dimensions: _builtins.int = ...,
         default_pooling: _inference_service_pb2.Pooling.ValueType = ...,
+        layer: _builtins.int = ...,
+        final_layer_norm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_pooling", b"default_pooling", "dimensions", b"dimensions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_pooling", b"default_pooling", "dimensions", b"dimensions", "final_layer_norm", b"final_layer_norm", "layer", b"layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,8 +28,26 @@ class Reference:
 
     def hidden(self, token_ids: TokenIds) -> torch.Tensor:
         """The last layer's output, shape (positions, dimensions)."""
+        return self.hidden_of(token_ids, -1)
+
+    def hidden_of(self, token_ids: TokenIds, layer: int) -> torch.Tensor:
+        """hidden_states[layer], likewise; that of the last layer has the final layer norm, the others do not."""
         with torch.no_grad():
-            return self.model(torch.tensor([token_ids]), output_hidden_states=True).hidden_states[-1][0]
+            return self.model(torch.tensor([token_ids]), output_hidden_states=True).hidden_states[layer][0]
+
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final layer norm of any layer's output."""
+        with torch.no_grad():
+            return self.model.gpt_neox.final_layer_norm(hidden)
+
+    def last_without_norm(self, token_ids: TokenIds) -> torch.Tensor:
+        """The last layer's output as it comes out of the layer."""
+        seen: list[Any] = []
+        hook = self.model.gpt_neox.layers[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        self.hidden(token_ids)
+        hook.remove()
+        (output,) = seen
+        return (output[0] if isinstance(output, tuple) else output).reshape(len(token_ids), -1)
 
     def greedy(self, token_ids: TokenIds, count: int) -> TokenIds:
         """The likeliest continuation, token by token."""

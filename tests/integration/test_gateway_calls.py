@@ -11,8 +11,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from neox_serve.client import AsyncClient
+from neox_serve.client.results import EmbeddingFacts
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.types import Pool
+from neox_serve.core.types import Pool, Pooling
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.v1 import (
     generation_pb2,
@@ -132,7 +134,7 @@ limits {
   context_tokens: 1024 vocabulary_size: 4096 prompts_per_request: 5 n: 6 beam_width: 7 logprobs: 8 stop_sequences: 16 request_bytes: 9000
 }
 adapters: ["legal", "medical"]
-embedding { dimensions: 256 default_pooling: POOLING_LAST }
+embedding { dimensions: 256 default_pooling: POOLING_LAST layer: 4 final_layer_norm: false }
 ready_generation_replicas: 3 ready_embedding_replicas: 2
 """
 
@@ -143,7 +145,7 @@ async def test_model_is_told_in_every_field(dispatcher: ScriptedDispatcher) -> N
         "model": {"name": "served-name", "revision": "v2", "adapters": [{"name": name, "path": name} for name in ("legal", "medical")]},
         "limits": {"prompts_per_request": 5, "n": 6, "beam_width": 7, "logprobs": 8, "request_bytes": 9000},
         "generation": {"engine": {"max_model_tokens": 1024}},
-        "embedding": {"default_pooling": "last"},
+        "embedding": {"default_pooling": "last", "layer": 4},
     }
     async with running_gateway(dispatcher, **sections) as server, connected(server.port) as stubs:
         (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
@@ -184,3 +186,14 @@ async def test_first_failing_prompt_ends_the_call_and_frees_the_others(stubs: St
     assert (error.reason, error.retry_after_s) == (Reason.REPLICA_LOST, 0.25)
     await asyncio.sleep(0)
     assert not dispatcher.live
+
+
+async def test_embed_says_its_layer_and_refuses_another(dispatcher: ScriptedDispatcher) -> None:
+    async with running_gateway(dispatcher, embedding={"layer": 4}) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        async with connected(server.port) as stubs:
+            request = inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt(text="a")], layer=4)
+            assert (await stubs.inference.Embed(request)).layer == 4
+        with pytest.raises(ServeError) as caught:
+            await client.embed("a", layer=3)
+        assert [violation.field for violation in caught.value.violations] == ["layer"]
+        assert (await client.models())[0].embedding == EmbeddingFacts(256, Pooling.MEAN, 4, final_layer_norm=False)

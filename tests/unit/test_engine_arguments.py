@@ -43,6 +43,36 @@ def test_check_defaults_on_a_small_machine_pass_for_both_pools() -> None:
         arguments.check(pool, settings(pool), SMALL, AVX2)
 
 
+def test_check_layer_that_the_model_has_not_is_named() -> None:
+    asked = restore({"embedding": {"layer": 7}})
+    assert problems(asked, pool=Pool.EMBEDDING) == "embedding.layer: 7: must be in [1, 6], the model's layers"
+    arguments.check(Pool.GENERATION, asked, SMALL, AVX2)
+
+
+def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_it() -> None:
+    asked = restore({"embedding": {"layer": 2}})
+    assert arguments.loaded(Pool.EMBEDDING, asked, SMALL).layers == 2
+    assert arguments.loaded(Pool.GENERATION, asked, SMALL).layers == 6
+    whole, part = (restore({"embedding": {"layer": layer, "engine": {"kv_cache_gib": 1.0}}}) for layer in (44, 2))
+    machine = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 * GIB)
+    assert "the weights must fit" in problems(whole, LARGE, machine, Pool.EMBEDDING)
+    arguments.check(Pool.EMBEDDING, part, LARGE, machine)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "normed"),
+    [
+        ({}, True),
+        ({"layer": 6}, True),
+        ({"layer": 2}, False),
+        ({"layer": 2, "final_layer_norm": True}, True),
+        ({"final_layer_norm": False}, False),
+    ],
+)
+def test_final_layer_norm_goes_with_the_last_layer_unless_it_is_chosen(embedding: dict[str, Any], normed: bool) -> None:
+    assert arguments.final_layer_norm(restore({"embedding": embedding}), SMALL) is normed
+
+
 def test_check_20b_on_two_gpus_passes() -> None:
     arguments.check(Pool.GENERATION, settings(gpus=1, tensor_parallel_size=2), LARGE, Machine(frozenset(), 16, 64 * GIB, gpus=2))
 

@@ -207,10 +207,11 @@ def test_embedding_without_an_embedding_model_is_unknown_model() -> None:
 
 
 def test_embed_fields_are_checked() -> None:
-    request = inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt()], pooling=9, truncation=9)  # type: ignore[arg-type]
+    values: Any = {"pooling": 9, "truncation": 9, "layer": 1}
     with pytest.raises(ServeError) as caught:
-        validation.check_embed(request, SERVED)
-    assert [violation.field for violation in caught.value.violations] == ["inputs[0]", "pooling", "truncation"]
+        validation.check_embed(inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt()], **values), SERVED)
+    assert [violation.field for violation in caught.value.violations] == ["inputs[0]", "pooling", "layer", "truncation"]
+    assert caught.value.violations[2].description == "got 1, must be 2, the one that the embedding pool is set up with"
 
 
 def test_stream_without_prompt_names_the_field() -> None:
