@@ -2,7 +2,22 @@
 
 import typer
 
-from cluster.commands import bench, classify, configuration, generate, inspect, job, lifecycle, logs, plan, simulate, tenant, tokens, usage
+from cluster.commands import (
+    bench,
+    classify,
+    configuration,
+    generate,
+    inspect,
+    job,
+    lifecycle,
+    logs,
+    plan,
+    search,
+    simulate,
+    tenant,
+    tokens,
+    usage,
+)
 from cluster.commands.failures import ExplainingGroup
 
 app = typer.Typer(
@@ -17,7 +32,7 @@ for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, 
     app.command(rich_help_panel=_CLUSTER)(_command)
 for _command in (generate.generate, tokens.embed, tokens.score, tokens.tokenize, tokens.detokenize, tokens.estimate):
     app.command(rich_help_panel=_CALLS)(_command)
-for _command in (classify.classify, inspect.models, bench.bench):
+for _command in (classify.classify, search.search, inspect.models, bench.bench):
     app.command(rich_help_panel=_CALLS)(_command)
 app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
 app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)

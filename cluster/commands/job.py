@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,7 @@ class _Work:
     set_aside: str | None
     concurrency: int
     patience_s: float
+    into: str | None
 
     @property
     def name(self) -> str:
@@ -65,10 +66,20 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
         set_aside: Annotated[str | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = None,
         patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Fail without any progress.")] = 600.0,
+        into: Annotated[
+            str | None,
+            typer.Option(
+                metavar="TARGET",
+                hidden=kind != "embed",
+                help="Vector database that gets the vectors too: milvus:FILE#COLLECTION, milvus:http://HOST:PORT#COLLECTION or "
+                "lancedb:FOLDER#TABLE.",
+            ),
+        ] = None,
         name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
     ) -> None:
         files = [_as_known_there(connection, file) for file in (source, output, set_aside)]
-        work = _Work(kind, str(files[0]), str(files[1]), _object(defaults), files[2], concurrency, patience_s)
+        known_target = _target_as_known_there(connection, into)
+        work = _Work(kind, str(files[0]), str(files[1]), _object(defaults), files[2], concurrency, patience_s, known_target)
         if not connection.shows_credential:
             _survey(work)
         with connection.client() as client:
@@ -169,6 +180,19 @@ def _as_known_there(connection: Connection, file: str | None) -> str | None:
     return str(Path(file).absolute())
 
 
+def _target_as_known_there(connection: Connection, target: str | None) -> str | None:
+    """A vector database, likewise."""
+    from deployments.jobs.vector_stores import Target
+
+    if target is None:
+        return None
+    try:
+        parsed = Target.parse(target)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--into") from error
+    return str(replace(parsed, place=str(_as_known_there(connection, parsed.place))))
+
+
 def _survey(work: _Work) -> None:
     """Finds bad rows before anything is created; the job looks again where it runs."""
     from deployments.jobs.bulk import BulkJob, JobError, survey
@@ -192,6 +216,7 @@ def _created(client: "Client", work: _Work, name: str | None) -> "BatchJob":
             set_aside=work.set_aside,
             concurrency=work.concurrency,
             patience_s=work.patience_s,
+            into=work.into,
         )
         if not job.state.ended:
             return job

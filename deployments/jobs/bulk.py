@@ -23,11 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
-from deployments.jobs.formats import input_rows, settled_keys
+from deployments.jobs.formats import input_rows, settled_keys, settled_vectors
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
 from deployments.jobs.row_files import Output, output_of, partial_of
 from deployments.jobs.rows import (
+    EMBED,
     KINDS,
     STOPPING_REASONS,
     BadRow,
@@ -40,6 +41,7 @@ from deployments.jobs.rows import (
     settled_line,
 )
 from deployments.jobs.storage import exists, remove, writing
+from deployments.jobs.vector_stores import ALLOWED, Target, VectorRow, opened
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 
@@ -62,6 +64,7 @@ class BulkJob:
 
     api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
     report: file in which it says how far it is; None where nobody asks.
+    into: vector database that gets the vectors too, once the output is in its place.
     """
 
     kind: str
@@ -76,6 +79,7 @@ class BulkJob:
     tls: Tls | None = None
     api_key_file: Path | None = None
     report: Path | None = None
+    into: Target | None = None
 
 
 def survey(job: BulkJob) -> dict[int, str]:
@@ -102,6 +106,15 @@ def survey(job: BulkJob) -> dict[int, str]:
 
 async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
+    progress = await _settle(job, keys, console)
+    if job.into is not None:
+        with _usable(str(job.into)), opened(job.into) as store:
+            written = store.write(_vectors(job))
+        console.print(f"{written:,} vectors in {job.into}", markup=False, highlight=False)
+    return progress
+
+
+async def _settle(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_usable(job.output))
         output = await _open(stack, job, console)
@@ -118,6 +131,14 @@ async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobPro
         await _settle_all(job, keys, output, progress)
         output.publish()
     return progress
+
+
+def _vectors(job: BulkJob) -> Iterator[VectorRow]:
+    """Of the output in its place; rows without an id go by their number."""
+    vectors = settled_vectors(job.output)
+    for row in input_rows(KINDS[job.kind], job.input):
+        if isinstance(row, Row) and (vector := vectors.get(row.number)) is not None:
+            yield VectorRow(row.id or str(row.number), row.content if isinstance(row.content, str) else "", vector)
 
 
 def _done_before(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
@@ -252,6 +273,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     parser.add_argument("--set-aside", help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
+    parser.add_argument("--into", type=_target, help=f"vector database that gets the vectors too: {ALLOWED}")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
     parser.add_argument("--tls", action="store_true", help="speak TLS")
     for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
@@ -259,6 +281,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     values = vars(parser.parse_args(arguments))
     files = tuple(values.pop(f"tls_{name}") for name in ("ca", "certificate", "key"))
     tls = values.pop("tls") or any(files)
+    if values["into"] and values["kind"] != EMBED.name:
+        parser.error("--into takes vectors: it goes with embed")
     return BulkJob(**values, tls=Tls(*files) if tls else None)
 
 
@@ -270,6 +294,7 @@ def arguments_of(job: BulkJob) -> list[str]:
     arguments += ["--set-aside", job.set_aside] if job.set_aside else []
     arguments += ["--api-key-file", str(job.api_key_file)] if job.api_key_file else []
     arguments += ["--report", str(job.report)] if job.report else []
+    arguments += ["--into", str(job.into)] if job.into else []
     if job.tls:
         files = {"--tls-ca": job.tls.root_ca, "--tls-certificate": job.tls.certificate, "--tls-key": job.tls.key}
         arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]
@@ -285,6 +310,13 @@ def _positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
+
+
+def _target(text: str) -> Target:
+    try:
+        return Target.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _mapping(text: str) -> dict[str, Any]:

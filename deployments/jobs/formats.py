@@ -42,6 +42,16 @@ def settled_keys(file: str) -> dict[int, str]:
         return {values["row"]: values["key"] for values in map(json.loads, stream)}
 
 
+def settled_vectors(file: str) -> dict[int, list[float]]:
+    """Of an embed job's output in its place: the vectors by row; rows with an error have none. Raises OSError."""
+    with reading(file) as stream, told():
+        if is_parquet(file):
+            table = pq.read_table(stream, columns=["row", "vector"])
+            pairs = zip(table["row"].to_pylist(), table["vector"].to_pylist(), strict=True)
+            return {row: vector for row, vector in pairs if vector is not None}
+        return {values["row"]: values["vector"] for values in map(json.loads, stream) if "vector" in values}
+
+
 def write_output(kind: Kind, file: str, lines: Iterable[bytes], stream: IO[bytes]) -> None:
     """Writes settled rows' lines as the file's name says."""
     if not is_parquet(file):

@@ -19,6 +19,7 @@ from deployments.jobs.bulk import BulkJob, entrypoint_of
 from deployments.jobs.reports import read_report
 from deployments.jobs.row_files import partial_of
 from deployments.jobs.storage import joined, remove
+from deployments.jobs.vector_stores import Target
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
 from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, Submit, next_step, to_start
@@ -74,6 +75,11 @@ class Places:
     def file(self, tenant: str, name: str) -> str:
         """Of a tenant. Only operators may have given absolute names, or URLs."""
         return joined(self.folder, tenant, name)
+
+    def target(self, tenant: str, text: str) -> Target:
+        """A vector database of a tenant's, likewise."""
+        target = Target.parse(text)
+        return replace(target, place=self.file(tenant, target.place))
 
 
 class JobKeeper:
@@ -201,6 +207,7 @@ class JobKeeper:
             tls=self._places.tls,
             api_key_file=self._key_file(job) if job.key_id else None,
             report=self._report_file(job),
+            into=self._places.target(job.tenant, work["into"]) if work.get("into") else None,
         )
 
     def _notes(self, job: Job) -> Path:

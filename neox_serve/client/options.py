@@ -106,7 +106,7 @@ class JobOptions(TypedDict, total=False):
 
     request_id: sent again, it finds the job that it made; made by the client where absent. timeout_s: of the call that creates the job.
     options: of rows that do not set them. set_aside: file that takes rows that cannot be used. concurrency: requests in flight.
-    patience_s: without a row settled until the job fails.
+    patience_s: without a row settled until the job fails. into: vector database that gets an embed job's vectors too.
     """
 
     request_id: str | None
@@ -115,3 +115,4 @@ class JobOptions(TypedDict, total=False):
     set_aside: str | None
     concurrency: int | None
     patience_s: float | None
+    into: str | None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ _DEFAULT_PATIENCE_S, _MOST_PATIENCE_S = 600.0, 7 * 86_400.0
 _MOST_NAME_CHARACTERS = 1_024
 _MOST_OPTIONS_CHARACTERS = 65_536
 _WATCH_INTERVAL_S = 0.5
+_TARGET = re.compile(r"(?:milvus|lancedb):(.+)#[A-Za-z_][A-Za-z0-9_]{0,254}")
 _DRAINING_RETRY_S = 0.5
 
 
@@ -94,6 +96,8 @@ def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, A
     patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
     wrong.require(0 < patience_s <= _MOST_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MOST_PATIENCE_S:g}] s")
     options = _options(wrong, rows.options_json)
+    if rows.into:
+        _check_target(wrong, rows, operator=operator)
     wrong.raise_if_any()
     return {
         "input": rows.input,
@@ -101,6 +105,7 @@ def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, A
         "options_json": rows.options_json,
         "options": options,
         "set_aside": rows.set_aside,
+        "into": rows.into,
         "concurrency": concurrency,
         "patience_s": patience_s,
     }
@@ -112,6 +117,15 @@ def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> 
     inside = operator or not (path.is_absolute() or "://" in name)
     good = 0 < len(name) <= _MOST_NAME_CHARACTERS and "\0" not in name and ".." not in path.parts and bool(path.name)
     wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path or URL")
+
+
+def _check_target(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> None:
+    found = _TARGET.fullmatch(rows.into)
+    allowed = "milvus:FILE#COLLECTION or lancedb:FOLDER#TABLE, a collection's name of letters, digits and _"
+    wrong.require(found is not None, "rows.into", rows.into, allowed)
+    if found is not None:
+        _check_name(wrong, "rows.into", found[1], operator=operator)
+    wrong.require(rows.work == pb.ROW_WORK_EMBED, "rows.into", rows.into, "absent but for ROW_WORK_EMBED")
 
 
 def _options(wrong: Violations, text: str) -> Any:

@@ -90,6 +90,7 @@ class RowsWork(_message.Message):
     SET_ASIDE_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
     work: Global___RowWork.ValueType
     input: _builtins.str
     """JSONL, a row a line; Parquet where it ends in .parquet, with a column for each key. A name in the tenant's folder of the cluster's batch folder, such as "june/prompts.jsonl". Callers
@@ -103,6 +104,11 @@ class RowsWork(_message.Message):
     """Takes rows that cannot be used, likewise. Absent: one such row fails the job before it starts."""
     concurrency: _builtins.int
     """Requests in flight, 1 to 1,024. Absent: 32."""
+    into: _builtins.str
+    """Of ROW_WORK_EMBED: a vector database that gets the vectors too once they are in the output, rows by their id or else their number:
+    milvus:FILE#COLLECTION or lancedb:FOLDER#TABLE, in the tenant's folder, made where it is not there; operators may also name a server of
+    Milvus, milvus:http://HOST:PORT#COLLECTION.
+    """
     @_builtins.property
     def patience(self) -> _duration_pb2.Duration:
         """The job fails when no row has been settled for so long. Absent: 10 minutes."""
@@ -117,10 +123,11 @@ class RowsWork(_message.Message):
         set_aside: _builtins.str = ...,
         concurrency: _builtins.int = ...,
         patience: _duration_pb2.Duration | None = ...,
+        into: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["patience", b"patience"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "options_json", b"options_json", "output", b"output", "patience", b"patience", "set_aside", b"set_aside", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "into", b"into", "options_json", b"options_json", "output", b"output", "patience", b"patience", "set_aside", b"set_aside", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

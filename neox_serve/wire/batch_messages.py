@@ -48,6 +48,7 @@ def _rows_to_proto(kind: str, work: Mapping[str, Any]) -> pb.RowsWork:
         output=work["output"],
         options_json=work["options_json"],
         set_aside=work["set_aside"],
+        into=work["into"],
         concurrency=work["concurrency"],
         patience=duration(work["patience_s"]),
     )

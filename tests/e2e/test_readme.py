@@ -1,5 +1,6 @@
 """Every command of the README does what it says: those that call the cluster run here against one, the others have their own tests."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from deployments.jobs.vector_stores import Target, opened
+from neox_serve.client import Client
 from tests.clusters import CommandCluster
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +42,8 @@ TESTED_ELSEWHERE = {
     "make protos": "tests/unit/test_generated_protos.py",
     "make lock": "needs the registries",
     "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_commands.py",
-    "neox-serve job submit embed texts.jsonl vectors.parquet --wait": "test_commands_of_the_page_on_batch_jobs_work_in_their_order",
+    "neox-serve job submit embed texts.jsonl vectors.parquet --into milvus:vectors.db#texts --wait": "the same as",
+    'neox-serve search milvus:vectors.db#texts "lists a folder"': "test_commands_of_the_page_on_batch_jobs_work_in_their_order",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
@@ -91,12 +96,15 @@ def test_commands_of_the_page_on_batch_jobs_work_in_their_order(real_cluster: Co
         "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    commands = re.findall(r"^    ((?:printf|neox-serve) .+)$", BATCH, flags=re.MULTILINE)
-    assert len(commands) == 5
+    commands = re.findall(r"^    ((?:printf|python|neox-serve) .+)$", BATCH, flags=re.MULTILINE)
+    assert len(commands) == 8
     for command in commands:
         run: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "env": environment, "cwd": tmp_path}
         done = subprocess.run(command, shell=True, check=False, **run)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert len(done.stdout.splitlines()) == 5
+    assert "  statistics." in done.stdout
+    assert_search_finds_what_brute_force_finds(tmp_path, real_cluster.address)
     assert [len(vector) for vector in pq.read_table(tmp_path / "vectors.parquet")["vector"].to_pylist()] == [256, 256]
     assert all(pq.read_table(tmp_path / "answers.parquet")["text"].to_pylist())
 
@@ -107,6 +115,19 @@ def test_commands_of_the_page_on_batch_jobs_work_in_their_order(real_cluster: Co
     done = subprocess.run([sys.executable, "-c", code.replace("127.0.0.1:50051", real_cluster.address)], check=False, **run)
     assert "SUCCEEDED 1 1" in done.stdout, done.stderr
     assert pq.read_table(folder / "answers.parquet").num_rows == 1
+
+
+def assert_search_finds_what_brute_force_finds(folder: Path, address: str) -> None:
+    """For every function of the page's file, by its own text."""
+    rows = [json.loads(line) for line in (folder / "functions.jsonl").read_text().splitlines()]
+    vectors = np.array(pq.read_table(folder / "functions.parquet")["vector"].to_pylist(), dtype=np.float32)
+    with opened(Target("milvus", str(folder / "functions.db"), "functions")) as store, Client(address) as client:
+        asked = client.embed([row["text"] for row in rows[:40]]).vectors
+        hits = 0
+        for vector in asked:
+            wanted = {rows[place]["id"] for place in np.argsort(-(vectors @ vector))[:5]}
+            hits += len(wanted & {found.id for found in store.search(vector.tolist(), 5)})
+    assert hits / (5 * len(asked)) >= 0.95
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:

@@ -191,6 +191,20 @@ async def test_options_that_are_no_object_are_refused(server: GatewayServer, opt
             await BatchServiceStub(channel).CreateJob(pb.CreateJobRequest(rows=rows))
 
 
+@pytest.mark.parametrize("into", ["milvus:a.db", "qdrant:a#b", "milvus:../a.db#b", "milvus:http://h:1#b", "lancedb:/data#b"])
+async def test_vector_database_that_a_tenant_may_not_name_is_refused(platform: Platform, server: GatewayServer, into: str) -> None:
+    async with client_of(platform, server, Tenant("acme")) as acme:
+        error = await refused(Reason.INVALID_ARGUMENT, acme.create_job("embed", "in", "out", into=into))
+        assert [violation.field for violation in error.violations] == ["rows.into"]
+
+
+async def test_vector_database_goes_with_embed_alone(client: AsyncClient) -> None:
+    job = await client.create_job("embed", "in", "out", into="milvus:vectors.db#words")
+    assert job.kind == "embed"
+    error = await refused(Reason.INVALID_ARGUMENT, client.create_job("generate", "in", "out", into="milvus:vectors.db#words"))
+    assert [violation.field for violation in error.violations] == ["rows.into"]
+
+
 async def test_work_that_is_not_said_is_refused(server: GatewayServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"rows\.work"):

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from deployments.jobs.bulk import BulkJob, parse_arguments
 from deployments.jobs.keeper import JobKeeper, Places
 from deployments.jobs.reports import ReportFile
+from deployments.jobs.vector_stores import Target
 from neox_serve.core.jobs import Job, JobState, Progress, RunStatus, Start
 from neox_serve.core.tenants import ANONYMOUS, Tenant
 from neox_serve.tenancy.database import open_database
@@ -91,6 +92,9 @@ def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) 
     assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", 9.0)
     folder = f"{world.places.folder}/{ANONYMOUS}"
     assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
+    assert told.into is None
+    assert world.places.target("acme", "milvus:vectors.db#words") == Target("milvus", f"{world.places.folder}/acme/vectors.db", "words")
+    assert world.places.target("acme", "milvus:http://h:1#words") == Target("milvus", "http://h:1", "words")
     assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
     report_of(world, job).tell(Progress(10, 4, 1, 50))
     assert world.look(job).progress == Progress(10, 4, 1, 50)

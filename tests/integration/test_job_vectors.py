@@ -1,0 +1,102 @@
+"""Embed jobs into vector databases that run for real: Milvus embedded in a file, and LanceDB."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deployments.jobs.bulk import BulkJob, JobError, arguments_of, parse_arguments, run, survey
+from deployments.jobs.vector_stores import Target, VectorRow, opened
+from neox_serve.core.errors import invalid
+from tests.fakes.scripted_gateway import ScriptedGateway
+
+KINDS = ["milvus", "lancedb"]
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[ScriptedGateway]:
+    async with ScriptedGateway() as scripted:
+        yield scripted
+
+
+def target(folder: Path, kind: str, collection: str = "words") -> Target:
+    return Target(kind, str(folder / "vectors.db"), collection)
+
+
+async def do(job: BulkJob) -> str:
+    said = io.StringIO()
+    await asyncio.wait_for(run(job, survey(job), Console(file=said, width=200)), 60)
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_runs(
+    kind: str, ending: str, tmp_path: Path, gateway: ScriptedGateway
+) -> None:
+    gateway.script("Embed", invalid("inputs[0]", "too strange"))
+    rows = [{"text": "strange"}, {"text": "x", "id": "one"}, {"text": "y" * 40, "id": "forty"}, {"text": "z" * 3}]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source, output = str(tmp_path / "in.jsonl"), str(tmp_path / f"out.{ending}")
+    job = BulkJob("embed", source, output, gateway.address, "job-1", concurrency=1, into=target(tmp_path, kind))
+    for _ in range(2):
+        assert "3 vectors in" in await do(job)
+    assert job.into is not None
+    for _ in range(2):
+        with opened(job.into) as store:
+            found = store.search([40.0, 1.0], 10)
+    assert [(row.id, row.text) for row in found] == [("forty", "y" * 40), ("4", "zzz"), ("one", "x")]
+    assert found[0].similarity == pytest.approx(1.0, abs=1e-5)
+    assert found[2].similarity == pytest.approx(41 / np.hypot(40, 1) / np.hypot(1, 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_search_finds_what_brute_force_finds(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((1_200, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    hits = 0
+    with opened(target(tmp_path, kind)) as store:
+        assert store.write(VectorRow(str(row), "", vector.tolist()) for row, vector in enumerate(vectors)) == 1_200
+        for asked in rng.standard_normal((20, 32)).astype(np.float32):
+            wanted = {str(row) for row in np.argsort(-(vectors @ asked))[:10]}
+            hits += len(wanted & {row.id for row in store.search(asked.tolist(), 10)})
+    assert hits / 200 >= 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_collection_that_is_not_there_or_of_another_size_is_an_error(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="there is no 'words' in it"), opened(target(tmp_path, kind)) as store:
+        store.search([1.0, 2.0], 3)
+    with opened(target(tmp_path, kind)) as store:
+        store.write([VectorRow("a", "", [1.0, 2.0])])
+    with pytest.raises(OSError, match=r"(?i)dim|length|size"), opened(target(tmp_path, kind)) as store:
+        store.write([VectorRow("a", "", [1.0, 2.0, 3.0])])
+
+
+async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "file").write_text("")
+    into = Target("lancedb", str(tmp_path / "file" / "below"), "words")
+    job = BulkJob("embed", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), gateway.address, "job-1", into=into)
+    with pytest.raises(JobError, match=r"lancedb:.*#words: "):
+        await do(job)
+
+
+@pytest.mark.parametrize("text", ["", "milvus:a.db", "milvus:#a", "qdrant:a#b", "lancedb:a#b-c"])
+def test_target_that_is_none_says_what_is(text: str) -> None:
+    with pytest.raises(ValueError, match="must be milvus:FILE#COLLECTION"):
+        Target.parse(text)
+
+
+def test_target_is_an_argument_of_embed_alone() -> None:
+    job = BulkJob("embed", "/i", "/o", "h:1", "j", into=Target.parse("milvus:http://h:19530#words"))
+    assert parse_arguments(arguments_of(job)) == job
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments_of(replace(job, kind="generate")))
