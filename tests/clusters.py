@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from neox_serve.settings import Settings, restore
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 90.0
+_PORTS = iter(random.sample(range(20_000, 32_000), 12_000))
 
 # The title Ray gives a replica's process: application, deployment.
 ROUTER = "ServeReplica:neox-router:router"
@@ -128,10 +130,15 @@ def running_cluster(folder: Path, values: dict[str, Any]) -> Iterator[CommandClu
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on, each time another one.
+
+    Not one of those that the kernel gives to outgoing connections, or Ray to its workers: before it is used, it could be taken again.
+    """
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _command_line(process: psutil.Process) -> list[str]:
