@@ -5,8 +5,8 @@ from pathlib import Path
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
-from autoscaling.simulator.cluster import Setting
 from autoscaling.simulator.pools import Hardware
+from autoscaling.simulator.setting import Setting
 from autoscaling.simulator.workloads import Bursts, Workload
 
 

@@ -70,7 +70,6 @@ _GATEWAY_READS: dict[str, Any] = {
     "links": True,
     "tracing": True,
     "state_folder": True,
-    "batch": {"folder"},
     "router": True,
     "log": True,
     "generation": {"engine": {"max_model_tokens"}},

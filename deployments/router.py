@@ -42,7 +42,8 @@ class RouterDeployment:
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
             self._keep_running(scaling.run(settings.scaling.interval_s))
-        self._keep_running((await asyncio.to_thread(open_keeper, settings, RayRuns())).run())
+        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns()))
+        self._keep_running(keeper.run())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         self._to_end.push_async_callback(stop_task, asyncio.ensure_future(work))

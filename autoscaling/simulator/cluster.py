@@ -16,56 +16,22 @@ from functools import cache
 from itertools import count
 from random import Random
 
-from autoscaling.attainment import Attained, Attainment
 from autoscaling.policies.decision import Policy, State
-from autoscaling.signals import BULK, ClassDemand, PoolSignals, PoolSpec
-from autoscaling.simulator.engine import EngineShape, Request, SimulatedEngine, Urgency
+from autoscaling.signals import PoolSignals
+from autoscaling.simulator.engine import Request, SimulatedEngine, Urgency
+from autoscaling.simulator.meter import Meter
 from autoscaling.simulator.outcome import Action, Outcome
+from autoscaling.simulator.setting import Setting
 from neox_serve.core.admissions import Admissions, Answer
 from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
 from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import ServeError
-from neox_serve.core.fair_queue import QueueLimits
 from neox_serve.core.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 _GATEWAY, _MODEL = "g", "m"
-_CLASSES = {Urgency.DEFAULT: ("default", PriorityClass.DEFAULT), Urgency.BULK: (BULK, PriorityClass.BULK)}
-_FORGETTING = 0.02
-"""How much the newest answer counts in how long a tenant's answers are expected to be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A simulated pool. initial_replicas are ready at the start.
-
-    startup_s: of a replica, give or take startup_jitter_fraction. metric_delay_s: how old signals are. interval_s: between two questions to
-    the policy. timeout_s: how long clients wait for an answer to begin and end. failures_per_gpu_hour: rate at which GPUs die. warmup_s:
-    until when a policy may get to know its traffic; what happens before is not in the outcome.
-    """
-
-    spec: PoolSpec
-    shape: EngineShape
-    startup_s: float
-    initial_replicas: int = 1
-    startup_jitter_fraction: float = 0.1
-    drain_timeout_s: float = 120.0
-    metric_delay_s: float = 1.0
-    interval_s: float = 1.0
-    timeout_s: float = 120.0
-    queue: QueueLimits = QueueLimits(most_requests=200_000, most_tokens=1 << 40, longest_wait_s=60.0)  # noqa: RUF009 - frozen
-    failures_per_gpu_hour: float = 0.0
-    warmup_s: float = 0.0
-    routing: str = "kv-aware"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("startup_s", "metric_delay_s", "initial_replicas", "failures_per_gpu_hour", "warmup_s"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"{name} {value}: must not be negative")
-        if self.interval_s <= 0:
-            raise ValueError(f"interval_s {self.interval_s}: must be positive")
+_PRIORITIES = {Urgency.DEFAULT: PriorityClass.DEFAULT, Urgency.BULK: PriorityClass.BULK}
 
 
 class _Phase(Enum):
@@ -92,17 +58,6 @@ class _SimulatedReplica:
     stepping: bool = False
     ends_s: float = 0.0
     news: Iterator[int] = field(default_factory=lambda: count(1))
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What came of one class since the last tick, and what of it waits."""
-
-    requests: int = 0
-    input_tokens: float = 0.0
-    output_tokens: float = 0.0
-    waiting_requests: int = 0
-    waiting_tokens: float = 0.0
 
 
 def simulate(
@@ -149,11 +104,7 @@ class _Run:
         self._terms = cache(self._fresh_terms)
         self._open: dict[int, Request] = {}
         self._placed: dict[int, str] = {}
-        self._counts = {urgency: _Counts() for urgency in Urgency}
-        self._expected: dict[int, float] = {}
-        self._first_tokens: list[Request] = []
-        self._attainment = Attainment(setting.spec.targets)
-        self._tpots: list[float] = []
+        self._meter = Meter(setting.spec.targets)
         self._delayed: deque[tuple[float, PoolSignals]] = deque()
         self._startup_s: float | None = None
         self._ticked_s = 0.0
@@ -211,21 +162,15 @@ class _Run:
     # Requests
 
     def _arrive(self, request: Request, now_s: float) -> None:
-        counts = self._counts[request.urgency]
-        counts.requests += 1
-        counts.input_tokens += request.prompt_tokens
-        counts.output_tokens += self._expected_output(request)
+        self._meter.came(request)
         self._outcome.prompt_tokens += request.prompt_tokens
         self._ask(request, now_s)
-
-    def _expected_output(self, request: Request) -> float:
-        return self._expected.get(request.tenant, float(request.output_tokens))
 
     def _ask(self, request: Request, now_s: float) -> None:
         """For a replica. A request that has lost its own comes here again."""
         request.lease_id = next(self._leases)
         self._open[request.lease_id] = request
-        self._count_waiting(request, 1)
+        self._meter.waits(request)
         terms = self._terms(request.tenant, request.urgency)
         if now_s > request.at_s:
             terms = replace(terms, time_left_s=terms.time_left_s - (now_s - request.at_s))
@@ -243,14 +188,7 @@ class _Run:
     def _fresh_terms(self, tenant: int, urgency: Urgency) -> Terms:
         """Of a request that has just come."""
         left_s = self._setting.timeout_s if urgency is not Urgency.BULK else float("inf")
-        return Terms(tenant=str(tenant), priority=_CLASSES[urgency][1], time_left_s=left_s)
-
-    def _count_waiting(self, request: Request, sign: int) -> None:
-        counts = self._counts[request.urgency]
-        counts.waiting_requests += sign
-        if sign > 0:
-            request.held_tokens = int(request.prompt_tokens + self._expected_output(request))
-        counts.waiting_tokens += sign * request.held_tokens
+        return Terms(tenant=str(tenant), priority=_PRIORITIES[urgency], time_left_s=left_s)
 
     def _tell(self, answers: list[Answer], now_s: float) -> None:
         for answer in answers:
@@ -258,10 +196,10 @@ class _Run:
             if request is None:
                 continue
             if isinstance(answer.what, Grant):
-                self._count_waiting(request, -1)
+                self._meter.waits_no_more(request)
                 self._give(request, self._replicas[answer.what.replica_id], now_s)
             elif isinstance(answer.what, ServeError):
-                self._count_waiting(request, -1)
+                self._meter.waits_no_more(request)
                 self._refuse(request)
             # Otherwise it waits, or is BULK and asked to make room, which simulated engines do for nothing that they have begun.
 
@@ -315,13 +253,11 @@ class _Run:
         del self._open[request.lease_id]
         del self._placed[request.lease_id]
         self._admissions.settle(_GATEWAY, Settled(request.lease_id, request.cached_tokens, request.output_tokens), now_s)
-        before = self._expected.get(request.tenant, float(request.output_tokens))
-        self._expected[request.tenant] = before + _FORGETTING * (request.output_tokens - before)
         self._outcome.output_tokens += request.output_tokens
         self._outcome.cached_tokens += request.cached_tokens
         self._outcome.preemptions += request.preemptions
         tpot_s = (now_s - request.first_token_s) / (request.output_tokens - 1) if request.output_tokens > 1 else 0.0
-        self._tpots.append(tpot_s)
+        self._meter.ended(request, tpot_s)
         self._note(request, request.first_token_s - request.at_s, tpot_s)
 
     def _note(self, request: Request, ttft_s: float, tpot_s: float) -> None:
@@ -338,7 +274,7 @@ class _Run:
     # Replicas
 
     def _new_replica(self, now_s: float) -> _SimulatedReplica:
-        replica = _SimulatedReplica(f"r{next(self._names)}", now_s, SimulatedEngine(self._setting.shape, self._first_tokens))
+        replica = _SimulatedReplica(f"r{next(self._names)}", now_s, SimulatedEngine(self._setting.shape, self._meter.first_tokens))
         self._replicas[replica.name] = replica
         return replica
 
@@ -434,52 +370,20 @@ class _Run:
         by_phase = {phase: [replica for replica in self._replicas.values() if replica.phase is phase] for phase in _Phase}
         ready = by_phase[_Phase.READY]
         working = [*ready, *by_phase[_Phase.DRAINING]]
-        by_class = {_CLASSES[urgency][0]: self._take_counts(counts, seconds) for urgency, counts in self._counts.items()}
-        running = sum(replica.engine.requests for replica in working)
-        self._note_time(now_s, by_phase, running, by_class)
-        attained = self._attained(now_s)
-        return PoolSignals(
+        signals = PoolSignals(
             ready_replicas=len(ready),
             starting_replicas=len(by_phase[_Phase.STARTING]),
             draining_replicas=len(by_phase[_Phase.DRAINING]),
-            by_class=by_class,
-            running_requests=running,
+            by_class=self._meter.demand(seconds),
+            running_requests=sum(replica.engine.requests for replica in working),
             running_tokens=sum(replica.engine.held_tokens for replica in working),
             prefill_backlog_tokens=sum(replica.engine.prefill_tokens for replica in working),
             kv_usage_fraction=sum(replica.engine.kv_usage_fraction for replica in ready) / len(ready) if ready else 0.0,
             startup_s=self._startup_s,
-            **attained._asdict(),
+            **self._meter.attained(now_s)._asdict(),
         )
-
-    def _take_counts(self, counts: _Counts, seconds: float) -> ClassDemand:
-        demand = ClassDemand(
-            counts.waiting_requests,
-            counts.waiting_tokens,
-            counts.requests / seconds,
-            counts.input_tokens / seconds,
-            counts.output_tokens / seconds,
-        )
-        counts.requests, counts.input_tokens, counts.output_tokens = 0, 0.0, 0.0
-        return demand
-
-    def _attained(self, now_s: float) -> Attained:
-        ttfts_s = [request.first_token_s - request.at_s for request in self._first_tokens if request.urgency is not Urgency.BULK]
-        attained = self._attainment.report(ttfts_s, self._tpots, now_s)
-        self._first_tokens.clear()
-        self._tpots.clear()
-        return attained
-
-    def _note_time(
-        self, now_s: float, by_phase: dict[_Phase, list[_SimulatedReplica]], running: int, by_class: dict[str, ClassDemand]
-    ) -> None:
-        timeline = self._outcome.timeline
-        timeline.at_s.append(now_s)
-        timeline.ready.append(len(by_phase[_Phase.READY]))
-        timeline.starting.append(len(by_phase[_Phase.STARTING]))
-        timeline.draining.append(len(by_phase[_Phase.DRAINING]))
-        timeline.waiting.append(int(sum(demand.waiting_requests for demand in by_class.values())))
-        timeline.running.append(running)
-        timeline.arrived_per_s.append(sum(demand.arrived_requests_per_s for demand in by_class.values()))
+        self._outcome.timeline.note(now_s, signals)
+        return signals
 
 
 def _least_missed(live: list[_SimulatedReplica]) -> list[_SimulatedReplica]:

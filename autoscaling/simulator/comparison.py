@@ -10,9 +10,10 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for_processes
 from threading import Thread
 
-from autoscaling.simulator.cluster import Setting, simulate
+from autoscaling.simulator.cluster import simulate
 from autoscaling.simulator.contenders import CONTENDERS
 from autoscaling.simulator.outcome import Outcome
+from autoscaling.simulator.setting import Setting
 from autoscaling.simulator.workloads import Workload
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from autoscaling.signals import Targets
+from autoscaling.signals import PoolSignals, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,17 @@ class Timeline:
     waiting: "array[int]" = field(default_factory=lambda: array("l"))
     running: "array[int]" = field(default_factory=lambda: array("l"))
     arrived_per_s: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def note(self, at_s: float, signals: PoolSignals) -> None:
+        """One moment, as a policy will see it."""
+        demands = signals.by_class.values()
+        self.at_s.append(at_s)
+        self.ready.append(signals.ready_replicas)
+        self.starting.append(signals.starting_replicas)
+        self.draining.append(signals.draining_replicas)
+        self.waiting.append(int(sum(demand.waiting_requests for demand in demands)))
+        self.running.append(int(signals.running_requests))
+        self.arrived_per_s.append(sum(demand.arrived_requests_per_s for demand in demands))
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,8 @@ from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
 from cluster.commands.settings import effective
+from neox_serve.core.jobs import RowsWork
+from neox_serve.core.vector_target import ALLOWED, VectorTarget
 
 if TYPE_CHECKING:
     from cluster.job_logs import JobLogs
@@ -31,26 +33,6 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID")]
 _WHOSE = "Parquet where it ends in .parquet. A path or URL; with a credential, a name in the tenant's folder of the cluster."
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a submission says. source, output, set_aside: as the cluster knows them."""
-
-    kind: str
-    source: str
-    output: str
-    options: dict[str, Any]
-    set_aside: str | None
-    concurrency: int
-    patience_s: float
-    into: str | None
-
-    @property
-    def name(self) -> str:
-        """Made of all that it is: the same work, the same name."""
-        parts = json.dumps([getattr(self, part) for part in self.__slots__], sort_keys=True)
-        return f"{self.kind}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
-
-
 def _submission(kind: str, row: str) -> Callable[..., None]:
     """The command that submits one kind of work."""
 
@@ -64,26 +46,20 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
         defaults: Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")] = "{}",
         concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
-        set_aside: Annotated[str | None, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = None,
+        set_aside: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
         patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Fail without any progress.")] = 600.0,
         into: Annotated[
-            str | None,
-            typer.Option(
-                metavar="TARGET",
-                hidden=kind != "embed",
-                help="Vector database that gets the vectors too: milvus:FILE#COLLECTION, milvus:http://HOST:PORT#COLLECTION or "
-                "lancedb:FOLDER#TABLE.",
-            ),
-        ] = None,
+            str, typer.Option(metavar="TARGET", hidden=kind != "embed", help=f"Vector database that gets the vectors too: {ALLOWED}.")
+        ] = "",
         name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
     ) -> None:
-        files = [_as_known_there(connection, file) for file in (source, output, set_aside)]
-        known_target = _target_as_known_there(connection, into)
-        work = _Work(kind, str(files[0]), str(files[1]), _object(defaults), files[2], concurrency, patience_s, known_target)
+        source, output, set_aside = (_as_known_there(connection, file) for file in (source, output, set_aside))
+        into = _target_as_known_there(connection, into)
+        work = RowsWork(source, output, _object(defaults), set_aside, concurrency, patience_s, into)
         if not connection.shows_credential:
-            _survey(work)
+            _survey(kind, work)
         with connection.client() as client:
-            job = _created(client, work, name)
+            job = _created(client, kind, work, name or _name(kind, work))
             began = "runs already" if job.run_id else "created"
             print(f"{job.job_id}: {began}\n  neox-serve job status {job.job_id}\n  neox-serve job watch {job.job_id}", flush=True)
             if wait:
@@ -103,13 +79,15 @@ submit_app.command(name="embed", help="Turn every row of a file into a vector.")
 @job_app.command(name="list")
 @connected
 def list_jobs(
-    connection: Connection, most: Annotated[int, typer.Option("--most", min=1, help="Jobs shown.")] = 50, as_json: JsonOption = False
+    connection: Connection,
+    most: Annotated[int, typer.Option("--most", min=1, max=1_000, help="Jobs shown.")] = 50,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the newest jobs."""
     from cluster import job_view
 
     with connection.client() as client:
-        jobs = client.jobs(page_size=min(most, 1_000)).jobs
+        jobs = client.jobs(page_size=most).jobs
     if as_json:
         print_json(list(jobs))
         return
@@ -173,54 +151,47 @@ def logs(
         raise CommandError(str(error)) from error
 
 
-def _as_known_there(connection: Connection, file: str | None) -> str | None:
+def _as_known_there(connection: Connection, file: str) -> str:
     """Tenants name files in their folder; who needs no credential is on the cluster's own machine, with paths as they are here."""
-    if file is None or connection.shows_credential or "://" in file:
+    if not file or connection.shows_credential or "://" in file:
         return file
     return str(Path(file).absolute())
 
 
-def _target_as_known_there(connection: Connection, target: str | None) -> str | None:
+def _target_as_known_there(connection: Connection, text: str) -> str:
     """A vector database, likewise."""
-    from deployments.jobs.vector_stores import Target
-
-    if target is None:
-        return None
+    if not text:
+        return text
     try:
-        parsed = Target.parse(target)
+        target = VectorTarget.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--into") from error
-    return str(replace(parsed, place=str(_as_known_there(connection, parsed.place))))
+    return str(replace(target, place=_as_known_there(connection, target.place)))
 
 
-def _survey(work: _Work) -> None:
+def _survey(kind: str, work: RowsWork) -> None:
     """Finds bad rows before anything is created; the job looks again where it runs."""
     from deployments.jobs.bulk import BulkJob, JobError, survey
 
     try:
-        survey(BulkJob(work.kind, work.source, work.output, "", "", defaults=work.options, set_aside=work.set_aside))
+        survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, set_aside=work.set_aside or None))
     except JobError as error:
         raise CommandError(str(error)) from error
 
 
-def _created(client: "Client", work: _Work, name: str | None) -> "BatchJob":
+def _name(kind: str, work: RowsWork) -> str:
+    """Made of all that the work is: the same work, the same name."""
+    return f"{kind}-{hashlib.sha256(json.dumps(asdict(work), sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def _created(client: "Client", kind: str, work: RowsWork, name: str) -> "BatchJob":
     """The job of that name; where that has ended, the next one, which finds done what it has done."""
-    for attempt in count(1):
-        request_id = f"{name or work.name}{'' if attempt == 1 else f'-{attempt}'}"
-        job = client.create_job(
-            work.kind,  # type: ignore[arg-type]
-            work.source,
-            work.output,
-            request_id=request_id,
-            options=work.options,
-            set_aside=work.set_aside,
-            concurrency=work.concurrency,
-            patience_s=work.patience_s,
-            into=work.into,
-        )
-        if not job.state.ended:
-            return job
-    raise AssertionError("counting ends")
+    options = {each: value for each, value in asdict(work).items() if each not in {"input", "output"}}
+    request_id = name
+    attempts = count(2)
+    while (job := client.create_job(kind, work.input, work.output, request_id=request_id, **options)).state.ended:  # type: ignore[arg-type]
+        request_id = f"{name}-{next(attempts)}"
+    return job
 
 
 def _watch(client: "Client", job_id: str) -> None:

@@ -1,15 +1,13 @@
 """`neox-serve search`: the rows of a vector database that are nearest to a text."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, Pooling, print_json, read_texts
-
-if TYPE_CHECKING:
-    from deployments.jobs.vector_stores import Target
+from neox_serve.core.vector_target import VectorTarget
 
 
 @connected
@@ -45,10 +43,8 @@ def search(
             print(f"{row.similarity:.3f}  {row.id}  {row.text.splitlines()[0] if row.text else ''}".rstrip())
 
 
-def _parsed(target: str) -> "Target":
-    from deployments.jobs.vector_stores import Target
-
+def _parsed(target: str) -> VectorTarget:
     try:
-        return Target.parse(target)
+        return VectorTarget.parse(target)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TARGET") from error

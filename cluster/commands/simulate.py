@@ -15,8 +15,8 @@ from cluster.commands.failures import CommandError
 from cluster.commands.inout import print_view
 
 if TYPE_CHECKING:
-    from autoscaling.simulator.cluster import Setting
     from autoscaling.simulator.comparison import Curve
+    from autoscaling.simulator.setting import Setting
     from autoscaling.simulator.workloads import Workload
 
 _TRAFFIC, _POOL, _PROMISE, _POLICIES, _RESULTS = "Traffic", "Pool", "What is promised", "Policies", "Results"

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deployments.jobs.formats import input_rows, settled_keys, settled_vectors
+from deployments.jobs.formats import input_rows, settled, settled_vectors
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
 from deployments.jobs.row_files import Output, output_of, partial_of
@@ -41,9 +41,10 @@ from deployments.jobs.rows import (
     settled_line,
 )
 from deployments.jobs.storage import exists, remove, writing
-from deployments.jobs.vector_stores import ALLOWED, Target, VectorRow, opened
+from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
+from neox_serve.core.vector_target import ALLOWED, VectorTarget
 
 _SHOWN_BAD_ROWS = 20
 _LOCK_POLL_S = 0.2
@@ -79,7 +80,7 @@ class BulkJob:
     tls: Tls | None = None
     api_key_file: Path | None = None
     report: Path | None = None
-    into: Target | None = None
+    into: VectorTarget | None = None
 
 
 def survey(job: BulkJob) -> dict[int, str]:
@@ -126,29 +127,31 @@ async def _settle(job: BulkJob, keys: Mapping[int, str], console: Console) -> Jo
         report = ReportFile(job.report) if job.report else None
         if report:
             stack.callback(report.flush)
-        settled, errors = len(output.ledger.places), output.ledger.errors
-        progress = stack.enter_context(JobProgress(console, len(keys), settled, errors=errors, report=report.tell if report else None))
+        before = output.ledger
+        shown = JobProgress(console, len(keys), len(before.places), errors=before.errors, report=report.tell if report else None)
+        progress = stack.enter_context(shown)
         await _settle_all(job, keys, output, progress)
         output.publish()
     return progress
 
 
 def _vectors(job: BulkJob) -> Iterator[VectorRow]:
-    """Of the output in its place; rows without an id go by their number."""
-    vectors = settled_vectors(job.output)
-    for row in input_rows(KINDS[job.kind], job.input):
-        if isinstance(row, Row) and (vector := vectors.get(row.number)) is not None:
+    """Of the output in its place, which has each good row of the input in its order; those without an id go by their number."""
+    rows = (row for row in input_rows(KINDS[job.kind], job.input) if isinstance(row, Row))
+    for row, vector in zip(rows, settled_vectors(job.output), strict=True):
+        if vector is not None:
             yield VectorRow(row.id or str(row.number), row.content if isinstance(row.content, str) else "", vector)
 
 
 def _done_before(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Of an output that is in its place. Raises JobError where it is not that of this input."""
-    found = settled_keys(job.output)
-    if found != dict(keys):
-        wrong = foreign_row(found, keys) or next(iter(keys.keys() - found.keys()))
+    found = settled(job.output)
+    if found.keys != keys:
+        wrong = foreign_row(found.keys, keys) or next(iter(keys.keys() - found.keys.keys()))
         raise JobError(f"{job.output} is there, and row {wrong} is not that of {job.input}; name another output, or remove it", 2)
     remove(partial_of(job.output))
-    with JobProgress(console, len(keys), len(keys), report=ReportFile(job.report).tell if job.report else None) as progress:
+    report = ReportFile(job.report).tell if job.report else None
+    with JobProgress(console, len(keys), len(keys), errors=found.errors, report=report) as progress:
         return progress
 
 
@@ -312,9 +315,9 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _target(text: str) -> Target:
+def _target(text: str) -> VectorTarget:
     try:
-        return Target.parse(text)
+        return VectorTarget.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -7,6 +7,7 @@ the input, in its order: "row", "key", "id"; of generate "text" and "finish_reas
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any
 
@@ -17,6 +18,14 @@ from deployments.jobs.rows import EMBED, GENERATE, BadRow, Kind, Row, read_recor
 from deployments.jobs.storage import reading, told
 
 _ROWS_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What an output holds. keys: of its rows, by number. errors: of them, those that came to an error."""
+
+    keys: dict[int, str]
+    errors: int
 
 
 def is_parquet(file: str) -> bool:
@@ -33,23 +42,29 @@ def input_rows(kind: Kind, file: str) -> Iterator[Row | BadRow]:
             yield from read_rows(kind, stream)
 
 
-def settled_keys(file: str) -> dict[int, str]:
-    """Of an output in its place: the keys of its rows, by number. Raises OSError."""
-    with reading(file) as stream, told():
-        if is_parquet(file):
-            table = pq.read_table(stream, columns=["row", "key"])
-            return dict(zip(table["row"].to_pylist(), table["key"].to_pylist(), strict=True))
-        return {values["row"]: values["key"] for values in map(json.loads, stream)}
+def settled(file: str) -> Settled:
+    """Of an output in its place. Raises OSError."""
+    keys, errors = dict[int, str](), 0
+    for values in _settled_rows(file, ["row", "key", "error_reason"]):
+        keys[values["row"]] = values["key"]
+        errors += values.get("error", values.get("error_reason")) is not None
+    return Settled(keys, errors)
 
 
-def settled_vectors(file: str) -> dict[int, list[float]]:
-    """Of an embed job's output in its place: the vectors by row; rows with an error have none. Raises OSError."""
+def settled_vectors(file: str) -> Iterator[list[float] | None]:
+    """Of an embed job's output in its place: each row's vector, in their order; None where it came to an error. Raises OSError."""
+    for values in _settled_rows(file, ["vector"]):
+        yield values.get("vector")
+
+
+def _settled_rows(file: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    """columns: that are read where it is Parquet; lines of JSON come whole."""
     with reading(file) as stream, told():
         if is_parquet(file):
-            table = pq.read_table(stream, columns=["row", "vector"])
-            pairs = zip(table["row"].to_pylist(), table["vector"].to_pylist(), strict=True)
-            return {row: vector for row, vector in pairs if vector is not None}
-        return {values["row"]: values["vector"] for values in map(json.loads, stream) if "vector" in values}
+            for batch in pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=columns):
+                yield from batch.to_pylist()
+        else:
+            yield from map(json.loads, stream)
 
 
 def write_output(kind: Kind, file: str, lines: Iterable[bytes], stream: IO[bytes]) -> None:

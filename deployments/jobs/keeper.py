@@ -8,7 +8,8 @@ so no job is run twice at a time, even where two keepers overlap.
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,11 +20,11 @@ from deployments.jobs.bulk import BulkJob, entrypoint_of
 from deployments.jobs.reports import read_report
 from deployments.jobs.row_files import partial_of
 from deployments.jobs.storage import joined, remove
-from deployments.jobs.vector_stores import Target
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
 from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, Submit, next_step, to_start
 from neox_serve.core.tenants import ANONYMOUS
+from neox_serve.core.vector_target import VectorTarget
 from neox_serve.link.streams import repeat
 from neox_serve.settings import Settings, batch_folder, database_url, dialled
 from neox_serve.tenancy.database import open_database
@@ -76,9 +77,9 @@ class Places:
         """Of a tenant. Only operators may have given absolute names, or URLs."""
         return joined(self.folder, tenant, name)
 
-    def target(self, tenant: str, text: str) -> Target:
+    def target(self, tenant: str, text: str) -> VectorTarget:
         """A vector database of a tenant's, likewise."""
-        target = Target.parse(text)
+        target = VectorTarget.parse(text)
         return replace(target, place=self.file(tenant, target.place))
 
 
@@ -146,16 +147,16 @@ class JobKeeper:
             run_id=f"{job.job_id}-{runs}",
             runs=runs,
             fruitless_runs=step.fruitless,
-            fruitful_rows=job.progress.done,
+            rows_before_run=job.progress.done,
             started_s=job.started_s or self._clock(),
         )
-        self._notes(job).mkdir(mode=0o700, parents=True, exist_ok=True)
-        job = self._with_key(job)
-        self._report_file(job).unlink(missing_ok=True)
         if self._store.claim_run(job):
+            self._report_file(job).unlink(missing_ok=True)
             self._submit(job)
 
     def _submit(self, job: Job) -> None:
+        self._notes(job).mkdir(mode=0o700, parents=True, exist_ok=True)
+        job = self._with_key(job)
         try:
             self._runs.start(job.run_id, entrypoint_of(self._bulk_job(job)), {JOB_KEY: job.job_id, "tenant": job.tenant})
         except RuntimeError as error:
@@ -180,34 +181,35 @@ class JobKeeper:
         made, _ = self._tenants.add_key(job.tenant, _ACTOR, label=job.job_id)
         file.touch(mode=0o600)
         file.write_text(made.text, encoding="utf-8")
-        return replace(job, key_id=made.key_id)
+        job = replace(job, key_id=made.key_id)
+        self._store.keep(job)
+        return job
 
     def _end(self, job: Job, end: End) -> None:
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
         if end.state is JobState.CANCELLED:
-            remove(partial_of(self._places.file(job.tenant, job.work["output"])))
+            remove(partial_of(self._places.file(job.tenant, job.work.output)))
         self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
         shutil.rmtree(self._notes(job), ignore_errors=True)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)
 
     def _bulk_job(self, job: Job) -> BulkJob:
         work = job.work
-        set_aside = work.get("set_aside")
         return BulkJob(
             kind=job.kind,
-            input=self._places.file(job.tenant, work["input"]),
-            output=self._places.file(job.tenant, work["output"]),
+            input=self._places.file(job.tenant, work.input),
+            output=self._places.file(job.tenant, work.output),
             address=self._places.address,
             job_id=job.job_id,
-            concurrency=work["concurrency"],
-            defaults=work["options"],
-            set_aside=self._places.file(job.tenant, set_aside) if set_aside else None,
-            patience_s=work["patience_s"],
+            concurrency=work.concurrency,
+            defaults=work.options,
+            set_aside=self._places.file(job.tenant, work.set_aside) if work.set_aside else None,
+            patience_s=work.patience_s,
             tls=self._places.tls,
             api_key_file=self._key_file(job) if job.key_id else None,
             report=self._report_file(job),
-            into=self._places.target(job.tenant, work["into"]) if work.get("into") else None,
+            into=self._places.target(job.tenant, work.into) if work.into else None,
         )
 
     def _notes(self, job: Job) -> Path:
@@ -220,7 +222,11 @@ class JobKeeper:
         return self._notes(job) / "key"
 
 
-def open_keeper(settings: Settings, runs: Runs) -> JobKeeper:
-    """The cluster's keeper, on its database. Raises SettingsError."""
-    engine = open_database(database_url(settings))
-    return JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings))
+@asynccontextmanager
+async def open_keeper(settings: Settings, runs: Runs) -> AsyncIterator[JobKeeper]:
+    """The cluster's keeper, with its database open as long as the block lasts. Raises SettingsError."""
+    engine = await asyncio.to_thread(open_database, database_url(settings))
+    try:
+        yield JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings))
+    finally:
+        await asyncio.to_thread(engine.dispose)

@@ -9,6 +9,11 @@ import ray
 from neox_serve.core.jobs import RunStatus
 
 _NOT_FOUND = "404"
+_NO_AGENT = "No available agent"
+_NO_AGENT_HERE = (
+    "Ray's agent, which starts runs, is not there: the cluster has only just started, or another Ray cluster on this machine holds the "
+    "agent's port (52365)"
+)
 
 
 class RayRuns:
@@ -16,7 +21,12 @@ class RayRuns:
 
     def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
         """Starts one. Raises RuntimeError."""
-        self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, metadata=dict(metadata))
+        try:
+            self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, metadata=dict(metadata))
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error):
+                raise
+            raise RuntimeError(_NO_AGENT_HERE) from error
 
     def status(self, run_id: str) -> tuple[RunStatus, str]:
         """What has become of one, and Ray's words on it. Raises RuntimeError."""

@@ -5,7 +5,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -47,6 +47,12 @@ class Output(ABC):
     @abstractmethod
     def publish(self) -> None:
         """Puts the lines in their place, in the input's order. A crash leaves there what was there before, or all of them."""
+
+    def _write_whole(self, descriptor: int, ledger: Ledger) -> None:
+        """descriptor: of the file of lines that the ledger is of."""
+        lines = (os.pread(descriptor, place.length, place.offset) for _, place in sorted(ledger.places.items()))
+        with writing(self._file) as stream:
+            write_output(self._kind, self._file, lines, stream)
 
 
 def output_of(kind: Kind, file: str) -> Output:
@@ -96,14 +102,9 @@ class LocalOutput(Output):
             self._sync()
 
     def publish(self) -> None:
-        """Writes them aside, then renames."""
+        """Writes the whole file, then takes its beginnings away."""
         self._sync()
-        aside = Path(f"{self._file}.whole")
-        with aside.open("wb") as file:
-            write_output(self._kind, self._file, ordered(self._descriptor, self._read()), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._file)
+        self._write_whole(self._descriptor, self._read())
         self._partial.unlink()
 
     def _sync(self) -> None:
@@ -164,11 +165,9 @@ class RemoteOutput(Output):
             self._keep()
 
     def publish(self) -> None:
-        """Writes the whole file, which is there once it is closed, and takes the parts away."""
+        """Writes the whole file, then takes its parts away."""
         self._keep()
-        ledger = self._read()
-        with writing(self._file) as stream:
-            write_output(self._kind, self._file, ordered(self._here.fileno(), ledger), stream)
+        self._write_whole(self._here.fileno(), self._read())
         remove(partial_of(self._file))
 
     def _keep(self) -> None:
@@ -184,9 +183,3 @@ class RemoteOutput(Output):
         ledger = read_ledger(self._here)
         self._here.seek(0, os.SEEK_END)
         return ledger
-
-
-def ordered(descriptor: int, ledger: Ledger) -> Iterator[bytes]:
-    """The lines of a file, in the order of their rows."""
-    for _, place in sorted(ledger.places.items()):
-        yield os.pread(descriptor, place.length, place.offset)

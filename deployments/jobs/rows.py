@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from neox_serve.client import EmbedResult, GenerateResult, calls
@@ -23,14 +24,19 @@ from neox_serve.core.errors import Reason, ServeError
 _KEY_CHARACTERS = 16
 
 STOPPING_REASONS = frozenset(
-    {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNKNOWN_MODEL, Reason.UNKNOWN_JOB, Reason.CANCELLED}
-) | {
-    Reason.OVERLOADED,
-    Reason.NO_READY_REPLICA,
-    Reason.DRAINING,
-    Reason.REPLICA_LOST,
-    Reason.QUOTA_EXCEEDED,
-}
+    {
+        Reason.UNAUTHENTICATED,
+        Reason.PERMISSION_DENIED,
+        Reason.UNKNOWN_MODEL,
+        Reason.UNKNOWN_JOB,
+        Reason.CANCELLED,
+        Reason.OVERLOADED,
+        Reason.NO_READY_REPLICA,
+        Reason.DRAINING,
+        Reason.REPLICA_LOST,
+        Reason.QUOTA_EXCEEDED,
+    }
+)
 """Errors that say nothing of the row: they stop the job, which resumes later. All others settle their row."""
 
 
@@ -98,20 +104,21 @@ class Ledger:
 def read_rows(kind: Kind, lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
     """The rows of lines of JSON, blank lines left out. A second row with the same "id" is bad."""
     numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    return _distinct((_read_row(kind, number, line), _shown(line)) for number, line in numbered)
+    return _distinct(((_read_row(kind, number, line), partial(_shown, line)) for number, line in numbered))
 
 
 def read_records(kind: Kind, records: Iterable[Mapping[str, Any]]) -> Iterator[Row | BadRow]:
     """The rows of a table, likewise; each a mapping without what is absent."""
-    return _distinct((_read_record(kind, number, values), _told(values)) for number, values in enumerate(records, start=1))
+    numbered = ((number, values, partial(_told, values)) for number, values in enumerate(records, start=1))
+    return _distinct(((_read_record(kind, number, values, shown), shown) for number, values, shown in numbered))
 
 
-def _distinct(rows: Iterable[tuple[Row | BadRow, str]]) -> Iterator[Row | BadRow]:
+def _distinct(rows: Iterable[tuple[Row | BadRow, Callable[[], str]]]) -> Iterator[Row | BadRow]:
     ids: set[str] = set()
-    for row, line in rows:
+    for row, shown in rows:
         if isinstance(row, Row) and row.id is not None:
             if row.id in ids:
-                yield BadRow(row.number, f'"id": {row.id!r} stands on an earlier line too', line)
+                yield BadRow(row.number, f'"id": {row.id!r} stands on an earlier line too', shown())
                 continue
             ids.add(row.id)
         yield row
@@ -156,20 +163,20 @@ def foreign_row(settled: Mapping[int, str], keys: Mapping[int, str]) -> int | No
 def _read_row(kind: Kind, number: int, line: bytes) -> Row | BadRow:
     try:
         values = json.loads(line)
-        return _row(kind, number, values)
     except UnicodeDecodeError as error:
         return BadRow(number, f"not UTF-8: {error.reason} at byte {error.start}", _shown(line))
     except json.JSONDecodeError as error:
         return BadRow(number, f"not JSON: {error.msg} at character {error.pos}", _shown(line))
-    except (ServeError, TypeError, ValueError, RecursionError) as error:
-        return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _shown(line))
+    except RecursionError as error:
+        return BadRow(number, str(error), _shown(line))
+    return _read_record(kind, number, values, partial(_shown, line))
 
 
-def _read_record(kind: Kind, number: int, values: Mapping[str, Any]) -> Row | BadRow:
+def _read_record(kind: Kind, number: int, values: Any, shown: Callable[[], str]) -> Row | BadRow:
     try:
-        return _row(kind, number, dict(values))
-    except (ServeError, TypeError, ValueError) as error:
-        return BadRow(number, error.message if isinstance(error, ServeError) else str(error), _told(values))
+        return _row(kind, number, values)
+    except (ServeError, TypeError, ValueError, RecursionError) as error:
+        return BadRow(number, error.message if isinstance(error, ServeError) else str(error), shown())
 
 
 def _row(kind: Kind, number: int, values: Any) -> Row:

@@ -3,6 +3,8 @@
 Everything here raises OSError with words for people, whatever the store's own library raises.
 """
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,19 +43,25 @@ def reading(file: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def writing(file: str) -> Iterator[IO[bytes]]:
-    """The file, open for writing: a URL's is there as a whole, once this ends without an error."""
+    """The file, to be written: it is there as a whole once the block ends without an error, and otherwise as it was before."""
     with told():
-        if not is_remote(file):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        stream: Any = fsspec.open(file, "wb").open()
+        if is_remote(file):
+            with tempfile.TemporaryDirectory() as folder:
+                aside = Path(folder, "file")
+                with aside.open("wb") as stream:
+                    yield stream
+                _store(file).put_file(str(aside), file)
+            return
+        aside = Path(f"{file}.whole")
+        aside.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield stream
-        except BaseException:
-            discard = getattr(stream, "discard", None)
-            if discard is not None:
-                discard()
-            raise
-        stream.close()
+            with aside.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def put(file: str, data: bytes) -> None:

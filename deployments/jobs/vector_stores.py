@@ -1,11 +1,8 @@
 """Vector databases that embed jobs fill and `neox-serve search` asks: Milvus, embedded in a file or a server of it, and LanceDB.
 
-A target is a text: milvus:vectors.db#functions, milvus:http://host:19530#functions, lancedb:vectors#functions: the database, where it
-is, and the collection or table, which is made where it is not there. Rows replace those of the same id, so that writing again changes
-nothing.
+Collections and tables are made where they are not there. Rows replace those of the same id, so that writing again changes nothing.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,31 +10,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from deployments.jobs.storage import told
+from neox_serve.core.vector_target import VectorTarget
 
-_TARGET = re.compile(r"(milvus|lancedb):(.+)#([A-Za-z_][A-Za-z0-9_]{0,254})")
 _ROWS_AT_ONCE = 500
 _MOST_ID_CHARACTERS = 512
-ALLOWED = "milvus:FILE#COLLECTION, milvus:http://HOST:PORT#COLLECTION or lancedb:FOLDER#TABLE"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """kind: milvus or lancedb. place: a path, or a URL. collection: or table."""
-
-    kind: str
-    place: str
-    collection: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Target":
-        """Raises ValueError."""
-        found = _TARGET.fullmatch(text)
-        if found is None:
-            raise ValueError(f"{text!r}: must be {ALLOWED}; the collection's name has letters, digits and _")
-        return cls(*found.groups())
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.place}#{self.collection}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +45,7 @@ class VectorStore(Protocol):
 
 
 @contextmanager
-def opened(target: Target) -> Iterator[VectorStore]:
+def opened(target: VectorTarget) -> Iterator[VectorStore]:
     """The collection of a target, open as long as the block lasts. Raises OSError."""
     with told():
         if target.kind == "lancedb":
@@ -83,7 +59,7 @@ def opened(target: Target) -> Iterator[VectorStore]:
 
 
 class _MilvusStore:
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: VectorTarget) -> None:
         from pymilvus import MilvusClient
 
         self._target = target
@@ -116,7 +92,7 @@ class _MilvusStore:
 
 
 class _LanceStore:
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: VectorTarget) -> None:
         import lancedb
 
         self._target = target
@@ -161,6 +137,6 @@ def _table(rows: Sequence[VectorRow]) -> Any:
     return pa.table({"id": [row.id for row in rows], "text": [row.text for row in rows], "vector": vectors})
 
 
-def _require(there: bool, target: Target) -> None:
+def _require(there: bool, target: VectorTarget) -> None:
     if not there:
         raise OSError(f"there is no {target.collection!r} in it")

@@ -98,8 +98,7 @@ class Admissions:
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
             self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens))
-        held = self._holds_bulk(waiting.lane, now_s)
-        if not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, but_bulk=held):
+        if self._is_next(waiting, now_s):
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
                 self._granted(waiting, now_s)
@@ -165,9 +164,7 @@ class Admissions:
     def expected_wait_s(self, demand: Demand, now_s: float) -> float | None:
         """How long a request would wait now; 0 where a replica has room and nobody waits, None where it cannot be told."""
         waiting = _waiting("", 0, demand, now_s)
-        held = self._holds_bulk(waiting.lane, now_s)
-        passes = not self._queue.any_waits(waiting.lane, but_bulk=held) and not (held and waiting.priority is PriorityClass.BULK)
-        if passes and self._state.has_room(demand.pool, demand.model):
+        if self._is_next(waiting, now_s) and self._state.has_room(demand.pool, demand.model):
             return 0.0
         rate = self.tokens_per_second(waiting.lane, now_s)
         return None if not rate else self._queue.expected_wait_s(waiting, rate)
@@ -191,6 +188,11 @@ class Admissions:
 
     def _will_wake(self, waiting: Waiting, demand: Demand) -> bool:
         return waiting.lane in self._waking and not demand.excluded
+
+    def _is_next(self, waiting: Waiting, now_s: float) -> bool:
+        """Whether a request that comes now need not wait for others' turns, or for BULK's."""
+        held = self._holds_bulk(waiting.lane, now_s)
+        return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, but_bulk=held)
 
     def _holds_bulk(self, lane: Lane, now_s: float) -> bool:
         """Whether BULK must wait though there are replicas."""

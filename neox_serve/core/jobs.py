@@ -6,7 +6,7 @@ settled; one that Ray has forgotten, because the cluster was restarted, is start
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -62,17 +62,33 @@ NO_REPORT = Report(Progress())
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One job. kind: what it does, such as "generate". work: with what. Times are seconds since the epoch, None: not yet.
+class RowsWork:
+    """A request for each row of a file, as its creator says it. Files are named in the tenant's folder, or absolutely by an operator.
 
-    run_id: of its last run, empty before the first. runs: so far. fruitless_runs: of those, the last ones that came no further, after
-    fruitful_rows. key_id: the API key that its runs show, empty where they show none.
+    options: of rows that do not set them. set_aside, into: empty where bad rows fail the job, and no vector database gets the vectors.
+    """
+
+    input: str
+    output: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    set_aside: str = ""
+    concurrency: int = 32
+    patience_s: float = 600.0
+    into: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. kind: what it does, such as "generate". Times are seconds since the epoch, None: not yet.
+
+    run_id: of its last run, empty before the first. runs: so far. fruitless_runs: of those, the last ones that came no further.
+    rows_before_run: that were settled when the last one began. key_id: the API key that its runs show, empty where they show none.
     """
 
     job_id: str
     tenant: str
     kind: str
-    work: Mapping[str, Any]
+    work: RowsWork
     created_s: float
     request_id: str = ""
     state: JobState = JobState.QUEUED
@@ -82,7 +98,7 @@ class Job:
     run_id: str = ""
     runs: int = 0
     fruitless_runs: int = 0
-    fruitful_rows: int = 0
+    rows_before_run: int = 0
     key_id: str = ""
     started_s: float | None = None
     ended_s: float | None = None
@@ -129,7 +145,7 @@ def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
         return end
     if run is RunStatus.UNKNOWN:
         return Submit()
-    fruitless = job.fruitless_runs + 1 if report.progress.done <= job.fruitful_rows else 1
+    fruitless = job.fruitless_runs + 1 if report.progress.done <= job.rows_before_run else 1
     if fruitless >= MOST_FRUITLESS_RUNS:
         return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")
     return Start(fruitless)
@@ -163,9 +179,4 @@ def to_start(jobs: Sequence[Job], most: int) -> list[Job]:
 
 def new_job_id(now_s: float, noise: int) -> str:
     """Ids sort as jobs were created. noise: 32 random bits."""
-    return f"job-{round(now_s * 1e3):011x}-{noise & 0xFFFF_FFFF:08x}"
-
-
-def same_work(one: Job, kind: str, work: Mapping[str, Any]) -> bool:
-    """Whether a job does just that."""
-    return (one.kind, dict(one.work)) == (kind, dict(work))
+    return f"job-{round(now_s * 1e6):014x}-{noise & 0xFFFF_FFFF:08x}"

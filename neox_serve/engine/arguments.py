@@ -7,13 +7,14 @@ are reported at once. vLLM's own checks of the arguments it gets are in `vllm_ar
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from neox_serve import model_files
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
+from neox_serve.engine.layers import loaded_facts
 from neox_serve.engine.pools import engine_settings, on_gpu
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings
@@ -61,20 +62,9 @@ def check(pool: Pool, settings: Settings, facts: ModelFacts, machine: Machine | 
     if engine.kind == "fake":
         return
     _check_layer(pool, settings, facts)
-    plan = Plan(pool, settings, engine, loaded(pool, settings, facts), machine or this_machine(), on_gpu(pool, settings))
+    plan = Plan(pool, settings, engine, loaded_facts(pool, settings, facts), machine or this_machine(), on_gpu(pool, settings))
     if problems := [problem for looks in _CHECKS for problem in looks(plan)]:
         raise SettingsError("\n".join(problems))
-
-
-def loaded(pool: Pool, settings: Settings, facts: ModelFacts) -> ModelFacts:
-    """What the pool's engines load of a model: an embedding pool no layer above its own."""
-    return facts if pool is Pool.GENERATION else replace(facts, layers=settings.embedding.layer or facts.layers)
-
-
-def final_layer_norm(settings: Settings, facts: ModelFacts) -> bool:
-    """Whether embeddings have the model's final layer norm."""
-    chosen = settings.embedding.final_layer_norm
-    return settings.embedding.layer in {None, facts.layers} if chosen is None else chosen
 
 
 def _check_layer(pool: Pool, settings: Settings, facts: ModelFacts) -> None:

@@ -11,9 +11,9 @@ from vllm.usage.usage_lib import UsageContext
 
 from neox_serve import model_files
 from neox_serve.core.types import Pool, Pooling
-from neox_serve.engine.arguments import context_tokens, final_layer_norm
+from neox_serve.engine.arguments import context_tokens
 from neox_serve.engine.hardware import Machine, dtype_for
-from neox_serve.engine.layers import overrides
+from neox_serve.engine.layers import final_layer_norm, overrides
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import Job
+from neox_serve.core.jobs import Job, RowsWork
 from neox_serve.core.tenants import Role
+from neox_serve.core.vector_target import VectorTarget
 from neox_serve.gateway.calls import Call, StreamWriter, deadline_exceeded
-from neox_serve.gateway.validation import is_request_id
+from neox_serve.gateway.runner import DRAINING_RETRY_S
+from neox_serve.gateway.validation import REQUEST_ID_ALLOWED, is_request_id
 from neox_serve.gateway.violations import Violations
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.v1 import batch_service_pb2 as pb
@@ -24,8 +25,6 @@ _DEFAULT_PATIENCE_S, _MOST_PATIENCE_S = 600.0, 7 * 86_400.0
 _MOST_NAME_CHARACTERS = 1_024
 _MOST_OPTIONS_CHARACTERS = 65_536
 _WATCH_INTERVAL_S = 0.5
-_TARGET = re.compile(r"(?:milvus|lancedb):(.+)#[A-Za-z_][A-Za-z0-9_]{0,254}")
-_DRAINING_RETRY_S = 0.5
 
 
 class Batch:
@@ -70,7 +69,7 @@ class Batch:
             if job.state.ended:
                 return
             if self._draining():
-                raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=_DRAINING_RETRY_S)
+                raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=DRAINING_RETRY_S)
             if clock() >= call.deadline_at_s:
                 raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
             await asyncio.sleep(min(_WATCH_INTERVAL_S, max(0.0, call.deadline_at_s - clock())))
@@ -79,18 +78,13 @@ class Batch:
         return await asyncio.to_thread(self._store.job, call.tenant.name, job_id)
 
 
-def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, Any]:
-    """What the job is to do, as the database keeps it. Raises INVALID_ARGUMENT naming every wrong field."""
+def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> RowsWork:
+    """What the job is to do. Raises INVALID_ARGUMENT naming every wrong field."""
     rows, wrong = message.rows, Violations()
-    if message.request_id and not is_request_id(message.request_id):
-        wrong.add("request_id", f"got {message.request_id!r}, must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    if message.request_id:
+        wrong.require(is_request_id(message.request_id), "request_id", message.request_id, REQUEST_ID_ALLOWED)
     wrong.require(rows.work in wire.KINDS, "rows.work", rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
-    names = {"rows.input": rows.input, "rows.output": rows.output, **({"rows.set_aside": rows.set_aside} if rows.set_aside else {})}
-    for field, name in names.items():
-        _check_name(wrong, field, name, operator=operator)
-        taken = next((other for other in names if other != field and names[other] == name), None)
-        if name and taken is not None and [*names].index(taken) < [*names].index(field):
-            wrong.add(field, f"{name!r} is {taken} too")
+    _check_files(wrong, rows, operator=operator)
     concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
     wrong.require(concurrency <= _MOST_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MOST_CONCURRENCY}]")
     patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
@@ -99,16 +93,19 @@ def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> dict[str, A
     if rows.into:
         _check_target(wrong, rows, operator=operator)
     wrong.raise_if_any()
-    return {
-        "input": rows.input,
-        "output": rows.output,
-        "options_json": rows.options_json,
-        "options": options,
-        "set_aside": rows.set_aside,
-        "into": rows.into,
-        "concurrency": concurrency,
-        "patience_s": patience_s,
-    }
+    return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into)
+
+
+def _check_files(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> None:
+    """Each is in its place, and no two are the same."""
+    seen: dict[str, str] = {}
+    for field, name in (("rows.input", rows.input), ("rows.output", rows.output), ("rows.set_aside", rows.set_aside)):
+        if name or field != "rows.set_aside":
+            _check_name(wrong, field, name, operator=operator)
+        if name in seen:
+            wrong.add(field, f"{name!r} is {seen[name]} too")
+        elif name:
+            seen[name] = field
 
 
 def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> None:
@@ -120,11 +117,10 @@ def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> 
 
 
 def _check_target(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> None:
-    found = _TARGET.fullmatch(rows.into)
-    allowed = "milvus:FILE#COLLECTION or lancedb:FOLDER#TABLE, a collection's name of letters, digits and _"
-    wrong.require(found is not None, "rows.into", rows.into, allowed)
-    if found is not None:
-        _check_name(wrong, "rows.into", found[1], operator=operator)
+    try:
+        _check_name(wrong, "rows.into", VectorTarget.parse(rows.into).place, operator=operator)
+    except ValueError as error:
+        wrong.add("rows.into", str(error))
     wrong.require(rows.work == pb.ROW_WORK_EMBED, "rows.into", rows.into, "absent but for ROW_WORK_EMBED")
 
 

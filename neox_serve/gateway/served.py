@@ -6,7 +6,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import ModelLimits, Pool, Pooling
-from neox_serve.engine.arguments import final_layer_norm
+from neox_serve.engine.layers import final_layer_norm
 from neox_serve.settings import Settings
 from neox_serve.settings.engines import EngineSettings
 

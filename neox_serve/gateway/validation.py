@@ -22,6 +22,7 @@ MOST_STOP_SEQUENCE_BYTES = 256
 SEEDS = 2**63
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID_ALLOWED = "1 to 128 characters of [A-Za-z0-9._:-]"
 
 
 class Identified(Protocol):
@@ -167,7 +168,7 @@ def check_detokenize(request: token_service_pb2.DetokenizeRequest, served: Serve
 
 def _check_request_id(request: Identified, violations: Violations) -> None:
     if request.request_id:
-        violations.require(is_request_id(request.request_id), "request_id", request.request_id, "1 to 128 characters of [A-Za-z0-9._:-]")
+        violations.require(is_request_id(request.request_id), "request_id", request.request_id, REQUEST_ID_ALLOWED)
 
 
 def _check_prompts(prompts: Sequence[generation_pb2.Prompt], path: str, limits: ModelLimits, violations: Violations) -> None:

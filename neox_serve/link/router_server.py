@@ -59,6 +59,11 @@ class _Gateway:
     join_address: str
 
 
+def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
+    queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
+    return Admissions(state, queue, waking=waking, bulk=BulkLimits(settings.bulk_requests, settings.bulk_requests_beside), now_s=now_s)
+
+
 class RouterServer(RouterLinkServiceServicer):
     """Serves RouterLinkService and the cluster's metrics page.
 
@@ -90,13 +95,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._metrics = RouterMetrics()
         self._requests = AdmissionDesk(
             self._state,
-            Admissions(
-                self._state,
-                QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s),
-                waking=waking,
-                bulk=BulkLimits(settings.bulk_requests, settings.bulk_requests_beside),
-                now_s=clock(),
-            ),
+            _admissions(settings, self._state, waking, started_s),
             clock=clock,
             metrics=self._metrics,
             tracing=self._tracing,

@@ -58,7 +58,7 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
     state_folder: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("neox-serve"),
-        description="Where `up` notes what it runs, for `down` and `job`",
+        description="What outlives a cluster: what `up` runs, its database and secret unless they are elsewhere, notes of batch jobs",
     )
 
 

@@ -2,19 +2,20 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import Reason, ServeError, invalid
-from neox_serve.core.jobs import Job, JobState, Progress, new_job_id, same_work
+from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, new_job_id
 from neox_serve.tenancy.tables import batch_jobs
 
 _MOST_MESSAGE_CHARACTERS = 4_000
 _OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
-_KEPT = ("message", "run_id", "runs", "fruitless_runs", "fruitful_rows", "key_id", "started_s", "ended_s")
+_KEPT = ("message", "run_id", "runs", "fruitless_runs", "rows_before_run", "key_id", "started_s", "ended_s")
 _PROGRESS = tuple(Progress.__slots__)
 
 
@@ -28,10 +29,10 @@ class JobStore:
         self._clock = clock
         self._random_bits = random_bits
 
-    def create(self, tenant: str, kind: str, work: Mapping[str, Any], request_id: str = "") -> Job:
+    def create(self, tenant: str, kind: str, work: RowsWork, request_id: str = "") -> Job:
         """Enters a job, or finds the one that the tenant has of that request_id. Raises INVALID_ARGUMENT where that does other work."""
-        job = Job(new_job_id(now_s := self._clock(), self._random_bits(32)), tenant, kind, dict(work), now_s, request_id)
-        values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": dict(work)}
+        job = Job(new_job_id(now_s := self._clock(), self._random_bits(32)), tenant, kind, work, now_s, request_id)
+        values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": asdict(work)}
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_asked=False, **values, **_row(job)))
@@ -39,7 +40,7 @@ class JobStore:
             before = self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.request_id == request_id))
             if before is None:
                 raise
-            if not same_work(before, kind, work):
+            if (before.kind, before.work) != (kind, work):
                 raise invalid("request_id", f"{request_id!r} is that of {before.job_id}, which does other work") from None
             return before
         return job
@@ -98,7 +99,7 @@ def _job(row: RowMapping) -> Job:
         job_id=row["job_id"],
         tenant=row["tenant"],
         kind=row["kind"],
-        work=row["work"],
+        work=RowsWork(**row["work"]),
         created_s=row["created_s"],
         request_id=row["request_id"] or "",
         state=JobState(row["state"]),

@@ -120,7 +120,7 @@ batch_jobs = Table(
     Column("run_id", String(64), nullable=False),
     Column("runs", Integer, nullable=False),
     Column("fruitless_runs", Integer, nullable=False),
-    Column("fruitful_rows", BigInteger, nullable=False),
+    Column("rows_before_run", BigInteger, nullable=False),
     Column("key_id", String(16), nullable=False),
     Column("created_s", Float, nullable=False),
     Column("started_s", Float),

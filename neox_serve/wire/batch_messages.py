@@ -1,11 +1,11 @@
 """BatchService's messages <-> jobs. What comes in has been checked before."""
 
+import json
 from collections.abc import Mapping
-from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from neox_serve.core.jobs import Job, JobState
+from neox_serve.core.jobs import Job, JobState, RowsWork
 from neox_serve.v1 import batch_service_pb2 as pb
 from neox_serve.wire.admin_messages import timestamp
 from neox_serve.wire.public_messages import duration
@@ -41,16 +41,16 @@ def job_to_proto(job: Job) -> pb.Job:
     )
 
 
-def _rows_to_proto(kind: str, work: Mapping[str, Any]) -> pb.RowsWork:
+def _rows_to_proto(kind: str, work: RowsWork) -> pb.RowsWork:
     return pb.RowsWork(
         work=_KIND_NUMBERS[kind],
-        input=work["input"],
-        output=work["output"],
-        options_json=work["options_json"],
-        set_aside=work["set_aside"],
-        into=work["into"],
-        concurrency=work["concurrency"],
-        patience=duration(work["patience_s"]),
+        input=work.input,
+        output=work.output,
+        options_json=json.dumps(work.options, sort_keys=True) if work.options else "",
+        set_aside=work.set_aside,
+        concurrency=work.concurrency,
+        patience=duration(work.patience_s),
+        into=work.into,
     )
 
 

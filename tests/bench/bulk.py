@@ -8,7 +8,6 @@ rate, from its first request to its last row, as the offline engine's is from it
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from neox_serve.loadgen.arrivals import OpenLoop
 from neox_serve.loadgen.generator import load_generator
 from neox_serve.loadgen.load import Load
 from neox_serve.loadgen.summaries import percentile
+from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.workloads import Synthetic
 from neox_serve.settings import restore
 from tests.bench.cancellation import NotMeasuredError
@@ -126,8 +126,6 @@ def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[s
 
 def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
     """p99 TTFT of callers who wait, ms: without a job, and with one that goes on all the while."""
-    from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
-
     with load_generator(GatewaySpec(address, 1), folder) as generator:
 
         def p99_ms(number: int) -> float:
@@ -147,7 +145,3 @@ def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
             if process.poll() is not None:
                 raise NotMeasuredError("the job ended before the callers did")
     return alone, beside
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), View())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.bench.goals import Runs
+    from tests.bench.goal_runs import Runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from statistics import median
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
-from autoscaling.simulator.cluster import Setting
 from autoscaling.simulator.comparison import Curve, Job, Point, cheapest, compare, run
 from autoscaling.simulator.contenders import CONTENDERS, ORACLE, OURS, PEERS
 from autoscaling.simulator.pools import Hardware
+from autoscaling.simulator.setting import Setting
 from autoscaling.simulator.workloads import Bursts, Workload
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -7,10 +7,11 @@ from functools import cache
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.calibration import LATENCIES, TENSOR_PARALLEL_SIZES, fit, read_latencies
-from autoscaling.simulator.cluster import Setting, simulate
+from autoscaling.simulator.cluster import simulate
 from autoscaling.simulator.comparison import processes
 from autoscaling.simulator.contenders import static
 from autoscaling.simulator.pools import Hardware
+from autoscaling.simulator.setting import Setting
 from cluster.plan import NEOX_20B, Layout, Load, Wish, kv_room_tokens
 from neox_serve.core.memory import Quantization, parameters, weight_bytes
 from tests.bench import scaling

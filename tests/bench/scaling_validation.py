@@ -14,11 +14,12 @@ from statistics import fmean, median
 
 from autoscaling.signals import PoolSpec
 from autoscaling.simulator.calibration import Fit, Latency, fit
-from autoscaling.simulator.cluster import Setting, simulate
+from autoscaling.simulator.cluster import simulate
 from autoscaling.simulator.contenders import static
 from autoscaling.simulator.engine import EngineShape
 from autoscaling.simulator.engine import Request as SimulatedRequest
 from autoscaling.simulator.pools import capacity_of
+from autoscaling.simulator.setting import Setting
 from neox_serve.core.step_time import StepTime
 from neox_serve.loadgen.arrivals import ClosedLoop, OpenLoop
 from neox_serve.loadgen.generator import LoadGenerator, load_generator

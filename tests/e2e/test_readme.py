@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from deployments.jobs.vector_stores import Target, opened
+from deployments.jobs.vector_stores import opened
 from neox_serve.client import Client
+from neox_serve.core.vector_target import VectorTarget
 from tests.clusters import CommandCluster
 
 pytestmark = pytest.mark.e2e
@@ -42,8 +43,8 @@ TESTED_ELSEWHERE = {
     "make protos": "tests/unit/test_generated_protos.py",
     "make lock": "needs the registries",
     "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_commands.py",
-    "neox-serve job submit embed texts.jsonl vectors.parquet --into milvus:vectors.db#texts --wait": "the same as",
-    'neox-serve search milvus:vectors.db#texts "lists a folder"': "test_commands_of_the_page_on_batch_jobs_work_in_their_order",
+    "neox-serve job submit embed texts.jsonl vectors.parquet --into milvus:vectors.db#texts --wait": "the page on batch jobs",
+    'neox-serve search milvus:vectors.db#texts "lists a folder"': "the page on batch jobs",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
@@ -121,7 +122,7 @@ def assert_search_finds_what_brute_force_finds(folder: Path, address: str) -> No
     """For every function of the page's file, by its own text."""
     rows = [json.loads(line) for line in (folder / "functions.jsonl").read_text().splitlines()]
     vectors = np.array(pq.read_table(folder / "functions.parquet")["vector"].to_pylist(), dtype=np.float32)
-    with opened(Target("milvus", str(folder / "functions.db"), "functions")) as store, Client(address) as client:
+    with opened(VectorTarget("milvus", str(folder / "functions.db"), "functions")) as store, Client(address) as client:
         asked = client.embed([row["text"] for row in rows[:40]]).vectors
         hits = 0
         for vector in asked:

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import Engine
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import JobState, Progress
+from neox_serve.core.jobs import JobState, Progress, RowsWork
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 
-WORK = {"input": "in.jsonl", "output": "out.jsonl"}
+WORK = RowsWork("in.jsonl", "out.jsonl", {"logit_bias": {"5": 1.5}}, into="lancedb:vectors#words")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from neox_serve.client import AsyncClient, BatchJob, Client
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import JobState, Progress
+from neox_serve.core.jobs import JobState, Progress, RowsWork
 from neox_serve.core.tenants import ANONYMOUS, Role, Tenant
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.settings import restore
@@ -70,8 +70,7 @@ async def test_job_that_is_created_waits_with_all_that_was_asked(platform: Platf
     assert (job.total_rows, job.runs, job.started_s, job.ended_s) == (0, 0, None, None)
     (kept,) = platform.jobs.open_jobs()
     assert (kept.job_id, kept.tenant, kept.kind) == (job.job_id, ANONYMOUS, "generate")
-    assert kept.work["options"] == {"max_tokens": 5}
-    assert (kept.work["set_aside"], kept.work["concurrency"], kept.work["patience_s"]) == ("bad.jsonl", 32, 600.0)
+    assert kept.work == RowsWork("june/in.jsonl", "june/out.jsonl", {"max_tokens": 5}, "bad.jsonl", 32, 600.0)
     assert await client.job(job.job_id) == job
 
 

@@ -2,8 +2,9 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from sqlalchemy import Engine
 from deployments.jobs.bulk import BulkJob, parse_arguments
 from deployments.jobs.keeper import JobKeeper, Places
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.vector_stores import Target
-from neox_serve.core.jobs import Job, JobState, Progress, RunStatus, Start
+from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, RunStatus, Start
 from neox_serve.core.tenants import ANONYMOUS, Tenant
+from neox_serve.core.vector_target import VectorTarget
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
 
-WORK = {"input": "in.jsonl", "output": "out.jsonl", "options": {"max_tokens": 3}, "concurrency": 8, "patience_s": 60.0}
+WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
 
 
 @dataclass
@@ -67,7 +68,7 @@ class World:
         self.keeper = JobKeeper(self.store, self.tenants, self.runs, self.places, clock=lambda: 9.0)
 
     def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
-        return self.store.create(tenant, "generate", {**WORK, **work})
+        return self.store.create(tenant, "generate", replace(WORK, **work))
 
     def look(self, job: Job) -> Job:
         """What a round makes of a job."""
@@ -93,8 +94,10 @@ def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) 
     folder = f"{world.places.folder}/{ANONYMOUS}"
     assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
     assert told.into is None
-    assert world.places.target("acme", "milvus:vectors.db#words") == Target("milvus", f"{world.places.folder}/acme/vectors.db", "words")
-    assert world.places.target("acme", "milvus:http://h:1#words") == Target("milvus", "http://h:1", "words")
+    assert world.places.target("acme", "milvus:vectors.db#words") == VectorTarget(
+        "milvus", f"{world.places.folder}/acme/vectors.db", "words"
+    )
+    assert world.places.target("acme", "milvus:http://h:1#words") == VectorTarget("milvus", "http://h:1", "words")
     assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
     report_of(world, job).tell(Progress(10, 4, 1, 50))
     assert world.look(job).progress == Progress(10, 4, 1, 50)
@@ -120,6 +123,19 @@ def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> N
     world.look(job)
     assert world.tenants.directory().keys[job.key_id].revoked_s is not None
     assert not file.exists()
+
+
+def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(world.new_job("acme"))
+    shutil.rmtree(world.places.notes)
+    del world.runs.statuses[job.run_id]
+    again = world.look(job)
+    file = world.runs.job(again.run_id).api_key_file
+    assert file is not None
+    assert file.exists()
+    keys = world.tenants.directory().keys
+    assert (keys[again.key_id].revoked_s, keys[job.key_id].revoked_s is None) == (None, False)
 
 
 def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
@@ -158,7 +174,7 @@ def test_two_keepers_start_a_job_once(world: World) -> None:
     (seen,) = world.store.open_jobs()
     world.keeper.look_after()
     other._start(seen, Start())
-    assert [*world.runs.entrypoints] == [f"{job.job_id}-1"]
+    assert world.runs.started == [f"{job.job_id}-1"]
 
 
 @pytest.mark.parametrize("began", [False, True])

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from deployments.jobs.bulk import BulkJob, JobError, arguments_of, parse_arguments, run, survey
-from deployments.jobs.vector_stores import Target, VectorRow, opened
+from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.core.errors import invalid
+from neox_serve.core.vector_target import VectorTarget
 from tests.fakes.scripted_gateway import ScriptedGateway
 
 KINDS = ["milvus", "lancedb"]
@@ -25,8 +26,8 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
         yield scripted
 
 
-def target(folder: Path, kind: str, collection: str = "words") -> Target:
-    return Target(kind, str(folder / "vectors.db"), collection)
+def target(folder: Path, kind: str, collection: str = "words") -> VectorTarget:
+    return VectorTarget(kind, str(folder / "vectors.db"), collection)
 
 
 async def do(job: BulkJob) -> str:
@@ -83,7 +84,7 @@ def test_collection_that_is_not_there_or_of_another_size_is_an_error(kind: str, 
 async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "file").write_text("")
-    into = Target("lancedb", str(tmp_path / "file" / "below"), "words")
+    into = VectorTarget("lancedb", str(tmp_path / "file" / "below"), "words")
     job = BulkJob("embed", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), gateway.address, "job-1", into=into)
     with pytest.raises(JobError, match=r"lancedb:.*#words: "):
         await do(job)
@@ -92,11 +93,11 @@ async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: P
 @pytest.mark.parametrize("text", ["", "milvus:a.db", "milvus:#a", "qdrant:a#b", "lancedb:a#b-c"])
 def test_target_that_is_none_says_what_is(text: str) -> None:
     with pytest.raises(ValueError, match="must be milvus:FILE#COLLECTION"):
-        Target.parse(text)
+        VectorTarget.parse(text)
 
 
 def test_target_is_an_argument_of_embed_alone() -> None:
-    job = BulkJob("embed", "/i", "/o", "h:1", "j", into=Target.parse("milvus:http://h:19530#words"))
+    job = BulkJob("embed", "/i", "/o", "h:1", "j", into=VectorTarget.parse("milvus:http://h:19530#words"))
     assert parse_arguments(arguments_of(job)) == job
     with pytest.raises(SystemExit):
         parse_arguments(arguments_of(replace(job, kind="generate")))

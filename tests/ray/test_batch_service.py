@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from deployments.jobs.row_files import partial_of
-from neox_serve.client import BatchJob, Client, JobState, RetryPolicy
+from neox_serve.client import BatchJob, Client, JobState, RetryPolicy, ServeError
+from neox_serve.v1 import admin_service_pb2 as admin
 from tests.clusters import GATEWAY, ROUTER, CommandCluster
 
 pytestmark = pytest.mark.ray
@@ -26,9 +27,18 @@ def client(cluster: CommandCluster) -> Iterator[Client]:
         yield client
 
 
-def files(cluster: CommandCluster, name: str, count: int, **options: Any) -> Path:
-    """Writes the rows of a job into the anonymous tenant's folder; returns where its output will be."""
-    folder = cluster.settings.state_folder / "batch" / "anonymous"
+@contextlib.contextmanager
+def tenant(client: Client, cluster: CommandCluster, name: str) -> Iterator[Client]:
+    """A client with a key of a new tenant."""
+    client.admin(admin.CreateTenantRequest(tenant=admin.Tenant(name=name)))
+    secret = client.admin(admin.CreateKeyRequest(tenant=name)).secret
+    with Client(cluster.address, retry=PATIENT, api_key=secret) as own:
+        yield own
+
+
+def files(cluster: CommandCluster, name: str, count: int, owner: str = "anonymous", **options: Any) -> Path:
+    """Writes the rows of a job into its tenant's folder; returns where its output will be."""
+    folder = cluster.settings.state_folder / "batch" / owner
     folder.mkdir(parents=True, exist_ok=True)
     rows = ({"prompt": f"row {number}", "ignore_eos": True, "max_tokens": 8, **options} for number in range(1, count + 1))
     (folder / f"{name}.in").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -81,6 +91,38 @@ def test_job_created_over_grpc_runs_to_its_end_and_is_seen_to(cluster: CommandCl
     assert rows_of(output) == list(range(1, 61))
     assert create(client, output) == last
     assert not (cluster.settings.state_folder / "jobs" / job.job_id).exists()
+
+
+def test_job_of_a_tenant_runs_on_its_account_with_a_key_that_ends_with_it(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "own", 12, "acme")
+    with tenant(client, cluster, "acme") as acme:
+        last = watched(acme, create(acme, output))[-1]
+    assert last.state is JobState.SUCCEEDED, last
+    assert rows_of(output) == list(range(1, 13))
+
+    def used() -> Any:
+        return [one for one in client.admin(admin.GetUsageRequest(tenant="acme")).sums if one.requests == 12]
+
+    (usage,) = wait_until(used)
+    assert (usage.completion_tokens, usage.failed_requests) == (12 * 8, 0)
+    keys = client.admin(admin.ListKeysRequest(tenant="acme")).keys
+    assert {key.label: key.HasField("revoke_time") for key in keys} == {"": False, last.job_id: True}
+    with pytest.raises(ServeError, match="there is no job"):
+        client.job(last.job_id)
+
+
+def test_job_whose_key_is_revoked_fails_and_says_so(cluster: CommandCluster, client: Client) -> None:
+    output = files(cluster, "revoked", 40, "wary", max_tokens=60)
+    with tenant(client, cluster, "wary") as wary:
+        job = create(wary, output, concurrency=2)
+        wait_until(settled(output, 2))
+        (key,) = [key for key in client.admin(admin.ListKeysRequest(tenant="wary")).keys if key.label == job.job_id]
+        client.admin(admin.RevokeKeyRequest(key_id=key.key_id))
+        last = watched(wary, job)[-1]
+    assert last.state is JobState.FAILED
+    assert "UNAUTHENTICATED" in last.message
+    assert not output.exists()
+    assert 2 <= last.settled_rows < 40
 
 
 def test_job_that_cannot_begin_fails_and_says_why(cluster: CommandCluster, client: Client) -> None:

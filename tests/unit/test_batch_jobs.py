@@ -14,6 +14,7 @@ from neox_serve.core.jobs import (
     JobState,
     Progress,
     Report,
+    RowsWork,
     RunStatus,
     Start,
     Step,
@@ -25,7 +26,8 @@ from neox_serve.core.jobs import (
     to_start,
 )
 
-JOB = Job("job-1", "acme", "generate", {}, 0.0, state=JobState.RUNNING, run_id="job-1-1", runs=1)
+WORK = RowsWork("in", "out")
+JOB = Job("job-1", "acme", "generate", WORK, 0.0, state=JobState.RUNNING, run_id="job-1-1", runs=1)
 CANCELLED = replace(JOB, cancel_asked=True)
 GAVE_UP = Report(Progress(10, 4), "in.jsonl: line 3 is not JSON")
 ENDED = [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.UNKNOWN]
@@ -54,7 +56,7 @@ def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, re
 
 
 def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
-    job, last = replace(JOB, fruitless_runs=MOST_FRUITLESS_RUNS - 1, fruitful_rows=7), Report(Progress(10, 7))
+    job, last = replace(JOB, fruitless_runs=MOST_FRUITLESS_RUNS - 1, rows_before_run=7), Report(Progress(10, 7))
     assert next_step(job, RunStatus.FAILED, last, "killed") == End(
         JobState.FAILED, f"{MOST_FRUITLESS_RUNS} runs in a row died without settling a row: killed"
     )
@@ -76,7 +78,7 @@ states = st.sampled_from([JobState.QUEUED, JobState.RUNNING])
 def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_waits_with_fewer(
     given_jobs: list[tuple[str, JobState]], most: int
 ) -> None:
-    jobs = [Job(f"job-{number:02}", tenant, "generate", {}, 0.0, state=state) for number, (tenant, state) in enumerate(given_jobs)]
+    jobs = [Job(f"job-{number:02}", tenant, "generate", WORK, 0.0, state=state) for number, (tenant, state) in enumerate(given_jobs)]
     queued = [job for job in jobs if job.state is JobState.QUEUED]
     chosen = to_start(jobs, most)
     assert len(chosen) == max(0, min(len(queued), most - (len(jobs) - len(queued))))
@@ -88,6 +90,6 @@ def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_wai
 
 
 def test_turn_is_the_oldest_jobs_of_a_tenant_and_never_a_cancelled_ones() -> None:
-    old, young = (Job(new_job_id(at_s, 0), "a", "generate", {}, at_s) for at_s in (1.0, 2.0))
+    old, young = (Job(new_job_id(at_s, 0), "a", "generate", WORK, at_s) for at_s in (1.0, 2.0))
     assert to_start([young, old], 1) == [old]
     assert to_start([young, replace(old, cancel_asked=True)], 1) == [young]

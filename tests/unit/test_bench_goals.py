@@ -9,7 +9,8 @@ from tests.bench import goals
 from tests.bench.comparison import Comparison, Start
 from tests.bench.engine_comparison import NEOX, OPENAI
 from tests.bench.goal import Goal
-from tests.bench.goals import GOALS, OPERATORS, Runs, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.goal_runs import Runs
+from tests.bench.goals import GOALS, OPERATORS, holds, measure_all, measured_line, unmeasured_line
 from tests.bench.view import View
 
 NO_RUNS = cast("Runs", None)

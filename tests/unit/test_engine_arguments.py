@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
-from neox_serve.engine import arguments
+from neox_serve.engine import arguments, layers
 from neox_serve.engine.environment import engine_environment, threads_bind
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import executor_backend
@@ -51,8 +51,8 @@ def test_check_layer_that_the_model_has_not_is_named() -> None:
 
 def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_it() -> None:
     asked = restore({"embedding": {"layer": 2}})
-    assert arguments.loaded(Pool.EMBEDDING, asked, SMALL).layers == 2
-    assert arguments.loaded(Pool.GENERATION, asked, SMALL).layers == 6
+    assert layers.loaded_facts(Pool.EMBEDDING, asked, SMALL).layers == 2
+    assert layers.loaded_facts(Pool.GENERATION, asked, SMALL).layers == 6
     whole, part = (restore({"embedding": {"layer": layer, "engine": {"kv_cache_gib": 1.0}}}) for layer in (44, 2))
     machine = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 * GIB)
     assert "the weights must fit" in problems(whole, LARGE, machine, Pool.EMBEDDING)
@@ -70,7 +70,7 @@ def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_i
     ],
 )
 def test_final_layer_norm_goes_with_the_last_layer_unless_it_is_chosen(embedding: dict[str, Any], normed: bool) -> None:
-    assert arguments.final_layer_norm(restore({"embedding": embedding}), SMALL) is normed
+    assert layers.final_layer_norm(restore({"embedding": embedding}), SMALL) is normed
 
 
 def test_check_20b_on_two_gpus_passes() -> None:

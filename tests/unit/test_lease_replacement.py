@@ -34,15 +34,9 @@ def test_life_settles_each_lease_once(events: list[Event]) -> None:
     assert actions.count(Action.SUBMIT) - actions.count(Action.SETTLE) == held
 
 
-@given(EVENTS)
-def test_life_never_moves_after_something_was_delivered(events: list[Event]) -> None:
-    stage = Stage.ADMITTING
-    delivered = False
-    for event in events:
-        before, taken = stage, step(stage, event)
-        delivered |= event is Event.DELIVERED and before is Stage.WAITING
-        assert not (delivered and Action.ADMIT in taken.actions)
-        stage = taken.stage
+@pytest.mark.parametrize("event", list(Event))
+def test_answer_that_has_begun_moves_only_where_it_can_be_continued(event: Event) -> None:
+    assert (Action.ADMIT in step(Stage.STREAMING, event).actions) == (event is Event.CONTINUABLE)
 
 
 @given(st.sampled_from(Event))

@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(length=64), nullable=False),
         sa.Column("runs", sa.Integer(), nullable=False),
         sa.Column("fruitless_runs", sa.Integer(), nullable=False),
-        sa.Column("fruitful_rows", sa.BigInteger(), nullable=False),
+        sa.Column("rows_before_run", sa.BigInteger(), nullable=False),
         sa.Column("key_id", sa.String(length=16), nullable=False),
         sa.Column("created_s", sa.Float(), nullable=False),
         sa.Column("started_s", sa.Float(), nullable=True),
