@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from deployments.jobs.row_files import partial_of
-from neox_serve.client import BatchJob, Client, JobState, RetryPolicy, ServeError
+from neox_serve.client import BatchJob, Client, JobState, Reason, RetryPolicy, ServeError
 from neox_serve.v1 import admin_service_pb2 as admin
 from tests.clusters import GATEWAY, ROUTER, CommandCluster
 
@@ -29,11 +29,23 @@ def client(cluster: CommandCluster) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def tenant(client: Client, cluster: CommandCluster, name: str) -> Iterator[Client]:
-    """A client with a key of a new tenant."""
+    """A client with a key of a new tenant, which its gateway knows by now: within a second of what another has written."""
     client.admin(admin.CreateTenantRequest(tenant=admin.Tenant(name=name)))
     secret = client.admin(admin.CreateKeyRequest(tenant=name)).secret
     with Client(cluster.address, retry=PATIENT, api_key=secret) as own:
+        wait_until(lambda: known(own), timeout_s=10)
         yield own
+
+
+def known(client: Client) -> bool:
+    """Whether the gateway that this client is connected to knows its key."""
+    try:
+        client.jobs()
+    except ServeError as error:
+        if error.reason is not Reason.UNAUTHENTICATED:
+            raise
+        return False
+    return True
 
 
 def files(cluster: CommandCluster, name: str, count: int, owner: str = "anonymous", **options: Any) -> Path:
