@@ -50,7 +50,7 @@ _SCALED = {"engine": {"tensor_parallel_size", "pipeline_parallel_size"}, "replic
 _ROUTER_READS: dict[str, Any] = {
     "router": True,
     "scaling": True,
-    "model": {"name"},
+    "model": {"name", "source", "revision", "registry"},
     "generation": _SCALED,
     "embedding": {"enabled": True, **_SCALED},
     "metrics": True,
@@ -72,7 +72,7 @@ _GATEWAY_READS: dict[str, Any] = {
     "state_folder": True,
     "router": True,
     "log": True,
-    "generation": {"engine": {"max_model_tokens"}},
+    "generation": {"engine": {"max_model_tokens", "max_lora_rank"}},
     "embedding": {"enabled": True, "default_pooling": True, "layer": True, "final_layer_norm": True, "engine": {"max_model_tokens"}},
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tokenizers
 
+from neox_serve.chat import read_template
 from neox_serve.core.types import TokenIds
 
 Offset = tuple[int, int]
@@ -22,7 +23,10 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer:
-    """A model folder's `tokenizer.json`. Safe to use from several threads; never adds special tokens of its own accord."""
+    """A model folder's `tokenizer.json`. Safe to use from several threads; never adds special tokens of its own accord.
+
+    chat_template: that of the folder; None where it has none.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises TokenizerError."""
@@ -31,6 +35,10 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for unreadable and malformed files
             raise TokenizerError(f"{path}: {error}") from error
+        try:
+            self.chat_template = read_template(folder)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{folder}: its chat template cannot be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if isinstance(self._tokenizer.post_processor, tokenizers.processors.ByteLevel):

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.inout import JsonOption, OnDeadline, Truncation, print_json, read_texts
+
+if TYPE_CHECKING:
+    from neox_serve.client.options import Prompt
 
 _SAMPLING = "Sampling"
 _STOPPING = "Stopping"
@@ -32,6 +35,8 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
     as_json: JsonOption = False,
     model: Annotated[str | None, typer.Option(help="Absent: the one served.")] = None,
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is what a user says: put it into the chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: what the assistant is told before.")] = None,
     request_id: Annotated[str | None, typer.Option(help="1 to 128 of [A-Za-z0-9._:-]; absent: made.")] = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
     on_deadline: Annotated[OnDeadline | None, typer.Option(help="partial: return what there is when the timeout passes.")] = None,
@@ -97,7 +102,10 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
     }
     beams = {"beam_width": beam_width, "length_penalty": length_penalty, "num_return": num_return}
     chunks = {"min_chunk_interval_s": chunk_interval_s, "min_chunk_tokens": chunk_tokens}
-    (text,) = read_texts([prompt])
+    (said,) = read_texts([prompt])
+    if system is not None and not chat:
+        raise typer.BadParameter("goes with --chat", param_hint="--system")
+    text = _chat(said, system) if chat else said
     if _streams(stream, several=(n or 1) > 1, beams=beam_width is not None, as_json=as_json):
         _stream(connection, text, request | chunks, as_json=as_json)
     elif any(value is not None for value in chunks.values()):
@@ -116,7 +124,12 @@ def _streams(wanted: bool | None, *, several: bool, beams: bool, as_json: bool) 
     return wanted
 
 
-def _stream(connection: Connection, prompt: str, request: dict[str, Any], *, as_json: bool) -> None:
+def _chat(said: str, system: str | None) -> list[dict[str, str]]:
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": said}]
+
+
+def _stream(connection: Connection, prompt: "Prompt", request: dict[str, Any], *, as_json: bool) -> None:
     """Prints text, or a line of JSON for each event."""
     from neox_serve.client import StreamChunk
 
@@ -133,7 +146,7 @@ def _stream(connection: Connection, prompt: str, request: dict[str, Any], *, as_
                 _summarise(final.usage, final.timings, ", ".join(str(finish.reason) for finish in final.finishes))
 
 
-def _generate(connection: Connection, prompt: str, request: dict[str, Any], *, as_json: bool) -> None:
+def _generate(connection: Connection, prompt: "Prompt", request: dict[str, Any], *, as_json: bool) -> None:
     with connection.client() as client:
         result = client.generate(prompt, **request)
     if as_json:

@@ -15,7 +15,8 @@ from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
 from cluster.commands.settings import effective
-from neox_serve.core.jobs import RowsWork
+from neox_serve.core.finetuning import FINETUNE, TARGETS, FinetuneWork
+from neox_serve.core.jobs import RowsWork, Work
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ DashboardOption = Annotated[
     str | None, typer.Option("--dashboard", metavar="URL", help="Ray's dashboard; absent: that of the cluster that `up` runs here.")
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
-_WHOSE = "Parquet where it ends in .parquet. A path or URL; with a credential, a name in the tenant's folder of the cluster."
+_WHERE = "A path or URL; with a credential, a name in the tenant's folder of the cluster."
+_WHOSE = f"Parquet where it ends in .parquet. {_WHERE}"
+_DEFAULTS = FinetuneWork("", "")
 
 
 def _submission(kind: str, row: str) -> Callable[..., None]:
@@ -59,11 +62,12 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         if not connection.shows_credential:
             _survey(kind, work)
         with connection.client() as client:
-            job = _created(client, kind, work, name or _name(kind, work))
-            began = "runs already" if job.run_id else "created"
-            print(f"{job.job_id}: {began}\n  neox-serve job status {job.job_id}\n  neox-serve job watch {job.job_id}", flush=True)
-            if wait:
-                _watch(client, job.job_id)
+            options = {each: value for each, value in asdict(work).items() if each not in {"input", "output"}}
+
+            def create(request_id: str) -> "BatchJob":
+                return client.create_job(kind, source, output, request_id=request_id, **options)  # type: ignore[arg-type]
+
+            _submitted(client, name or _name(kind, work), create, wait=wait)
 
     return submit
 
@@ -74,6 +78,58 @@ submit_app.command(name="generate", help="Complete every row of a file.")(
 submit_app.command(name="embed", help="Turn every row of a file into a vector.")(
     _submission("embed", '{"text": ..., optional "id", "pooling", ...}')
 )
+
+
+@submit_app.command()
+@connected
+@interruptible
+def finetune(  # noqa: PLR0913 - the command's options, one by one
+    connection: Connection,
+    *,
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help='JSONL: {"prompt": ..., "completion": ...} or {"messages": [...]} a line. ' + _WHERE)
+    ],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Its name; served as TENANT/NAME, or as NAME where for all.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
+    rank: Annotated[int, typer.Option(min=1, help="Of the matrices that are added.")] = _DEFAULTS.rank,
+    alpha: Annotated[float, typer.Option(help="Their product is scaled by alpha / rank.")] = _DEFAULTS.alpha,
+    target: Annotated[list[str] | None, typer.Option(help=f"Matrix that gets them, of {', '.join(TARGETS)}; repeatable.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that each example is seen, at most.")] = _DEFAULTS.epochs,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = _DEFAULTS.learning_rate,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="About so many an optimizer step.")] = _DEFAULTS.batch_tokens,
+    evaluation_fraction: Annotated[float, typer.Option(help="Of the examples, kept out to measure on.")] = _DEFAULTS.evaluation_fraction,
+    early_stop_epochs: Annotated[
+        int, typer.Option("--early-stop", min=0, help="Epochs without a smaller evaluation loss that end it; 0: none do.")
+    ] = _DEFAULTS.early_stop_epochs,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples and of the first weights.")] = _DEFAULTS.seed,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = _DEFAULTS.workers,
+    set_aside: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
+    name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
+) -> None:
+    """Train a LoRA adapter on examples; it is served once the job has succeeded."""
+    source, set_aside = (_as_known_there(connection, file) for file in (source, set_aside))
+    work = FinetuneWork(
+        source,
+        adapter,
+        set_aside,
+        rank=rank,
+        alpha=alpha,
+        targets=tuple(target or TARGETS),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_tokens=batch_tokens,
+        evaluation_fraction=evaluation_fraction,
+        early_stop_epochs=early_stop_epochs,
+        seed=seed,
+        workers=workers,
+    )
+    options = {each: value for each, value in asdict(work).items() if each not in {"input", "adapter"}}
+    with connection.client() as client:
+
+        def create(request_id: str) -> "BatchJob":
+            return client.create_finetune(source, adapter, request_id=request_id, **options)
+
+        _submitted(client, name or _name(FINETUNE, work), create, wait=wait)
 
 
 @job_app.command(name="list")
@@ -171,7 +227,8 @@ def _target_as_known_there(connection: Connection, text: str) -> str:
 
 def _survey(kind: str, work: RowsWork) -> None:
     """Finds bad rows before anything is created; the job looks again where it runs."""
-    from deployments.jobs.bulk import BulkJob, JobError, survey
+    from deployments.jobs.bulk import BulkJob, survey
+    from deployments.jobs.failures import JobError
 
     try:
         survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, set_aside=work.set_aside or None))
@@ -179,19 +236,21 @@ def _survey(kind: str, work: RowsWork) -> None:
         raise CommandError(str(error)) from error
 
 
-def _name(kind: str, work: RowsWork) -> str:
+def _name(kind: str, work: Work) -> str:
     """Made of all that the work is: the same work, the same name."""
     return f"{kind}-{hashlib.sha256(json.dumps(asdict(work), sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def _created(client: "Client", kind: str, work: RowsWork, name: str) -> "BatchJob":
-    """The job of that name; where that has ended, the next one, which finds done what it has done."""
-    options = {each: value for each, value in asdict(work).items() if each not in {"input", "output"}}
-    request_id = name
+def _submitted(client: "Client", name: str, create: Callable[[str], "BatchJob"], *, wait: bool) -> None:
+    """Creates the job of that name; where that has ended, the next one, which finds done what it has done."""
     attempts = count(2)
-    while (job := client.create_job(kind, work.input, work.output, request_id=request_id, **options)).state.ended:  # type: ignore[arg-type]
-        request_id = f"{name}-{next(attempts)}"
-    return job
+    job = create(name)
+    while job.state.ended:
+        job = create(f"{name}-{next(attempts)}")
+    began = "runs already" if job.run_id else "created"
+    print(f"{job.job_id}: {began}\n  neox-serve job status {job.job_id}\n  neox-serve job watch {job.job_id}", flush=True)
+    if wait:
+        _watch(client, job.job_id)
 
 
 def _watch(client: "Client", job_id: str) -> None:

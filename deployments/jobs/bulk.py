@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from deployments.jobs.failures import JobError, settle_bad_rows, usable
 from deployments.jobs.formats import input_rows, settled, settled_vectors
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
@@ -40,23 +41,14 @@ from deployments.jobs.rows import (
     request_options,
     settled_line,
 )
-from deployments.jobs.storage import exists, remove, writing
+from deployments.jobs.storage import exists, remove
 from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
 
-_SHOWN_BAD_ROWS = 20
 _LOCK_POLL_S = 0.2
 _ENDLESS = 1_000_000_000
-
-
-class JobError(Exception):
-    """The job cannot go on. exit_code: see the module."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +83,13 @@ def survey(job: BulkJob) -> dict[int, str]:
         check_options(KINDS[job.kind], job.defaults)
     except (ServeError, ValueError, TypeError) as error:
         raise JobError(f"--defaults: {error}", 2) from error
-    with _usable(job.input):
+    with usable(job.input):
         for row in input_rows(KINDS[job.kind], job.input):
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
                 keys[row.number] = row.key
-    if bad and job.set_aside is None:
-        raise JobError(_refusal(job.input, bad, len(keys)), 2)
-    if job.set_aside is not None:
-        with _usable(job.set_aside), writing(job.set_aside) as stream:
-            stream.writelines(_bad_line(row) for row in bad)
+    settle_bad_rows(job.input, bad, len(keys), job.set_aside)
     return keys
 
 
@@ -109,7 +97,7 @@ async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobPro
     """Settles the surveyed rows; returns what has been counted. Raises JobError; cancelled, it keeps what is settled."""
     progress = await _settle(job, keys, console)
     if job.into is not None:
-        with _usable(str(job.into)), opened(job.into) as store:
+        with usable(str(job.into)), opened(job.into) as store:
             written = store.write(_vectors(job))
         console.print(f"{written:,} vectors in {job.into}", markup=False, highlight=False)
     return progress
@@ -117,7 +105,7 @@ async def run(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobPro
 
 async def _settle(job: BulkJob, keys: Mapping[int, str], console: Console) -> JobProgress:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_usable(job.output))
+        stack.enter_context(usable(job.output))
         output = await _open(stack, job, console)
         if exists(job.output):
             return _done_before(job, keys, console)
@@ -216,7 +204,7 @@ def _api_key(path: Path) -> str:
 def _good_rows(job: BulkJob, keys: Mapping[int, str]) -> Iterator[Row]:
     """Those that have been surveyed. Raises JobError where the input is not what it was then."""
     left = len(keys)
-    with _usable(job.input):
+    with usable(job.input):
         for row in input_rows(KINDS[job.kind], job.input):
             if isinstance(row, Row):
                 if keys.get(row.number) != row.key:
@@ -225,15 +213,6 @@ def _good_rows(job: BulkJob, keys: Mapping[int, str]) -> Iterator[Row]:
                 yield row
     if left:
         raise JobError(f"{job.input} has changed while it was read: {left} rows are gone", 1)
-
-
-@contextlib.contextmanager
-def _usable(file: str) -> Iterator[None]:
-    """Raises JobError naming a file that cannot be read or written."""
-    try:
-        yield
-    except OSError as error:
-        raise JobError(f"{file}: {error.strerror or error}", 2) from error
 
 
 async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> Output:
@@ -249,18 +228,6 @@ async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> 
             console.print(f"{job.output}: another job is writing to it; waiting for its end", markup=False, highlight=False)
             said = True
         await asyncio.sleep(_LOCK_POLL_S)
-
-
-def _refusal(path: str, bad: Sequence[BadRow], good: int) -> str:
-    lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--set-aside FILE runs the good ones)"]
-    lines += [f"  line {row.number}: {row.problem}" for row in bad[:_SHOWN_BAD_ROWS]]
-    if len(bad) > _SHOWN_BAD_ROWS:
-        lines.append(f"  and {len(bad) - _SHOWN_BAD_ROWS} more")
-    return "\n".join(lines)
-
-
-def _bad_line(row: BadRow) -> bytes:
-    return json.dumps({"row": row.number, "problem": row.problem, "line": row.line}, ensure_ascii=False).encode() + b"\n"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:

@@ -10,23 +10,27 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import structlog
 
 from deployments.jobs.bulk import BulkJob, entrypoint_of
+from deployments.jobs.finetune import arguments as finetuning
+from deployments.jobs.finetune.arguments import FinetuneJob
 from deployments.jobs.reports import read_report
 from deployments.jobs.row_files import partial_of
 from deployments.jobs.storage import joined, remove
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
-from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RunStatus, Start, Stop, Submit, next_step, to_start
+from neox_serve.core.finetuning import FinetuneWork
+from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RowsWork, RunStatus, Start, Stop, Submit, next_step, to_start
 from neox_serve.core.tenants import ANONYMOUS
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.link.streams import repeat
 from neox_serve.settings import Settings, batch_folder, database_url, dialled
+from neox_serve.settings.engines import ModelSettings
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
@@ -56,7 +60,7 @@ class Runs(Protocol):
 class Places:
     """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
 
-    address, tls: of a gateway. most_running: jobs at once.
+    address, tls: of a gateway. most_running: jobs at once. model: what is served, and is fine-tuned.
     """
 
     folder: str
@@ -64,6 +68,7 @@ class Places:
     address: str
     tls: Tls | None = None
     most_running: int = 4
+    model: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -71,7 +76,7 @@ class Places:
         batch, gateway = settings.batch, settings.gateway
         tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if gateway.tls_certificate or batch.tls_ca else None
         address = batch.address or dialled(gateway.host, gateway.port)
-        return cls(batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs)
+        return cls(batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs, settings.model)
 
     def file(self, tenant: str, name: str) -> str:
         """Of a tenant. Only operators may have given absolute names, or URLs."""
@@ -158,7 +163,7 @@ class JobKeeper:
         self._notes(job).mkdir(mode=0o700, parents=True, exist_ok=True)
         job = self._with_key(job)
         try:
-            self._runs.start(job.run_id, entrypoint_of(self._bulk_job(job)), {JOB_KEY: job.job_id, "tenant": job.tenant})
+            self._runs.start(job.run_id, self._entrypoint(job), {JOB_KEY: job.job_id, "tenant": job.tenant})
         except RuntimeError as error:
             self._say(job, f"Ray cannot start it, and is asked again: {error}")
         else:
@@ -172,9 +177,9 @@ class JobKeeper:
                 _log.warning("job_waits", job=job.job_id, tenant=job.tenant, why=message)
 
     def _with_key(self, job: Job) -> Job:
-        """A key of the tenant's for this job alone, in a file that only this user reads."""
+        """A key of the tenant's for this job alone, in a file that only this user reads; where the job makes calls."""
         file = self._key_file(job)
-        if job.tenant == ANONYMOUS or (job.key_id and file.exists()):
+        if job.tenant == ANONYMOUS or isinstance(job.work, FinetuneWork) or (job.key_id and file.exists()):
             return job
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
@@ -189,13 +194,31 @@ class JobKeeper:
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
         if end.state is JobState.CANCELLED:
-            remove(partial_of(self._places.file(job.tenant, job.work.output)))
+            remove(self._leftovers(job))
         self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
         shutil.rmtree(self._notes(job), ignore_errors=True)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)
 
-    def _bulk_job(self, job: Job) -> BulkJob:
-        work = job.work
+    def _entrypoint(self, job: Job) -> str:
+        if isinstance(job.work, FinetuneWork):
+            return finetuning.entrypoint_of(self._finetune_job(job, job.work))
+        return entrypoint_of(self._bulk_job(job, job.work))
+
+    def _leftovers(self, job: Job) -> str:
+        """What a job has written that will not be finished."""
+        if isinstance(job.work, FinetuneWork):
+            return str(self._finetune_job(job, job.work).unfinished)
+        return partial_of(self._places.file(job.tenant, job.work.output))
+
+    def _finetune_job(self, job: Job, work: FinetuneWork) -> FinetuneJob:
+        model = self._places.model
+        if model.registry is None:
+            raise ValueError("there is no registry of adapters any more (model.registry)")
+        set_aside = self._places.file(job.tenant, work.set_aside) if work.set_aside else ""
+        here = replace(work, input=self._places.file(job.tenant, work.input), set_aside=set_aside)
+        return FinetuneJob(here, model.source, model.registry, model.revision, self._report_file(job))
+
+    def _bulk_job(self, job: Job, work: RowsWork) -> BulkJob:
         return BulkJob(
             kind=job.kind,
             input=self._places.file(job.tenant, work.input),

@@ -13,7 +13,10 @@ from neox_serve.core.jobs import Progress
 
 
 class JobProgress:
-    """Counts settled rows. Use as a context manager. done, errors: those from before. clock: seconds, monotonic. report: told of them."""
+    """Counts settled rows. Use as a context manager. done, errors: those from before. clock: seconds, monotonic. report: told of them.
+
+    noun: what is counted.
+    """
 
     def __init__(
         self,
@@ -25,8 +28,10 @@ class JobProgress:
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[Progress], None] | None = None,
         errors: int = 0,
+        noun: str = "rows",
     ) -> None:
         self._console, self._every_s, self._clock, self._report = console, every_s, clock, report
+        self._noun = noun
         self.total, self.done, self.errors, self.tokens = total, done, errors, 0
         self._done_before = done
         self._began_s = self._said_s = clock()
@@ -49,9 +54,12 @@ class JobProgress:
 
     def settled(self, *, tokens: int, error: bool) -> None:
         """A row more. tokens: generated for it."""
-        self.done += 1
-        self.tokens += tokens
         self.errors += error
+        self.reached(self.done + 1, tokens=self.tokens + tokens)
+
+    def reached(self, done: int, *, tokens: int) -> None:
+        """So many rows, and tokens for them, with those from before."""
+        self.done, self.tokens = done, tokens
         self._tell()
         now_s = self._clock()
         if self._bar and self._task is not None:
@@ -65,7 +73,7 @@ class JobProgress:
         rate = self._rows_per_s(now_s)
         time_left = f", {duration(left / rate)} left" if rate and left else ""
         errors = f", {self.errors} with an error" if self.errors else ""
-        return f"{self.done:,} of {self.total:,} rows, {self._rates(now_s)}{time_left}{errors}"
+        return f"{self.done:,} of {self.total:,} {self._noun}, {self._rates(now_s)}{time_left}{errors}"
 
     def _tell(self) -> None:
         if self._report:
@@ -77,7 +85,7 @@ class JobProgress:
 
     def _rates(self, now_s: float) -> str:
         elapsed_s = now_s - self._began_s
-        return f"{self._rows_per_s(now_s):,.1f} rows/s, {self.tokens / elapsed_s if elapsed_s else 0:,.0f} tok/s"
+        return f"{self._rows_per_s(now_s):,.1f} {self._noun}/s, {self.tokens / elapsed_s if elapsed_s else 0:,.0f} tok/s"
 
     def _rows_per_s(self, now_s: float) -> float:
         elapsed_s = now_s - self._began_s

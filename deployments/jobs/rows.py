@@ -1,9 +1,9 @@
 """The rows of bulk work: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
 
-An input row is an object of JSON: {"prompt": text or token ids, optional "id", and any option of `Client.generate` but request_id}; to
-embed, {"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input row's number as "row", a digest of the
-input row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and "usage") or
-"error".
+An input row is an object of JSON: {"prompt": text, token ids or messages, optional "id", and any option of `Client.generate` but
+request_id}; to embed, {"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input row's number as "row", a
+digest of the input row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and
+"usage") or "error".
 
 A row is settled once its whole line is in the output. So the output is its own record of what is done, and a line that a crash tore is cut
 off and its row done again.
@@ -44,6 +44,7 @@ STOPPING_REASONS = frozenset(
 class Kind:
     """What a job does with each row; its name is that of the client's method. field: the key of what goes in. options: keys that may stand
     beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens: that an answer took.
+    chats: whether messages may go in.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kind:
     request: Callable[[Any, Any], object]
     answer: Callable[[Any], dict[str, Any]]
     tokens: Callable[[Any], int]
+    chats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,9 @@ def _row(kind: Kind, number: int, values: Any) -> Row:
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(unknown)}")
     content, row_id = values.get(kind.field), values.get("id")
-    if not _is_prompt(content):
-        raise ValueError(f'"{kind.field}" must be a text or a list of token ids, not empty')
+    if not (_is_prompt(content) or (kind.chats and _is_chat(content))):
+        allowed = "a text, a list of token ids or of messages" if kind.chats else "a text or a list of token ids"
+        raise ValueError(f'"{kind.field}" must be {allowed}, not empty')
     if row_id is not None and not isinstance(row_id, str):
         raise ValueError('"id" must be a text')
     options = {name: value for name, value in values.items() if name in kind.options}
@@ -221,6 +224,10 @@ def _is_prompt(prompt: Any) -> bool:
     if isinstance(prompt, list):
         return bool(prompt) and all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in prompt)
     return isinstance(prompt, str) and bool(prompt)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(message, dict) for message in prompt)
 
 
 def _digest(values: dict[str, Any]) -> str:
@@ -278,6 +285,7 @@ GENERATE = Kind(
     calls.generate,
     _generated,
     lambda result: result.usage.completion_tokens,
+    chats=True,
 )
 EMBED = Kind(
     "embed",

@@ -12,7 +12,16 @@ from google.protobuf.message import Message
 from neox_serve.client import calls
 from neox_serve.client.calls import Call
 from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, channel_options, translate
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, JobOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.options import (
+    CallOptions,
+    EmbedOptions,
+    FinetuneOptions,
+    GenerateOptions,
+    JobOptions,
+    Prompt,
+    ScoreOptions,
+    StreamOptions,
+)
 from neox_serve.client.results import (
     BatchJob,
     BatchJobs,
@@ -116,6 +125,10 @@ class AsyncClient:
     async def create_job(self, work: Literal["generate", "embed"], source: str, output: str, **options: Unpack[JobOptions]) -> BatchJob:
         """Enters a batch job: work for each row of the file source, into the file output, both in the tenant's folder there."""
         return await self._run(calls.create_job(work, source, output, options))
+
+    async def create_finetune(self, source: str, adapter: str, **options: Unpack[FinetuneOptions]) -> BatchJob:
+        """Enters a job that trains an adapter on the examples of a file, or finds it by `request_id`."""
+        return await self._run(calls.create_finetune(source, adapter, options))
 
     async def job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
         """One batch job. Raises UNKNOWN_JOB."""

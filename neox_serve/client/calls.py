@@ -15,7 +15,16 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neox_serve.client import responses
-from neox_serve.client.options import CallOptions, EmbedOptions, GenerateOptions, JobOptions, Prompt, ScoreOptions, StreamOptions
+from neox_serve.client.options import (
+    CallOptions,
+    EmbedOptions,
+    FinetuneOptions,
+    GenerateOptions,
+    JobOptions,
+    Prompt,
+    ScoreOptions,
+    StreamOptions,
+)
 from neox_serve.client.results import (
     BatchJob,
     BatchJobs,
@@ -187,6 +196,16 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> Call
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
+def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> Call[BatchJob]:
+    """BatchService.CreateJob of an adapter."""
+    _refuse_unknown(options, FinetuneOptions)
+    request = batch_service_pb2.CreateJobRequest()
+    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
+    _set(request.finetune, "finetune.", {"input": source, "adapter": adapter, **given})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+
+
 def get_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
     """BatchService.GetJob."""
     return _of_job("GetJob", batch_service_pb2.GetJobRequest(), job_id, timeout_s)
@@ -283,7 +302,7 @@ def _guide(parameters: generation_pb2.GenerationParameters, guides: Mapping[str,
 
 
 def _prompts(path: str, prompts: Prompt | Sequence[Prompt]) -> Iterable[generation_pb2.Prompt]:
-    if isinstance(prompts, str) or _is_token_ids(prompts):
+    if isinstance(prompts, str) or _is_token_ids(prompts) or _is_chat(prompts):
         return [_prompt(f"{path}[0]", cast("Prompt", prompts))]
     return [_prompt(f"{path}[{position}]", cast("Prompt", prompt)) for position, prompt in enumerate(prompts)]
 
@@ -293,6 +312,10 @@ def _prompt(path: str, prompt: Prompt) -> generation_pb2.Prompt:
     if isinstance(prompt, str):
         _set(message, f"{path}.", {"text": prompt})
         return message
+    if _is_chat(prompt):
+        for position, said in enumerate(prompt):
+            _set(message.chat.messages.add(), f"{path}.chat.messages[{position}].", cast("Mapping[str, Any]", said))
+        return message
     message.token_ids.SetInParent()
     _set(message.token_ids, f"{path}.token_ids.", {"ids": prompt})
     return message
@@ -300,6 +323,10 @@ def _prompt(path: str, prompt: Prompt) -> generation_pb2.Prompt:
 
 def _is_token_ids(value: Sequence[Any]) -> bool:
     return len(value) > 0 and isinstance(value[0], Integral)
+
+
+def _is_chat(value: Sequence[Any]) -> bool:
+    return len(value) > 0 and isinstance(value[0], Mapping)
 
 
 def _identified(request: Any, options: CallOptions) -> Any:

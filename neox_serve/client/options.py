@@ -5,7 +5,9 @@ from typing import Any, Literal, TypedDict
 
 from neox_serve.core.types import Pooling
 
-Prompt = str | Sequence[int]
+Chat = Sequence[Mapping[str, str]]
+"""Messages: {"role": "system", "user" or "assistant", "content": text}. Only `generate`, `stream` and `estimate` take them."""
+Prompt = str | Sequence[int] | Chat
 """A text, or token ids of the served model's vocabulary."""
 
 Truncation = Literal["keep_end", "keep_start"]
@@ -116,3 +118,24 @@ class JobOptions(TypedDict, total=False):
     concurrency: int | None
     patience_s: float | None
     into: str | None
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """Options of `create_finetune` (FinetuneWork in batch_service.proto, which has their defaults).
+
+    request_id, timeout_s: as in JobOptions. set_aside: file that takes examples that cannot be used.
+    """
+
+    request_id: str | None
+    timeout_s: float | None
+    set_aside: str | None
+    rank: int | None
+    alpha: float | None
+    targets: Sequence[str] | None
+    epochs: int | None
+    learning_rate: float | None
+    batch_tokens: int | None
+    evaluation_fraction: float | None
+    early_stop_epochs: int | None
+    seed: int | None
+    workers: int | None

@@ -66,14 +66,14 @@ def batch_jobs(message: batch_service_pb2.ListJobsResponse) -> results.BatchJobs
 
 
 def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
-    progress = job.progress
+    progress, finetunes = job.progress, job.WhichOneof("work") == "finetune"
     return results.BatchJob(
         job_id=job.job_id,
         request_id=job.request_id,
-        kind=_ROW_WORKS.get(job.rows.work, ""),
+        kind="finetune" if finetunes else _ROW_WORKS.get(job.rows.work, ""),
         state=_JOB_STATES[job.state],
-        input=job.rows.input,
-        output=job.rows.output,
+        input=job.finetune.input if finetunes else job.rows.input,
+        output=job.finetune.adapter if finetunes else job.rows.output,
         total_rows=progress.total_rows,
         settled_rows=progress.settled_rows,
         error_rows=progress.error_rows,

@@ -261,9 +261,10 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job. kind: generate or embed. message: why it failed or was cancelled. runs: processes that have worked on it.
+    """A batch job. kind: generate, embed or finetune. message: why it failed or was cancelled. runs: processes that have worked on it.
 
-    total_rows: 0 until they are counted. tokens: that the run took that goes on. Times are seconds since the epoch, None: not yet.
+    output: a file; of finetune the adapter, as it is served. total_rows: examples of all epochs where it trains; 0
+    until they are counted. tokens: that the run took that goes on. Times are seconds since the epoch, None: not yet.
     """
 
     job_id: str

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from neox_serve.core.finetuning import FinetuneWork
+
 MOST_FRUITLESS_RUNS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
 
@@ -42,7 +44,10 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """total: rows, 0 until they are counted. errors: of the done ones, those that came to an error. tokens: that this took."""
+    """total: rows, 0 until they are counted; of a training, examples of all epochs. errors: of the done ones, those that came to an error.
+
+    tokens: that this took.
+    """
 
     total: int = 0
     done: int = 0
@@ -77,6 +82,9 @@ class RowsWork:
     into: str = ""
 
 
+Work = RowsWork | FinetuneWork
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job. kind: what it does, such as "generate". Times are seconds since the epoch, None: not yet.
@@ -88,7 +96,7 @@ class Job:
     job_id: str
     tenant: str
     kind: str
-    work: RowsWork
+    work: Work
     created_s: float
     request_id: str = ""
     state: JobState = JobState.QUEUED

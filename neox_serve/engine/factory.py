@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from neox_serve import model_files
+from neox_serve.adapter_registry import AdapterRegistry, KnownAdapters
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine import arguments, engine_forks
@@ -64,7 +65,7 @@ def fake_engine(settings: Settings, engine: EngineSettings, facts: ModelFacts, t
             eos_token_id=facts.eos_token_id,
             dimensions=facts.hidden_size,
         ),
-        adapters=frozenset(adapter.name for adapter in settings.model.adapters),
+        adapters=KnownAdapters(frozenset(adapter.name for adapter in settings.model.adapters), AdapterRegistry(settings.model.registry)),
         max_num_seqs=engine.max_num_seqs,
         cache=_fake_cache(settings.model.name, engine),
         stamp_text=timing.stamp_text,

@@ -9,7 +9,7 @@ Time is an argument: with a virtual clock a minute of streaming takes millisecon
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Container, Hashable
 from dataclasses import dataclass, field, replace
 
 from neox_serve.core.block_ledger import BlockLedger
@@ -100,7 +100,7 @@ class FakeEngine:
         timing: FakeTiming = FakeTiming(),
         *,
         vocabulary: Vocabulary = Vocabulary(),  # noqa: B008 - frozen
-        adapters: frozenset[str] = frozenset(),
+        adapters: Container[str] = frozenset(),
         max_num_seqs: int = 4096,
         faults: Faults = no_faults,
         clock: Clock = Clock(),

@@ -5,8 +5,10 @@ and nothing else: vLLM's engine core ends where loading fails in the midst of a 
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import structlog
@@ -14,12 +16,13 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from neox_serve import model_files
+from neox_serve.adapter_registry import AdapterRegistry
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.engine import arguments
 from neox_serve.engine.adapter_slots import AdapterSlots
 from neox_serve.settings import SettingsError
-from neox_serve.settings.engines import AdapterSettings
+from neox_serve.settings.engines import AdapterSettings, ModelSettings
 
 _log = structlog.get_logger(__name__)
 
@@ -39,14 +42,15 @@ class AdapterRules:
 class VllmAdapters:
     """The adapters that may be named."""
 
-    def __init__(self, llm: AsyncLLM, adapters: Collection[AdapterSettings], rules: AdapterRules) -> None:
+    def __init__(self, llm: AsyncLLM, model: ModelSettings, rules: AdapterRules) -> None:
         self._llm = llm
         self._rules = rules
-        self._settings: Mapping[str, AdapterSettings] = {adapter.name: adapter for adapter in adapters}
+        self._settings: Mapping[str, AdapterSettings] = {adapter.name: adapter for adapter in model.adapters}
+        self._registry = AdapterRegistry(model.registry)
         # vLLM numbers adapters from 1.
-        self._numbers = {name: number for number, name in enumerate(self._settings, start=1)}
+        self._numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
         self._requests: dict[str, LoRARequest] = {}
-        self._slots = AdapterSlots(rules.places, [adapter.name for adapter in adapters if adapter.pinned])
+        self._slots = AdapterSlots(rules.places, [adapter.name for adapter in model.adapters if adapter.pinned])
         self._turn = asyncio.Lock()
 
     @property
@@ -61,7 +65,7 @@ class VllmAdapters:
         """
         if name is None:
             return None
-        if name not in self._settings:
+        if name not in self._slots.loaded and self._source(name) is None:
             raise ServeError(Reason.UNKNOWN_ADAPTER, f"adapter {name!r} is not served", {"adapter": name})
         if name not in self._slots.loaded:
             async with self._turn:
@@ -97,10 +101,17 @@ class VllmAdapters:
         self._slots.put(name)
         _log.info("adapter loaded", adapter=name)
 
+    def _source(self, name: str) -> str | None:
+        """Where an adapter's folder is; None where there is no such adapter."""
+        if name in self._settings:
+            return self._settings[name].path
+        found = self._registry.find(name)
+        return str(found) if found else None
+
     def _checked_folder(self, name: str) -> Path:
         setting = f"adapter {name!r}"
         try:
-            folder = model_files.locate_adapter(self._settings[name].path, setting=setting, cache=self._rules.cache)
+            folder = model_files.locate_adapter(self._source(name) or "", setting=setting, cache=self._rules.cache)
             problems = list(arguments.check_adapter(folder, self._rules.facts, self._rules.max_rank, setting))
         except SettingsError as error:
             raise _broken(name, str(error)) from error

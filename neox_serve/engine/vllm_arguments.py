@@ -94,7 +94,7 @@ def _check_names(pool: Pool, engine: EngineSettings) -> None:
 
 def loaded_adapters(settings: Settings, engine: EngineSettings) -> int:
     """The most adapters that are loaded at a time."""
-    return min(engine.max_loaded_loras, len(settings.model.adapters))
+    return engine.max_loaded_loras if settings.model.registry else min(engine.max_loaded_loras, len(settings.model.adapters))
 
 
 def _generation(settings: Settings, engine: EngineSettings, *, gpu: bool) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _generation(settings: Settings, engine: EngineSettings, *, gpu: bool) -> dic
         # model cannot go on with spaces forever.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
     }
-    if settings.model.adapters:
+    if settings.model.adapters or settings.model.registry:
         count = loaded_adapters(settings, engine)
         values |= {
             "enable_lora": True,

@@ -45,7 +45,8 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
         undo.pop_all()  # from here on closing the engine removes them
     llm._run_output_handler()
     block_tokens = llm.vllm_config.cache_config.block_size
-    adapters = VllmAdapters(llm, settings.model.adapters if pool is Pool.GENERATION else (), _adapter_rules(pool, settings, facts))
+    model = settings.model if pool is Pool.GENERATION else settings.model.model_copy(update={"adapters": (), "registry": None})
+    adapters = VllmAdapters(llm, model, _adapter_rules(pool, settings, facts))
     engine = VllmEngine(
         llm,
         steps,

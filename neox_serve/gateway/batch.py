@@ -2,16 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from neox_serve.core.adapter_names import registered_name
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import Job, RowsWork
-from neox_serve.core.tenants import Role
+from neox_serve.core.finetuning import ADAPTER_ALLOWED, FINETUNE, FinetuneWork
+from neox_serve.core.jobs import Job, RowsWork, Work
+from neox_serve.core.tenants import Role, Tenant
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.gateway.calls import Call, StreamWriter, deadline_exceeded
 from neox_serve.gateway.runner import DRAINING_RETRY_S
+from neox_serve.gateway.served import Served
 from neox_serve.gateway.validation import REQUEST_ID_ALLOWED, is_request_id
 from neox_serve.gateway.violations import Violations
 from neox_serve.tenancy.job_store import JobStore
@@ -30,14 +34,14 @@ _WATCH_INTERVAL_S = 0.5
 class Batch:
     """Answers for the caller's tenant. All raise ServeError. draining: whether this gateway is about to stop."""
 
-    def __init__(self, store: JobStore, draining: Callable[[], bool]) -> None:
+    def __init__(self, store: JobStore, served: Served, draining: Callable[[], bool]) -> None:
         self._store = store
+        self._served = served
         self._draining = draining
 
     async def create_job(self, call: Call, message: pb.CreateJobRequest) -> pb.CreateJobResponse:
         """A job of the tenant's, new or found by its request_id."""
-        work = checked_work(message, operator=bool(call.principal.roles & _OPERATORS))
-        kind = wire.KINDS[message.rows.work]
+        kind, work = await asyncio.to_thread(checked_work, message, self._served, call.tenant, operator=_is_operator(call))
         job = await asyncio.to_thread(self._store.create, call.tenant.name, kind, work, message.request_id)
         return pb.CreateJobResponse(job=wire.job_to_proto(job))
 
@@ -78,13 +82,28 @@ class Batch:
         return await asyncio.to_thread(self._store.job, call.tenant.name, job_id)
 
 
-def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> RowsWork:
-    """What the job is to do. Raises INVALID_ARGUMENT naming every wrong field."""
-    rows, wrong = message.rows, Violations()
+def checked_work(message: pb.CreateJobRequest, served: Served, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
+    """What the job is to do, and the kind of that. Raises INVALID_ARGUMENT naming every wrong field."""
+    wrong = Violations()
     if message.request_id:
         wrong.require(is_request_id(message.request_id), "request_id", message.request_id, REQUEST_ID_ALLOWED)
+    work: Work
+    if message.WhichOneof("work") == "finetune":
+        kind, work = FINETUNE, _finetune(wrong, message.finetune, served, tenant, operator=operator)
+    else:
+        kind, work = wire.KINDS.get(message.rows.work, ""), _rows(wrong, message.rows, operator=operator)
+    wrong.raise_if_any()
+    return kind, work
+
+
+def _is_operator(call: Call) -> bool:
+    return bool(call.principal.roles & _OPERATORS)
+
+
+def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     wrong.require(rows.work in wire.KINDS, "rows.work", rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
-    _check_files(wrong, rows, operator=operator)
+    files = {"rows.input": rows.input, "rows.output": rows.output, "rows.set_aside": rows.set_aside}
+    _check_files(wrong, files, operator=operator)
     concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
     wrong.require(concurrency <= _MOST_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MOST_CONCURRENCY}]")
     patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
@@ -92,15 +111,33 @@ def checked_work(message: pb.CreateJobRequest, *, operator: bool) -> RowsWork:
     options = _options(wrong, rows.options_json)
     if rows.into:
         _check_target(wrong, rows, operator=operator)
-    wrong.raise_if_any()
     return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into)
 
 
-def _check_files(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> None:
-    """Each is in its place, and no two are the same."""
+def _finetune(wrong: Violations, message: pb.FinetuneWork, served: Served, tenant: Tenant, *, operator: bool) -> FinetuneWork:
+    files = {"finetune.input": message.input, "finetune.set_aside": message.set_aside}
+    _check_files(wrong, files, operator=operator)
+    work = wire.finetune_from_proto(message)
+    if "/" in work.adapter:
+        wrong.add("finetune.adapter", f"got {work.adapter!r}, must be {ADAPTER_ALLOWED}; the tenant's name is put before it")
+    else:
+        work = replace(work, adapter=registered_name(tenant.name, work.adapter, for_all=operator))
+        for name, value, allowed in work.problems():
+            wrong.require(False, f"finetune.{name}", value, allowed)
+    most = served.most_adapter_rank
+    wrong.require(work.rank <= most, "finetune.rank", work.rank, f"at most {most}, which this cluster serves (max_lora_rank)")
+    if not served.registry.exists:
+        wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so that none could be served")
+    elif work.adapter in served.adapters or served.registry.find(work.adapter) is not None:
+        wrong.add("finetune.adapter", f"{work.adapter!r} is there already; name another one")
+    return work
+
+
+def _check_files(wrong: Violations, files: Mapping[str, str], *, operator: bool) -> None:
+    """Each is in its place, and no two are the same. files: names by field; that of bad rows may be absent."""
     seen: dict[str, str] = {}
-    for field, name in (("rows.input", rows.input), ("rows.output", rows.output), ("rows.set_aside", rows.set_aside)):
-        if name or field != "rows.set_aside":
+    for field, name in files.items():
+        if name or not field.endswith("set_aside"):
             _check_name(wrong, field, name, operator=operator)
         if name in seen:
             wrong.add(field, f"{name!r} is {seen[name]} too")

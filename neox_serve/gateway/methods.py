@@ -81,7 +81,7 @@ def methods(
             bounded=False,
         ),
         *(_admin_methods(platform, most_bytes) if platform else ()),
-        *(_batch_methods(Batch(platform.jobs, draining), most_bytes) if platform else ()),
+        *(_batch_methods(Batch(platform.jobs, served, draining), most_bytes) if platform else ()),
     )
 
 

@@ -9,6 +9,7 @@ from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import GenerationRequest, ModelLimits
 from neox_serve.gateway import prompts, validation
 from neox_serve.gateway.calls import Call, TokenCount
+from neox_serve.gateway.chats import Chats
 from neox_serve.gateway.guides import is_quick
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class Preparer:
         self._served = served
         self._salts = salts
         self._tokenizer = tokenizer
+        self._chats = Chats(served, tokenizer)
 
     async def check_unary(self, call: Call, message: UnaryRequest) -> ModelLimits:
         """Checks the message; returns the model's limits. Raises ServeError."""
@@ -76,6 +78,7 @@ class Preparer:
         limits: ModelLimits,
         beam: generation_pb2.BeamSearch | None,
     ) -> list[Prepared]:
+        texts = await self._chats.as_texts(texts, path, message.adapter)
         fitted = await self._fitted(call, texts, path, prompts.generation_room(message.parameters, limits.context_tokens))
         return [
             Prepared(

@@ -1,7 +1,11 @@
 """What this gateway serves and within which limits, worked out once from settings and model facts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from neox_serve.adapter_registry import AdapterRegistry
+from neox_serve.core.adapter_names import usable_adapters
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.core.tenants import Tenant
@@ -13,12 +17,18 @@ from neox_serve.settings.engines import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The one model of this application. limits: by pool, for the pools that are enabled."""
+    """The one model of this application. limits: by pool, for the pools that are enabled. adapters: but for those of the registry.
+
+    local_adapters: folders of those that are on this machine.
+    """
 
     model: str
     source: str
     revision: str
     adapters: tuple[str, ...]
+    local_adapters: Mapping[str, Path]
+    registry: AdapterRegistry
+    most_adapter_rank: int
     limits: dict[Pool, ModelLimits]
     default_pooling: Pooling
     embedding_dimensions: int
@@ -32,11 +42,16 @@ class Served:
         limits = {Pool.GENERATION: _limits(settings, facts, settings.generation.engine)}
         if settings.embedding.enabled:
             limits[Pool.EMBEDDING] = _limits(settings, facts, settings.embedding.engine)
+        paths = {adapter.name: Path(adapter.path).expanduser() for adapter in settings.model.adapters if "://" not in adapter.path}
+        local = {name: path for name, path in paths.items() if path.is_dir()}
         return cls(
             model=settings.model.name,
             source=_public_source(settings.model.source),
             revision=settings.model.revision or "",
             adapters=tuple(adapter.name for adapter in settings.model.adapters),
+            local_adapters=local,
+            registry=AdapterRegistry(settings.model.registry),
+            most_adapter_rank=settings.generation.engine.max_lora_rank,
             limits=limits,
             default_pooling=settings.embedding.default_pooling,
             embedding_dimensions=facts.hidden_size,
@@ -47,9 +62,9 @@ class Served:
 
     def seen_by(self, tenant: Tenant) -> "Served":
         """What of it there is for a tenant; the rest is as unknown to it as what does not exist."""
-        if tenant.models is None and tenant.adapters is None:
+        adapters = usable_adapters(tenant, self.adapters, self.registry.current)
+        if tenant.models is None and adapters == self.adapters:
             return self
-        adapters = self.adapters if tenant.adapters is None else tuple(name for name in self.adapters if name in tenant.adapters)
         return replace(self, adapters=adapters, limits=self.limits if tenant.models is None or self.model in tenant.models else {})
 
     def limits_of(self, pool: Pool, name: str) -> ModelLimits:
@@ -71,6 +86,10 @@ class Served:
                 f"adapter: {name!r} is not served; served: {', '.join(self.adapters) or 'none'}",
                 metadata={"field": "adapter", "value": name, "served": ",".join(self.adapters)},
             )
+
+    def adapter_folder(self, name: str) -> Path | None:
+        """Where an adapter is; None where it is not on this machine."""
+        return self.local_adapters.get(name) or self.registry.find(name)
 
     def _unknown(self, field: str, name: str, known: list[str]) -> ServeError:
         return ServeError(

@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 # How often the state of the pools is looked at for health, and open writes for stalled clients. Both are lookups in memory.
 _WATCH_INTERVAL_S = 0.1
-# How often certificates and callers are looked at: a change holds within a second.
+# How often certificates, callers and adapters are looked at: a change holds within a second.
 _CREDENTIALS_INTERVAL_S = 0.5
 # What calls get to send their statuses once they have been told to end.
 _LAST_WORDS_S = 1.0
@@ -136,6 +136,7 @@ class GatewayServer:
             await self._tokens.refresh()
         self.port = await _listen(server, self._settings)
         self._server = server
+        await asyncio.to_thread(self._served.registry.refresh)
         self._background = [asyncio.create_task(one) for one in (self._watch(), self._watch_credentials(server))]
         log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
 
@@ -179,7 +180,7 @@ class GatewayServer:
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
     async def _watch_credentials(self, server: Server) -> None:
-        """Takes up new certificates and keys, and ends the calls of callers that lost theirs. What cannot be used changes nothing."""
+        """Takes up new certificates, keys and adapters; ends calls whose callers lost theirs. What cannot be used changes nothing."""
         while True:
             await asyncio.sleep(_CREDENTIALS_INTERVAL_S)
             self._runner.interrupt_unwelcome()
@@ -189,8 +190,9 @@ class GatewayServer:
                     log.info("certificates reloaded")
                 if self._tokens is not None and self._tokens.refresh_due:
                     await self._tokens.refresh()
-            except SettingsError as error:
-                log.warning("credentials not taken up; those before stay", failure=str(error))
+                await asyncio.to_thread(self._served.registry.refresh)
+            except (SettingsError, OSError) as error:
+                log.warning("credentials or adapters not taken up; those before stay", failure=str(error))
 
     async def _update_health(self) -> None:
         await self._health.update(serving({pool: self._takes_requests(pool) for pool in self._pools}))

@@ -11,12 +11,14 @@ from typing import Any, Literal, Protocol
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from neox_serve.chat import ROLES
 from neox_serve.core.types import ModelLimits, Pool
 from neox_serve.gateway.guides import check_guide
 from neox_serve.gateway.served import Served
 from neox_serve.gateway.violations import Violations
 from neox_serve.v1 import generation_pb2, inference_service_pb2, token_service_pb2
 
+MOST_MESSAGES = 1_000
 MOST_LOGIT_BIASES = 1_024
 MOST_STOP_SEQUENCE_BYTES = 256
 SEEDS = 2**63
@@ -88,7 +90,7 @@ def check_generate(request: inference_service_pb2.GenerateRequest | inference_se
     violations = Violations()
     _check_request_id(request, violations)
     _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
-    _check_prompts(request.prompts, "prompts", limits, violations)
+    _check_prompts(request.prompts, "prompts", limits, violations, chats=True)
     _check_parameters(request.parameters, limits, violations)
     if request.HasField("beam_search"):
         _check_beams(request.beam_search, request.parameters, limits, violations)
@@ -103,7 +105,7 @@ def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, 
     violations = Violations()
     _check_request_id(request, violations)
     _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
-    _check_prompt(request.prompt, "prompt", limits, violations)
+    _check_prompt(request.prompt, "prompt", limits, violations, chats=True)
     _check_parameters(request.parameters, limits, violations)
     _check_seconds(request.options.min_chunk_interval, "options", CHUNK_INTERVAL_S, violations)
     CHUNK_TOKENS.check(request.options, "options", violations)
@@ -171,13 +173,15 @@ def _check_request_id(request: Identified, violations: Violations) -> None:
         violations.require(is_request_id(request.request_id), "request_id", request.request_id, REQUEST_ID_ALLOWED)
 
 
-def _check_prompts(prompts: Sequence[generation_pb2.Prompt], path: str, limits: ModelLimits, violations: Violations) -> None:
+def _check_prompts(
+    prompts: Sequence[generation_pb2.Prompt], path: str, limits: ModelLimits, violations: Violations, *, chats: bool = False
+) -> None:
     violations.count(len(prompts), path, limits.prompts_per_request, least=1)
     for index, prompt in enumerate(prompts[: limits.prompts_per_request]):
-        _check_prompt(prompt, f"{path}[{index}]", limits, violations)
+        _check_prompt(prompt, f"{path}[{index}]", limits, violations, chats=chats)
 
 
-def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits, violations: Violations) -> None:
+def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits, violations: Violations, *, chats: bool = False) -> None:
     match prompt.WhichOneof("content"):
         case "text":
             violations.require(bool(prompt.text), f"{path}.text", prompt.text, "a text that is not empty")
@@ -185,8 +189,18 @@ def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits,
             ids = prompt.token_ids.ids
             violations.require(bool(ids), f"{path}.token_ids", [], "at least one token id")
             violations.token_ids(ids, f"{path}.token_ids.ids", limits.vocabulary_size)
+        case "chat" if chats:
+            _check_chat(prompt.chat, f"{path}.chat", violations)
+        case "chat":
+            violations.add(f"{path}.chat", "is for Generate, StreamGenerate and Estimate; must be text or token_ids here")
         case _:
-            violations.add(path, "has no content, must have text or token_ids")
+            violations.add(path, f"has no content, must have {'text, token_ids or chat' if chats else 'text or token_ids'}")
+
+
+def _check_chat(chat: generation_pb2.Chat, path: str, violations: Violations) -> None:
+    violations.count(len(chat.messages), f"{path}.messages", MOST_MESSAGES, least=1)
+    for index, message in enumerate(chat.messages[:MOST_MESSAGES]):
+        violations.require(message.role in ROLES, f"{path}.messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
 
 
 def _check_parameters(parameters: generation_pb2.GenerationParameters, limits: ModelLimits, violations: Violations) -> None:

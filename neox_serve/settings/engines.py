@@ -1,5 +1,6 @@
 """Sections on the model, and on the engines of each pool that run it."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +26,11 @@ class ModelSettings(Section):
     source: str = Field("builtin", min_length=1, description='"builtin", a local folder, or a hub name such as EleutherAI/gpt-neox-20b')
     revision: str | None = None
     adapters: tuple[AdapterSettings, ...] = ()
+    registry: Path | None = Field(
+        None,
+        description="Folder that all nodes see, in which fine-tuning jobs publish adapters: served as NAME, or as TENANT/NAME for one "
+        "tenant, without a restart; absent: there are no such jobs",
+    )
 
     @model_validator(mode="after")
     def _adapter_names_differ(self) -> "ModelSettings":

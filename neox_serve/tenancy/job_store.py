@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import Reason, ServeError, invalid
-from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, new_job_id
+from neox_serve.core.finetuning import FINETUNE, FinetuneWork
+from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, Work, new_job_id
 from neox_serve.tenancy.tables import batch_jobs
 
 _MOST_MESSAGE_CHARACTERS = 4_000
@@ -29,7 +30,7 @@ class JobStore:
         self._clock = clock
         self._random_bits = random_bits
 
-    def create(self, tenant: str, kind: str, work: RowsWork, request_id: str = "") -> Job:
+    def create(self, tenant: str, kind: str, work: Work, request_id: str = "") -> Job:
         """Enters a job, or finds the one that the tenant has of that request_id. Raises INVALID_ARGUMENT where that does other work."""
         job = Job(new_job_id(now_s := self._clock(), self._random_bits(32)), tenant, kind, work, now_s, request_id)
         values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": asdict(work)}
@@ -99,7 +100,7 @@ def _job(row: RowMapping) -> Job:
         job_id=row["job_id"],
         tenant=row["tenant"],
         kind=row["kind"],
-        work=RowsWork(**row["work"]),
+        work=FinetuneWork.from_values(row["work"]) if row["kind"] == FINETUNE else RowsWork(**row["work"]),
         created_s=row["created_s"],
         request_id=row["request_id"] or "",
         state=JobState(row["state"]),

@@ -134,6 +134,97 @@ class RowsWork(_message.Message):
 Global___RowsWork: _TypeAlias = RowsWork  # noqa: Y015
 
 @_typing.final
+class FinetuneWork(_message.Message):
+    """A LoRA adapter of the served model, trained on examples. Once the job has succeeded it is served, as TENANT/NAME, for its tenant and whoever
+    is granted it; as NAME, for all, where an operator trains it. Needs a cluster with a registry of adapters (model.registry).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FRACTION_FIELD_NUMBER: _builtins.int
+    EARLY_STOP_EPOCHS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    """JSONL: {"prompt": text, "completion": text} or {"messages": [{"role": ..., "content": ...}, ...]} a line; of chats what the assistant says
+    is learnt. Named as RowsWork.input is.
+    """
+    adapter: _builtins.str
+    """1 to 64 characters of [A-Za-z0-9._-], the first a letter or digit. Must be new."""
+    set_aside: _builtins.str
+    """Takes examples that cannot be used. Absent: one such example fails the job before it starts."""
+    rank: _builtins.int
+    """Of the matrices that are added, 1 to 256. Absent: 8."""
+    alpha: _builtins.float
+    """Their product is scaled by alpha / rank; (0, 10,000]. Absent: 16."""
+    epochs: _builtins.int
+    """Times that every example is seen, at most; 1 to 1,000. Absent: 3."""
+    learning_rate: _builtins.float
+    """The highest; (0, 1]. Absent: 0.001."""
+    batch_tokens: _builtins.int
+    """About so many tokens an optimizer step. Absent: 4,096."""
+    evaluation_fraction: _builtins.float
+    """Of the examples, kept out of training to measure on; [0, 0.5]. Absent: 0.1."""
+    early_stop_epochs: _builtins.int
+    """Training ends when so many epochs in a row have not made the evaluation loss smaller; 0: never. Absent: 2."""
+    seed: _builtins.int
+    """Of the order of examples and of the first weights. Absent: 0."""
+    workers: _builtins.int
+    """Processes that train together, 1 to 64. Absent: 1."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Matrices of each layer that get them: query_key_value, dense, dense_h_to_4h, dense_4h_to_h. Absent: all."""
+
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        set_aside: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        epochs: _builtins.int = ...,
+        learning_rate: _builtins.float | None = ...,
+        batch_tokens: _builtins.int = ...,
+        evaluation_fraction: _builtins.float | None = ...,
+        early_stop_epochs: _builtins.int | None = ...,
+        seed: _builtins.int = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_early_stop_epochs", b"_early_stop_epochs", "_evaluation_fraction", b"_evaluation_fraction", "_learning_rate", b"_learning_rate", "alpha", b"alpha", "early_stop_epochs", b"early_stop_epochs", "evaluation_fraction", b"evaluation_fraction", "learning_rate", b"learning_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_early_stop_epochs", b"_early_stop_epochs", "_evaluation_fraction", b"_evaluation_fraction", "_learning_rate", b"_learning_rate", "adapter", b"adapter", "alpha", b"alpha", "batch_tokens", b"batch_tokens", "early_stop_epochs", b"early_stop_epochs", "epochs", b"epochs", "evaluation_fraction", b"evaluation_fraction", "input", b"input", "learning_rate", b"learning_rate", "rank", b"rank", "seed", b"seed", "set_aside", b"set_aside", "targets", b"targets", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__early_stop_epochs: _TypeAlias = _typing.Literal["early_stop_epochs"]  # noqa: Y015
+    _WhichOneofArgType__early_stop_epochs: _TypeAlias = _typing.Literal["_early_stop_epochs", b"_early_stop_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__evaluation_fraction: _TypeAlias = _typing.Literal["evaluation_fraction"]  # noqa: Y015
+    _WhichOneofArgType__evaluation_fraction: _TypeAlias = _typing.Literal["_evaluation_fraction", b"_evaluation_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stop_epochs) -> _WhichOneofReturnType__early_stop_epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation_fraction) -> _WhichOneofReturnType__evaluation_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+
+Global___FinetuneWork: _TypeAlias = FinetuneWork  # noqa: Y015
+
+@_typing.final
 class JobProgress(_message.Message):
     """How far a job is."""
 
@@ -144,7 +235,7 @@ class JobProgress(_message.Message):
     ERROR_ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     total_rows: _builtins.int
-    """Rows of the input that can be used. 0: not yet counted."""
+    """Rows of the input that can be used; of a FinetuneWork examples, each as often as there are epochs. 0: not yet counted."""
     settled_rows: _builtins.int
     error_rows: _builtins.int
     """Of those, the ones that were answered with an error."""
@@ -176,6 +267,7 @@ class Job(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    FINETUNE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
@@ -199,6 +291,8 @@ class Job(_message.Message):
     @_builtins.property
     def rows(self) -> Global___RowsWork: ...
     @_builtins.property
+    def finetune(self) -> Global___FinetuneWork: ...
+    @_builtins.property
     def progress(self) -> Global___JobProgress: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -217,6 +311,7 @@ class Job(_message.Message):
         request_id: _builtins.str = ...,
         state: Global___JobState.ValueType = ...,
         rows: Global___RowsWork | None = ...,
+        finetune: Global___FinetuneWork | None = ...,
         progress: Global___JobProgress | None = ...,
         message: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
@@ -226,11 +321,13 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "rows", b"rows", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "finetune", b"finetune", "progress", b"progress", "rows", b"rows", "start_time", b"start_time", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "job_id", b"job_id", "message", b"message", "progress", b"progress", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "finetune", b"finetune", "job_id", b"job_id", "message", b"message", "progress", b"progress", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune"]  # noqa: Y015
+    _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
 
@@ -242,23 +339,29 @@ class CreateJobRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    FINETUNE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Of the caller's making: 1 to 128 characters of [A-Za-z0-9._:-]. Sent again, with the same work, it finds the job that it made. Absent:
     each call makes a job.
     """
     @_builtins.property
     def rows(self) -> Global___RowsWork: ...
+    @_builtins.property
+    def finetune(self) -> Global___FinetuneWork: ...
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         rows: Global___RowsWork | None = ...,
+        finetune: Global___FinetuneWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finetune", b"finetune", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finetune", b"finetune", "request_id", b"request_id", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune"]  # noqa: Y015
+    _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
 

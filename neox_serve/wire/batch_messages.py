@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import Job, JobState, RowsWork
 from neox_serve.v1 import batch_service_pb2 as pb
 from neox_serve.wire.admin_messages import timestamp
@@ -25,11 +27,10 @@ _STATES: Mapping[JobState, pb.JobState.ValueType] = {
 def job_to_proto(job: Job) -> pb.Job:
     """As clients see it."""
     progress = job.progress
-    return pb.Job(
+    message = pb.Job(
         job_id=job.job_id,
         request_id=job.request_id,
         state=_STATES[job.state],
-        rows=_rows_to_proto(job.kind, job.work),
         progress=pb.JobProgress(total_rows=progress.total, settled_rows=progress.done, error_rows=progress.errors, tokens=progress.tokens),
         message=job.message,
         cancel_requested=job.cancel_asked,
@@ -39,6 +40,17 @@ def job_to_proto(job: Job) -> pb.Job:
         start_time=_moment(job.started_s),
         end_time=_moment(job.ended_s),
     )
+    if isinstance(job.work, FinetuneWork):
+        message.finetune.CopyFrom(pb.FinetuneWork(**asdict(job.work)))
+    else:
+        message.rows.CopyFrom(_rows_to_proto(job.kind, job.work))
+    return message
+
+
+def finetune_from_proto(message: pb.FinetuneWork) -> FinetuneWork:
+    """What is absent has its default. Whether it can be done, `FinetuneWork.problems` says."""
+    given = {field.name: value for field, value in message.ListFields()}
+    return FinetuneWork.from_values({**asdict(FinetuneWork(message.input, message.adapter)), **given})
 
 
 def _rows_to_proto(kind: str, work: RowsWork) -> pb.RowsWork:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk import BulkJob, JobError, arguments_of, entrypoint_of, main, parse_arguments, run, survey
+from deployments.jobs.bulk import BulkJob, arguments_of, entrypoint_of, main, parse_arguments, run, survey
+from deployments.jobs.failures import JobError
 from deployments.jobs.progress import JobProgress, duration
 from deployments.jobs.row_files import output_of, partial_of
 from deployments.jobs.rows import GENERATE

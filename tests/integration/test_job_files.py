@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk import BulkJob, JobError, arguments_of, run, survey
+from deployments.jobs.bulk import BulkJob, arguments_of, run, survey
+from deployments.jobs.failures import JobError
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.row_files import RemoteOutput, partial_of
 from deployments.jobs.rows import GENERATE

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk import BulkJob, JobError, arguments_of, parse_arguments, run, survey
+from deployments.jobs.bulk import BulkJob, arguments_of, parse_arguments, run, survey
+from deployments.jobs.failures import JobError
 from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.core.errors import invalid
 from neox_serve.core.vector_target import VectorTarget

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from deployments.jobs.row_files import partial_of
 from neox_serve.client import BatchJob, Client, JobState, Reason, RetryPolicy, ServeError
 from neox_serve.v1 import admin_service_pb2 as admin
-from tests.clusters import GATEWAY, ROUTER, CommandCluster
+from tests.clusters import GATEWAY, ROUTER, CommandCluster, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -70,14 +69,6 @@ def rows_of(path: Path) -> list[int]:
 def watched(client: Client, job: BatchJob) -> list[BatchJob]:
     """All that a watch shows, to the end."""
     return list(client.watch_job(job.job_id, timeout_s=180))
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
-    deadline_s = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, "not within the time that no healthy machine needs"
-        time.sleep(0.1)
-    return found
 
 
 def settled(output: Path, count: int) -> Callable[[], bool]:

@@ -1,0 +1,177 @@
+"""Trains a LoRA adapter on examples. `python -m deployments.jobs.finetune --help`; rows are described in `examples`.
+
+Every line of the input is checked before anything is trained. Stopped at any point, the same command goes on from its last checkpoint, to
+the same weights. Once the training has ended the adapter is in the registry, where a running cluster finds it within a second.
+
+Exit codes: 0 the adapter is there, 1 stopped by an error, 2 wrong arguments or bad rows, 130 or 143 interrupted.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import GPTNeoXForCausalLM
+from transformers.utils import logging
+
+from deployments.jobs.failures import JobError, settle_bad_rows, usable
+from deployments.jobs.finetune.adapter import adapted, publish, restore, weights_of
+from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
+from deployments.jobs.finetune.checkpoint import Standing
+from deployments.jobs.finetune.examples import Example, Reader
+from deployments.jobs.finetune.packing import pack
+from deployments.jobs.finetune.training import Data, Share, Training, settings_told
+from deployments.jobs.finetune.workers import together
+from deployments.jobs.progress import JobProgress
+from deployments.jobs.reports import ReportFile
+from deployments.jobs.rows import BadRow
+from neox_serve import model_files
+from neox_serve.chat import DEFAULT_TEMPLATE, read_template
+from neox_serve.settings import SettingsError
+from neox_serve.tokenizer import Tokenizer
+
+
+class _InterruptedBySignal(BaseException):
+    """SIGINT or SIGTERM has come. Not an Exception: it must not be taken for an error of the training."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the job is about, looked at before anything is trained. folder: of the model. template: of chats, saved with the adapter."""
+
+    folder: Path
+    template: str
+    examples: Sequence[Example]
+    fingerprint: str
+
+
+def survey(job: FinetuneJob) -> Survey:
+    """Reads the model's facts and every example. Raises JobError."""
+    try:
+        folder = model_files.locate(job.model, job.revision, setting="--model")
+        facts = model_files.read_facts(folder, setting="--model")
+    except SettingsError as error:
+        raise JobError(str(error), 2) from error
+    if job.output.exists():
+        raise JobError(f"{job.output} is there; name another adapter, or remove it", 2)
+    tokenizer, template = Tokenizer(folder), read_template(folder) or DEFAULT_TEMPLATE
+    reader = Reader(tokenizer.encode, template, tokenizer.decode([facts.eos_token_id]), facts.positions)
+    with usable(job.work.input):
+        rows = list(reader.read(job.work.input))
+    examples = [row for row in rows if isinstance(row, Example)]
+    settle_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.set_aside or None)
+    if len(examples) < 2:
+        raise JobError(f"{job.work.input}: has {len(examples)} examples; a training needs at least 2", 2)
+    told = json.dumps([settings_told(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
+    return Survey(folder, template, examples, hashlib.sha256(told.encode()).hexdigest())
+
+
+def data_of(found: Survey, job: FinetuneJob, padding_id: int) -> Data:
+    """The examples, divided by the seed, and packed."""
+    order = np.random.default_rng(job.work.seed).permutation(len(found.examples)).tolist()
+    kept_out = round(job.work.evaluation_fraction * len(order))
+    training, evaluation = order[kept_out:], order[:kept_out]
+    return Data(
+        pack([found.examples[index] for index in training], padding_id),
+        pack([found.examples[index] for index in evaluation], padding_id) if evaluation else None,
+    )
+
+
+def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> None:
+    """Trains to the end, and publishes. Raises JobError, OSError."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    logging.disable_progress_bar()
+    base = GPTNeoXForCausalLM.from_pretrained(found.folder, dtype=dtype)
+    model = adapted(base, job.work, job.model).to(device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    data = data_of(found, job, base.config.pad_token_id or 0)
+    report = ReportFile(job.report) if job.report and share.rank == 0 else None
+    total = data.training.examples() * job.work.epochs
+    with JobProgress(console, total, 0, report=report.tell if report else None, noun="examples") as progress:
+
+        def told(standing: Standing, examples: int) -> None:
+            progress.reached(standing.examples, tokens=standing.tokens)
+
+        run = Training(
+            job.work,
+            model,
+            device,
+            parameters,
+            lambda: weights_of(model),
+            lambda weights: restore(model, weights),
+            job.unfinished / "checkpoint",
+            found.fingerprint,
+            told,
+            share,
+        )
+        standing = run.run(data)
+    if report:
+        report.flush()
+    if share.rank == 0:
+        publish(model, job.work, standing, template=found.template, aside=job.unfinished / "whole", output=job.output)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises JobError where another process trains the same adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobError(f"{folder}: another job is training this adapter", 1) from error
+        yield
+
+
+def run(job: FinetuneJob, console: Console) -> None:
+    """Does the job. Raises JobError."""
+    found = survey(job)
+    with usable(str(job.unfinished)), _alone(job.unfinished):
+        if job.work.workers == 1:
+            train(job, found, Share(), console)
+        else:
+            whole = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())
+            together(lambda share: train(whole, found, share, Console(stderr=True, soft_wrap=True)), job.work.workers, job.unfinished)
+    shutil.rmtree(job.unfinished, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job; returns the exit code."""
+    job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        run(job, console)
+    except JobError as error:
+        if job.report:
+            ReportFile(job.report).give_up(str(error))
+        console.print(f"Error: {error}", markup=False, highlight=False)
+        return error.exit_code
+    except _InterruptedBySignal as signalled:
+        console.print(f"Stopped; the same command goes on from {job.unfinished}.", markup=False, highlight=False)
+        return 128 + signalled.number
+    console.print(f"Done: adapter {job.work.adapter} is in {job.output}.", markup=False, highlight=False)
+    return 0
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise _InterruptedBySignal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
