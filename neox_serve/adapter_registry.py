@@ -41,8 +41,7 @@ class AdapterRegistry:
         for folder in self._subfolders(self._folder):
             if (folder / _CONFIG).is_file():
                 yield folder.name
-            else:
-                yield from (f"{folder.name}/{one.name}" for one in self._subfolders(folder) if (one / _CONFIG).is_file())
+            yield from (f"{folder.name}/{one.name}" for one in self._subfolders(folder) if (one / _CONFIG).is_file())
 
     def _subfolders(self, folder: Path | None) -> Iterator[Path]:
         if folder is not None and folder.is_dir():

@@ -18,7 +18,7 @@ HEADERS = {
 # the CUDA libraries of torch's GPU build, whose versions torch pins itself.
 """,
 }
-EXTRAS = {"cpu": ("cpu", "dev"), "gpu": ("gpu", "s3", "vectors")}
+EXTRAS = {"cpu": ("cpu", "dev"), "gpu": ("gpu", "evaluate", "finetune", "s3", "vectors")}
 LEFT_OUT = {"cpu": {"pip", "torchaudio", "torchcodec", "torchvision", "wheel"}, "gpu": {"pip", "wheel"}}
 
 

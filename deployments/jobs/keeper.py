@@ -216,7 +216,7 @@ class JobKeeper:
             raise ValueError("there is no registry of adapters any more (model.registry)")
         set_aside = self._places.file(job.tenant, work.set_aside) if work.set_aside else ""
         here = replace(work, input=self._places.file(job.tenant, work.input), set_aside=set_aside)
-        return FinetuneJob(here, model.source, model.registry, model.revision, self._report_file(job))
+        return FinetuneJob(here, model.source, model.registry, model.revision, self._report_file(job), "auto")
 
     def _bulk_job(self, job: Job, work: RowsWork) -> BulkJob:
         return BulkJob(

@@ -24,7 +24,15 @@ BLOCK_COMMANDS = re.findall(r"^    (make \S+|neox-serve .+)$", README, flags=re.
 INLINE_COMMANDS = re.findall(r"`(make [a-z-]+|neox-serve [^`]+)`", README)
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
-CALLS = [command for command in BLOCK_COMMANDS if re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)]
+CALLS = [
+    command
+    for command in BLOCK_COMMANDS
+    if "--adapter" not in command and re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)
+]
+    command
+    for command in BLOCK_COMMANDS
+    if "--adapter" not in command and re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)
+]
 TENANTS = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
 BATCH = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
 TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
@@ -45,6 +53,8 @@ TESTED_ELSEWHERE = {
     "neox-serve job submit generate prompts.jsonl out.jsonl --wait": "tests/ray/test_job_commands.py",
     "neox-serve job submit embed texts.jsonl vectors.parquet --into milvus:vectors.db#texts --wait": "the page on batch jobs",
     'neox-serve search milvus:vectors.db#texts "lists a folder"': "the page on batch jobs",
+    'neox-serve generate "What is this line of Python? class Shelf(dict):" --chat --adapter lines': "the page on fine-tuning",
+    "neox-serve job submit finetune lines.jsonl lines --wait": "tests/e2e/test_finetuning.py, the page on fine-tuning",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",

@@ -11,7 +11,9 @@ import grpc
 import pytest
 
 from neox_serve.client import AsyncClient, BatchJob, Client
+from neox_serve.client.options import FinetuneOptions
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import JobState, Progress, RowsWork
 from neox_serve.core.tenants import ANONYMOUS, Role, Tenant
 from neox_serve.gateway.server import GatewayServer
@@ -208,3 +210,71 @@ async def test_work_that_is_not_said_is_refused(server: GatewayServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"rows\.work"):
             await BatchServiceStub(channel).CreateJob(pb.CreateJobRequest(rows=pb.RowsWork(input="in", output="out")))
+
+
+@pytest.fixture
+async def training_server(platform: Platform, tmp_path: Path) -> AsyncIterator[GatewayServer]:
+    """A gateway with a registry of adapters."""
+    model = {"registry": str(tmp_path / "registry")}
+    async with running_gateway(ScriptedDispatcher(), platform=platform, access={"anonymous": True}, model=model) as server:
+        yield server
+
+
+async def test_adapter_to_be_trained_waits_with_all_that_was_asked(platform: Platform, training_server: GatewayServer) -> None:
+    options: FinetuneOptions = {
+        "request_id": "one",
+        "rank": 4,
+        "targets": ["dense"],
+        "evaluation_fraction": 0.0,
+        "early_stop_epochs": 0,
+        "workers": 2,
+    }
+    async with client_of(platform, training_server, Tenant("acme")) as client:
+        job = await client.create_finetune("in.jsonl", "chat", **options)
+        assert await client.create_finetune("in.jsonl", "chat", **options) == job
+        assert await client.job(job.job_id) == job
+    assert (job.kind, job.input, job.output, job.state) == ("finetune", "in.jsonl", "acme/chat", JobState.QUEUED)
+    (kept,) = platform.jobs.open_jobs()
+    expected = FinetuneWork("in.jsonl", "acme/chat", rank=4, targets=("dense",), evaluation_fraction=0.0, early_stop_epochs=0, workers=2)
+    assert kept.work == expected
+
+
+async def test_adapter_of_an_operator_is_for_all(training_server: GatewayServer) -> None:
+    async with AsyncClient(f"127.0.0.1:{training_server.port}") as client:
+        assert (await client.create_finetune("/in.jsonl", "chat")).output == "chat"
+
+
+async def test_training_that_cannot_be_is_refused_by_its_fields(platform: Platform, training_server: GatewayServer) -> None:
+    async with client_of(platform, training_server, Tenant("acme")) as client:
+        wrong = client.create_finetune("/in.jsonl", "x/chat", rank=17, targets=["embed_in"], epochs=1001)
+        error = await refused(Reason.INVALID_ARGUMENT, wrong)
+        assert [one.field for one in error.violations] == ["finetune.input", "finetune.adapter", "finetune.rank"]
+        error = await refused(Reason.INVALID_ARGUMENT, client.create_finetune("in", "chat", targets=["embed_in"], epochs=1001))
+        assert [one.field for one in error.violations] == ["finetune.targets", "finetune.epochs"]
+
+
+async def test_without_a_registry_nothing_is_trained(client: AsyncClient) -> None:
+    error = await refused(Reason.INVALID_ARGUMENT, client.create_finetune("in", "chat"))
+    assert "model.registry" in error.violations[0].description
+
+
+async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_granted_it(
+    platform: Platform, training_server: GatewayServer, tmp_path: Path
+) -> None:
+    granted = Tenant("granted", adapters=frozenset({"acme/chat"}))
+    async with (
+        client_of(platform, training_server, Tenant("acme")) as owner,
+        client_of(platform, training_server, Tenant("other")) as other,
+        client_of(platform, training_server, granted) as guest,
+    ):
+        folder = tmp_path / "registry" / "acme" / "chat"
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        async with asyncio.timeout(5):
+            while not (await owner.models())[0].adapters:  # noqa: ASYNC110 - what changes is in another process's folder
+                await asyncio.sleep(0.05)
+        assert (await owner.models())[0].adapters == (await guest.models())[0].adapters == ("acme/chat",)
+        assert (await other.models())[0].adapters == ()
+        await refused(Reason.UNKNOWN_ADAPTER, other.generate("a", adapter="acme/chat"))
+        error = await refused(Reason.INVALID_ARGUMENT, owner.create_finetune("in", "chat"))
+        assert "'acme/chat' is there already" in error.violations[0].description

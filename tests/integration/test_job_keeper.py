@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deployments.jobs.bulk import BulkJob, parse_arguments
+from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
 from deployments.jobs.keeper import JobKeeper, Places
 from deployments.jobs.reports import ReportFile
+from neox_serve.core.finetuning import FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, RunStatus, Start
 from neox_serve.core.tenants import ANONYMOUS, Tenant
 from neox_serve.core.vector_target import VectorTarget
+from neox_serve.settings.engines import ModelSettings
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
@@ -243,3 +246,37 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
         assert sum(status is RunStatus.RUNNING for status in world.runs.statuses.values()) <= 1
     assert after.state.ended
     assert len(world.runs.entrypoints) <= after.runs
+
+
+def training(world: World, folder: Path) -> Job:
+    """A job that trains an adapter, in a world with a registry."""
+    places = replace(world.places, model=ModelSettings(registry=folder / "registry"))
+    world.keeper = JobKeeper(world.store, world.tenants, world.runs, places, clock=lambda: 9.0)
+    return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", "acme/chat", "bad.jsonl", rank=4))
+
+
+def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    folder = f"{world.places.folder}/acme"
+    assert told.work == FinetuneWork(f"{folder}/in.jsonl", "acme/chat", f"{folder}/bad.jsonl", rank=4)
+    assert (told.model, told.output, told.ray_address) == ("builtin", tmp_path / "registry" / "acme" / "chat", "auto")
+    assert (job.state, job.key_id) == (JobState.RUNNING, "")
+    assert told.report is not None
+    ReportFile(told.report).give_up("line 3: has nothing to learn")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    done = world.look(job)
+    assert (done.state, done.message) == (JobState.FAILED, "line 3: has nothing to learn")
+
+
+def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    unfinished = tmp_path / "registry" / "acme" / ".chat.partial"
+    unfinished.mkdir(parents=True)
+    (unfinished / "checkpoint").write_bytes(b"weights")
+    world.store.ask_cancel("acme", job.job_id)
+    world.look(job)
+    assert world.look(job).state is JobState.CANCELLED
+    assert not unfinished.exists()

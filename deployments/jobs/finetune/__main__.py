@@ -146,7 +146,12 @@ def run(job: FinetuneJob, console: Console) -> None:
             train(job, found, Share(), console)
         else:
             whole = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())
-            together(lambda share: train(whole, found, share, Console(stderr=True, soft_wrap=True)), job.work.workers, job.unfinished)
+            together(
+                lambda share: train(whole, found, share, Console(stderr=True, soft_wrap=True)),
+                job.work.workers,
+                folder=job.unfinished,
+                ray_address=job.ray_address,
+            )
     shutil.rmtree(job.unfinished, ignore_errors=True)
 
 

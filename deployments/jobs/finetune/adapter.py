@@ -35,7 +35,7 @@ def adapted(model: GPTNeoXForCausalLM, work: FinetuneWork, base: str) -> peft.Pe
 
 def weights_of(model: peft.PeftModel) -> Weights:
     """The adapter's alone."""
-    return {name: tensor.detach().cpu() for name, tensor in peft.get_peft_model_state_dict(model).items()}
+    return {name: tensor.detach().cpu() for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
 
 def restore(model: peft.PeftModel, weights: Weights) -> None:
@@ -46,7 +46,7 @@ def restore(model: peft.PeftModel, weights: Weights) -> None:
 def publish(model: peft.PeftModel, work: FinetuneWork, standing: Standing, *, template: str, aside: Path, output: Path) -> None:
     """A folder in PEFT's own form, with the chat template and how the training went. It is there whole, or not at all. Raises OSError."""
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(str(aside), safe_serialization=True)
+    model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     (aside / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     (aside / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in standing.history), encoding="utf-8")
     (aside / CARD).write_text(json.dumps(_card(model, work, standing), indent=2) + "\n", encoding="utf-8")

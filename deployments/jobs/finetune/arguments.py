@@ -29,7 +29,8 @@ _HELP = {
 class FinetuneJob:
     """What to do. model: "builtin", a folder or a hub name. registry: folder that gets a folder of the adapter's name.
 
-    report: file in which it says how far it is; None where nobody asks.
+    report: file in which it says how far it is; None where nobody asks. ray_address: of the Ray cluster that several workers run in;
+    "local" starts one here.
     """
 
     work: FinetuneWork
@@ -37,6 +38,7 @@ class FinetuneJob:
     registry: Path
     revision: str | None = None
     report: Path | None = None
+    ray_address: str = "local"
 
     @property
     def output(self) -> Path:
@@ -64,6 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> FinetuneJob:
     parser.add_argument("--revision", help="of a model on the hub")
     parser.add_argument("--set-aside", default="", help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
+    parser.add_argument("--ray-address", default="local", help="Ray cluster of several workers: auto, or local, which starts one here")
     for field in _options():
         default = ",".join(TARGETS) if field.name == "targets" else field.default
         kind = _targets if field.name == "targets" else type(field.default)
@@ -83,6 +86,7 @@ def arguments_of(job: FinetuneJob) -> list[str]:
     arguments += ["--revision", job.revision] if job.revision else []
     arguments += ["--set-aside", work.set_aside] if work.set_aside else []
     arguments += ["--report", str(job.report)] if job.report else []
+    arguments += ["--ray-address", job.ray_address] if job.ray_address != "local" else []
     for field in _options():
         value = getattr(work, field.name)
         if value != field.default:

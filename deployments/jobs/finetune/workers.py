@@ -10,7 +10,7 @@ from deployments.jobs.failures import JobError
 from deployments.jobs.finetune.training import Share
 
 
-def together(train: Callable[[Share], None], workers: int, folder: Path) -> None:
+def together(train: Callable[[Share], None], workers: int, *, folder: Path, ray_address: str) -> None:
     """Runs `train` in so many processes, each with its share. folder: for Ray Train's own notes. Raises JobError."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -21,7 +21,7 @@ def together(train: Callable[[Share], None], workers: int, folder: Path) -> None
         context = ray.train.get_context()
         train(Share(context.get_world_rank(), context.get_world_size(), _add_up))
 
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    ray.init(address=ray_address, log_to_driver=False, include_dashboard=False if ray_address == "local" else None)
     trainer = TorchTrainer(
         one,
         train_loop_config={},
