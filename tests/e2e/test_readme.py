@@ -29,10 +29,6 @@ CALLS = [
     for command in BLOCK_COMMANDS
     if "--adapter" not in command and re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)
 ]
-    command
-    for command in BLOCK_COMMANDS
-    if "--adapter" not in command and re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)
-]
 TENANTS = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
 BATCH = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
 TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
