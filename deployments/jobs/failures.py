@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from deployments.jobs.rows import BadRow
 from deployments.jobs.storage import writing
@@ -16,6 +18,24 @@ class JobError(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class InterruptedBySignal(BaseException):
+    """SIGINT or SIGTERM has come. Not an Exception: it must not be taken for an error of the work."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def raise_on_signals() -> None:
+    """Has SIGINT and SIGTERM raise InterruptedBySignal in the main thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise InterruptedBySignal(number)
 
 
 @contextlib.contextmanager

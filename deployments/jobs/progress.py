@@ -52,6 +52,13 @@ class JobProgress:
         else:
             self._say()
 
+    def expect(self, more: int) -> None:
+        """So many rows more than were known of."""
+        self.total += more
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, total=self.total)
+        self._tell()
+
     def settled(self, *, tokens: int, error: bool) -> None:
         """A row more. tokens: generated for it."""
         self.errors += error

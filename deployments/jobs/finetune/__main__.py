@@ -10,13 +10,11 @@ import fcntl
 import hashlib
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from rich.console import Console
 from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
-from deployments.jobs.failures import JobError, settle_bad_rows, usable
+from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
 from deployments.jobs.finetune.adapter import adapted, publish, restore, weights_of
 from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
 from deployments.jobs.finetune.checkpoint import Standing
@@ -39,14 +37,6 @@ from neox_serve import model_files
 from neox_serve.chat import DEFAULT_TEMPLATE, read_template
 from neox_serve.settings import SettingsError
 from neox_serve.tokenizer import Tokenizer
-
-
-class _InterruptedBySignal(BaseException):
-    """SIGINT or SIGTERM has come. Not an Exception: it must not be taken for an error of the training."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +148,7 @@ def run(job: FinetuneJob, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job; returns the exit code."""
     job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    raise_on_signals()
     try:
         run(job, console)
     except JobError as error:
@@ -167,15 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ReportFile(job.report).give_up(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
-    except _InterruptedBySignal as signalled:
+    except InterruptedBySignal as signalled:
         console.print(f"Stopped; the same command goes on from {job.unfinished}.", markup=False, highlight=False)
-        return 128 + signalled.number
+        return signalled.exit_code
     console.print(f"Done: adapter {job.work.adapter} is in {job.output}.", markup=False, highlight=False)
     return 0
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise _InterruptedBySignal(number)
 
 
 if __name__ == "__main__":

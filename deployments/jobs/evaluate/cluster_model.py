@@ -1,0 +1,136 @@
+"""The running cluster as lm-evaluation-harness sees a model: likelihoods by `Score`, texts by `Generate`, both with many calls in flight.
+
+Tokens, and where a context ends and its continuation begins, are the gateway's affair, which does as the harness's own models do.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from deployments.jobs.access import Access
+from deployments.jobs.failures import JobError
+from deployments.jobs.progress import JobProgress
+from neox_serve.client import AsyncClient, RetryPolicy, ServeError
+
+_T = TypeVar("_T")
+_PAIRS_A_CALL = 16
+_DEFAULT_TOKENS = 256
+_SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"})
+_BEGIN = -1
+"""Stands for what a text begins after."""
+
+
+class ClusterModel(LM):  # type: ignore[misc]
+    """progress: told of requests and of answers."""
+
+    def __init__(self, access: Access, *, adapter: str, concurrency: int, patience_s: float, progress: JobProgress) -> None:
+        super().__init__()
+        self._access = access
+        self._api_key = access.api_key()
+        self._options: dict[str, Any] = {"adapter": adapter or None, "priority": "bulk"}
+        self._concurrency = concurrency
+        self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=patience_s, unreachable_delay_s=1.0)
+        self._progress = progress
+        self.context_tokens = asyncio.run(self._context_tokens())
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Of each continuation given its context, and whether greedy decoding would have written it."""
+        del disable_tqdm
+        return self._scored("loglikelihood", [request.args for request in requests], [request.args for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Of each text as a whole; what is longer than the context in windows, each token given all that fits before it."""
+        del disable_tqdm
+        windows = [self._windows(ids) for ids in asyncio.run(self._tokenized([request.args[0] for request in requests]))]
+        scores = iter(self._scored("", [pair for some in windows for pair in some], None))
+        sums = [sum(next(scores)[0] for _ in some) for some in windows]
+        for request, value in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return sums
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Each context's continuation, up to what ends it."""
+        del disable_tqdm
+        self._progress.expect(len(requests))
+        return asyncio.run(self._each([self._generation(request) for request in requests]))
+
+    def _scored(self, kind: str, pairs: Sequence[Any], arguments: Sequence[Any] | None) -> list[tuple[float, bool]]:
+        """kind, arguments: under which answers are kept; none where they are parts."""
+
+        def some(start: int) -> Callable[[AsyncClient], Coroutine[Any, Any, list[tuple[float, bool]]]]:
+            async def ask(client: AsyncClient) -> list[tuple[float, bool]]:
+                result = await client.score(pairs[start : start + _PAIRS_A_CALL], truncation="keep_end", **self._options)
+                found = [(score.log_likelihood, score.is_greedy) for score in result.scores]
+                for place, answer in enumerate(found, start):
+                    if arguments is not None:
+                        self.cache_hook.add_partial(kind, arguments[place], answer)
+                self._progress.reached(self._progress.done + len(found), tokens=self._progress.tokens + result.usage.prompt_tokens)
+                return found
+
+            return ask
+
+        self._progress.expect(len(pairs))
+        parts = asyncio.run(self._each([some(start) for start in range(0, len(pairs), _PAIRS_A_CALL)]))
+        return [one for part in parts for one in part]
+
+    def _generation(self, request: Instance) -> Callable[[AsyncClient], Coroutine[Any, Any, str]]:
+        context, given = request.args
+        values = normalize_gen_kwargs(given, _DEFAULT_TOKENS)
+        until = [text for text in handle_stop_sequences(values.pop("until", None), eos=None) if text]
+        options = self._options | {name: values[name] for name in _SAMPLING & values.keys()}
+        if not values.get("do_sample"):
+            options["temperature"] = 0.0
+        most = min(int(values["max_gen_toks"]), self.context_tokens - 1)
+
+        async def ask(client: AsyncClient) -> str:
+            result = await client.generate([context], max_tokens=most, stop=until, truncation="keep_end", **options)
+            text: str = result.results[0].completions[0].text
+            self.cache_hook.add_partial("generate_until", request.args, text)
+            self._progress.settled(tokens=result.usage.completion_tokens, error=False)
+            return text
+
+        return ask
+
+    def _windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        found = get_rolling_token_windows(list(ids), prefix_token=_BEGIN, max_seq_len=self.context_tokens - 1, context_len=1)
+        return [([one for one in context if one != _BEGIN], list(rest)) for context, rest in map(make_disjoint_window, found)]
+
+    async def _each(self, asked: Sequence[Callable[[AsyncClient], Coroutine[Any, Any, _T]]]) -> list[_T]:
+        """All answers, in order; so many at once. Raises JobError where one is refused."""
+        turn = asyncio.Semaphore(self._concurrency)
+
+        async def one(client: AsyncClient, ask: Callable[[AsyncClient], Coroutine[Any, Any, _T]]) -> _T:
+            async with turn:
+                return await ask(client)
+
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(client, ask)) for ask in asked]
+        except ExceptionGroup as errors:
+            raise _failure(errors.exceptions[0]) from errors
+        return [task.result() for task in tasks]
+
+    async def _tokenized(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        async def ask(client: AsyncClient, text: str) -> Sequence[int]:
+            return (await client.tokenize([text]))[0].token_ids
+
+        return await self._each([lambda client, text=text: ask(client, text) for text in texts])  # type: ignore[misc]
+
+    async def _context_tokens(self) -> int:
+        try:
+            async with self._client() as client:
+                return (await client.models())[0].limits.context_tokens
+        except ServeError as error:
+            raise _failure(error) from error
+
+    def _client(self) -> AsyncClient:
+        return AsyncClient(self._access.address, tls=self._access.tls, retry=self._retry, api_key=self._api_key)
+
+
+def _failure(error: BaseException) -> BaseException:
+    return JobError(str(error), 1) if isinstance(error, ServeError) else error
