@@ -15,6 +15,7 @@ from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
 from cluster.commands.settings import effective
+from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, TARGETS, FinetuneWork
 from neox_serve.core.jobs import RowsWork, Work
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
@@ -130,6 +131,34 @@ def finetune(  # noqa: PLR0913 - the command's options, one by one
             return client.create_finetune(source, adapter, request_id=request_id, **options)
 
         _submitted(client, name or _name(FINETUNE, work), create, wait=wait)
+
+
+@submit_app.command()
+@connected
+@interruptible
+def evaluate(  # noqa: PLR0913 - the command's options, one by one
+    connection: Connection,
+    *,
+    output: Annotated[str, typer.Argument(metavar="OUT", help=f"JSON: the results, in the harness's form. {_WHERE}")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="As lm-evaluation-harness names them.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
+    adapter: Annotated[str, typer.Option(help="LoRA adapter; absent: the model itself.")] = "",
+    shots: Annotated[int | None, typer.Option(min=0, help="Examples in each prompt; absent: as each task has it.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Questions of each task; 0: all.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
+) -> None:
+    """Measure what is served on tasks of lm-evaluation-harness."""
+    output = _as_known_there(connection, output)
+    work = EvaluateWork(tuple(tasks), output, adapter, AS_TASKS_HAVE_IT if shots is None else shots, limit, concurrency)
+    with connection.client() as client:
+
+        def create(request_id: str) -> "BatchJob":
+            return client.create_evaluation(
+                tasks, output, request_id=request_id, adapter=adapter, shots=shots, limit=limit, concurrency=concurrency
+            )
+
+        _submitted(client, name or _name(EVALUATE, work), create, wait=wait)
 
 
 @job_app.command(name="list")

@@ -16,7 +16,10 @@ from typing import Any, Protocol, Self
 
 import structlog
 
+from deployments.jobs.access import Access
 from deployments.jobs.bulk import BulkJob, entrypoint_of
+from deployments.jobs.evaluate import arguments as evaluating
+from deployments.jobs.evaluate.arguments import EvaluateJob
 from deployments.jobs.finetune import arguments as finetuning
 from deployments.jobs.finetune.arguments import FinetuneJob
 from deployments.jobs.reports import read_report
@@ -24,6 +27,7 @@ from deployments.jobs.row_files import partial_of
 from deployments.jobs.storage import joined, remove
 from neox_serve.client import Tls
 from neox_serve.core.errors import ServeError
+from neox_serve.core.evaluating import EvaluateWork
 from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RowsWork, RunStatus, Start, Stop, Submit, next_step, to_start
 from neox_serve.core.tenants import ANONYMOUS
@@ -60,7 +64,7 @@ class Runs(Protocol):
 class Places:
     """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
 
-    address, tls: of a gateway. most_running: jobs at once. model: what is served, and is fine-tuned.
+    address, tls: of a gateway. most_running: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
     """
 
     folder: str
@@ -68,6 +72,7 @@ class Places:
     address: str
     tls: Tls | None = None
     most_running: int = 4
+    tasks: Path | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
@@ -76,7 +81,9 @@ class Places:
         batch, gateway = settings.batch, settings.gateway
         tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if gateway.tls_certificate or batch.tls_ca else None
         address = batch.address or dialled(gateway.host, gateway.port)
-        return cls(batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs, settings.model)
+        return cls(
+            batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs, batch.tasks_folder, settings.model
+        )
 
     def file(self, tenant: str, name: str) -> str:
         """Of a tenant. Only operators may have given absolute names, or URLs."""
@@ -202,12 +209,16 @@ class JobKeeper:
     def _entrypoint(self, job: Job) -> str:
         if isinstance(job.work, FinetuneWork):
             return finetuning.entrypoint_of(self._finetune_job(job, job.work))
+        if isinstance(job.work, EvaluateWork):
+            return evaluating.entrypoint_of(self._evaluate_job(job, job.work))
         return entrypoint_of(self._bulk_job(job, job.work))
 
     def _leftovers(self, job: Job) -> str:
         """What a job has written that will not be finished."""
         if isinstance(job.work, FinetuneWork):
             return str(self._finetune_job(job, job.work).unfinished)
+        if isinstance(job.work, EvaluateWork):
+            return str(self._cache(job))
         return partial_of(self._places.file(job.tenant, job.work.output))
 
     def _finetune_job(self, job: Job, work: FinetuneWork) -> FinetuneJob:
@@ -217,6 +228,14 @@ class JobKeeper:
         set_aside = self._places.file(job.tenant, work.set_aside) if work.set_aside else ""
         here = replace(work, input=self._places.file(job.tenant, work.input), set_aside=set_aside)
         return FinetuneJob(here, model.source, model.registry, model.revision, self._report_file(job), "auto")
+
+    def _evaluate_job(self, job: Job, work: EvaluateWork) -> EvaluateJob:
+        access = Access(self._places.address, self._places.tls, self._key_file(job) if job.key_id else None)
+        here = replace(work, output=self._places.file(job.tenant, work.output))
+        return EvaluateJob(here, access, self._places.tasks, self._cache(job), report=self._report_file(job))
+
+    def _cache(self, job: Job) -> Path:
+        return self._notes(job) / "answers"
 
     def _bulk_job(self, job: Job, work: RowsWork) -> BulkJob:
         return BulkJob(

@@ -15,6 +15,7 @@ from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, ch
 from neox_serve.client.options import (
     CallOptions,
     EmbedOptions,
+    EvaluateOptions,
     FinetuneOptions,
     GenerateOptions,
     JobOptions,
@@ -129,6 +130,10 @@ class AsyncClient:
     async def create_finetune(self, source: str, adapter: str, **options: Unpack[FinetuneOptions]) -> BatchJob:
         """Enters a job that trains an adapter on the examples of a file, or finds it by `request_id`."""
         return await self._run(calls.create_finetune(source, adapter, options))
+
+    async def create_evaluation(self, tasks: Sequence[str], output: str, **options: Unpack[EvaluateOptions]) -> BatchJob:
+        """Enters a job that measures what is served on tasks, or finds it by `request_id`."""
+        return await self._run(calls.create_evaluation(tasks, output, options))
 
     async def job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
         """One batch job. Raises UNKNOWN_JOB."""

@@ -18,6 +18,7 @@ from neox_serve.client import responses
 from neox_serve.client.options import (
     CallOptions,
     EmbedOptions,
+    EvaluateOptions,
     FinetuneOptions,
     GenerateOptions,
     JobOptions,
@@ -203,6 +204,16 @@ def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> Call
     _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
     _set(request.finetune, "finetune.", {"input": source, "adapter": adapter, **given})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+
+
+def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOptions) -> Call[BatchJob]:
+    """BatchService.CreateJob of an evaluation."""
+    _refuse_unknown(options, EvaluateOptions)
+    request = batch_service_pb2.CreateJobRequest()
+    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
+    _set(request.evaluate, "evaluate.", {"tasks": tasks, "output": output, **given})
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 

@@ -120,6 +120,17 @@ class JobOptions(TypedDict, total=False):
     into: str | None
 
 
+class EvaluateOptions(TypedDict, total=False):
+    """Options of `create_evaluation` (EvaluateWork in batch_service.proto). request_id, timeout_s: as in JobOptions."""
+
+    request_id: str | None
+    timeout_s: float | None
+    adapter: str | None
+    shots: int | None
+    limit: int | None
+    concurrency: int | None
+
+
 class FinetuneOptions(TypedDict, total=False):
     """Options of `create_finetune` (FinetuneWork in batch_service.proto, which has their defaults).
 

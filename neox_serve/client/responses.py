@@ -66,14 +66,14 @@ def batch_jobs(message: batch_service_pb2.ListJobsResponse) -> results.BatchJobs
 
 
 def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
-    progress, finetunes = job.progress, job.WhichOneof("work") == "finetune"
+    progress, (kind, source, output) = job.progress, _work(job)
     return results.BatchJob(
         job_id=job.job_id,
         request_id=job.request_id,
-        kind="finetune" if finetunes else _ROW_WORKS.get(job.rows.work, ""),
+        kind=kind,
         state=_JOB_STATES[job.state],
-        input=job.finetune.input if finetunes else job.rows.input,
-        output=job.finetune.adapter if finetunes else job.rows.output,
+        input=source,
+        output=output,
         total_rows=progress.total_rows,
         settled_rows=progress.settled_rows,
         error_rows=progress.error_rows,
@@ -86,6 +86,17 @@ def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
         started_s=_moment_s(job.start_time) if job.HasField("start_time") else None,
         ended_s=_moment_s(job.end_time) if job.HasField("end_time") else None,
     )
+
+
+def _work(job: batch_service_pb2.Job) -> tuple[str, str, str]:
+    """What a job does, from what and to what."""
+    match job.WhichOneof("work"):
+        case "finetune":
+            return "finetune", job.finetune.input, job.finetune.adapter
+        case "evaluate":
+            return "evaluate", ",".join(job.evaluate.tasks), job.evaluate.output
+        case _:
+            return _ROW_WORKS.get(job.rows.work, ""), job.rows.input, job.rows.output
 
 
 def _moment_s(moment: Timestamp) -> float:

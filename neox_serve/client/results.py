@@ -261,10 +261,11 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job. kind: generate, embed or finetune. message: why it failed or was cancelled. runs: processes that have worked on it.
+    """A batch job. kind: generate, embed, finetune or evaluate. message: why it failed or was cancelled.
 
-    output: a file; of finetune the adapter, as it is served. total_rows: examples of all epochs where it trains; 0
-    until they are counted. tokens: that the run took that goes on. Times are seconds since the epoch, None: not yet.
+    input, output: files; of finetune the output is the adapter, as it is served, of evaluate the input is the tasks. total_rows: 0 until
+    they are counted; of finetune examples of all epochs, of evaluate questions. tokens: that the run took that goes on. runs: processes
+    that have worked on it. Times are seconds since the epoch, None: not yet.
     """
 
     job_id: str

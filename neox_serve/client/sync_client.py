@@ -14,6 +14,7 @@ from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, call_metadata, ch
 from neox_serve.client.options import (
     CallOptions,
     EmbedOptions,
+    EvaluateOptions,
     FinetuneOptions,
     GenerateOptions,
     JobOptions,
@@ -129,6 +130,10 @@ class Client:
     def create_finetune(self, source: str, adapter: str, **options: Unpack[FinetuneOptions]) -> BatchJob:
         """Enters a job that trains an adapter on the examples of a file, or finds it by `request_id`."""
         return self._run(calls.create_finetune(source, adapter, options))
+
+    def create_evaluation(self, tasks: Sequence[str], output: str, **options: Unpack[EvaluateOptions]) -> BatchJob:
+        """Enters a job that measures what is served on tasks, or finds it by `request_id`."""
+        return self._run(calls.create_evaluation(tasks, output, options))
 
     def job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
         """One batch job. Raises UNKNOWN_JOB."""

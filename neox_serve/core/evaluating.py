@@ -9,22 +9,23 @@ EVALUATE = "evaluate"
 """The kind of such jobs."""
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MOST_TASKS = 100
+AS_TASKS_HAVE_IT = -1
+"""Of the number of examples."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateWork:
     """tasks: by the names that lm-evaluation-harness has for them. output: file that gets the results. adapter: empty for the model itself.
 
-    shots: examples in each prompt; -1: as each task has it. limit: questions of each task; 0: all. concurrency: requests in flight.
+    shots: examples in each prompt, or AS_TASKS_HAVE_IT. limit: questions of each task; 0: all. concurrency: requests in flight.
     """
 
     tasks: tuple[str, ...]
     output: str
     adapter: str = ""
-    shots: int = -1
+    shots: int = AS_TASKS_HAVE_IT
     limit: int = 0
     concurrency: int = 8
-    patience_s: float = 600.0
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "EvaluateWork":
@@ -36,9 +37,8 @@ class EvaluateWork:
         checks = (
             ("tasks", 1 <= len(self.tasks) <= MOST_TASKS, f"1 to {MOST_TASKS} names"),
             ("tasks", all(_TASK.fullmatch(task) for task in self.tasks), "names of [A-Za-z0-9._-], the first a letter or digit"),
-            ("shots", -1 <= self.shots <= 100, "in [0, 100]"),
+            ("shots", AS_TASKS_HAVE_IT <= self.shots <= 100, "in [0, 100]"),
             ("limit", 0 <= self.limit < 1 << 31, f"in [0, {1 << 31})"),
             ("concurrency", 1 <= self.concurrency <= 1024, "in [1, 1024]"),
-            ("patience_s", 0 < self.patience_s <= 7 * 86_400, "in (0, 604800] s"),
         )
         return ((name, getattr(self, name), allowed) for name, good, allowed in checks if not good)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from neox_serve.core.finetuning import FinetuneWork
+from neox_serve.core.evaluating import EVALUATE, EvaluateWork
+from neox_serve.core.finetuning import FINETUNE, FinetuneWork
 
 MOST_FRUITLESS_RUNS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
@@ -44,7 +45,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """total: rows, 0 until they are counted; of a training, examples of all epochs. errors: of the done ones, those that came to an error.
+    """total: rows, 0 until they are counted; of a training examples of all epochs, of an evaluation questions. errors: of the done ones.
 
     tokens: that this took.
     """
@@ -82,7 +83,14 @@ class RowsWork:
     into: str = ""
 
 
-Work = RowsWork | FinetuneWork
+Work = RowsWork | FinetuneWork | EvaluateWork
+
+
+def work_of(kind: str, values: Mapping[str, Any]) -> Work:
+    """From what `asdict` made of a job's work, and JSON of that."""
+    if kind == FINETUNE:
+        return FinetuneWork.from_values(values)
+    return EvaluateWork.from_values(values) if kind == EVALUATE else RowsWork(**values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from neox_serve.core.adapter_names import registered_name
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import ADAPTER_ALLOWED, FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, RowsWork, Work
 from neox_serve.core.tenants import Role, Tenant
@@ -90,6 +91,8 @@ def checked_work(message: pb.CreateJobRequest, served: Served, tenant: Tenant, *
     work: Work
     if message.WhichOneof("work") == "finetune":
         kind, work = FINETUNE, _finetune(wrong, message.finetune, served, tenant, operator=operator)
+    elif message.WhichOneof("work") == "evaluate":
+        kind, work = EVALUATE, _evaluate(wrong, message.evaluate, served.seen_by(tenant), operator=operator)
     else:
         kind, work = wire.KINDS.get(message.rows.work, ""), _rows(wrong, message.rows, operator=operator)
     wrong.raise_if_any()
@@ -130,6 +133,15 @@ def _finetune(wrong: Violations, message: pb.FinetuneWork, served: Served, tenan
         wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so that none could be served")
     elif work.adapter in served.adapters or served.registry.find(work.adapter) is not None:
         wrong.add("finetune.adapter", f"{work.adapter!r} is there already; name another one")
+    return work
+
+
+def _evaluate(wrong: Violations, message: pb.EvaluateWork, seen: Served, *, operator: bool) -> EvaluateWork:
+    _check_files(wrong, {"evaluate.output": message.output}, operator=operator)
+    work = wire.evaluate_from_proto(message)
+    for name, value, allowed in work.problems():
+        wrong.require(False, f"evaluate.{name}", value, allowed)
+    seen.check_adapter(work.adapter)
     return work
 
 

@@ -153,6 +153,11 @@ class BatchSettings(Section):
         description="Where jobs' files are, each tenant's in a folder of its name: a path that all nodes see, or a URL of fsspec's such as "
         "s3://bucket/jobs; default: batch in the state folder",
     )
+    tasks_folder: Path | None = Field(
+        None,
+        description="Folder on all nodes with tasks that evaluate jobs may name beside lm-evaluation-harness's own, as that takes it with "
+        "--include_path; tasks are code, which runs with the cluster's rights",
+    )
     running_jobs: int = Field(4, ge=1, description="At once; more wait for their turn")
     address: str | None = Field(None, description="Gateway that jobs call, host:port; default: the one of gateway.host and gateway.port")
     tls_ca: Path | None = Field(None, description="PEM of the authority that has signed the gateway's certificate")

@@ -10,8 +10,7 @@ from sqlalchemy import ColumnElement, Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import Reason, ServeError, invalid
-from neox_serve.core.finetuning import FINETUNE, FinetuneWork
-from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, Work, new_job_id
+from neox_serve.core.jobs import Job, JobState, Progress, Work, new_job_id, work_of
 from neox_serve.tenancy.tables import batch_jobs
 
 _MOST_MESSAGE_CHARACTERS = 4_000
@@ -100,7 +99,7 @@ def _job(row: RowMapping) -> Job:
         job_id=row["job_id"],
         tenant=row["tenant"],
         kind=row["kind"],
-        work=FinetuneWork.from_values(row["work"]) if row["kind"] == FINETUNE else RowsWork(**row["work"]),
+        work=work_of(row["kind"], row["work"]),
         created_s=row["created_s"],
         request_id=row["request_id"] or "",
         state=JobState(row["state"]),

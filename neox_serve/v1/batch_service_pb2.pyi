@@ -225,6 +225,52 @@ class FinetuneWork(_message.Message):
 Global___FinetuneWork: _TypeAlias = FinetuneWork  # noqa: Y015
 
 @_typing.final
+class EvaluateWork(_message.Message):
+    """Scores of the served model, or of an adapter, on tasks of lm-evaluation-harness, asked of this cluster as traffic of the tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    SHOTS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    output: _builtins.str
+    """JSON file that gets the results, in the harness's form. Named as RowsWork.output is."""
+    adapter: _builtins.str
+    """LoRA adapter. Absent: the model itself."""
+    shots: _builtins.int
+    """Examples in each prompt, 0 to 100. Absent: as each task has it."""
+    limit: _builtins.int
+    """Questions of each task. Absent: all."""
+    concurrency: _builtins.int
+    """Requests in flight, 1 to 1,024. Absent: 8."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By the names that the harness has for them: its own tasks, and those in the cluster's folder of tasks (batch.tasks_folder). 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        output: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        shots: _builtins.int | None = ...,
+        limit: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shots", b"_shots", "shots", b"shots"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shots", b"_shots", "adapter", b"adapter", "concurrency", b"concurrency", "limit", b"limit", "output", b"output", "shots", b"shots", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shots: _TypeAlias = _typing.Literal["shots"]  # noqa: Y015
+    _WhichOneofArgType__shots: _TypeAlias = _typing.Literal["_shots", b"_shots"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shots) -> _WhichOneofReturnType__shots | None: ...
+
+Global___EvaluateWork: _TypeAlias = EvaluateWork  # noqa: Y015
+
+@_typing.final
 class JobProgress(_message.Message):
     """How far a job is."""
 
@@ -235,7 +281,9 @@ class JobProgress(_message.Message):
     ERROR_ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     total_rows: _builtins.int
-    """Rows of the input that can be used; of a FinetuneWork examples, each as often as there are epochs. 0: not yet counted."""
+    """Rows of the input that can be used; of a FinetuneWork examples, each as often as there are epochs; of an EvaluateWork
+    questions, of the tasks that have begun. 0: not yet counted.
+    """
     settled_rows: _builtins.int
     error_rows: _builtins.int
     """Of those, the ones that were answered with an error."""
@@ -268,6 +316,7 @@ class Job(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     FINETUNE_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
@@ -293,6 +342,8 @@ class Job(_message.Message):
     @_builtins.property
     def finetune(self) -> Global___FinetuneWork: ...
     @_builtins.property
+    def evaluate(self) -> Global___EvaluateWork: ...
+    @_builtins.property
     def progress(self) -> Global___JobProgress: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -312,6 +363,7 @@ class Job(_message.Message):
         state: Global___JobState.ValueType = ...,
         rows: Global___RowsWork | None = ...,
         finetune: Global___FinetuneWork | None = ...,
+        evaluate: Global___EvaluateWork | None = ...,
         progress: Global___JobProgress | None = ...,
         message: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
@@ -321,11 +373,11 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "finetune", b"finetune", "progress", b"progress", "rows", b"rows", "start_time", b"start_time", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "progress", b"progress", "rows", b"rows", "start_time", b"start_time", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "finetune", b"finetune", "job_id", b"job_id", "message", b"message", "progress", b"progress", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "job_id", b"job_id", "message", b"message", "progress", b"progress", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -340,6 +392,7 @@ class CreateJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     FINETUNE_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Of the caller's making: 1 to 128 characters of [A-Za-z0-9._:-]. Sent again, with the same work, it finds the job that it made. Absent:
     each call makes a job.
@@ -348,18 +401,21 @@ class CreateJobRequest(_message.Message):
     def rows(self) -> Global___RowsWork: ...
     @_builtins.property
     def finetune(self) -> Global___FinetuneWork: ...
+    @_builtins.property
+    def evaluate(self) -> Global___EvaluateWork: ...
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         rows: Global___RowsWork | None = ...,
         finetune: Global___FinetuneWork | None = ...,
+        evaluate: Global___EvaluateWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finetune", b"finetune", "rows", b"rows", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finetune", b"finetune", "request_id", b"request_id", "rows", b"rows", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "request_id", b"request_id", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 

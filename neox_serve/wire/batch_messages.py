@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EvaluateWork
 from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import Job, JobState, RowsWork
 from neox_serve.v1 import batch_service_pb2 as pb
@@ -42,6 +43,9 @@ def job_to_proto(job: Job) -> pb.Job:
     )
     if isinstance(job.work, FinetuneWork):
         message.finetune.CopyFrom(pb.FinetuneWork(**asdict(job.work)))
+    elif isinstance(job.work, EvaluateWork):
+        shown = {name: value for name, value in asdict(job.work).items() if (name, value) != ("shots", AS_TASKS_HAVE_IT)}
+        message.evaluate.CopyFrom(pb.EvaluateWork(**shown))
     else:
         message.rows.CopyFrom(_rows_to_proto(job.kind, job.work))
     return message
@@ -51,6 +55,12 @@ def finetune_from_proto(message: pb.FinetuneWork) -> FinetuneWork:
     """What is absent has its default. Whether it can be done, `FinetuneWork.problems` says."""
     given = {field.name: value for field, value in message.ListFields()}
     return FinetuneWork.from_values({**asdict(FinetuneWork(message.input, message.adapter)), **given})
+
+
+def evaluate_from_proto(message: pb.EvaluateWork) -> EvaluateWork:
+    """Likewise."""
+    given = {field.name: value for field, value in message.ListFields()}
+    return EvaluateWork.from_values({**asdict(EvaluateWork((), "")), **given})
 
 
 def _rows_to_proto(kind: str, work: RowsWork) -> pb.RowsWork:

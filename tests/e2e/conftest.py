@@ -22,6 +22,7 @@ def real_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCl
         "gateway": {"port": free_port()},
         "metrics": {"port": free_port()},
         "ray": {"dashboard_port": free_port()},
+        "batch": {"tasks_folder": str(tmp_path_factory.mktemp("tasks"))},
         "model": {"registry": str(tmp_path_factory.mktemp("registry"))},
     }
     with running_cluster(tmp_path_factory.mktemp("real-cluster"), values) as started:

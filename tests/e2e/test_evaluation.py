@@ -1,6 +1,7 @@
 """Evaluation against a cluster of real engines gives what lm-evaluation-harness gives for the same model through transformers."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import pytest
 from deployments.jobs.access import Access
 from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
 from neox_serve import model_files
+from neox_serve.client import Client, JobState
 from neox_serve.core.evaluating import EvaluateWork
 from tests.clusters import CommandCluster
 from tests.evaluation_tasks import TASKS, write_tasks
@@ -35,8 +37,9 @@ json.dump({name: found[name] for name in ("results", "samples")}, open(output, "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tasks")
+def folder(real_cluster: CommandCluster) -> Path:
+    made = real_cluster.settings.batch.tasks_folder
+    assert made is not None
     write_tasks(made)
     return made
 
@@ -92,6 +95,21 @@ def test_answers_that_are_kept_are_not_asked_again(job: EvaluateJob, truth: Mapp
     assert again["results"] == first["results"]
     assert "questions, 0.0 questions/s, 0 tok/s" in said
     assert truth["results"].keys() == again["results"].keys()
+
+
+def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth: Mapping[str, Any], tmp_path: Path) -> None:
+    command = ["neox-serve", "job", "submit", "evaluate", "out.json", "lines_kind", "--limit", "8", "--wait"]
+    environment = os.environ | {"NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port)}
+    command[0] = str(Path(sys.executable).with_name(command[0]))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Client(real_cluster.address) as client:
+        last = client.jobs(page_size=1).jobs[0]
+    assert (last.state, last.kind, last.input) == (JobState.SUCCEEDED, "evaluate", "lines_kind"), last
+    assert last.settled_rows == last.total_rows == 8 * 8
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["n-samples"]["lines_kind"]["effective"] == 8
+    assert truth["results"]["lines_kind"].keys() == found["results"]["lines_kind"].keys()
 
 
 def test_task_that_is_not_there_is_named(job: EvaluateJob) -> None:

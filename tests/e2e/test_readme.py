@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
     'neox-serve search milvus:vectors.db#texts "lists a folder"': "the page on batch jobs",
     'neox-serve generate "What is this line of Python? class Shelf(dict):" --chat --adapter lines': "the page on fine-tuning",
     "neox-serve job submit finetune lines.jsonl lines --wait": "tests/e2e/test_finetuning.py, the page on fine-tuning",
+    "neox-serve job submit evaluate scores.json piqa sciq --shots 0 --wait": "fetches from the hub; tests/e2e/test_evaluation.py has tasks",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",

@@ -13,6 +13,7 @@ import pytest
 from neox_serve.client import AsyncClient, BatchJob, Client
 from neox_serve.client.options import FinetuneOptions
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.evaluating import EvaluateWork
 from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import JobState, Progress, RowsWork
 from neox_serve.core.tenants import ANONYMOUS, Role, Tenant
@@ -278,3 +279,18 @@ async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_grante
         await refused(Reason.UNKNOWN_ADAPTER, other.generate("a", adapter="acme/chat"))
         error = await refused(Reason.INVALID_ARGUMENT, owner.create_finetune("in", "chat"))
         assert "'acme/chat' is there already" in error.violations[0].description
+
+
+async def test_evaluation_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
+    job = await client.create_evaluation(["piqa", "sciq"], "june/scores.json", shots=0, limit=5, request_id="one")
+    assert (job.kind, job.input, job.output, job.state) == ("evaluate", "piqa,sciq", "june/scores.json", JobState.QUEUED)
+    (kept,) = platform.jobs.open_jobs()
+    assert kept.work == EvaluateWork(("piqa", "sciq"), "june/scores.json", shots=0, limit=5)
+    assert await client.create_evaluation(["piqa", "sciq"], "june/scores.json", shots=0, limit=5, request_id="one") == job
+
+
+async def test_evaluation_that_cannot_be_is_refused_by_its_fields(platform: Platform, server: GatewayServer) -> None:
+    async with client_of(platform, server, Tenant("acme")) as client:
+        error = await refused(Reason.INVALID_ARGUMENT, client.create_evaluation(["../x"], "/out.json", shots=101))
+        assert [one.field for one in error.violations] == ["evaluate.output", "evaluate.tasks", "evaluate.shots"]
+        error = await refused(Reason.UNKNOWN_ADAPTER, client.create_evaluation(["piqa"], "out.json", adapter="none"))

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deployments.jobs.bulk import BulkJob, parse_arguments
+from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
 from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
 from deployments.jobs.keeper import JobKeeper, Places
 from deployments.jobs.reports import ReportFile
+from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, RunStatus, Start
 from neox_serve.core.tenants import ANONYMOUS, Tenant
@@ -280,3 +282,19 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
     world.look(job)
     assert world.look(job).state is JobState.CANCELLED
     assert not unfinished.exists()
+
+
+def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    places = replace(world.places, tasks=tmp_path / "tasks")
+    world.keeper = JobKeeper(world.store, world.tenants, world.runs, places, clock=lambda: 9.0)
+    job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
+    told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)
+    assert told.access.address == "127.0.0.1:1"
+    assert told.access.api_key_file is not None
+    assert told.access.api_key_file.exists()
+    assert (told.tasks_folder, told.cache) == (tmp_path / "tasks", world.places.notes / job.job_id / "answers")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert parse_evaluate(shlex.split(world.runs.entrypoints[again.run_id])[3:]) == told

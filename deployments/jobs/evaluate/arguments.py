@@ -16,13 +16,14 @@ from neox_serve.core.evaluating import EvaluateWork
 class EvaluateJob:
     """What to do. tasks_folder: with tasks beside those that the harness brings. cache: file in which answers are kept, for the next run.
 
-    report: file in which it says how far it is; None where nobody asks.
+    patience_s: without an answer, until it gives up. report: file in which it says how far it is; None where nobody asks.
     """
 
     work: EvaluateWork
     access: Access
     tasks_folder: Path | None = None
     cache: Path | None = None
+    patience_s: float = 600.0
     report: Path | None = None
 
 
@@ -43,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateJob:
     values = vars(parser.parse_args(arguments))
     work = EvaluateWork(**{field.name: values.pop(field.name) for field in fields(EvaluateWork)})
     for name, value, allowed in work.problems():
-        parser.error(f"argument --{name.removesuffix('_s')}: got {value!r}, must be {allowed}")
+        parser.error(f"argument --{name}: got {value!r}, must be {allowed}")
     return EvaluateJob(work, access.taken(values), **values)
 
 
@@ -54,7 +55,7 @@ def arguments_of(job: EvaluateJob) -> list[str]:
     arguments += ["--adapter", work.adapter] if work.adapter else []
     arguments += ["--shots", str(work.shots)] if work.shots >= 0 else []
     arguments += ["--limit", str(work.limit)] if work.limit else []
-    arguments += ["--concurrency", str(work.concurrency), "--patience", str(work.patience_s)]
+    arguments += ["--concurrency", str(work.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--tasks-folder", str(job.tasks_folder)] if job.tasks_folder else []
     arguments += ["--cache", str(job.cache)] if job.cache else []
     arguments += ["--report", str(job.report)] if job.report else []
