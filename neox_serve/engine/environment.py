@@ -2,7 +2,8 @@
 
 from neox_serve import model_files
 from neox_serve.core.types import Pool
-from neox_serve.engine.hardware import Machine, this_machine
+from neox_serve.engine import int4
+from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.settings import Settings
 from neox_serve.settings.engines import EngineSettings
@@ -57,6 +58,8 @@ def _cpu_environment(engine: EngineSettings, machine: Machine) -> dict[str, str]
         # Without it Ray gives a process one thread, and unbound workers take a thread for each core of the machine.
         "OMP_NUM_THREADS": str(max(1, machine.cores // workers)),
     }
+    if "avx512f" not in machine.cpu_flags or dtype_for(engine.dtype, machine.cpu_flags, on_gpu=False) == "float32":
+        environment["VLLM_DISABLED_KERNELS"] = int4.VLLMS_OWN
     if machine.cores <= _FEW_CORES:
         # Threads that spin while they wait for each other take the cores that gateways, router and the other engine need. On 2 busy cores
         # with 32 streams of the built-in model: 210 tok/s spinning, 790 sleeping.
