@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,10 +11,24 @@ from typing import Any
 
 import yaml
 
+from neox_serve import model_files
 from tests.python_lines import questions
 
 TASKS = ("lines_kind", "lines_cloze", "lines_next", "lines_write", "lines_whole")
 _QUESTIONS = 24
+_BY_TRANSFORMERS = """
+import json, sys
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer, GPTNeoXForCausalLM
+model, tasks, folder, output = sys.argv[1:]
+loaded = GPTNeoXForCausalLM.from_pretrained(model, dtype=torch.float32)
+lm = HFLM(pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(model), batch_size=8)
+found = simple_evaluate(lm, tasks=tasks.split(","), task_manager=TaskManager("ERROR", include_path=folder))
+json.dump({name: found[name] for name in ("results", "samples")}, open(output, "w"), default=str)
+"""
 
 
 def write_tasks(folder: Path) -> None:
@@ -100,3 +116,23 @@ def _write(folder: Path, task: str, rows: Iterable[Mapping[str, Any]], **values:
     data = {split: str(folder / f"{task}.{split}.jsonl") for split in files}
     config = {"task": task, "dataset_path": "json", "dataset_kwargs": {"data_files": data}, "test_split": "test", **values}
     (folder / f"{task}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def by_transformers(folder: Path) -> Mapping[str, Any]:
+    """What the harness finds for the built-in model through transformers, of the tasks in a folder: "results" and "samples"."""
+    output = folder / "truth.json"
+    arguments = [str(model_files.locate("builtin", None)), ",".join(TASKS), str(folder), str(output)]
+    done = subprocess.run([sys.executable, "-c", _BY_TRANSFORMERS, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def responses(results: Mapping[str, Any], task: str) -> list[Any]:
+    """What the model answered to each question, in their order."""
+    return [sample["filtered_resps"] for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])]
+
+
+def likelihood_of(value: Any) -> tuple[float, bool]:
+    """A likelihood, and whether it is greedy; as the harness writes them into samples."""
+    likelihood, greedy = value
+    return float(likelihood), str(greedy) == "True"

@@ -11,6 +11,7 @@ from tests.bench import (
     cancellation,
     engine_comparison,
     fake_comparison,
+    life_cycle,
     overload,
     rolling,
     router_decisions,
@@ -23,6 +24,7 @@ from tests.bench.comparison import Comparison
 from tests.bench.ladder import climbing
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
+from tests.bench.life_cycle import LifeCycle
 from tests.bench.overload import Overloaded
 from tests.bench.rolling import Rolled
 from tests.bench.router_decisions import Decisions
@@ -75,6 +77,10 @@ class Runs:
     def bulk(self) -> Bulk:
         """Bulk jobs beside an offline engine, and beside callers who wait."""
         return self._once("bulk", lambda folder: bulk.run(folder, self._view))
+
+    def life_cycle(self) -> LifeCycle:
+        """Fine-tuning, evaluation and quantising of the built-in model."""
+        return self._once("life-cycle", lambda folder: life_cycle.run(folder, self._view))
 
     def validation(self) -> list[Validated]:
         """The simulator against a real cluster."""

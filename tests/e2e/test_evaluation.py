@@ -12,28 +12,14 @@ import pytest
 
 from deployments.jobs.access import Access
 from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
-from neox_serve import model_files
 from neox_serve.client import Client, JobState
 from neox_serve.core.evaluating import EvaluateWork
 from tests.clusters import CommandCluster
-from tests.evaluation_tasks import TASKS, write_tasks
+from tests.evaluation_tasks import TASKS, by_transformers, likelihood_of, responses, write_tasks
 
 pytestmark = pytest.mark.e2e
 
 LIKELIHOOD = 1e-3
-_BY_TRANSFORMERS = """
-import json, sys
-import torch
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from transformers import AutoTokenizer, GPTNeoXForCausalLM
-model, tasks, folder, output = sys.argv[1:]
-loaded = GPTNeoXForCausalLM.from_pretrained(model, dtype=torch.float32)
-lm = HFLM(pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(model), batch_size=8)
-found = simple_evaluate(lm, tasks=tasks.split(","), task_manager=TaskManager("ERROR", include_path=folder))
-json.dump({name: found[name] for name in ("results", "samples")}, open(output, "w"), default=str)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +32,7 @@ def folder(real_cluster: CommandCluster) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> Mapping[str, Any]:
-    output = folder / "truth.json"
-    arguments = [str(model_files.locate("builtin", None)), ",".join(TASKS), str(folder), str(output)]
-    done = subprocess.run([sys.executable, "-c", _BY_TRANSFORMERS, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(output.read_text())  # type: ignore[no-any-return]
+    return by_transformers(folder)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +48,6 @@ def evaluated(job: EvaluateJob) -> tuple[Mapping[str, Any], str]:
     return json.loads(Path(job.work.output).read_text()), done.stderr
 
 
-def responses(results: Mapping[str, Any], task: str) -> list[Any]:
-    """What the model answered to each question, in their order."""
-    return [sample["filtered_resps"] for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])]
-
-
 def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateJob, truth: Mapping[str, Any]) -> None:
     found, said = evaluated(job)
     assert "|lines_kind" in said.replace(" ", "")
@@ -82,9 +59,10 @@ def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateJob, tru
                 assert found["results"][task][name] == value, (task, name)
     for task in ("lines_kind", "lines_cloze", "lines_next"):
         for ours, theirs in zip(responses(found, task), responses(truth, task), strict=True):
-            for (likelihood, greedy), (true_likelihood, true_greedy) in zip(map(_pair, ours), map(_pair, theirs), strict=True):
-                assert likelihood == pytest.approx(true_likelihood, abs=LIKELIHOOD)
-                assert greedy == true_greedy
+            assert len(ours) == len(theirs)
+            for found_one, true_one in zip(map(likelihood_of, ours), map(likelihood_of, theirs), strict=True):
+                assert found_one[0] == pytest.approx(true_one[0], abs=LIKELIHOOD)
+                assert found_one[1] == true_one[1]
     for task, name in (("lines_cloze", "perplexity,none"), ("lines_whole", "bits_per_byte,none")):
         assert found["results"][task][name] == pytest.approx(truth["results"][task][name], rel=LIKELIHOOD)
 
@@ -118,9 +96,3 @@ def test_task_that_is_not_there_is_named(job: EvaluateJob) -> None:
         [sys.executable, "-m", "deployments.jobs.evaluate", *arguments_of(unknown)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, "there is no task 'lines_kindly'" in done.stderr) == (2, True), done.stderr
-
-
-def _pair(value: Any) -> tuple[float, bool]:
-    """A likelihood, and whether it is greedy; as the harness writes them into samples."""
-    likelihood, greedy = value
-    return float(likelihood), str(greedy) == "True"

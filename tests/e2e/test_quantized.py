@@ -42,9 +42,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder, library = tmp_path_factory.mktemp("quantised"), Path(sysconfig.get_path("stdlib"))
     calibration, held_out = folder / "calibration.txt", folder / "held_out.txt"
     calibration.write_text("".join((library / name).read_text() for name in ("argparse.py", "ast.py", "typing.py", "tarfile.py")))
-    held_out.write_text((library / "shutil.py").read_text()[:40_000])
+    held_out.write_text((library / "shutil.py").read_text()[:16_000])
     files = ["--calibration", str(calibration), "--held-out", str(held_out), "--output", str(folder / "model")]
-    command = [sys.executable, "-m", "deployments.jobs.quantize", "--scheme", request.param, *files, "--sequences", "32"]
+    command = [sys.executable, "-m", "deployments.jobs.quantize", "--scheme", request.param, *files, "--sequences", "16"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "bits a byte before" in done.stderr
