@@ -41,7 +41,7 @@ class Rate:
         """State, rows, rate and time left."""
         if job.state is JobState.RUNNING and job.total_rows and self._began is None:
             self._began = now_s, job.settled_rows
-        rows = f", {job.settled_rows:,} of {job.total_rows:,} rows" if job.total_rows else ""
+        rows = f", {job.settled_rows:,} of {job.total_rows:,} {counted(job)}" if job.total_rows else ""
         errors = f", {job.error_rows:,} with an error" if job.error_rows else ""
         return f"{job.state.lower()}{rows}{self._pace(job, now_s)}{errors}{f': {job.message}' if job.message else ''}"
 
@@ -52,7 +52,7 @@ class Rate:
         done, seconds = job.settled_rows - settled, now_s - began_s
         if not done or seconds <= 0:
             return ""
-        return f", {done / seconds:,.1f} rows/s, {age((job.total_rows - job.settled_rows) * seconds / done)} left"
+        return f", {done / seconds:,.1f} {counted(job)}/s, {age((job.total_rows - job.settled_rows) * seconds / done)} left"
 
 
 def table(jobs: Sequence[BatchJob], now_s: float) -> Table:
@@ -68,7 +68,9 @@ def lines(job: BatchJob, now_s: float) -> list[str]:
     """One job, in full."""
     created = datetime.fromtimestamp(job.created_s).astimezone().isoformat(sep=" ", timespec="seconds")
     rows = (
-        f"{job.settled_rows:,} of {job.total_rows:,} rows, {job.error_rows:,} with an error" if job.total_rows else "rows not yet counted"
+        f"{job.settled_rows:,} of {job.total_rows:,} {counted(job)}, {job.error_rows:,} with an error"
+        if job.total_rows
+        else f"{counted(job)} not yet counted"
     )
     return [
         f"{job.job_id}: {job.state.lower()}" + (f": {job.message}" if job.message else ""),
@@ -76,6 +78,11 @@ def lines(job: BatchJob, now_s: float) -> list[str]:
         f"  {rows}; {ran(job, now_s)}" + (f"; run {job.run_id}" if job.run_id else ""),
         f"  created {created}" + (f", request_id {job.request_id}" if job.request_id else ""),
     ]
+
+
+def counted(job: BatchJob) -> str:
+    """What its progress counts."""
+    return {"finetune": "examples", "evaluate": "questions"}.get(job.kind, "rows")
 
 
 def ran(job: BatchJob, now_s: float) -> str:

@@ -63,6 +63,16 @@ class CommandCluster:
         """Address of Ray's dashboard."""
         return self.running.dashboard_url
 
+    @property
+    def shell_environment(self) -> dict[str, str]:
+        """For commands as a user types them, which then speak to this cluster."""
+        return os.environ | {
+            "NEOX_SERVE_GATEWAY__PORT": str(self.settings.gateway.port),
+            "NEOX_SERVE_METRICS__PORT": str(self.settings.metrics.port),
+            "NEOX_SERVE_STATE_FOLDER": str(self.settings.state_folder),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
     def processes(self, title: str) -> list[psutil.Process]:
         """Live processes of this cluster whose command line carries the title."""
         return [process for process in self.family() if title in " ".join(_command_line(process))]

@@ -23,6 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
+from deployments.jobs import access
+from deployments.jobs.access import Access
 from deployments.jobs.failures import JobError, settle_bad_rows, usable
 from deployments.jobs.formats import input_rows, settled, settled_vectors
 from deployments.jobs.progress import JobProgress
@@ -73,6 +75,11 @@ class BulkJob:
     api_key_file: Path | None = None
     report: Path | None = None
     into: VectorTarget | None = None
+
+    @property
+    def access(self) -> Access:
+        """How it reaches the cluster."""
+        return Access(self.address, self.tls, self.api_key_file)
 
 
 def survey(job: BulkJob) -> dict[int, str]:
@@ -147,8 +154,7 @@ async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, pro
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
     rows = (row for row in _good_rows(job, keys) if row.number not in output.ledger.places)
     workers = min(job.concurrency, progress.total - progress.done)
-    api_key = _api_key(job.api_key_file) if job.api_key_file else None
-    client = AsyncClient(job.address, tls=job.tls, retry=policy, api_key=api_key)
+    client = AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key())
     try:
         async with client, asyncio.timeout(job.patience_s) as patience:
             worker = _Worker(job, client, output, progress, patience)
@@ -194,13 +200,6 @@ class _Worker:
             return error
 
 
-def _api_key(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"the API key cannot be read from {path}: {error}", 2) from error
-
-
 def _good_rows(job: BulkJob, keys: Mapping[int, str]) -> Iterator[Row]:
     """Those that have been surveyed. Raises JobError where the input is not what it was then."""
     left = len(keys)
@@ -236,38 +235,29 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     parser.add_argument("kind", choices=sorted(KINDS), help="what is done with each row")
     parser.add_argument("--input", required=True, help="JSONL or Parquet with a prompt, or a text to embed, in each row")
     parser.add_argument("--output", required=True, help="JSONL or Parquet; there once it is whole")
-    parser.add_argument("--address", required=True, help="gateway, host:port")
     parser.add_argument("--job-id", default="bulk", help="first part of every row's request id")
     parser.add_argument("--concurrency", type=_positive, default=32, help="requests in flight")
     parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
     parser.add_argument("--set-aside", help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
-    parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
     parser.add_argument("--into", type=_target, help=f"vector database that gets the vectors too: {ALLOWED}")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
-    parser.add_argument("--tls", action="store_true", help="speak TLS")
-    for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
-        parser.add_argument(f"--tls-{name}", type=Path, help=text)
+    access.add_arguments(parser)
     values = vars(parser.parse_args(arguments))
-    files = tuple(values.pop(f"tls_{name}") for name in ("ca", "certificate", "key"))
-    tls = values.pop("tls") or any(files)
     if values["into"] and values["kind"] != EMBED.name:
         parser.error("--into takes vectors: it goes with embed")
-    return BulkJob(**values, tls=Tls(*files) if tls else None)
+    reached = access.taken(values)
+    return BulkJob(**values, address=reached.address, tls=reached.tls, api_key_file=reached.api_key_file)
 
 
 def arguments_of(job: BulkJob) -> list[str]:
     """The arguments that describe the job, from which `parse_arguments` makes it again."""
-    arguments = [job.kind, "--input", job.input, "--output", job.output, "--address", job.address, "--job-id", job.job_id]
+    arguments = [job.kind, "--input", job.input, "--output", job.output, *job.access.arguments(), "--job-id", job.job_id]
     arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
     arguments += ["--set-aside", job.set_aside] if job.set_aside else []
-    arguments += ["--api-key-file", str(job.api_key_file)] if job.api_key_file else []
     arguments += ["--report", str(job.report)] if job.report else []
     arguments += ["--into", str(job.into)] if job.into else []
-    if job.tls:
-        files = {"--tls-ca": job.tls.root_ca, "--tls-certificate": job.tls.certificate, "--tls-key": job.tls.key}
-        arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]
     return arguments
 
 

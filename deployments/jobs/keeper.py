@@ -217,8 +217,6 @@ class JobKeeper:
         """What a job has written that will not be finished."""
         if isinstance(job.work, FinetuneWork):
             return str(self._finetune_job(job, job.work).unfinished)
-        if isinstance(job.work, EvaluateWork):
-            return str(self._cache(job))
         return partial_of(self._places.file(job.tenant, job.work.output))
 
     def _finetune_job(self, job: Job, work: FinetuneWork) -> FinetuneJob:
@@ -232,10 +230,7 @@ class JobKeeper:
     def _evaluate_job(self, job: Job, work: EvaluateWork) -> EvaluateJob:
         access = Access(self._places.address, self._places.tls, self._key_file(job) if job.key_id else None)
         here = replace(work, output=self._places.file(job.tenant, work.output))
-        return EvaluateJob(here, access, self._places.tasks, self._cache(job), report=self._report_file(job))
-
-    def _cache(self, job: Job) -> Path:
-        return self._notes(job) / "answers"
+        return EvaluateJob(here, access, self._places.tasks, self._notes(job) / "answers", report=self._report_file(job))
 
     def _bulk_job(self, job: Job, work: RowsWork) -> BulkJob:
         return BulkJob(

@@ -42,8 +42,7 @@ class Batch:
 
     async def create_job(self, call: Call, message: pb.CreateJobRequest) -> pb.CreateJobResponse:
         """A job of the tenant's, new or found by its request_id."""
-        kind, work = await asyncio.to_thread(checked_work, message, self._served, call.tenant, operator=_is_operator(call))
-        job = await asyncio.to_thread(self._store.create, call.tenant.name, kind, work, message.request_id)
+        job = await asyncio.to_thread(self._create, call, message)
         return pb.CreateJobResponse(job=wire.job_to_proto(job))
 
     async def get_job(self, call: Call, message: pb.GetJobRequest) -> pb.GetJobResponse:
@@ -79,24 +78,44 @@ class Batch:
                 raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
             await asyncio.sleep(min(_WATCH_INTERVAL_S, max(0.0, call.deadline_at_s - clock())))
 
+    def _create(self, call: Call, message: pb.CreateJobRequest) -> Job:
+        tenant = call.tenant
+        kind, work = checked_work(message, self._served.most_adapter_rank, tenant, operator=_is_operator(call))
+        if not self._store.has(tenant.name, message.request_id):
+            check_possible(work, self._served, tenant)
+        return self._store.create(tenant.name, kind, work, message.request_id)
+
     async def _job(self, call: Call, job_id: str) -> Job:
         return await asyncio.to_thread(self._store.job, call.tenant.name, job_id)
 
 
-def checked_work(message: pb.CreateJobRequest, served: Served, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
+def checked_work(message: pb.CreateJobRequest, most_adapter_rank: int, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
     """What the job is to do, and the kind of that. Raises INVALID_ARGUMENT naming every wrong field."""
     wrong = Violations()
     if message.request_id:
         wrong.require(is_request_id(message.request_id), "request_id", message.request_id, REQUEST_ID_ALLOWED)
     work: Work
     if message.WhichOneof("work") == "finetune":
-        kind, work = FINETUNE, _finetune(wrong, message.finetune, served, tenant, operator=operator)
+        kind, work = FINETUNE, _finetune(wrong, message.finetune, most_adapter_rank, tenant, operator=operator)
     elif message.WhichOneof("work") == "evaluate":
-        kind, work = EVALUATE, _evaluate(wrong, message.evaluate, served.seen_by(tenant), operator=operator)
+        kind, work = EVALUATE, _evaluate(wrong, message.evaluate, operator=operator)
     else:
         kind, work = wire.KINDS.get(message.rows.work, ""), _rows(wrong, message.rows, operator=operator)
     wrong.raise_if_any()
     return kind, work
+
+
+def check_possible(work: Work, served: Served, tenant: Tenant) -> None:
+    """Whether a new job could do it, as the cluster is now. Raises INVALID_ARGUMENT, UNKNOWN_ADAPTER."""
+    wrong = Violations()
+    if isinstance(work, FinetuneWork):
+        if not served.registry.exists:
+            wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so that none could be served")
+        elif work.adapter in served.adapters or served.registry.find(work.adapter) is not None:
+            wrong.add("finetune.adapter", f"{work.adapter!r} is there already; name another one")
+    elif isinstance(work, EvaluateWork):
+        served.seen_by(tenant).check_adapter(work.adapter)
+    wrong.raise_if_any()
 
 
 def _is_operator(call: Call) -> bool:
@@ -117,7 +136,7 @@ def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into)
 
 
-def _finetune(wrong: Violations, message: pb.FinetuneWork, served: Served, tenant: Tenant, *, operator: bool) -> FinetuneWork:
+def _finetune(wrong: Violations, message: pb.FinetuneWork, most_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
     files = {"finetune.input": message.input, "finetune.set_aside": message.set_aside}
     _check_files(wrong, files, operator=operator)
     work = wire.finetune_from_proto(message)
@@ -127,21 +146,15 @@ def _finetune(wrong: Violations, message: pb.FinetuneWork, served: Served, tenan
         work = replace(work, adapter=registered_name(tenant.name, work.adapter, for_all=operator))
         for name, value, allowed in work.problems():
             wrong.require(False, f"finetune.{name}", value, allowed)
-    most = served.most_adapter_rank
-    wrong.require(work.rank <= most, "finetune.rank", work.rank, f"at most {most}, which this cluster serves (max_lora_rank)")
-    if not served.registry.exists:
-        wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so that none could be served")
-    elif work.adapter in served.adapters or served.registry.find(work.adapter) is not None:
-        wrong.add("finetune.adapter", f"{work.adapter!r} is there already; name another one")
+    wrong.require(work.rank <= most_rank, "finetune.rank", work.rank, f"at most {most_rank}, which this cluster serves (max_lora_rank)")
     return work
 
 
-def _evaluate(wrong: Violations, message: pb.EvaluateWork, seen: Served, *, operator: bool) -> EvaluateWork:
+def _evaluate(wrong: Violations, message: pb.EvaluateWork, *, operator: bool) -> EvaluateWork:
     _check_files(wrong, {"evaluate.output": message.output}, operator=operator)
     work = wire.evaluate_from_proto(message)
     for name, value, allowed in work.problems():
         wrong.require(False, f"evaluate.{name}", value, allowed)
-    seen.check_adapter(work.adapter)
     return work
 
 

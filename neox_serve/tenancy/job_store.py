@@ -37,13 +37,17 @@ class JobStore:
             with self._engine.begin() as connection:
                 connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_asked=False, **values, **_row(job)))
         except IntegrityError:
-            before = self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.request_id == request_id))
+            before = self._of_request(tenant, request_id)
             if before is None:
                 raise
             if (before.kind, before.work) != (kind, work):
                 raise invalid("request_id", f"{request_id!r} is that of {before.job_id}, which does other work") from None
             return before
         return job
+
+    def has(self, tenant: str, request_id: str) -> bool:
+        """Whether a tenant has a job of that request_id."""
+        return bool(request_id) and self._of_request(tenant, request_id) is not None
 
     def job(self, tenant: str, job_id: str) -> Job:
         """One job of a tenant. Raises UNKNOWN_JOB where it has none of that id."""
@@ -80,6 +84,9 @@ class JobStore:
         where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.runs == job.runs - 1)
         with self._engine.begin() as connection:
             return connection.execute(update(batch_jobs).where(where).values(**_row(job))).rowcount == 1
+
+    def _of_request(self, tenant: str, request_id: str) -> Job | None:
+        return self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.request_id == request_id))
 
     def _first(self, where: ColumnElement[bool]) -> Job | None:
         return next(iter(self._all(select(batch_jobs).where(where))), None)

@@ -1,7 +1,6 @@
 """Evaluation against a cluster of real engines gives what lm-evaluation-harness gives for the same model through transformers."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -76,10 +75,9 @@ def test_answers_that_are_kept_are_not_asked_again(job: EvaluateJob, truth: Mapp
 
 
 def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth: Mapping[str, Any], tmp_path: Path) -> None:
-    command = ["neox-serve", "job", "submit", "evaluate", "out.json", "lines_kind", "--limit", "8", "--wait"]
-    environment = os.environ | {"NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port)}
-    command[0] = str(Path(sys.executable).with_name(command[0]))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment, cwd=tmp_path)
+    command = "neox-serve job submit evaluate out.json lines_kind --limit 8 --wait"
+    environment = real_cluster.shell_environment
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=180, check=False, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Client(real_cluster.address) as client:
         last = client.jobs(page_size=1).jobs[0]

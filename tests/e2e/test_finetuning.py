@@ -1,10 +1,8 @@
 """Fine-tuning through BatchService on a cluster of real engines: the adapter is served once the job has succeeded."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -86,13 +84,11 @@ def test_chat_without_a_template_is_refused(client: Client, asked: list[Question
 
 
 def test_commands_of_the_page_on_fine_tuning_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     commands = re.findall(r"^    ((?:python|neox-serve) .+)$", _PAGE, flags=re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        done = subprocess.run(command, shell=True, check=False, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+        done = subprocess.run(
+            command, shell=True, check=False, capture_output=True, text=True, timeout=120, env=real_cluster.shell_environment, cwd=tmp_path
+        )
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert done.stdout.strip() == "class"

@@ -1,7 +1,6 @@
 """Every command of the README does what it says: those that call the cluster run here against one, the others have their own tests."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -69,11 +68,7 @@ def test_readme_every_command_is_run_somewhere() -> None:
 
 @pytest.mark.parametrize("command", CALLS)
 def test_readme_call_succeeds_and_prints(command: str, real_cluster: CommandCluster) -> None:
-    environment = os.environ | {
-        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=real_cluster.shell_environment, check=False)
     assert (done.returncode, done.stdout != "") == (0, True), done.stderr
 
 
@@ -86,12 +81,7 @@ def test_readme_python_runs(code: str, real_cluster: CommandCluster) -> None:
 
 
 def test_commands_of_the_page_on_tenants_work_in_their_order(real_cluster: CommandCluster) -> None:
-    environment = os.environ | {
-        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
-        "NEOX_SERVE_METRICS__PORT": str(real_cluster.settings.metrics.port),
-        "NEOX_SERVE_STATE_FOLDER": str(real_cluster.settings.state_folder),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    environment = real_cluster.shell_environment
     assert len(TENANT_COMMANDS) > 8
     for command in TENANT_COMMANDS:
         if command not in TESTED_ELSEWHERE:
@@ -100,14 +90,10 @@ def test_commands_of_the_page_on_tenants_work_in_their_order(real_cluster: Comma
 
 
 def test_commands_of_the_page_on_batch_jobs_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "NEOX_SERVE_GATEWAY__PORT": str(real_cluster.settings.gateway.port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     commands = re.findall(r"^    ((?:printf|python|neox-serve) .+)$", BATCH, flags=re.MULTILINE)
     assert len(commands) == 8
     for command in commands:
-        run: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "env": environment, "cwd": tmp_path}
+        run: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "env": real_cluster.shell_environment, "cwd": tmp_path}
         done = subprocess.run(command, shell=True, check=False, **run)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert len(done.stdout.splitlines()) == 5

@@ -221,7 +221,9 @@ async def training_server(platform: Platform, tmp_path: Path) -> AsyncIterator[G
         yield server
 
 
-async def test_adapter_to_be_trained_waits_with_all_that_was_asked(platform: Platform, training_server: GatewayServer) -> None:
+async def test_adapter_to_be_trained_waits_with_all_that_was_asked(
+    platform: Platform, training_server: GatewayServer, tmp_path: Path
+) -> None:
     options: FinetuneOptions = {
         "request_id": "one",
         "rank": 4,
@@ -233,6 +235,10 @@ async def test_adapter_to_be_trained_waits_with_all_that_was_asked(platform: Pla
     async with client_of(platform, training_server, Tenant("acme")) as client:
         job = await client.create_finetune("in.jsonl", "chat", **options)
         assert await client.create_finetune("in.jsonl", "chat", **options) == job
+        folder = tmp_path / "registry" / "acme" / "chat"
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        assert await client.create_finetune("in.jsonl", "chat", **options) == job, "also once the adapter is there"
         assert await client.job(job.job_id) == job
     assert (job.kind, job.input, job.output, job.state) == ("finetune", "in.jsonl", "acme/chat", JobState.QUEUED)
     (kept,) = platform.jobs.open_jobs()

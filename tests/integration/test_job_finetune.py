@@ -147,8 +147,20 @@ def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneJob) -> N
 
 def test_adapter_that_is_there_is_never_written_over(job: FinetuneJob) -> None:
     job.output.mkdir(parents=True)
-    with pytest.raises(JobError, match="is there; name another adapter"):
+    with pytest.raises(JobError, match="is there, from a training with other examples or options"):
         survey(job)
+
+
+def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: FinetuneJob) -> None:
+    short = replace(job, work=replace(job.work, epochs=1))
+    run(short, QUIET)
+    before = (job.output / "adapter_model.safetensors").stat().st_mtime_ns
+    short.unfinished.mkdir()
+    run(short, QUIET)
+    assert (job.output / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert not short.unfinished.exists()
+    with pytest.raises(JobError, match="name another adapter"):
+        run(replace(short, work=replace(short.work, seed=1)), QUIET)
 
 
 def test_bad_rows_stop_the_job_or_are_set_aside(job: FinetuneJob, tmp_path: Path) -> None:

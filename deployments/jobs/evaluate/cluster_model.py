@@ -41,13 +41,13 @@ class ClusterModel(LM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each continuation given its context, and whether greedy decoding would have written it."""
         del disable_tqdm
-        return self._scored("loglikelihood", [request.args for request in requests], [request.args for request in requests])
+        return self._scored([request.args for request in requests], kept=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of each text as a whole; what is longer than the context in windows, each token given all that fits before it."""
         del disable_tqdm
         windows = [self._windows(ids) for ids in asyncio.run(self._tokenized([request.args[0] for request in requests]))]
-        scores = iter(self._scored("", [pair for some in windows for pair in some], None))
+        scores = iter(self._scored([pair for some in windows for pair in some], kept=False))
         sums = [sum(next(scores)[0] for _ in some) for some in windows]
         for request, value in zip(requests, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
@@ -59,16 +59,15 @@ class ClusterModel(LM):  # type: ignore[misc]
         self._progress.expect(len(requests))
         return asyncio.run(self._each([self._generation(request) for request in requests]))
 
-    def _scored(self, kind: str, pairs: Sequence[Any], arguments: Sequence[Any] | None) -> list[tuple[float, bool]]:
-        """kind, arguments: under which answers are kept; none where they are parts."""
+    def _scored(self, pairs: Sequence[tuple[Any, Any]], *, kept: bool) -> list[tuple[float, bool]]:
+        """kept: for the next run; parts of a text are not."""
 
         def some(start: int) -> Callable[[AsyncClient], Coroutine[Any, Any, list[tuple[float, bool]]]]:
             async def ask(client: AsyncClient) -> list[tuple[float, bool]]:
                 result = await client.score(pairs[start : start + _PAIRS_A_CALL], truncation="keep_end", **self._options)
                 found = [(score.log_likelihood, score.is_greedy) for score in result.scores]
-                for place, answer in enumerate(found, start):
-                    if arguments is not None:
-                        self.cache_hook.add_partial(kind, arguments[place], answer)
+                for pair, answer in zip(pairs[start:], found, strict=False) if kept else ():
+                    self.cache_hook.add_partial("loglikelihood", pair, answer)
                 self._progress.reached(self._progress.done + len(found), tokens=self._progress.tokens + result.usage.prompt_tokens)
                 return found
 

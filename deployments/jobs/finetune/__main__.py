@@ -23,12 +23,12 @@ from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
-from deployments.jobs.finetune.adapter import adapted, publish, restore, weights_of
+from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
 from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
 from deployments.jobs.finetune.checkpoint import Standing
 from deployments.jobs.finetune.examples import Example, Reader
 from deployments.jobs.finetune.packing import pack
-from deployments.jobs.finetune.training import Data, Share, Training, settings_told
+from deployments.jobs.finetune.training import Data, Share, Training, shaping_options
 from deployments.jobs.finetune.workers import together
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
@@ -56,8 +56,6 @@ def survey(job: FinetuneJob) -> Survey:
         facts = model_files.read_facts(folder, setting="--model")
     except SettingsError as error:
         raise JobError(str(error), 2) from error
-    if job.output.exists():
-        raise JobError(f"{job.output} is there; name another adapter, or remove it", 2)
     tokenizer, template = Tokenizer(folder), read_template(folder) or DEFAULT_TEMPLATE
     reader = Reader(tokenizer.encode, template, tokenizer.decode([facts.eos_token_id]), facts.positions)
     with usable(job.work.input):
@@ -66,8 +64,11 @@ def survey(job: FinetuneJob) -> Survey:
     settle_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.set_aside or None)
     if len(examples) < 2:
         raise JobError(f"{job.work.input}: has {len(examples)} examples; a training needs at least 2", 2)
-    told = json.dumps([settings_told(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
-    return Survey(folder, template, examples, hashlib.sha256(told.encode()).hexdigest())
+    told = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    if job.output.exists() and published_fingerprint(job.output) != fingerprint:
+        raise JobError(f"{job.output} is there, from a training with other examples or options; name another adapter, or remove it", 2)
+    return Survey(folder, template, examples, fingerprint)
 
 
 def data_of(found: Survey, job: FinetuneJob, padding_id: int) -> Data:
@@ -94,7 +95,7 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
     total = data.training.examples() * job.work.epochs
     with JobProgress(console, total, 0, report=report.tell if report else None, noun="examples") as progress:
 
-        def told(standing: Standing, examples: int) -> None:
+        def told(standing: Standing) -> None:
             progress.reached(standing.examples, tokens=standing.tokens)
 
         run = Training(
@@ -113,7 +114,7 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
     if report:
         report.flush()
     if share.rank == 0:
-        publish(model, job.work, standing, template=found.template, aside=job.unfinished / "whole", output=job.output)
+        publish(model, job.work, standing, found.fingerprint, template=found.template, aside=job.unfinished / "whole", output=job.output)
 
 
 @contextmanager
@@ -132,7 +133,9 @@ def run(job: FinetuneJob, console: Console) -> None:
     """Does the job. Raises JobError."""
     found = survey(job)
     with usable(str(job.unfinished)), _alone(job.unfinished):
-        if job.work.workers == 1:
+        if job.output.exists():
+            console.print(f"{job.output} is there already, from this training", markup=False, highlight=False)
+        elif job.work.workers == 1:
             train(job, found, Share(), console)
         else:
             whole = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())

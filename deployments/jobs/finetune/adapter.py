@@ -16,6 +16,7 @@ from neox_serve.chat import TEMPLATE_FILE
 from neox_serve.core.finetuning import FinetuneWork
 
 METRICS, PLOT, CARD = "metrics.jsonl", "loss.svg", "training.json"
+_FINGERPRINT = "fingerprint"
 
 
 def adapted(model: GPTNeoXForCausalLM, work: FinetuneWork, base: str) -> peft.PeftModel:
@@ -43,15 +44,24 @@ def restore(model: peft.PeftModel, weights: Weights) -> None:
     peft.set_peft_model_state_dict(model, dict(weights))
 
 
-def publish(model: peft.PeftModel, work: FinetuneWork, standing: Standing, *, template: str, aside: Path, output: Path) -> None:
+def publish(
+    model: peft.PeftModel, work: FinetuneWork, standing: Standing, fingerprint: str, *, template: str, aside: Path, output: Path
+) -> None:
     """A folder in PEFT's own form, with the chat template and how the training went. It is there whole, or not at all. Raises OSError."""
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     (aside / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     (aside / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in standing.history), encoding="utf-8")
-    (aside / CARD).write_text(json.dumps(_card(model, work, standing), indent=2) + "\n", encoding="utf-8")
+    (aside / CARD).write_text(json.dumps({**_card(model, work, standing), _FINGERPRINT: fingerprint}, indent=2) + "\n", encoding="utf-8")
     _plot(standing.history, aside / PLOT)
     aside.replace(output)
+
+
+def published_fingerprint(output: Path) -> str | None:
+    """Of the training that an adapter in its place is from; None where it does not say. Raises OSError."""
+    card = output / CARD
+    found = json.loads(card.read_text(encoding="utf-8")).get(_FINGERPRINT) if card.is_file() else None
+    return found if isinstance(found, str) else None
 
 
 def _card(model: peft.PeftModel, work: FinetuneWork, standing: Standing) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Training:
     restore: Callable[[Weights], None]
     checkpoint: Path
     fingerprint: str
-    told: Callable[[Standing, int], None] = lambda _standing, _examples: None
+    told: Callable[[Standing], None] = lambda _standing: None
     share: Share = Share()
     save_every: int = 50
 
@@ -103,11 +103,10 @@ class Training:
         self.share.add_up([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.parameters, _LONGEST_GRADIENT)
         optimizer.step()
-        examples = batch.examples()
         standing.step, standing.steps = standing.step + 1, standing.steps + 1
-        standing.examples, standing.tokens = standing.examples + examples, standing.tokens + batch.tokens()
+        standing.examples, standing.tokens = standing.examples + batch.examples(), standing.tokens + batch.tokens()
         standing.history.append({"step": standing.steps, "epoch": standing.epoch, "loss": loss})
-        self.told(standing, examples)
+        self.told(standing)
 
     def _end_epoch(self, evaluation: Packed | None, standing: Standing) -> None:
         """Measures, and keeps the weights where they are better than any before; without examples to measure on, the last ones count."""
@@ -166,6 +165,6 @@ def rate_fraction(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def settings_told(work: FinetuneWork) -> Mapping[str, Any]:
+def shaping_options(work: FinetuneWork) -> Mapping[str, Any]:
     """What shapes the weights: of the options, all but the number of processes."""
     return {name: getattr(work, name) for name in FinetuneWork.__slots__ if name not in {"workers", "input", "set_aside", "adapter"}}
