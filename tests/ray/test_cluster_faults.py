@@ -74,6 +74,7 @@ async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(clust
         victim.kill()
         await reading
         assert all(record.error and UNREACHABLE in record.error.metadata for record in records)
+    await asyncio.to_thread(victim.wait, 10)  # until it is gone, its port still takes connections
     async with AsyncClient(cluster.address) as other:
         assert_whole([await read_stream(other, "after", max_tokens=5)], 5)
         await until(lambda: idle(other), 10, "the dead gateway's requests are aborted and its leases gone")
