@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.status_view import age
-from neox_serve.client import BatchJob, JobState
+from neox_serve.client import BatchJob, JobLog, JobState
 
 _EVERY_S = 5.0
 
@@ -80,9 +80,25 @@ def lines(job: BatchJob, now_s: float) -> list[str]:
     ]
 
 
+class LogReader:
+    """Of a job's log as it grows, what has not been seen yet; all of it where another run has begun."""
+
+    def __init__(self) -> None:
+        self._run_id, self._seen = "", 0
+
+    def news(self, log: JobLog) -> str:
+        """What is new of it, with a line that says so where some of it is gone before it was seen."""
+        if log.run_id != self._run_id:
+            self._run_id, self._seen = log.run_id, 0
+        gone = log.start > self._seen
+        text = log.text[max(0, self._seen - log.start) :]
+        self._seen = max(self._seen, log.start + len(log.text))
+        return f"[{log.start:,} characters before]\n{text}" if gone else text
+
+
 def counted(job: BatchJob) -> str:
     """What its progress counts."""
-    return {"finetune": "examples", "evaluate": "questions"}.get(job.kind, "rows")
+    return {"finetune": "examples", "evaluate": "questions", "quantize": "matrices"}.get(job.kind, "rows")
 
 
 def ran(job: BatchJob, now_s: float) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,6 +13,7 @@ from deployments.links import link_tls
 from deployments.scaling import loop_of, waking_lanes
 from deployments.settling import settle
 from neox_serve import logs
+from neox_serve.core.quota import Spent
 from neox_serve.link.router_server import RouterServer
 from neox_serve.link.streams import stop_task
 from neox_serve.settings import restore
@@ -25,6 +26,7 @@ class RouterDeployment:
 
     async def __init__(self, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._to_end = AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
         settings = restore(settings_values)
         logs.configure(settings.log, "router")
         self._server = RouterServer(
@@ -42,11 +44,15 @@ class RouterDeployment:
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
             self._keep_running(scaling.run(settings.scaling.interval_s))
-        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns()))
+        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns(), self._charge))
         self._keep_running(keeper.run())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         self._to_end.push_async_callback(stop_task, asyncio.ensure_future(work))
+
+    def _charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        """From the keeper's thread to the router's."""
+        self._loop.call_soon_threadsafe(self._server.restore, spent)
 
     async def address(self) -> str:
         """host:port of the router's links, for gateways and replicas."""

@@ -7,34 +7,31 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cluster.commands.connection import Connection, connected, interruptible
 from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, print_view
-from cluster.commands.settings import effective
 from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, TARGETS, FinetuneWork
 from neox_serve.core.jobs import RowsWork, Work
+from neox_serve.core.quantizing import QUANTIZE, SCHEME_NAMES, QuantizeWork
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
 
 if TYPE_CHECKING:
-    from cluster.job_logs import JobLogs
     from neox_serve.client import BatchJob, Client
 
 job_app = typer.Typer(help="Run bulk work as batch jobs.", no_args_is_help=True)
 submit_app = typer.Typer(help="Create a job, or find it running.", no_args_is_help=True)
 job_app.add_typer(submit_app, name="submit")
 
-DashboardOption = Annotated[
-    str | None, typer.Option("--dashboard", metavar="URL", help="Ray's dashboard; absent: that of the cluster that `up` runs here.")
-]
 IdArgument = Annotated[str, typer.Argument(metavar="ID")]
 _WHERE = "A path or URL; with a credential, a name in the tenant's folder of the cluster."
 _WHOSE = f"Parquet where it ends in .parquet. {_WHERE}"
-_DEFAULTS = FinetuneWork("", "")
+_DEFAULTS, _QUANTIZED = FinetuneWork("", ""), QuantizeWork("", "", "", "")
+_FOLLOW_EVERY_S = 1.0
 
 
 def _submission(kind: str, row: str) -> Callable[..., None]:
@@ -55,11 +52,14 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         into: Annotated[
             str, typer.Option(metavar="TARGET", hidden=kind != "embed", help=f"Vector database that gets the vectors too: {ALLOWED}.")
         ] = "",
+        own_engine: Annotated[
+            bool, typer.Option("--own-engine", help="Start an engine for this job, beside those of the cluster; for operators.")
+        ] = False,
         name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
     ) -> None:
         source, output, set_aside = (_as_known_there(connection, file) for file in (source, output, set_aside))
         into = _target_as_known_there(connection, into)
-        work = RowsWork(source, output, _object(defaults), set_aside, concurrency, patience_s, into)
+        work = RowsWork(source, output, _object(defaults), set_aside, concurrency, patience_s, into, own_engine)
         if not connection.shows_credential:
             _survey(kind, work)
         with connection.client() as client:
@@ -161,6 +161,48 @@ def evaluate(  # noqa: PLR0913 - the command's options, one by one
         _submitted(client, name or _name(EVALUATE, work), create, wait=wait)
 
 
+@submit_app.command()
+@connected
+@interruptible
+def quantize(  # noqa: PLR0913 - the command's options, one by one
+    connection: Connection,
+    *,
+    scheme: Annotated[
+        Literal["w8a8", "w4a16"], typer.Argument(metavar="|".join(SCHEME_NAMES), help="8 bits, inputs too; or 4 bits in groups of 128.")
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder that gets the checkpoint, which another cluster serves.")],
+    calibration: Annotated[str, typer.Argument(metavar="TEXT", help=f"Text to round against, like what the model will read. {_WHERE}")],
+    held_out: Annotated[str, typer.Argument(metavar="HELD_OUT", help="Other text, to measure on before and after.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
+    sequences: Annotated[int, typer.Option(min=1, help="Taken of TEXT.")] = _QUANTIZED.sequences,
+    sequence_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = _QUANTIZED.sequence_tokens,
+    held_out_tokens: Annotated[int, typer.Option(min=2, help="Of HELD_OUT that are measured on, at most.")] = _QUANTIZED.held_out_tokens,
+    serve_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens that an engine of each generates, to compare them; for operators; 0: no engine is started.")
+    ] = _QUANTIZED.serve_tokens,
+    name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
+) -> None:
+    """Make a checkpoint of the served model with fewer bits a weight."""
+    output, calibration, held_out = (_as_known_there(connection, file) for file in (output, calibration, held_out))
+    work = QuantizeWork(scheme, output, calibration, held_out, sequences, sequence_tokens, held_out_tokens, serve_tokens)
+    with connection.client() as client:
+
+        def create(request_id: str) -> "BatchJob":
+            return client.create_quantization(
+                scheme,
+                output,
+                calibration,
+                held_out,
+                request_id=request_id,
+                sequences=sequences,
+                sequence_tokens=sequence_tokens,
+                held_out_tokens=held_out_tokens,
+                serve_tokens=serve_tokens,
+            )
+
+        _submitted(client, name or _name(QUANTIZE, work), create, wait=wait)
+
+
 @job_app.command(name="list")
 @connected
 def list_jobs(
@@ -213,27 +255,26 @@ def cancel(connection: Connection, job_id: IdArgument) -> None:
 
 @job_app.command()
 @connected
+@interruptible
 def logs(
     connection: Connection,
     job_id: IdArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its run ends.")] = False,
-    dashboard: DashboardOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
-    """Print what a job's last run writes; for those who can reach Ray's dashboard."""
-    from cluster.job_logs import JobLogsError
+    """Print what a job's last run writes, as of a few seconds ago."""
+    from cluster.job_view import LogReader
 
+    reader = LogReader()
     with connection.client() as client:
-        job = client.job(job_id)
-    if not job.run_id:
-        raise CommandError(f"{job_id} has not been run yet")
-    try:
-        found = _job_logs(dashboard, connection.config)
-        if follow:
-            found.follow(job.run_id, lambda text: print(text, end="", flush=True))
-        else:
-            print(found.read(job.run_id), end="")
-    except JobLogsError as error:
-        raise CommandError(str(error)) from error
+        while True:
+            ended = client.job(job_id).state.ended
+            log = client.job_log(job_id)
+            print(reader.news(log), end="", flush=True)
+            if ended or not follow:
+                break
+            time.sleep(_FOLLOW_EVERY_S)
+    if not log.run_id:
+        raise CommandError(f"{job_id} has not been run yet" if not ended else f"{job_id} has ended without a run")
 
 
 def _as_known_there(connection: Connection, file: str) -> str:
@@ -291,21 +332,6 @@ def _watch(client: "Client", job_id: str) -> None:
     if job is None or job.state != "SUCCEEDED":
         raise CommandError(f"{job_id} {job.state.lower()}: {job.message}" if job else f"{job_id} could not be watched")
     print(f"{job_id}: done, {job.settled_rows:,} rows in {job.output}, {job.error_rows:,} with an error")
-
-
-def _job_logs(dashboard: str | None, config: Path | None) -> "JobLogs":
-    from cluster.job_logs import JobLogs
-
-    return JobLogs.connect(dashboard or _dashboard_here(config))
-
-
-def _dashboard_here(config: Path | None) -> str:
-    from cluster import state
-
-    running = state.running(effective(config).state_folder)
-    if running is None:
-        raise CommandError("no cluster runs here; start one with `neox-serve up`, or name its Ray dashboard with --dashboard URL")
-    return running.dashboard_url
 
 
 def _object(text: str) -> dict[str, Any]:

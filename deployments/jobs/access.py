@@ -36,9 +36,9 @@ class Access:
         return arguments
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command line."""
-    parser.add_argument("--address", required=True, help="gateway, host:port")
+def add_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    """The options of a command line. needed: whether it must say where."""
+    parser.add_argument("--address", required=needed, default="", help="gateway, host:port")
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
     parser.add_argument("--tls", action="store_true", help="speak TLS")
     for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):

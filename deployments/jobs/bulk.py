@@ -1,5 +1,5 @@
-"""Completes or embeds every row of a file through a gateway. `python -m deployments.jobs.bulk --help`; rows are described in `rows`, files
-in `formats`; they may be paths or URLs that fsspec knows.
+"""Completes or embeds every row of a file, through a gateway or by an engine of its own. `python -m deployments.jobs.bulk --help`;
+rows are described in `rows`, files in `formats`; they may be paths or URLs that fsspec knows.
 
 Every line of the input is checked before the first request is sent. Rows are written beside the output as they finish; once all are, they
 are put in its place, in the input's order. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated.
@@ -16,7 +16,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from deployments.jobs.rows import (
     BadRow,
     Kind,
     Row,
+    alike_together,
     check_options,
     foreign_row,
     request_id,
@@ -47,7 +48,9 @@ from deployments.jobs.storage import exists, remove
 from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
+from neox_serve.core.types import Pool
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
+from neox_serve.settings import SettingsError, load
 
 _LOCK_POLL_S = 0.2
 _ENDLESS = 1_000_000_000
@@ -60,6 +63,7 @@ class BulkJob:
     api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
     report: file in which it says how far it is; None where nobody asks.
     into: vector database that gets the vectors too, once the output is in its place.
+    own_engine: whether the job starts an engine for itself, and calls no gateway. config: neox-serve's settings of that; None: defaults.
     """
 
     kind: str
@@ -75,6 +79,8 @@ class BulkJob:
     api_key_file: Path | None = None
     report: Path | None = None
     into: VectorTarget | None = None
+    own_engine: bool = False
+    config: Path | None = None
 
     @property
     def access(self) -> Access:
@@ -151,15 +157,14 @@ def _done_before(job: BulkJob, keys: Mapping[int, str], console: Console) -> Job
 
 
 async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, progress: JobProgress) -> None:
-    policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
-    rows = (row for row in _good_rows(job, keys) if row.number not in output.ledger.places)
-    workers = min(job.concurrency, progress.total - progress.done)
-    client = AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key())
+    rows = alike_together(row for row in _good_rows(job, keys) if row.number not in output.ledger.places)
+    left = progress.total - progress.done
     try:
-        async with client, asyncio.timeout(job.patience_s) as patience:
-            worker = _Worker(job, client, output, progress, patience)
+        async with _answerer(job, left) as (answerer, most), asyncio.timeout(job.patience_s) as patience:
+            progress.count_from_now()
+            worker = _Worker(job, answerer, output, progress, patience)
             async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
+                for _ in range(min(most, left)):
                     group.create_task(worker.work(rows))
     except TimeoutError as error:
         raise JobError(f"no row was settled for {job.patience_s:g} s; is the cluster up?", 1) from error
@@ -167,12 +172,31 @@ async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, pro
         raise errors.exceptions[0] from None
 
 
+@contextlib.asynccontextmanager
+async def _answerer(job: BulkJob, left: int) -> AsyncIterator[tuple[Any, int]]:
+    """Who answers the rows that are left, by methods of the kinds' names, and how many requests it is given at a time. Raises JobError."""
+    if job.own_engine and left:
+        from deployments.jobs.own_engine import own_engine
+
+        try:
+            async with own_engine(Pool.EMBEDDING if job.kind == EMBED.name else Pool.GENERATION, load(job.config)) as engine:
+                yield engine, engine.most_requests
+        except SettingsError as error:
+            raise JobError(str(error), 2) from error
+        except RuntimeError as error:
+            raise JobError(f"the engine: {error}", 1) from error
+        return
+    policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
+    async with AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key()) as client:
+        yield client, job.concurrency
+
+
 @dataclass(frozen=True, slots=True)
 class _Worker:
     """Takes rows from the shared iterator until there are none left."""
 
     job: BulkJob
-    client: AsyncClient
+    answerer: Any
     output: Output
     progress: JobProgress
     patience: asyncio.Timeout
@@ -182,8 +206,11 @@ class _Worker:
             outcome = await self._outcome(row)
             self.output.append(settled_line(self.kind, row, outcome))
             self.patience.reschedule(asyncio.get_running_loop().time() + self.job.patience_s)
-            failed = isinstance(outcome, ServeError)
-            self.progress.settled(tokens=0 if failed else self.kind.tokens(outcome), error=failed)
+            if isinstance(outcome, ServeError):
+                self.progress.settled(tokens=0, error=True)
+            else:
+                tokens, read = self.kind.tokens(outcome), self.kind.prompt_tokens(outcome)
+                self.progress.settled(tokens=tokens, prompt_tokens=read, error=False)
 
     @property
     def kind(self) -> Kind:
@@ -193,7 +220,7 @@ class _Worker:
         """The client's result, or the ServeError that settles the row."""
         options = request_options(row, self.job.defaults)
         try:
-            return await getattr(self.client, self.kind.name)(row.content, **options, request_id=request_id(self.job.job_id, row))
+            return await getattr(self.answerer, self.kind.name)(row.content, **options, request_id=request_id(self.job.job_id, row))
         except ServeError as error:
             if error.reason in STOPPING_REASONS:
                 raise JobError(f"row {row.number}: {error}", 1) from error
@@ -242,8 +269,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
     parser.add_argument("--into", type=_target, help=f"vector database that gets the vectors too: {ALLOWED}")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
-    access.add_arguments(parser)
+    parser.add_argument("--own-engine", action="store_true", help="start an engine for this job, and call no gateway")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="neox-serve's settings, for that engine")
+    access.add_arguments(parser, needed=False)
     values = vars(parser.parse_args(arguments))
+    if bool(values["address"]) == values["own_engine"]:
+        parser.error("either --address or --own-engine: where rows are answered")
     if values["into"] and values["kind"] != EMBED.name:
         parser.error("--into takes vectors: it goes with embed")
     reached = access.taken(values)
@@ -252,7 +283,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
 
 def arguments_of(job: BulkJob) -> list[str]:
     """The arguments that describe the job, from which `parse_arguments` makes it again."""
-    arguments = [job.kind, "--input", job.input, "--output", job.output, *job.access.arguments(), "--job-id", job.job_id]
+    arguments = [job.kind, "--input", job.input, "--output", job.output, "--job-id", job.job_id]
+    arguments += ["--own-engine"] if job.own_engine else job.access.arguments()
+    arguments += ["--config", str(job.config)] if job.config else []
     arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
     arguments += ["--set-aside", job.set_aside] if job.set_aside else []

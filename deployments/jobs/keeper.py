@@ -6,43 +6,51 @@ so no job is run twice at a time, even where two keepers overlap.
 """
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, Self
+from dataclasses import replace
+from typing import Any, Protocol
 
 import structlog
 
-from deployments.jobs.access import Access
-from deployments.jobs.bulk import BulkJob, entrypoint_of
-from deployments.jobs.evaluate import arguments as evaluating
-from deployments.jobs.evaluate.arguments import EvaluateJob
-from deployments.jobs.finetune import arguments as finetuning
-from deployments.jobs.finetune.arguments import FinetuneJob
+from deployments.jobs.accounts import Accounts, Charge
+from deployments.jobs.commands import Places, command_of, prepare
 from deployments.jobs.reports import read_report
-from deployments.jobs.row_files import partial_of
-from deployments.jobs.storage import joined, remove
-from neox_serve.client import Tls
+from deployments.jobs.storage import remove
 from neox_serve.core.errors import ServeError
-from neox_serve.core.evaluating import EvaluateWork
-from neox_serve.core.finetuning import FinetuneWork
-from neox_serve.core.jobs import NO_REPORT, End, Job, JobState, Report, RowsWork, RunStatus, Start, Stop, Submit, next_step, to_start
+from neox_serve.core.jobs import (
+    NO_REPORT,
+    End,
+    Job,
+    JobLog,
+    JobState,
+    Report,
+    RunStatus,
+    Start,
+    Stop,
+    Submit,
+    Wait,
+    makes_calls,
+    next_step,
+    to_start,
+)
 from neox_serve.core.tenants import ANONYMOUS
-from neox_serve.core.vector_target import VectorTarget
 from neox_serve.link.streams import repeat
-from neox_serve.settings import Settings, batch_folder, database_url, dialled
-from neox_serve.settings.engines import ModelSettings
+from neox_serve.settings import Settings, database_url, secret_file
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
+from neox_serve.tenancy.platform import read_secret
 from neox_serve.tenancy.tenant_store import TenantStore
+from neox_serve.tenancy.usage_store import UsageStore
 
 _log = structlog.get_logger(__name__)
 
 _ACTOR = "keeper of jobs"
 _EVERY_S = 1.0
+_LOG_EVERY_S = 3.0
 JOB_KEY = "neox_serve_batch_job"
 """In a run's metadata in Ray: the job that it is of."""
 
@@ -50,8 +58,8 @@ JOB_KEY = "neox_serve_batch_job"
 class Runs(Protocol):
     """Ray's runs. All raise RuntimeError where Ray cannot be asked."""
 
-    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
-        """Starts one."""
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
+        """Starts one, which takes so many GPUs."""
 
     def status(self, run_id: str) -> tuple[RunStatus, str]:
         """What has become of one, and Ray's words on it."""
@@ -59,51 +67,29 @@ class Runs(Protocol):
     def stop(self, run_id: str) -> None:
         """Asks one to end."""
 
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
-
-    address, tls: of a gateway. most_running: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
-    """
-
-    folder: str
-    notes: Path
-    address: str
-    tls: Tls | None = None
-    most_running: int = 4
-    tasks: Path | None = None
-    model: ModelSettings = field(default_factory=ModelSettings)
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """As they are set."""
-        batch, gateway = settings.batch, settings.gateway
-        tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if gateway.tls_certificate or batch.tls_ca else None
-        address = batch.address or dialled(gateway.host, gateway.port)
-        return cls(
-            batch_folder(settings), settings.state_folder / "jobs", address, tls, batch.running_jobs, batch.tasks_folder, settings.model
-        )
-
-    def file(self, tenant: str, name: str) -> str:
-        """Of a tenant. Only operators may have given absolute names, or URLs."""
-        return joined(self.folder, tenant, name)
-
-    def target(self, tenant: str, text: str) -> VectorTarget:
-        """A vector database of a tenant's, likewise."""
-        target = VectorTarget.parse(text)
-        return replace(target, place=self.file(tenant, target.place))
+    def log(self, run_id: str) -> str:
+        """What one has written so far."""
 
 
 class JobKeeper:
     """Calls block; `run` makes them off the event loop. clock: seconds since the epoch."""
 
-    def __init__(self, store: JobStore, tenants: TenantStore, runs: Runs, places: Places, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        tenants: TenantStore,
+        runs: Runs,
+        places: Places,
+        accounts: Accounts,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._tenants = tenants
         self._runs = runs
         self._places = places
+        self._accounts = accounts
         self._clock = clock
+        self._logs_due_s: dict[str, float] = {}
 
     async def run(self) -> None:
         """Looks after the jobs for ever."""
@@ -132,9 +118,12 @@ class JobKeeper:
 
     def _follow(self, job: Job) -> None:
         run, why = self._runs.status(job.run_id)
-        report = read_report(self._report_file(job))
+        report = read_report(self._places.report(job))
         job = self._note_progress(job, report)
         step = next_step(job, run, report, why)
+        self._note_log(job, at_once=not isinstance(step, Wait))
+        if isinstance(step, Start | End):
+            self._accounts.settle(job, "OK" if isinstance(step, End) and step.state is JobState.SUCCEEDED else run.value, self._clock())
         if isinstance(step, Start):
             self._start(job, step)
         elif isinstance(step, Submit):
@@ -151,6 +140,13 @@ class JobKeeper:
         self._store.keep(job)
         return job
 
+    def _note_log(self, job: Job, *, at_once: bool) -> None:
+        """Keeps what the run has written, for its tenant; of one that goes on every few seconds."""
+        if at_once or self._clock() >= self._logs_due_s.get(job.job_id, 0.0):
+            self._logs_due_s[job.job_id] = self._clock() + _LOG_EVERY_S
+            with contextlib.suppress(RuntimeError):  # Ray knows of no run before it was given to it
+                self._store.keep_log(job, JobLog.of(job.run_id, self._runs.log(job.run_id)))
+
     def _start(self, job: Job, step: Start) -> None:
         runs = job.runs + 1
         job = replace(
@@ -163,14 +159,19 @@ class JobKeeper:
             started_s=job.started_s or self._clock(),
         )
         if self._store.claim_run(job):
-            self._report_file(job).unlink(missing_ok=True)
+            self._places.report(job).unlink(missing_ok=True)
             self._submit(job)
 
     def _submit(self, job: Job) -> None:
-        self._notes(job).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._places.notes_of(job).mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare(job, self._places)
         job = self._with_key(job)
         try:
-            self._runs.start(job.run_id, self._entrypoint(job), {JOB_KEY: job.job_id, "tenant": job.tenant})
+            command = command_of(job, self._places)
+        except ValueError as error:
+            return self._end(job, End(JobState.FAILED, f"it cannot be done any more: {error}"))
+        try:
+            self._runs.start(job.run_id, command.line, {JOB_KEY: job.job_id, "tenant": job.tenant}, command.gpus)
         except RuntimeError as error:
             self._say(job, f"Ray cannot start it, and is asked again: {error}")
         else:
@@ -185,8 +186,8 @@ class JobKeeper:
 
     def _with_key(self, job: Job) -> Job:
         """A key of the tenant's for this job alone, in a file that only this user reads; where the job makes calls."""
-        file = self._key_file(job)
-        if job.tenant == ANONYMOUS or isinstance(job.work, FinetuneWork) or (job.key_id and file.exists()):
+        file = self._places.key(job)
+        if job.tenant == ANONYMOUS or not makes_calls(job.work) or (job.key_id and file.exists()):
             return job
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
@@ -201,69 +202,20 @@ class JobKeeper:
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
         if end.state is JobState.CANCELLED:
-            remove(self._leftovers(job))
+            with contextlib.suppress(ValueError):  # nobody knows any more where they would be
+                remove(command_of(job, self._places).leftovers)
         self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
-        shutil.rmtree(self._notes(job), ignore_errors=True)
+        shutil.rmtree(self._places.notes_of(job), ignore_errors=True)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)
-
-    def _entrypoint(self, job: Job) -> str:
-        if isinstance(job.work, FinetuneWork):
-            return finetuning.entrypoint_of(self._finetune_job(job, job.work))
-        if isinstance(job.work, EvaluateWork):
-            return evaluating.entrypoint_of(self._evaluate_job(job, job.work))
-        return entrypoint_of(self._bulk_job(job, job.work))
-
-    def _leftovers(self, job: Job) -> str:
-        """What a job has written that will not be finished."""
-        if isinstance(job.work, FinetuneWork):
-            return str(self._finetune_job(job, job.work).unfinished)
-        return partial_of(self._places.file(job.tenant, job.work.output))
-
-    def _finetune_job(self, job: Job, work: FinetuneWork) -> FinetuneJob:
-        model = self._places.model
-        if model.registry is None:
-            raise ValueError("there is no registry of adapters any more (model.registry)")
-        set_aside = self._places.file(job.tenant, work.set_aside) if work.set_aside else ""
-        here = replace(work, input=self._places.file(job.tenant, work.input), set_aside=set_aside)
-        return FinetuneJob(here, model.source, model.registry, model.revision, self._report_file(job), "auto")
-
-    def _evaluate_job(self, job: Job, work: EvaluateWork) -> EvaluateJob:
-        access = Access(self._places.address, self._places.tls, self._key_file(job) if job.key_id else None)
-        here = replace(work, output=self._places.file(job.tenant, work.output))
-        return EvaluateJob(here, access, self._places.tasks, self._notes(job) / "answers", report=self._report_file(job))
-
-    def _bulk_job(self, job: Job, work: RowsWork) -> BulkJob:
-        return BulkJob(
-            kind=job.kind,
-            input=self._places.file(job.tenant, work.input),
-            output=self._places.file(job.tenant, work.output),
-            address=self._places.address,
-            job_id=job.job_id,
-            concurrency=work.concurrency,
-            defaults=work.options,
-            set_aside=self._places.file(job.tenant, work.set_aside) if work.set_aside else None,
-            patience_s=work.patience_s,
-            tls=self._places.tls,
-            api_key_file=self._key_file(job) if job.key_id else None,
-            report=self._report_file(job),
-            into=self._places.target(job.tenant, work.into) if work.into else None,
-        )
-
-    def _notes(self, job: Job) -> Path:
-        return self._places.notes / job.job_id
-
-    def _report_file(self, job: Job) -> Path:
-        return self._notes(job) / "report.json"
-
-    def _key_file(self, job: Job) -> Path:
-        return self._notes(job) / "key"
 
 
 @asynccontextmanager
-async def open_keeper(settings: Settings, runs: Runs) -> AsyncIterator[JobKeeper]:
-    """The cluster's keeper, with its database open as long as the block lasts. Raises SettingsError."""
+async def open_keeper(settings: Settings, runs: Runs, charge: Charge) -> AsyncIterator[JobKeeper]:
+    """The cluster's keeper, with its database open as long as the block lasts. charge: called on any thread. Raises SettingsError."""
+    secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
     engine = await asyncio.to_thread(open_database, database_url(settings))
     try:
-        yield JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings))
+        accounts = Accounts(UsageStore(engine), secret, settings.model.name, charge)
+        yield JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings), accounts)
     finally:
         await asyncio.to_thread(engine.dispose)

@@ -32,7 +32,7 @@ class JobProgress:
     ) -> None:
         self._console, self._every_s, self._clock, self._report = console, every_s, clock, report
         self._noun = noun
-        self.total, self.done, self.errors, self.tokens = total, done, errors, 0
+        self.total, self.done, self.errors, self.tokens, self.prompt_tokens = total, done, errors, 0, 0
         self._done_before = done
         self._began_s = self._said_s = clock()
         self._bar = _bar(console) if console.is_terminal else None
@@ -52,6 +52,10 @@ class JobProgress:
         else:
             self._say()
 
+    def count_from_now(self) -> None:
+        """Rates are of what is settled from here on: what came before was preparation."""
+        self._began_s = self._clock()
+
     def expect(self, more: int) -> None:
         """So many rows more than were known of."""
         self.total += more
@@ -59,9 +63,10 @@ class JobProgress:
             self._bar.update(self._task, total=self.total)
         self._tell()
 
-    def settled(self, *, tokens: int, error: bool) -> None:
-        """A row more. tokens: generated for it."""
+    def settled(self, *, tokens: int, error: bool, prompt_tokens: int = 0) -> None:
+        """A row more. tokens: generated for it. prompt_tokens: read."""
         self.errors += error
+        self.prompt_tokens += prompt_tokens
         self.reached(self.done + 1, tokens=self.tokens + tokens)
 
     def reached(self, done: int, *, tokens: int) -> None:
@@ -84,7 +89,7 @@ class JobProgress:
 
     def _tell(self) -> None:
         if self._report:
-            self._report(Progress(self.total, self.done, self.errors, self.tokens))
+            self._report(Progress(self.total, self.done, self.errors, self.tokens, self.prompt_tokens))
 
     def _say(self) -> None:
         self._said_s = self._clock()

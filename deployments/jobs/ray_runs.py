@@ -19,10 +19,10 @@ _NO_AGENT_HERE = (
 class RayRuns:
     """Implements the keeper's Runs. Nothing is connected before the first call."""
 
-    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
-        """Starts one. Raises RuntimeError."""
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
+        """Starts one, once there are so many GPUs for it. Raises RuntimeError."""
         try:
-            self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, metadata=dict(metadata))
+            self._client.submit_job(entrypoint=entrypoint, submission_id=run_id, metadata=dict(metadata), entrypoint_num_gpus=gpus or None)
         except RuntimeError as error:
             if _NO_AGENT not in str(error):
                 raise
@@ -41,6 +41,10 @@ class RayRuns:
     def stop(self, run_id: str) -> None:
         """Asks one to end. Raises RuntimeError."""
         self._client.stop_job(run_id)
+
+    def log(self, run_id: str) -> str:
+        """What one has written so far. Raises RuntimeError."""
+        return str(self._client.get_job_logs(run_id))
 
     @cached_property
     def _client(self) -> Any:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from neox_serve.client import EmbedResult, GenerateResult, calls
@@ -22,6 +23,7 @@ from neox_serve.client.options import EmbedOptions, GenerateOptions
 from neox_serve.core.errors import Reason, ServeError
 
 _KEY_CHARACTERS = 16
+MOST_ARRANGED = 8_192
 
 STOPPING_REASONS = frozenset(
     {
@@ -44,7 +46,7 @@ STOPPING_REASONS = frozenset(
 class Kind:
     """What a job does with each row; its name is that of the client's method. field: the key of what goes in. options: keys that may stand
     beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens: that an answer took.
-    chats: whether messages may go in.
+    prompt_tokens: that were read, where tokens are those that were generated. chats: whether messages may go in.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Kind:
     answer: Callable[[Any], dict[str, Any]]
     tokens: Callable[[Any], int]
     chats: bool = False
+    prompt_tokens: Callable[[Any], int] = lambda _result: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,16 @@ def _distinct(rows: Iterable[tuple[Row | BadRow, Callable[[], str]]]) -> Iterato
                 continue
             ids.add(row.id)
         yield row
+
+
+def alike_together(rows: Iterable[Row], most: int = MOST_ARRANGED) -> Iterator[Row]:
+    """The same rows, those beside each other whose content begins alike, so that engines find what they have read before.
+
+    most: rows that are looked at together.
+    """
+    remaining = iter(rows)
+    while together := list(islice(remaining, most)):
+        yield from sorted(together, key=lambda row: json.dumps(row.content))
 
 
 def request_id(job_id: str, row: Row) -> str:
@@ -286,6 +299,7 @@ GENERATE = Kind(
     _generated,
     lambda result: result.usage.completion_tokens,
     chats=True,
+    prompt_tokens=lambda result: result.usage.prompt_tokens,
 )
 EMBED = Kind(
     "embed",

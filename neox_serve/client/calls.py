@@ -23,6 +23,7 @@ from neox_serve.client.options import (
     GenerateOptions,
     JobOptions,
     Prompt,
+    QuantizeOptions,
     ScoreOptions,
     StreamOptions,
 )
@@ -33,6 +34,7 @@ from neox_serve.client.results import (
     EmbedResult,
     Estimate,
     GenerateResult,
+    JobLog,
     Model,
     ScoreResult,
     StreamEvent,
@@ -217,6 +219,17 @@ def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOption
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
+def create_quantization(scheme: str, output: str, calibration: str, held_out: str, options: QuantizeOptions) -> Call[BatchJob]:
+    """BatchService.CreateJob of a checkpoint."""
+    _refuse_unknown(options, QuantizeOptions)
+    request = batch_service_pb2.CreateJobRequest()
+    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
+    named = {"scheme": scheme, "output": output, "calibration": calibration, "held_out": held_out}
+    _set(request.quantize, "quantize.", {**named, **given})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+
+
 def get_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
     """BatchService.GetJob."""
     return _of_job("GetJob", batch_service_pb2.GetJobRequest(), job_id, timeout_s)
@@ -225,6 +238,13 @@ def get_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
 def cancel_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
     """BatchService.CancelJob."""
     return _of_job("CancelJob", batch_service_pb2.CancelJobRequest(), job_id, timeout_s)
+
+
+def job_log(job_id: str, timeout_s: float | None) -> Call[JobLog]:
+    """BatchService.ReadJobLog."""
+    request = batch_service_pb2.ReadJobLogRequest()
+    _set(request, "", {"job_id": job_id})
+    return Call(batch_service_pb2_grpc.BatchServiceStub, "ReadJobLog", request, responses.job_log, timeout_s)
 
 
 def watch_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:

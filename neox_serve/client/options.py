@@ -108,7 +108,8 @@ class JobOptions(TypedDict, total=False):
 
     request_id: sent again, it finds the job that it made; made by the client where absent. timeout_s: of the call that creates the job.
     options: of rows that do not set them. set_aside: file that takes rows that cannot be used. concurrency: requests in flight.
-    patience_s: without a row settled until the job fails. into: vector database that gets an embed job's vectors too.
+    patience_s: without a row settled until the job fails. into: vector database that gets an embed job's vectors too. own_engine: the job
+    starts an engine for itself.
     """
 
     request_id: str | None
@@ -118,6 +119,21 @@ class JobOptions(TypedDict, total=False):
     concurrency: int | None
     patience_s: float | None
     into: str | None
+    own_engine: bool | None
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """Options of `create_quantization` (QuantizeWork in batch_service.proto, which has their defaults).
+
+    request_id, timeout_s: as in JobOptions.
+    """
+
+    request_id: str | None
+    timeout_s: float | None
+    sequences: int | None
+    sequence_tokens: int | None
+    held_out_tokens: int | None
+    serve_tokens: int | None
 
 
 class EvaluateOptions(TypedDict, total=False):

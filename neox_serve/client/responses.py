@@ -88,6 +88,11 @@ def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
     )
 
 
+def job_log(message: batch_service_pb2.ReadJobLogResponse) -> results.JobLog:
+    """Of a job's last run."""
+    return results.JobLog(message.text, message.start, message.run_id)
+
+
 def _work(job: batch_service_pb2.Job) -> tuple[str, str, str]:
     """What a job does, from what and to what."""
     match job.WhichOneof("work"):
@@ -95,6 +100,8 @@ def _work(job: batch_service_pb2.Job) -> tuple[str, str, str]:
             return "finetune", job.finetune.input, job.finetune.adapter
         case "evaluate":
             return "evaluate", ",".join(job.evaluate.tasks), job.evaluate.output
+        case "quantize":
+            return "quantize", job.quantize.calibration, job.quantize.output
         case _:
             return _ROW_WORKS.get(job.rows.work, ""), job.rows.input, job.rows.output
 

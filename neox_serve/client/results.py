@@ -260,11 +260,21 @@ class ClusterStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchJob:
-    """A batch job. kind: generate, embed, finetune or evaluate. message: why it failed or was cancelled.
+class JobLog:
+    """The end of what a job's last run has written. start: characters before it. run_id: empty where there is no log yet."""
 
-    input, output: files; of finetune the output is the adapter, as it is served, of evaluate the input is the tasks. total_rows: 0 until
-    they are counted; of finetune examples of all epochs, of evaluate questions. tokens: that the run took that goes on. runs: processes
+    text: str
+    start: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """A batch job. kind: generate, embed, finetune, quantize or evaluate. message: why it failed or was cancelled.
+
+    input, output: files; of finetune the output is the adapter, as it is served, of evaluate the input is the tasks, of
+    quantize the calibration text. total_rows: 0 until they are counted; of finetune examples of all epochs, of evaluate questions, of
+    quantize matrices. tokens: that the run took that goes on. runs: processes
     that have worked on it. Times are seconds since the epoch, None: not yet.
     """
 

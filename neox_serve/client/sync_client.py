@@ -19,6 +19,7 @@ from neox_serve.client.options import (
     GenerateOptions,
     JobOptions,
     Prompt,
+    QuantizeOptions,
     ScoreOptions,
     StreamOptions,
 )
@@ -29,6 +30,7 @@ from neox_serve.client.results import (
     EmbedResult,
     Estimate,
     GenerateResult,
+    JobLog,
     Model,
     ScoreResult,
     StreamEvent,
@@ -134,6 +136,16 @@ class Client:
     def create_evaluation(self, tasks: Sequence[str], output: str, **options: Unpack[EvaluateOptions]) -> BatchJob:
         """Enters a job that measures what is served on tasks, or finds it by `request_id`."""
         return self._run(calls.create_evaluation(tasks, output, options))
+
+    def job_log(self, job_id: str, *, timeout_s: float | None = None) -> JobLog:
+        """What a batch job's last run writes, as of a few seconds ago. Raises UNKNOWN_JOB."""
+        return self._run(calls.job_log(job_id, timeout_s))
+
+    def create_quantization(
+        self, scheme: str, output: str, calibration: str, held_out: str, **options: Unpack[QuantizeOptions]
+    ) -> BatchJob:
+        """Enters a job that makes a checkpoint of fewer bits a weight of the served one, or finds it by `request_id`."""
+        return self._run(calls.create_quantization(scheme, output, calibration, held_out, options))
 
     def job(self, job_id: str, *, timeout_s: float | None = None) -> BatchJob:
         """One batch job. Raises UNKNOWN_JOB."""

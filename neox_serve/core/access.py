@@ -36,6 +36,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     f"{_BATCH}/CreateJob": frozenset({Role.TENANT}),
     f"{_BATCH}/GetJob": frozenset({Role.TENANT}),
     f"{_BATCH}/ListJobs": frozenset({Role.TENANT}),
+    f"{_BATCH}/ReadJobLog": frozenset({Role.TENANT}),
     f"{_BATCH}/CancelJob": frozenset({Role.TENANT}),
     f"{_BATCH}/WatchJob": frozenset({Role.TENANT}),
 }

@@ -12,9 +12,14 @@ from typing import Any
 
 from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, FinetuneWork
+from neox_serve.core.quantizing import QUANTIZE, QuantizeWork
 
 MOST_FRUITLESS_RUNS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
+
+
+MOST_LOG_CHARACTERS = 65_536
+"""That are kept of what a run has written."""
 
 
 class JobState(StrEnum):
@@ -45,15 +50,17 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """total: rows, 0 until they are counted; of a training examples of all epochs, of an evaluation questions. errors: of the done ones.
+    """total: rows, 0 until they are counted; of a training examples of all epochs, of an evaluation questions, of quantising
+    matrices. errors: of the done ones.
 
-    tokens: that this took.
+    tokens: that this took; of completions those that were generated, and prompt_tokens those that were read for them.
     """
 
     total: int = 0
     done: int = 0
     errors: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,29 @@ NO_REPORT = Report(Progress())
 
 
 @dataclass(frozen=True, slots=True)
+class JobLog:
+    """The end of what a run has written. start: characters before it."""
+
+    run_id: str
+    start: int
+    text: str
+
+    @classmethod
+    def of(cls, run_id: str, whole: str) -> "JobLog":
+        """Of all that it has written."""
+        start = max(0, len(whole) - MOST_LOG_CHARACTERS)
+        return cls(run_id, start, whole[start:])
+
+
+NO_LOG = JobLog("", 0, "")
+
+
+@dataclass(frozen=True, slots=True)
 class RowsWork:
     """A request for each row of a file, as its creator says it. Files are named in the tenant's folder, or absolutely by an operator.
 
     options: of rows that do not set them. set_aside, into: empty where bad rows fail the job, and no vector database gets the vectors.
+    own_engine: the job starts engines for itself, and is no traffic of the cluster.
     """
 
     input: str
@@ -81,16 +107,27 @@ class RowsWork:
     concurrency: int = 32
     patience_s: float = 600.0
     into: str = ""
+    own_engine: bool = False
 
 
-Work = RowsWork | FinetuneWork | EvaluateWork
+Work = RowsWork | FinetuneWork | EvaluateWork | QuantizeWork
+_OF_KIND: Mapping[str, type[FinetuneWork | EvaluateWork | QuantizeWork]] = {
+    FINETUNE: FinetuneWork,
+    EVALUATE: EvaluateWork,
+    QUANTIZE: QuantizeWork,
+}
+"""The others are of rows."""
+
+
+def makes_calls(work: Work) -> bool:
+    """Whether such a job calls the cluster, as its tenant."""
+    return isinstance(work, EvaluateWork) or (isinstance(work, RowsWork) and not work.own_engine)
 
 
 def work_of(kind: str, values: Mapping[str, Any]) -> Work:
     """From what `asdict` made of a job's work, and JSON of that."""
-    if kind == FINETUNE:
-        return FinetuneWork.from_values(values)
-    return EvaluateWork.from_values(values) if kind == EVALUATE else RowsWork(**values)
+    of_kind = _OF_KIND.get(kind)
+    return of_kind.from_values(values) if of_kind else RowsWork(**values)
 
 
 @dataclass(frozen=True, slots=True)

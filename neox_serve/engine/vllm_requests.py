@@ -21,7 +21,8 @@ def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
     """Parameters of one of a request's n sequences.
 
     Each sequence is a vLLM request of its own: equal seeds would give equal texts, so sequence i draws with seed + i, and only the first
-    computes the prompt's log-probabilities. Text and stop sequences are ours (`TextStream`), so vLLM does not detokenize.
+    computes the prompt's log-probabilities. Text and stop sequences are ours (`TextStream`), so vLLM does not detokenize, and a sequence
+    that may end at one is told token by token.
     """
     sampling, stopping = request.sampling, request.stopping
     return SamplingParams(
@@ -43,6 +44,7 @@ def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
         structured_outputs=None if request.guide is None else _structured(request.guide),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
+        stream_interval=request.tokens_a_delta if not stopping.stop_sequences else None,
         skip_clone=True,
     )
 

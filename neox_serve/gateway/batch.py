@@ -12,6 +12,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import ADAPTER_ALLOWED, FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, RowsWork, Work
+from neox_serve.core.quantizing import QUANTIZE, QuantizeWork
 from neox_serve.core.tenants import Role, Tenant
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.gateway.calls import Call, StreamWriter, deadline_exceeded
@@ -61,6 +62,11 @@ class Batch:
         job = await asyncio.to_thread(self._store.ask_cancel, call.tenant.name, message.job_id)
         return pb.CancelJobResponse(job=wire.job_to_proto(job))
 
+    async def read_job_log(self, call: Call, message: pb.ReadJobLogRequest) -> pb.ReadJobLogResponse:
+        """What the job's last run has written."""
+        log = await asyncio.to_thread(self._store.log, call.tenant.name, message.job_id)
+        return pb.ReadJobLogResponse(text=log.text, start=log.start, run_id=log.run_id)
+
     async def watch_job(self, call: Call, message: pb.WatchJobRequest, writer: StreamWriter) -> None:
         """A job at every change, to its end."""
         clock = asyncio.get_running_loop().time
@@ -99,6 +105,8 @@ def checked_work(message: pb.CreateJobRequest, most_adapter_rank: int, tenant: T
         kind, work = FINETUNE, _finetune(wrong, message.finetune, most_adapter_rank, tenant, operator=operator)
     elif message.WhichOneof("work") == "evaluate":
         kind, work = EVALUATE, _evaluate(wrong, message.evaluate, operator=operator)
+    elif message.WhichOneof("work") == "quantize":
+        kind, work = QUANTIZE, _quantize(wrong, message.quantize, operator=operator)
     else:
         kind, work = wire.KINDS.get(message.rows.work, ""), _rows(wrong, message.rows, operator=operator)
     wrong.raise_if_any()
@@ -131,9 +139,10 @@ def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
     wrong.require(0 < patience_s <= _MOST_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MOST_PATIENCE_S:g}] s")
     options = _options(wrong, rows.options_json)
+    wrong.require(operator or not rows.own_engine, "rows.own_engine", rows.own_engine, "absent but for operators")
     if rows.into:
         _check_target(wrong, rows, operator=operator)
-    return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into)
+    return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into, rows.own_engine)
 
 
 def _finetune(wrong: Violations, message: pb.FinetuneWork, most_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
@@ -155,6 +164,17 @@ def _evaluate(wrong: Violations, message: pb.EvaluateWork, *, operator: bool) ->
     work = wire.evaluate_from_proto(message)
     for name, value, allowed in work.problems():
         wrong.require(False, f"evaluate.{name}", value, allowed)
+    return work
+
+
+def _quantize(wrong: Violations, message: pb.QuantizeWork, *, operator: bool) -> QuantizeWork:
+    files = {"output": message.output, "calibration": message.calibration, "held_out": message.held_out}
+    _check_files(wrong, {f"quantize.{name}": file for name, file in files.items()}, operator=operator)
+    work = wire.quantize_from_proto(message)
+    for name, value, allowed in work.problems():
+        wrong.require(False, f"quantize.{name}", value, allowed)
+    wrong.require("://" not in work.output, "quantize.output", work.output, "a folder, since engines read weights from one")
+    wrong.require(operator or not work.serve_tokens, "quantize.serve_tokens", work.serve_tokens, "absent but for operators")
     return work
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.concurrency import side_by_side
-from neox_serve.gateway.dispatching import Dispatcher, GenerationStream
+from neox_serve.gateway.dispatching import Engines, GenerationStream
 from neox_serve.gateway.preparing import Prepared
 
 
 class Completer:
     """Runs requests of one model."""
 
-    def __init__(self, model: str, dispatcher: Dispatcher) -> None:
+    def __init__(self, model: str, dispatcher: Engines) -> None:
         self._model = model
         self._dispatcher = dispatcher
 

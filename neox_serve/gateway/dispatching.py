@@ -49,7 +49,20 @@ class Held(Protocol):
         """The call has ended and used so much. Again does nothing."""
 
 
-class Dispatcher(Protocol):
+class Engines(Protocol):
+    """Runs requests."""
+
+    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+        """Reserves a call and the most tokens it may use in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
+
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> GenerationStream:
+        """Admits a request and sends it to a replica. Raises ServeError; cancelling the call leaves nothing behind."""
+
+    async def embed(self, model: str, request: EmbeddingRequest, terms: Terms) -> EmbeddingResult:
+        """The vector of an input. Raises ServeError; cancelling the call leaves nothing behind."""
+
+
+class Dispatcher(Engines, Protocol):
     """Sends requests to engine replicas."""
 
     @property
@@ -61,15 +74,6 @@ class Dispatcher(Protocol):
 
     def may_wake(self, pool: Pool) -> bool:
         """Whether requests of a pool without a replica are held until it has one."""
-
-    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
-        """Reserves a call and the most tokens it may use in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
-
-    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> GenerationStream:
-        """Admits a request and sends it to a replica. Raises ServeError; cancelling the call leaves nothing behind."""
-
-    async def embed(self, model: str, request: EmbeddingRequest, terms: Terms) -> EmbeddingResult:
-        """The vector of an input. Raises ServeError; cancelling the call leaves nothing behind."""
 
     async def estimate(self, demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
         """Seconds that a request would wait now, None where not known; and what counts against its tenant's quotas. Raises ServeError."""

@@ -7,7 +7,7 @@ from neox_serve.core.types import EmbeddingRequest, EmbeddingResult
 from neox_serve.gateway import prompts, validation
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.concurrency import side_by_side
-from neox_serve.gateway.dispatching import Dispatcher
+from neox_serve.gateway.dispatching import Engines
 from neox_serve.gateway.preparing import Salts
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from neox_serve.wire.public_messages import embedding_message, pooling
 class Embedding:
     """Answers embedding calls."""
 
-    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
+    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Engines, salts: Salts) -> None:
         self._served = served
         self._salts = salts
         self._tokenizer = tokenizer

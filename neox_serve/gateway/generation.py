@@ -8,7 +8,7 @@ from neox_serve.gateway.calls import Call, Expired, Expiry, StreamWriter, TokenC
 from neox_serve.gateway.coalesced_stream import coalesced
 from neox_serve.gateway.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.completing import Completer, note_prediction
-from neox_serve.gateway.dispatching import Dispatcher, GenerationStream
+from neox_serve.gateway.dispatching import Engines, GenerationStream
 from neox_serve.gateway.preparing import Preparer, Salts
 from neox_serve.gateway.served import Served
 from neox_serve.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ from neox_serve.wire.public_messages import ChunkWriter, logprob_messages
 class Generation:
     """Answers generation calls."""
 
-    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
+    def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Engines, salts: Salts) -> None:
         self._model = served.model
         self._preparer = Preparer(served, tokenizer, salts)
         self._completer = Completer(served.model, dispatcher)

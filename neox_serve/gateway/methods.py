@@ -98,6 +98,7 @@ def _batch_methods(service: Batch, most_bytes: int) -> tuple[Method, ...]:
         Method(BATCH, "CreateJob", Decoder(batch.CreateJobRequest, most_bytes), unary=service.create_job),
         Method(BATCH, "GetJob", Decoder(batch.GetJobRequest, most_bytes), unary=service.get_job),
         Method(BATCH, "ListJobs", Decoder(batch.ListJobsRequest, most_bytes), unary=service.list_jobs),
+        Method(BATCH, "ReadJobLog", Decoder(batch.ReadJobLogRequest, most_bytes), unary=service.read_job_log),
         Method(BATCH, "CancelJob", Decoder(batch.CancelJobRequest, most_bytes), unary=service.cancel_job),
         Method(BATCH, "WatchJob", Decoder(batch.WatchJobRequest, most_bytes), stream=service.watch_job),
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from neox_serve.core.tenants import Tenant
+from neox_serve.core.tenants import PriorityClass, Tenant
 from neox_serve.core.types import GenerationRequest, ModelLimits
 from neox_serve.gateway import prompts, validation
 from neox_serve.gateway.calls import Call, TokenCount
@@ -27,6 +27,9 @@ class Prepared:
     request: GenerationRequest
     tokens: TokenCount
 
+
+UNREAD_TOKENS_A_DELTA = 32
+"""Of calls in BULK that are answered at once: nobody reads along, and the time to each token is nobody's concern."""
 
 Salts = Callable[[Tenant], str | None]
 """A tenant's cache salt; None where tenants are not told apart."""
@@ -56,7 +59,9 @@ class Preparer:
     async def unary(self, call: Call, message: UnaryRequest, limits: ModelLimits) -> list[Prepared]:
         """A request a prompt, of a message that has been checked. Raises ServeError."""
         beam = message.beam_search if message.HasField("beam_search") else None
-        return await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
+        partial = message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL
+        gathered = UNREAD_TOKENS_A_DELTA if call.priority is PriorityClass.BULK and not partial else 1
+        return await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam, gathered)
 
     async def stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, limits: ModelLimits) -> Prepared:
         """The one prompt's request, of a message that has been checked. Raises ServeError."""
@@ -77,6 +82,7 @@ class Preparer:
         path: str,
         limits: ModelLimits,
         beam: generation_pb2.BeamSearch | None,
+        tokens_a_delta: int = 1,
     ) -> list[Prepared]:
         texts = await self._chats.as_texts(texts, path, message.adapter)
         fitted = await self._fitted(call, texts, path, prompts.generation_room(message.parameters, limits.context_tokens))
@@ -91,6 +97,7 @@ class Preparer:
                     adapter=message.adapter,
                     cache_salt=self._salts(call.tenant),
                     session=call.routing_session,
+                    tokens_a_delta=tokens_a_delta,
                 ),
                 TokenCount(prompt=len(prompt.token_ids), truncated=prompt.truncated_tokens),
             )

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Engine, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import Reason, ServeError, invalid
-from neox_serve.core.jobs import Job, JobState, Progress, Work, new_job_id, work_of
-from neox_serve.tenancy.tables import batch_jobs
+from neox_serve.core.jobs import NO_LOG, Job, JobLog, JobState, Progress, Work, new_job_id, work_of
+from neox_serve.tenancy.tables import batch_job_logs, batch_jobs
 
 _MOST_MESSAGE_CHARACTERS = 4_000
 _OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
@@ -84,6 +84,20 @@ class JobStore:
         where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.runs == job.runs - 1)
         with self._engine.begin() as connection:
             return connection.execute(update(batch_jobs).where(where).values(**_row(job))).rowcount == 1
+
+    def keep_log(self, job: Job, log: JobLog) -> None:
+        """Writes what a job's run has written so far, in place of what was known of it."""
+        logs = batch_job_logs
+        with self._engine.begin() as connection:
+            connection.execute(delete(logs).where(logs.c.job_id == job.job_id))
+            connection.execute(insert(logs).values(job_id=job.job_id, run_id=log.run_id, start=log.start, text=log.text))
+
+    def log(self, tenant: str, job_id: str) -> JobLog:
+        """What the last run of a tenant's job has written. Raises UNKNOWN_JOB."""
+        self.job(tenant, job_id)
+        with self._engine.connect() as connection:
+            row = connection.execute(select(batch_job_logs).where(batch_job_logs.c.job_id == job_id)).mappings().first()
+        return JobLog(row["run_id"], row["start"], row["text"]) if row else NO_LOG
 
     def _of_request(self, tenant: str, request_id: str) -> Job | None:
         return self._first((batch_jobs.c.tenant == tenant) & (batch_jobs.c.request_id == request_id))

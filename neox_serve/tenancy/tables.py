@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -117,6 +118,7 @@ batch_jobs = Table(
     Column("done", BigInteger, nullable=False),
     Column("errors", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
     Column("run_id", String(64), nullable=False),
     Column("runs", Integer, nullable=False),
     Column("fruitless_runs", Integer, nullable=False),
@@ -128,4 +130,13 @@ batch_jobs = Table(
     UniqueConstraint("tenant", "request_id", name="uq_batch_jobs_tenant_request_id"),
     Index("ix_batch_jobs_tenant_job_id", "tenant", "job_id"),
     Index("ix_batch_jobs_state", "state"),
+)
+
+batch_job_logs = Table(
+    "batch_job_logs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("run_id", String(64), nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
 )

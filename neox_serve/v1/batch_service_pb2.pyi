@@ -91,6 +91,7 @@ class RowsWork(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     INTO_FIELD_NUMBER: _builtins.int
+    OWN_ENGINE_FIELD_NUMBER: _builtins.int
     work: Global___RowWork.ValueType
     input: _builtins.str
     """JSONL, a row a line; Parquet where it ends in .parquet, with a column for each key. A name in the tenant's folder of the cluster's batch folder, such as "june/prompts.jsonl". Callers
@@ -109,6 +110,11 @@ class RowsWork(_message.Message):
     milvus:FILE#COLLECTION or lancedb:FOLDER#TABLE, in the tenant's folder, made where it is not there; operators may also name a server of
     Milvus, milvus:http://HOST:PORT#COLLECTION.
     """
+    own_engine: _builtins.bool
+    """By engines that the job starts for itself, with the cluster's settings of them, and not as traffic of the cluster: for work that would
+    keep the cluster busy for long, on machines that have room. Rows must be without a class, session or traffic limits of their own. For
+    operators.
+    """
     @_builtins.property
     def patience(self) -> _duration_pb2.Duration:
         """The job fails when no row has been settled for so long. Absent: 10 minutes."""
@@ -124,10 +130,11 @@ class RowsWork(_message.Message):
         concurrency: _builtins.int = ...,
         patience: _duration_pb2.Duration | None = ...,
         into: _builtins.str = ...,
+        own_engine: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["patience", b"patience"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "into", b"into", "options_json", b"options_json", "output", b"output", "patience", b"patience", "set_aside", b"set_aside", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "into", b"into", "options_json", b"options_json", "output", b"output", "own_engine", b"own_engine", "patience", b"patience", "set_aside", b"set_aside", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -271,6 +278,60 @@ class EvaluateWork(_message.Message):
 Global___EvaluateWork: _TypeAlias = EvaluateWork  # noqa: Y015
 
 @_typing.final
+class QuantizeWork(_message.Message):
+    """The served model with fewer bits a weight, by GPTQ, in compressed-tensors' form. Once the job has succeeded another cluster serves it, by
+    the folder's name (model.source).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEME_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_TOKENS_FIELD_NUMBER: _builtins.int
+    SERVE_TOKENS_FIELD_NUMBER: _builtins.int
+    scheme: _builtins.str
+    """w8a8: 8 bits a weight, and what comes into a matrix is rounded to 8 bits too; w4a16: 4 bits a weight, in groups of 128."""
+    output: _builtins.str
+    """Folder that gets the checkpoint, with a quantization.json that says what it cost. Named as RowsWork.output is; a URL is refused."""
+    calibration: _builtins.str
+    """File of text to round against, like what the model will read. Named as RowsWork.input is."""
+    held_out: _builtins.str
+    """File of other text, to measure on before and after. Likewise."""
+    sequences: _builtins.int
+    """Taken of the calibration text, 1 to 65,536. Absent: 64."""
+    sequence_tokens: _builtins.int
+    """Tokens of each, 1 to 2,048. Absent: 512."""
+    held_out_tokens: _builtins.int
+    """Of the held-out text that are measured on, at most; 2 to 16,777,216. Absent: 16,384."""
+    serve_tokens: _builtins.int
+    """Tokens that an engine of each checkpoint generates after the other, to compare their speed and what they say; at most 1,024. For
+    operators. Absent: no engine is started.
+    """
+    def __init__(
+        self,
+        *,
+        scheme: _builtins.str = ...,
+        output: _builtins.str = ...,
+        calibration: _builtins.str = ...,
+        held_out: _builtins.str = ...,
+        sequences: _builtins.int = ...,
+        sequence_tokens: _builtins.int = ...,
+        held_out_tokens: _builtins.int = ...,
+        serve_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "held_out", b"held_out", "held_out_tokens", b"held_out_tokens", "output", b"output", "scheme", b"scheme", "sequence_tokens", b"sequence_tokens", "sequences", b"sequences", "serve_tokens", b"serve_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeWork: _TypeAlias = QuantizeWork  # noqa: Y015
+
+@_typing.final
 class JobProgress(_message.Message):
     """How far a job is."""
 
@@ -280,15 +341,18 @@ class JobProgress(_message.Message):
     SETTLED_ROWS_FIELD_NUMBER: _builtins.int
     ERROR_ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     total_rows: _builtins.int
     """Rows of the input that can be used; of a FinetuneWork examples, each as often as there are epochs; of an EvaluateWork
-    questions, of the tasks that have begun. 0: not yet counted.
+    questions, of the tasks that have begun; of a QuantizeWork matrices. 0: not yet counted.
     """
     settled_rows: _builtins.int
     error_rows: _builtins.int
     """Of those, the ones that were answered with an error."""
     tokens: _builtins.int
-    """That the run took that goes on."""
+    """That the run took that goes on; of a RowsWork that generates, those that were generated."""
+    prompt_tokens: _builtins.int
+    """That it read for those."""
     def __init__(
         self,
         *,
@@ -296,10 +360,11 @@ class JobProgress(_message.Message):
         settled_rows: _builtins.int = ...,
         error_rows: _builtins.int = ...,
         tokens: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rows", b"error_rows", "settled_rows", b"settled_rows", "tokens", b"tokens", "total_rows", b"total_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rows", b"error_rows", "prompt_tokens", b"prompt_tokens", "settled_rows", b"settled_rows", "tokens", b"tokens", "total_rows", b"total_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +382,7 @@ class Job(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     FINETUNE_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
@@ -344,6 +410,8 @@ class Job(_message.Message):
     @_builtins.property
     def evaluate(self) -> Global___EvaluateWork: ...
     @_builtins.property
+    def quantize(self) -> Global___QuantizeWork: ...
+    @_builtins.property
     def progress(self) -> Global___JobProgress: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -364,6 +432,7 @@ class Job(_message.Message):
         rows: Global___RowsWork | None = ...,
         finetune: Global___FinetuneWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
+        quantize: Global___QuantizeWork | None = ...,
         progress: Global___JobProgress | None = ...,
         message: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
@@ -373,11 +442,11 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "progress", b"progress", "rows", b"rows", "start_time", b"start_time", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "progress", b"progress", "quantize", b"quantize", "rows", b"rows", "start_time", b"start_time", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "job_id", b"job_id", "message", b"message", "progress", b"progress", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "evaluate", b"evaluate", "finetune", b"finetune", "job_id", b"job_id", "message", b"message", "progress", b"progress", "quantize", b"quantize", "request_id", b"request_id", "rows", b"rows", "run_id", b"run_id", "runs", b"runs", "start_time", b"start_time", "state", b"state", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate", "quantize"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -393,6 +462,7 @@ class CreateJobRequest(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     FINETUNE_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Of the caller's making: 1 to 128 characters of [A-Za-z0-9._:-]. Sent again, with the same work, it finds the job that it made. Absent:
     each call makes a job.
@@ -403,6 +473,8 @@ class CreateJobRequest(_message.Message):
     def finetune(self) -> Global___FinetuneWork: ...
     @_builtins.property
     def evaluate(self) -> Global___EvaluateWork: ...
+    @_builtins.property
+    def quantize(self) -> Global___QuantizeWork: ...
     def __init__(
         self,
         *,
@@ -410,12 +482,13 @@ class CreateJobRequest(_message.Message):
         rows: Global___RowsWork | None = ...,
         finetune: Global___FinetuneWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
+        quantize: Global___QuantizeWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "rows", b"rows", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "quantize", b"quantize", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "request_id", b"request_id", "rows", b"rows", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "finetune", b"finetune", "quantize", b"quantize", "request_id", b"request_id", "rows", b"rows", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["rows", "finetune", "evaluate", "quantize"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -485,6 +558,57 @@ class GetJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
+
+@_typing.final
+class ReadJobLogRequest(_message.Message):
+    """Request of BatchService.ReadJobLog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadJobLogRequest: _TypeAlias = ReadJobLogRequest  # noqa: Y015
+
+@_typing.final
+class ReadJobLogResponse(_message.Message):
+    """Response of BatchService.ReadJobLog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What the job's last run has written, its last 64 KiB, as of a second or two ago. Empty: nothing yet."""
+    start: _builtins.int
+    """Characters that the run has written before that."""
+    run_id: _builtins.str
+    """Empty: there is no log yet."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadJobLogResponse: _TypeAlias = ReadJobLogResponse  # noqa: Y015
 
 @_typing.final
 class ListJobsRequest(_message.Message):

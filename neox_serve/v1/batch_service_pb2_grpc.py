@@ -62,6 +62,11 @@ class BatchServiceStub:
                 request_serializer=neox__serve_dot_v1_dot_batch__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=neox__serve_dot_v1_dot_batch__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ReadJobLog = channel.unary_unary(
+                '/neox_serve.v1.BatchService/ReadJobLog',
+                request_serializer=neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogRequest.SerializeToString,
+                response_deserializer=neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/neox_serve.v1.BatchService/WatchJob',
                 request_serializer=neox__serve_dot_v1_dot_batch__service__pb2.WatchJobRequest.SerializeToString,
@@ -107,6 +112,13 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadJobLog(self, request, context):
+        """What the job's last run writes, for people.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """A job as it is now, then again whenever it has changed, until it has ended.
         """
@@ -136,6 +148,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=neox__serve_dot_v1_dot_batch__service__pb2.CancelJobRequest.FromString,
                     response_serializer=neox__serve_dot_v1_dot_batch__service__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ReadJobLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadJobLog,
+                    request_deserializer=neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogRequest.FromString,
+                    response_serializer=neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -259,6 +276,33 @@ class BatchService:
             '/neox_serve.v1.BatchService/CancelJob',
             neox__serve_dot_v1_dot_batch__service__pb2.CancelJobRequest.SerializeToString,
             neox__serve_dot_v1_dot_batch__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJobLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neox_serve.v1.BatchService/ReadJobLog',
+            neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogRequest.SerializeToString,
+            neox__serve_dot_v1_dot_batch__service__pb2.ReadJobLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

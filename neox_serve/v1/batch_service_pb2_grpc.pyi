@@ -48,6 +48,8 @@ class BatchServiceStub:
     """The tenant's jobs, the newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_batch_service_pb2.CancelJobRequest, _batch_service_pb2.CancelJobResponse]
     """Ends a job and takes away what it has written so far; what has ended stays as it is. Returns at once."""
+    ReadJobLog: _grpc.UnaryUnaryMultiCallable[_batch_service_pb2.ReadJobLogRequest, _batch_service_pb2.ReadJobLogResponse]
+    """What the job's last run writes, for people."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_batch_service_pb2.WatchJobRequest, _batch_service_pb2.WatchJobResponse]
     """A job as it is now, then again whenever it has changed, until it has ended."""
 
@@ -71,6 +73,8 @@ class BatchServiceAsyncStub(BatchServiceStub):
     """The tenant's jobs, the newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_batch_service_pb2.CancelJobRequest, _batch_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job and takes away what it has written so far; what has ended stays as it is. Returns at once."""
+    ReadJobLog: _aio.UnaryUnaryMultiCallable[_batch_service_pb2.ReadJobLogRequest, _batch_service_pb2.ReadJobLogResponse]  # type: ignore[assignment]
+    """What the job's last run writes, for people."""
     WatchJob: _aio.UnaryStreamMultiCallable[_batch_service_pb2.WatchJobRequest, _batch_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """A job as it is now, then again whenever it has changed, until it has ended."""
 
@@ -115,6 +119,14 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batch_service_pb2.CancelJobResponse, _abc.Awaitable[_batch_service_pb2.CancelJobResponse]]:
         """Ends a job and takes away what it has written so far; what has ended stays as it is. Returns at once."""
+
+    @_abc_1.abstractmethod
+    def ReadJobLog(
+        self,
+        request: _batch_service_pb2.ReadJobLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_service_pb2.ReadJobLogResponse, _abc.Awaitable[_batch_service_pb2.ReadJobLogResponse]]:
+        """What the job's last run writes, for people."""
 
     @_abc_1.abstractmethod
     def WatchJob(

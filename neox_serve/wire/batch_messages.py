@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EvaluateWork
 from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import Job, JobState, RowsWork
+from neox_serve.core.quantizing import QuantizeWork
 from neox_serve.v1 import batch_service_pb2 as pb
 from neox_serve.wire.admin_messages import timestamp
 from neox_serve.wire.public_messages import duration
@@ -32,7 +33,13 @@ def job_to_proto(job: Job) -> pb.Job:
         job_id=job.job_id,
         request_id=job.request_id,
         state=_STATES[job.state],
-        progress=pb.JobProgress(total_rows=progress.total, settled_rows=progress.done, error_rows=progress.errors, tokens=progress.tokens),
+        progress=pb.JobProgress(
+            total_rows=progress.total,
+            settled_rows=progress.done,
+            error_rows=progress.errors,
+            tokens=progress.tokens,
+            prompt_tokens=progress.prompt_tokens,
+        ),
         message=job.message,
         cancel_requested=job.cancel_asked,
         runs=job.runs,
@@ -46,6 +53,8 @@ def job_to_proto(job: Job) -> pb.Job:
     elif isinstance(job.work, EvaluateWork):
         shown = {name: value for name, value in asdict(job.work).items() if (name, value) != ("shots", AS_TASKS_HAVE_IT)}
         message.evaluate.CopyFrom(pb.EvaluateWork(**shown))
+    elif isinstance(job.work, QuantizeWork):
+        message.quantize.CopyFrom(pb.QuantizeWork(**asdict(job.work)))
     else:
         message.rows.CopyFrom(_rows_to_proto(job.kind, job.work))
     return message
@@ -63,6 +72,12 @@ def evaluate_from_proto(message: pb.EvaluateWork) -> EvaluateWork:
     return EvaluateWork.from_values({**asdict(EvaluateWork((), "")), **given})
 
 
+def quantize_from_proto(message: pb.QuantizeWork) -> QuantizeWork:
+    """Likewise."""
+    given = {field.name: value for field, value in message.ListFields()}
+    return QuantizeWork.from_values({**asdict(QuantizeWork("", "", "", "")), **given})
+
+
 def _rows_to_proto(kind: str, work: RowsWork) -> pb.RowsWork:
     return pb.RowsWork(
         work=_KIND_NUMBERS[kind],
@@ -73,6 +88,7 @@ def _rows_to_proto(kind: str, work: RowsWork) -> pb.RowsWork:
         concurrency=work.concurrency,
         patience=duration(work.patience_s),
         into=work.into,
+        own_engine=work.own_engine,
     )
 
 

@@ -71,6 +71,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
         prompt_logprobs=request.prompt_logprobs,
         cache_salt=request.cache_salt or "",
         traceparent=request.traceparent,
+        tokens_a_delta=request.tokens_a_delta,
     )
     _set_guide(message, request.guide)
     if request.beam:
@@ -95,6 +96,7 @@ def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
         adapter=message.adapter or None,
         traceparent=message.traceparent,
         cache_salt=message.cache_salt or None,
+        tokens_a_delta=message.tokens_a_delta,
     )
 
 

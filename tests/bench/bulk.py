@@ -45,12 +45,14 @@ _OFFLINE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """Medians of the rounds. over_offline: the job's tok/s over LLM.generate's.
+    """Medians of the rounds. over_offline, own_over_offline: tok/s of a job through the cluster, and of one with an engine of its own, over
+    LLM.generate's.
 
     ttft_ratio: p99 TTFT of callers with a job running over that without.
     """
 
     over_offline: float
+    own_over_offline: float
     ttft_ratio: float
 
 
@@ -59,26 +61,40 @@ def run(folder: Path, view: View) -> Bulk:
     settings = folder / "settings.json"
     settings.write_text(json.dumps(restore(dict(VALUES)).model_dump(mode="json")), encoding="utf-8")
     rows, endless = _rows(folder / "rows.jsonl", _ROWS), _rows(folder / "endless.jsonl", 40 * _ROWS)
-    found = list[tuple[float, float, float, float]]()
+    found = list[tuple[float, float, float, float, float]]()
     with view.progress("bulk: rounds", _ROUNDS) as progress:
         for number in range(_ROUNDS):
             here = folder / str(number)
             here.mkdir()
-            offline = _offline(settings, rows, here)
+            offline, own = _offline(settings, rows, here), _own_rate(settings, rows, here)
             with running_cluster(here, cluster_values(VALUES)) as cluster:
                 _warm_up(cluster.address)
                 job = _job_rate(cluster.address, rows, here)
                 alone, beside = _interactive(cluster.address, endless, here)
-            found.append((job, offline, beside, alone))
+            found.append((job, own, offline, beside, alone))
             progress(number + 1)
-    headers = ["job tok/s", "LLM.generate tok/s", "ratio", "p99 TTFT with a job, ms", "without, ms", "ratio"]
+    headers = [
+        "job tok/s",
+        "own engine's tok/s",
+        "LLM.generate tok/s",
+        "ratio",
+        "own ratio",
+        "p99 TTFT with a job, ms",
+        "without, ms",
+        "ratio",
+    ]
     view.table("Bulk", headers, [_row(one) for one in found])
-    return Bulk(median(job / offline for job, offline, _, _ in found), median(beside / alone for _, _, beside, alone in found))
+    return Bulk(
+        median(job / offline for job, _, offline, _, _ in found),
+        median(own / offline for _, own, offline, _, _ in found),
+        median(beside / alone for *_, beside, alone in found),
+    )
 
 
-def _row(found: tuple[float, float, float, float]) -> list[str]:
-    job, offline, beside, alone = found
-    return [f"{job:.0f}", f"{offline:.0f}", f"{job / offline:.2f}", f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"]
+def _row(found: tuple[float, float, float, float, float]) -> list[str]:
+    job, own, offline, beside, alone = found
+    ratios = [f"{job / offline:.2f}", f"{own / offline:.2f}"]
+    return [f"{job:.0f}", f"{own:.0f}", f"{offline:.0f}", *ratios, f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"]
 
 
 def _rows(path: Path, count: int) -> Path:
@@ -106,7 +122,16 @@ def _warm_up(address: str) -> None:
 
 def _job_rate(address: str, rows: Path, folder: Path) -> float:
     """tok/s of the job, as it says itself."""
-    with _job(address, rows, folder / "out.jsonl") as process:
+    return _rate(BulkJob("generate", str(rows), str(folder / "out.jsonl"), address, "out", concurrency=_CONCURRENCY))
+
+
+def _own_rate(settings: Path, rows: Path, folder: Path) -> float:
+    """tok/s of a job with an engine of its own."""
+    return _rate(BulkJob("generate", str(rows), str(folder / "own.jsonl"), "", "own", own_engine=True, config=settings))
+
+
+def _rate(job: BulkJob) -> float:
+    with _running(job) as process:
         _, said = process.communicate(timeout=600)
     if process.returncode != 0 or f"{_ROWS:,} rows in" not in said or ", 0 with an error." not in said:
         raise NotMeasuredError(f"the job failed: {said}")
@@ -115,7 +140,12 @@ def _job_rate(address: str, rows: Path, folder: Path) -> float:
 
 @contextmanager
 def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[str]]":
-    job = BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)
+    with _running(BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)) as process:
+        yield process
+
+
+@contextmanager
+def _running(job: BulkJob) -> "Iterator[subprocess.Popen[str]]":
     process = subprocess.Popen(["bash", "-c", f"exec {entrypoint_of(job)}"], stderr=subprocess.PIPE, text=True)
     try:
         yield process

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from deployments.jobs.access import Access
 from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
-from deployments.jobs.quantize.arguments import SCHEME_NAMES
 from deployments.jobs.quantize.checkpoint import REPORT
 from neox_serve.chat import DEFAULT_TEMPLATE, render
 from neox_serve.client import Client, JobState
 from neox_serve.core.evaluating import EvaluateWork
+from neox_serve.core.quantizing import SCHEME_NAMES
 from tests.bench.cancellation import NotMeasuredError
 from tests.bench.engine_comparison import VALUES
 from tests.bench.systems import cluster_values

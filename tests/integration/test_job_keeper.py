@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from deployments.jobs.accounts import Accounts
 from deployments.jobs.bulk import BulkJob, parse_arguments
+from deployments.jobs.commands import Places
 from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
 from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
-from deployments.jobs.keeper import JobKeeper, Places
+from deployments.jobs.keeper import JobKeeper
 from deployments.jobs.reports import ReportFile
 from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, RunStatus, Start
+from neox_serve.core.quota import Spent
 from neox_serve.core.tenants import ANONYMOUS, Tenant
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.settings.engines import ModelSettings
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
+from neox_serve.tenancy.usage_store import UsageStore
 
+SECRET = b"s" * 32
 WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
 
 
@@ -39,9 +44,12 @@ class FakeRuns:
     statuses: dict[str, RunStatus] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     away: bool = False
+    gpus: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
 
-    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
         self._reach()
+        self.gpus[run_id] = gpus
         assert run_id not in self.statuses, "Ray takes an id once"
         self.started.append(run_id)
         assert metadata["neox_serve_batch_job"] == run_id.rpartition("-")[0]
@@ -54,6 +62,10 @@ class FakeRuns:
     def stop(self, run_id: str) -> None:
         self._reach()
         self.statuses[run_id] = RunStatus.STOPPED
+
+    def log(self, run_id: str) -> str:
+        self._reach()
+        return self.logs.get(run_id, "")
 
     def _reach(self) -> None:
         if self.away:
@@ -70,7 +82,16 @@ class World:
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), FakeRuns()
         self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
-        self.keeper = JobKeeper(self.store, self.tenants, self.runs, self.places, clock=lambda: 9.0)
+        self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
+        self.keeper = self.new_keeper()
+
+    def new_keeper(self, **places: Any) -> JobKeeper:
+        """One that knows nothing of what was before."""
+        accounts = Accounts(self.usage, SECRET, "neox", self.charge)
+        return JobKeeper(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: 9.0)
+
+    def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        self.charged |= {source: list(entries) for source, entries in spent.items()}
 
     def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
         return self.store.create(tenant, "generate", replace(WORK, **work))
@@ -156,7 +177,7 @@ def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
 def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
     world.runs.statuses.clear()
-    keeper = JobKeeper(world.store, world.tenants, world.runs, world.places)
+    keeper = world.new_keeper()
     keeper.look_after()
     assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
     keeper.look_after()
@@ -175,7 +196,7 @@ def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: Wor
 
 def test_two_keepers_start_a_job_once(world: World) -> None:
     job = world.new_job()
-    other = JobKeeper(world.store, world.tenants, world.runs, world.places)
+    other = world.new_keeper()
     (seen,) = world.store.open_jobs()
     world.keeper.look_after()
     other._start(seen, Start())
@@ -252,8 +273,7 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
 
 def training(world: World, folder: Path) -> Job:
     """A job that trains an adapter, in a world with a registry."""
-    places = replace(world.places, model=ModelSettings(registry=folder / "registry"))
-    world.keeper = JobKeeper(world.store, world.tenants, world.runs, places, clock=lambda: 9.0)
+    world.keeper = world.new_keeper(model=ModelSettings(registry=folder / "registry"))
     return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", "acme/chat", "bad.jsonl", rank=4))
 
 
@@ -286,8 +306,7 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
 
 def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    places = replace(world.places, tasks=tmp_path / "tasks")
-    world.keeper = JobKeeper(world.store, world.tenants, world.runs, places, clock=lambda: 9.0)
+    world.keeper = world.new_keeper(tasks=tmp_path / "tasks")
     job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
     told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
     assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)

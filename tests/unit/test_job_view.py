@@ -1,15 +1,12 @@
 """Batch jobs on the screen, and their logs over a scripted Job API."""
 
 import io
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import pytest
 from rich.console import Console
 
-from cluster.job_logs import JobLogs, JobLogsError
-from cluster.job_view import follow, lines, table
-from neox_serve.client import BatchJob, JobState
+from cluster.job_view import LogReader, follow, lines, table
+from neox_serve.client import BatchJob, JobLog, JobState
 
 JOB = BatchJob("job-1", "june", "generate", JobState.RUNNING, "in", "out", 100, 20, 1, 0, "", False, 1, "job-1-1", 1.0, 2.0, None)
 
@@ -53,24 +50,11 @@ def test_table_has_a_row_for_each_job() -> None:
     assert "why" in said.getvalue()
 
 
-class ScriptedJobClient:
-    def get_job_logs(self, job_id: str) -> str:
-        if job_id == "nothing":
-            raise RuntimeError("no such job")
-        return f"log of {job_id}\n"
-
-    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-        for text in ("one\n", "two\n"):
-            yield text
-
-
-def test_logs_are_read_and_followed() -> None:
-    logs, written = JobLogs(ScriptedJobClient()), list[str]()
-    assert logs.read("job-1-1") == "log of job-1-1\n"
-    logs.follow("job-1-1", written.append)
-    assert written == ["one\n", "two\n"]
-
-
-def test_error_of_rays_client_is_translated() -> None:
-    with pytest.raises(JobLogsError, match="no such job"):
-        JobLogs(ScriptedJobClient()).read("nothing")
+def test_log_is_read_as_it_grows() -> None:
+    reader = LogReader()
+    assert reader.news(JobLog("", 0, "")) == ""
+    assert reader.news(JobLog("one\n", 0, "job-1-1")) == "one\n"
+    assert reader.news(JobLog("one\ntwo\n", 0, "job-1-1")) == "two\n"
+    assert reader.news(JobLog("two\nthree\n", 4, "job-1-1")) == "three\n"
+    assert reader.news(JobLog("last\n", 1_000, "job-1-1")) == "[1,000 characters before]\nlast\n"
+    assert reader.news(JobLog("again\n", 0, "job-1-2")) == "again\n"

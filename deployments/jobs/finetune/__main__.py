@@ -6,13 +6,11 @@ the same weights. Once the training has ended the adapter is in the registry, wh
 Exit codes: 0 the adapter is there, 1 stopped by an error, 2 wrong arguments or bad rows, 130 or 143 interrupted.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from rich.console import Console
 from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
+from deployments.jobs.alone import alone
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
 from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
 from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
@@ -94,9 +93,12 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
     report = ReportFile(job.report) if job.report and share.rank == 0 else None
     total = data.training.examples() * job.work.epochs
     with JobProgress(console, total, 0, report=report.tell if report else None, noun="examples") as progress:
+        before: list[int] = []
 
         def told(standing: Standing) -> None:
-            progress.reached(standing.examples, tokens=standing.tokens)
+            """Tokens are those of this run."""
+            before[:] = before or [standing.tokens]
+            progress.reached(standing.examples, tokens=standing.tokens - before[0])
 
         run = Training(
             job.work,
@@ -117,22 +119,10 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
         publish(model, job.work, standing, found.fingerprint, template=found.template, aside=job.unfinished / "whole", output=job.output)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raises JobError where another process trains the same adapter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JobError(f"{folder}: another job is training this adapter", 1) from error
-        yield
-
-
 def run(job: FinetuneJob, console: Console) -> None:
     """Does the job. Raises JobError."""
     found = survey(job)
-    with usable(str(job.unfinished)), _alone(job.unfinished):
+    with usable(str(job.unfinished)), alone(job.unfinished, "training this adapter"):
         if job.output.exists():
             console.print(f"{job.output} is there already, from this training", markup=False, highlight=False)
         elif job.work.workers == 1:

@@ -44,7 +44,8 @@ class Data:
 class Training:
     """A run. model: with the adapter, on a device. weights: the adapter's, as they are; restore: sets them.
 
-    checkpoint: file of it. fingerprint: of examples and options. told: of every step. save_every: steps between checkpoints.
+    checkpoint: file of it. fingerprint: of examples and options. told: where it begins, and of every step.
+    save_every: steps between checkpoints.
     """
 
     work: FinetuneWork
@@ -65,6 +66,7 @@ class Training:
         standing = self._resumed(optimizer)
         per_step = sequences_a_step(data.training, self.work.batch_tokens)
         total = self.work.epochs * math.ceil(len(data.training) / per_step)
+        self.told(standing)
         while standing.epoch < self.work.epochs and not self._stopped_early(standing):
             for batch in self._batches(data.training, per_step, standing):
                 self._step(optimizer, data.training.taken(batch), standing, total)

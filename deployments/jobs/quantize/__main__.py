@@ -1,109 +1,139 @@
 """Quantises a checkpoint. `python -m deployments.jobs.quantize --help`.
 
 The result is a folder that the cluster serves as it is (`model.source`). With it is quantization.json: sizes, bits a byte of held-out text
-before and after, and how often the likeliest next token is the same.
+before and after, how often the likeliest next token is the same, and, where that is asked for, how fast engines of both are and how much of
+what they say is the same. Stopped at any point, the same command goes on from the layers that are done, to the same checkpoint.
 
 Exit codes: 0 the checkpoint is there, 1 stopped by an error, 2 wrong arguments or files, 130 or 143 interrupted.
 """
 
+import hashlib
+import json
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
-from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from deployments.jobs.alone import alone
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, usable
-from deployments.jobs.pretrain.evaluate import CONTEXT_TOKENS, score_document
+from deployments.jobs.progress import JobProgress
+from deployments.jobs.quantize import serving
 from deployments.jobs.quantize.arguments import QuantizeJob, parse_arguments
-from deployments.jobs.quantize.calibration import quantize_layers, rounding_inputs
-from deployments.jobs.quantize.checkpoint import publish, weight_bytes
+from deployments.jobs.quantize.checkpoint import REPORT, Growing, Tensors, weight_bytes
+from deployments.jobs.quantize.one_layer import OneLayerModel
 from deployments.jobs.quantize.schemes import SCHEMES, Scheme
+from deployments.jobs.quantize.texts import Texts, agreement, read_texts
+from deployments.jobs.quantize.walk import walk
+from deployments.jobs.reports import ReportFile
+from deployments.jobs.storage import is_remote
 from neox_serve import model_files
-from neox_serve.settings import SettingsError
+from neox_serve.core.model import ModelFacts
+from neox_serve.settings import Settings, SettingsError, load
+from neox_serve.tokenizer import Tokenizer
 
-_AGREEMENT_TOKENS = 16 * CONTEXT_TOKENS
+_MATRICES = 4
+"""Of a layer."""
 
 
 def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
     """Does the job; returns what it cost. Raises JobError."""
-    folder, scheme = _folder(job), SCHEMES[job.scheme]
-    calibration, held_out = _text(job.calibration), _text(job.held_out)
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    sequences = _sequences(job, tokenizer, calibration, scheme, model.config.hidden_size)
-    before = _measured(model, tokenizer, held_out)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{scheme.name}, matrices", total=4 * model.config.num_hidden_layers)
-        stored = quantize_layers(model, sequences, scheme, lambda _name: bar.advance(task))
-    with _rounding(model, scheme):
-        after = _measured(model, tokenizer, held_out)
-    report: dict[str, Any] = {
-        "scheme": scheme.name,
-        "model": job.model,
-        "bits_per_byte_before": before[0],
-        "bits_per_byte_after": after[0],
-        "quality_fraction": before[0] / after[0],
-        "greedy_agreement_fraction": float((before[1] == after[1]).float().mean()),
-        "weight_bytes_before": weight_bytes(folder),
-    }
-    with usable(str(job.output)):
-        publish(folder, job.output, scheme, stored, report)
-    return {**report, "weight_bytes_after": weight_bytes(job.output)}
-
-
-def _folder(job: QuantizeJob) -> Path:
+    folder, facts = _model(job, SCHEMES[job.work.scheme])
+    texts = read_texts(job.work, Tokenizer(folder), facts.eos_token_id, facts.positions)
+    fingerprint = _fingerprint(job, folder, texts)
     if job.output.exists():
-        raise JobError(f"{job.output} is there; name another output, or remove it", 2)
+        return _made_before(job, fingerprint)
+    with usable(str(job.unfinished)), alone(job.unfinished, "making this checkpoint"):
+        _claim(job, fingerprint)
+        growing = Growing(job.unfinished / "whole", facts.layers + 1)
+        report = {"fingerprint": fingerprint, **_made(job, folder, facts, texts, growing, console)}
+        growing.publish(job.output, report)
+        shutil.rmtree(job.unfinished, ignore_errors=True)
+    return report
+
+
+def _model(job: QuantizeJob, scheme: Scheme) -> tuple[Path, ModelFacts]:
+    if is_remote(job.work.output):
+        raise JobError(f"{job.work.output}: must be a folder, since engines read weights from one; got a URL", 2)
     try:
         folder = model_files.locate(job.model, job.revision, setting="--model")
-        model_files.read_facts(folder, setting="--model")
+        facts = model_files.read_facts(folder, setting="--model")
     except SettingsError as error:
         raise JobError(str(error), 2) from error
-    return folder
+    for inputs in (facts.hidden_size, facts.intermediate_size):
+        if scheme.group and inputs % scheme.group:
+            raise JobError(f"--scheme {scheme.name}: groups of {scheme.group} do not divide the model's {inputs}", 2)
+    if (folder / "config.json").is_file() and "quantization_config" in model_files.read_json(folder / "config.json", setting="--model"):
+        raise JobError(f"--model: {job.model} is quantised already", 2)
+    return folder, facts
 
 
-def _text(file: Path) -> str:
-    with usable(str(file)):
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise JobError(f"{file}: is not UTF-8: {error}", 2) from error
+def _fingerprint(job: QuantizeJob, folder: Path, texts: Texts) -> str:
+    """Another one, where the result would be another one."""
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
+    told = json.dumps([job.work.scheme, job.model, job.revision, sizes, texts.fingerprint()])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _sequences(job: QuantizeJob, tokenizer: PreTrainedTokenizerBase, text: str, scheme: Scheme, hidden_size: int) -> torch.Tensor:
-    """Raises JobError where there is too little text, or the groups do not fit the model."""
-    if scheme.group and hidden_size % scheme.group:
-        raise JobError(f"--scheme {scheme.name}: groups of {scheme.group} do not divide the model's {hidden_size}", 2)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    count = min(job.sequences, len(ids) // job.sequence_tokens)
-    if count == 0:
-        raise JobError(f"{job.calibration}: has {len(ids)} tokens, a sequence takes {job.sequence_tokens} (--sequence-tokens)", 2)
-    return torch.tensor(ids[: count * job.sequence_tokens]).view(count, job.sequence_tokens)
+def _made_before(job: QuantizeJob, fingerprint: str) -> Mapping[str, Any]:
+    """What it cost then. Raises JobError where what is there is something else."""
+    try:
+        report: Mapping[str, Any] = json.loads((job.output / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = {}
+    if report.get("fingerprint") != fingerprint:
+        raise JobError(f"{job.output} is there, and was not made from this; name another output, or remove it", 2)
+    return report
 
 
-def _measured(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[float, torch.Tensor]:
-    """Bits a byte, and the likeliest next token after each of the first ones."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:_AGREEMENT_TOKENS]
-    score = score_document(model, tokenizer, "held-out text", text)
-    with torch.inference_mode():
-        parts = [ids[start : start + CONTEXT_TOKENS] for start in range(0, len(ids), CONTEXT_TOKENS)]
-        greedy = [model(torch.tensor([part]), use_cache=False).logits[0].argmax(-1) for part in parts]
-    return score.bits_per_byte, torch.cat(greedy)
+def _claim(job: QuantizeJob, fingerprint: str) -> None:
+    """Raises JobError where the layers that are there were made from something else."""
+    mark = job.unfinished / "fingerprint"
+    if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
+        raise JobError(f"{job.unfinished}: has layers that were not made from this; name another output, or remove it", 2)
+    mark.write_text(fingerprint, encoding="utf-8")
 
 
-@contextmanager
-def _rounding(model: GPTNeoXForCausalLM, scheme: Scheme) -> Iterator[None]:
-    handles = list(rounding_inputs(model, scheme))
-    yield
-    for handle in handles:
-        handle.remove()
+def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growing: Growing, console: Console) -> dict[str, Any]:
+    """Makes all files but the report; returns what is in that."""
+    logging.disable_progress_bar()
+    tensors, scheme = Tensors(folder), SCHEMES[job.work.scheme]
+    report = ReportFile(job.report) if job.report else None
+    with JobProgress(console, _MATRICES * facts.layers, 0, report=report.tell if report else None, noun="matrices") as progress:
+
+        def advance(tokens: int) -> None:
+            progress.settled(tokens=tokens, error=False)
+
+        measured = walk(OneLayerModel(folder, tensors), tensors, texts, scheme, growing, advance)
+    if report:
+        report.flush()
+    growing.complete(folder, scheme)
+    before, after = (cost.bits_per_byte(texts.held_out_bytes) for cost in (measured.before, measured.after))
+    found: dict[str, Any] = {
+        "scheme": scheme.name,
+        "model": job.model,
+        "held_out_bytes": texts.held_out_bytes,
+        "bits_per_byte_before": before,
+        "bits_per_byte_after": after,
+        "quality_fraction": before / after,
+        "greedy_agreement_fraction": agreement(measured.before, measured.after),
+        "weight_bytes_before": weight_bytes(folder),
+        "weight_bytes_after": weight_bytes(growing.folder),
+    }
+    if job.work.serve_tokens:
+        found |= asdict(serving.compare(folder, growing.folder, texts, job.work.serve_tokens, _settings(job), console))
+    return found
+
+
+def _settings(job: QuantizeJob) -> Settings:
+    try:
+        return load(job.config)
+    except SettingsError as error:
+        raise JobError(f"--config: {error}", 2) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,19 +143,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = run(job, console)
     except JobError as error:
+        if job.report:
+            ReportFile(job.report).give_up(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        console.print("Stopped; nothing was written.", markup=False, highlight=False)
+        console.print(f"Stopped; the same command goes on from {job.unfinished}.", markup=False, highlight=False)
         return signalled.exit_code
-    smaller = report["weight_bytes_before"] / report["weight_bytes_after"]
-    console.print(
-        f"Done: {job.output}, {smaller:.2f} times smaller; {report['bits_per_byte_before']:.4f} bits a byte before, "
-        f"{report['bits_per_byte_after']:.4f} after; {report['greedy_agreement_fraction']:.1%} of likeliest tokens the same.",
-        markup=False,
-        highlight=False,
-    )
+    console.print(f"Done: {job.output}, {_summary(report)}", markup=False, highlight=False)
     return 0
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    smaller = report["weight_bytes_before"] / report["weight_bytes_after"]
+    said = (
+        f"{smaller:.2f} times smaller; {report['bits_per_byte_before']:.4f} bits a byte before, {report['bits_per_byte_after']:.4f} after; "
+        f"{report['greedy_agreement_fraction']:.1%} of likeliest tokens the same."
+    )
+    if "tokens_per_s_before" in report:
+        faster = report["tokens_per_s_after"] / report["tokens_per_s_before"]
+        said += f" Served: {faster:.2f} times as fast, {report['generated_agreement_fraction']:.1%} of what is said the same."
+    return said
 
 
 if __name__ == "__main__":

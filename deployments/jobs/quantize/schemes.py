@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
 _SCALE_STEPS = 40
 _SMALLEST_SCALE_FRACTION = 0.6
@@ -72,6 +72,14 @@ class Scheme:
             "weight_scale": scales.to(dtype),
             "weight_shape": torch.tensor(numbers.shape, dtype=torch.int64),
         }
+
+    def opened(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weight that the tensors of `stored` stand for, float32 [outputs, inputs]."""
+        scales = stored["weight_scale"].float()
+        if not self.packed:
+            return stored["weight"].float() * scales
+        numbers = unpack_from_int32(stored["weight_packed"], self.bits, torch.Size(stored["weight_shape"].tolist())).float()
+        return numbers * scales.repeat_interleave(self.group, dim=1)[:, : numbers.shape[1]]
 
 
 SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (Scheme("w8a8", 8, 0, 8), Scheme("w4a16", 4, 128, 0))}
