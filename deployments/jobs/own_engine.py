@@ -6,6 +6,7 @@ are no classes and no deadlines, and a request's output comes when it is whole.
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack
@@ -20,7 +21,6 @@ from neox_serve.core.directory import Principal
 from neox_serve.core.tenants import ANONYMOUS, PriorityClass, Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.factory import engine_environment, start_engine
-from neox_serve.engine.pools import on_gpu
 from neox_serve.engine.protocol import Engine
 from neox_serve.gateway.calls import Call
 from neox_serve.gateway.embedding import Embedding
@@ -33,8 +33,8 @@ from neox_serve.tokenizer import Tokenizer
 T = TypeVar("T")
 
 _OPERATOR = Principal(Tenant(ANONYMOUS), "none", frozenset())
-_NICENESS = 10
-"""Of this process, once the engine's own have started: on CPUs it then takes the time that they leave, between their steps."""
+_SWITCH_S = 0.0005
+"""A tenth of Python's own: so long rows keep an engine that is a thread of this process from its next operation."""
 _FOREVER_S = 10 * 365 * 86_400.0
 
 
@@ -72,9 +72,8 @@ async def own_engine(pool: Pool, settings: Settings) -> AsyncIterator[OwnEngine]
     os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
     section = pool_settings(settings, pool)
     alone = section.model_copy(update={"engine": section.engine.model_copy(update={"report_prefix_cache": False})})
-    engine = await start_engine(pool, settings.model_copy(update={pool.value: alone}))
-    if not on_gpu(pool, settings):
-        os.nice(_NICENESS)
+    engine = await start_engine(pool, settings.model_copy(update={pool.value: alone}), offline=True)
+    sys.setswitchinterval(_SWITCH_S)
     try:
         yield OwnEngine(engine, served, Tokenizer(folder), 2 * section.engine.max_num_seqs)
     finally:

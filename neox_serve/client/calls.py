@@ -193,7 +193,7 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> Call
     _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     named = {"work": _word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
     given = options.get("options")
-    chosen = {name: options.get(name) for name in ("set_aside", "concurrency", "into")}
+    chosen = {name: options.get(name) for name in ("set_aside", "concurrency", "into", "own_engine")}
     _set(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
     _set_seconds(request.rows, "rows.", "patience", options.get("patience_s"))
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))

@@ -108,8 +108,8 @@ class GenerationRequest:
     """One prompt for an engine. logprobs / prompt_logprobs: alternatives per position, None for none at all.
 
     cache_salt: only prompts with the same one share what the engine's prefix cache holds. session: for the choice of the replica alone.
-    traceparent: W3C's text, empty where nothing is traced. tokens_a_delta: how many of a sequence an engine may gather before it tells them,
-    but for the first and the last: few, where somebody reads along; many, where nobody does, since each delta costs.
+    traceparent: W3C's text, empty where nothing is traced. tokens_a_delta: how many of a sequence an engine may gather before it tells
+    them, but for the first and the last: few, where somebody reads along; many, where nobody does, since each delta costs.
     """
 
     request_id: str

@@ -14,7 +14,7 @@ from neox_serve.engine.fake_answers import Vocabulary
 from neox_serve.engine.fake_cache import FakeCache
 from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
 from neox_serve.engine.hardware import this_machine
-from neox_serve.engine.pools import engine_settings, on_gpu
+from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.engine.protocol import Engine
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings
@@ -25,9 +25,10 @@ FAKE_CACHE_TOKENS = 262_144
 __all__ = ["engine_environment", "fake_engine", "read_token_table", "start_engine"]
 
 
-async def start_engine(pool: Pool, settings: Settings) -> Engine:
+async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False) -> Engine:
     """A running engine for a pool. The process' environment must hold what `engine_environment` gave.
 
+    offline: for requests that nobody reads along; with one worker on CPUs the engine is then a thread of this process.
     Everything that can be checked is checked before a weight is read. Raises SettingsError; RuntimeError where vLLM fails to start.
     """
     engine = engine_settings(pool, settings)
@@ -41,7 +42,8 @@ async def start_engine(pool: Pool, settings: Settings) -> Engine:
     with nullcontext() if on_gpu(pool, settings) else engine_forks.importing_ahead():
         from neox_serve.engine.vllm_start import start_vllm_engine
 
-    return await start_vllm_engine(pool, settings, facts, table, machine)
+    alone = not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
+    return await start_vllm_engine(pool, settings, facts, table, machine, in_thread=offline and alone, offline=offline)
 
 
 def read_token_table(folder: Path) -> TokenTable:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 from vllm.lora.request import LoRARequest
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from neox_serve import model_files
 from neox_serve.adapter_registry import AdapterRegistry
@@ -21,6 +20,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.model import ModelFacts
 from neox_serve.engine import arguments
 from neox_serve.engine.adapter_slots import AdapterSlots
+from neox_serve.engine.vllm_ports import Port
 from neox_serve.settings import SettingsError
 from neox_serve.settings.engines import AdapterSettings, ModelSettings
 
@@ -42,8 +42,8 @@ class AdapterRules:
 class VllmAdapters:
     """The adapters that may be named."""
 
-    def __init__(self, llm: AsyncLLM, model: ModelSettings, rules: AdapterRules) -> None:
-        self._llm = llm
+    def __init__(self, port: Port, model: ModelSettings, rules: AdapterRules) -> None:
+        self._port = port
         self._rules = rules
         self._settings: Mapping[str, AdapterSettings] = {adapter.name: adapter for adapter in model.adapters}
         self._registry = AdapterRegistry(model.registry)
@@ -89,12 +89,12 @@ class VllmAdapters:
         folder = await asyncio.to_thread(self._checked_folder, name)
         step = self._slots.use(name, in_use())
         if step is not None and step.evict is not None:
-            await self._llm.remove_lora(self._numbers[step.evict])
+            await self._port.remove_lora(self._numbers[step.evict])
             self._slots.remove(step.evict)
             _log.info("adapter unloaded", adapter=step.evict)
         request = LoRARequest(name, self._numbers[name], str(folder))
         try:
-            await self._llm.add_lora(request)
+            await self._port.add_lora(request)
         except Exception as error:
             raise _broken(name, f"vLLM cannot load it: {error}") from error
         self._requests[name] = request

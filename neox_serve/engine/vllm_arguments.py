@@ -71,10 +71,13 @@ def build_engine_arguments(pool: Pool, settings: Settings, folder: Path, machine
     return AsyncEngineArgs(**(values | engine.extra_arguments))
 
 
-def build_engine_config(pool: Pool, settings: Settings, arguments: AsyncEngineArgs) -> VllmConfig:
-    """vLLM's configuration of an engine. Raises SettingsError with vLLM's own words where it refuses."""
+def build_engine_config(pool: Pool, settings: Settings, arguments: AsyncEngineArgs, *, offline: bool = False) -> VllmConfig:
+    """vLLM's configuration of an engine. offline: nobody reads along; vLLM's own choices are then those of its `LLM`, such as larger steps.
+
+    Raises SettingsError with vLLM's own words where it refuses.
+    """
     try:
-        return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        return arguments.create_engine_config(UsageContext.LLM_CLASS if offline else UsageContext.ENGINE_CONTEXT)
     except (ValueError, NotImplementedError, AssertionError) as error:  # vLLM's ways to refuse; pydantic's is a ValueError
         raise SettingsError(f"{pool.value}.engine: vLLM refuses these arguments: {error}") from error
 

@@ -1,6 +1,6 @@
-"""The engine on vLLM's AsyncLLM.
+"""The engine on vLLM.
 
-A step's life here: AsyncLLM's output handler reads what the engine core computed, every output goes through its request's collector into
+A step's life here: the port reads what the engine core computed, every output goes through its request's collector into
 a `Job`, and at the end of the step each touched job gives one delta to the outbox, which calls each sink once. No task waits for a request,
 so 256 streams cost one wake-up a step.
 """
@@ -16,7 +16,6 @@ from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.stats import SchedulerStats
 
 from neox_serve.core.block_ledger import BlockLedger
@@ -39,8 +38,8 @@ from neox_serve.engine.vllm_adapters import VllmAdapters
 from neox_serve.engine.vllm_cache_events import CacheEventReader
 from neox_serve.engine.vllm_errors import translate
 from neox_serve.engine.vllm_jobs import Job, Sequence
-from neox_serve.engine.vllm_process import EngineProcesses
-from neox_serve.engine.vllm_steps import DirectCollector, OnOutput, StepSignal
+from neox_serve.engine.vllm_ports import Port
+from neox_serve.engine.vllm_steps import StepSignal
 
 
 class VllmEngine:
@@ -48,7 +47,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        llm: AsyncLLM,
+        port: Port,
         steps: StepSignal,
         *,
         table: TokenTable,
@@ -58,9 +57,8 @@ class VllmEngine:
         eos_token_id: int,
         cache: CacheEventReader | None = None,
     ) -> None:
-        self._llm = llm
+        self._port = port
         self._cache = cache
-        self._processes = EngineProcesses(llm)
         self._table = table
         self._adapters = adapters
         self._native_pooling = native_pooling
@@ -159,7 +157,7 @@ class VllmEngine:
             task.cancel()
         if self._cache is not None:
             await self._cache.close()
-        await self._processes.stop(self._llm)
+        await self._port.close()
 
     async def _prepare(self, request: GenerationRequest, adapter: LoRARequest | None) -> list[EngineCoreRequest]:
         """All sequences as vLLM's requests, so that a parameter it refuses is known before any runs.
@@ -177,21 +175,16 @@ class VllmEngine:
         self, token_ids: TokenIds, params: SamplingParams | PoolingParams, salt: str | None, adapter: LoRARequest | None = None
     ) -> EngineCoreRequest:
         self._requests += 1
-        processor, inputs = self._llm.input_processor, tokens_input(list(token_ids), cache_salt=salt)
+        processor, inputs = self._port.input_processor, tokens_input(list(token_ids), cache_salt=salt)
         request = processor.process_inputs(str(self._requests), inputs, params, supported_tasks=self._supported_tasks, lora_request=adapter)
         processor.assign_request_id(request)
         return request
 
     async def _submit(self, job: Job, prepared: EngineCoreRequest) -> None:
         sequence = job.add_sequence(prepared.request_id)
-        await self._send(prepared, partial(self._receive, job, sequence))
+        await self._port.submit(prepared, partial(self._receive, job, sequence))
         if job.closed:
             await self._stop([prepared.request_id])
-
-    async def _send(self, prepared: EngineCoreRequest, on_output: OnOutput) -> None:
-        collector = DirectCollector(prepared.request_id, on_output)
-        self._llm.output_processor.add_request(prepared, None, None, 0, collector)
-        await self._llm.engine_core.add_request_async(prepared)
 
     def _receive(self, job: Job, sequence: Sequence, output: RequestOutput | Exception) -> None:
         if job.closed:
@@ -248,9 +241,8 @@ class VllmEngine:
 
     async def _stop(self, vllm_ids: list[str]) -> None:
         """Takes requests out of vLLM. A dead engine has nothing to stop."""
-        ids = self._llm.output_processor.abort_requests(vllm_ids, internal=True)
-        if not self._closed and not self._llm.errored:
-            await self._llm.engine_core.abort_requests_async(list({*ids, *vllm_ids}))
+        if not self._closed:
+            await self._port.stop(vllm_ids)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -270,7 +262,7 @@ class VllmEngine:
                 arrived.set_result(output)
 
         try:
-            await self._send(prepared, settle)
+            await self._port.submit(prepared, settle)
             return await arrived
         except asyncio.CancelledError:
             self._in_background(self._stop([prepared.request_id]))
@@ -325,5 +317,5 @@ class VllmEngine:
         return ours if request.guide is None or ours.violations else vllm_requests.explain_guide(request.guide, ours)
 
     def _check_alive(self) -> None:
-        if self._closed or self._llm.errored:
+        if self._closed or self._port.errored:
             raise ServeError(Reason.REPLICA_LOST, "the engine has stopped")

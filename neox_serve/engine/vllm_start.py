@@ -1,10 +1,12 @@
-"""Starts vLLM's AsyncLLM for a pool."""
+"""Starts vLLM for a pool."""
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from neox_serve import model_files
 from neox_serve.core.errors import ServeError
@@ -17,6 +19,7 @@ from neox_serve.engine.pools import engine_settings
 from neox_serve.engine.vllm_adapters import AdapterRules, VllmAdapters
 from neox_serve.engine.vllm_cache_events import CacheEventReader, EventSockets
 from neox_serve.engine.vllm_engine import VllmEngine
+from neox_serve.engine.vllm_ports import Port, ProcessPort, ThreadPort
 from neox_serve.engine.vllm_steps import StepSignal
 from neox_serve.settings import Settings
 
@@ -24,10 +27,20 @@ _WARM_UP = "warm-up"
 _WARM_UP_TIMEOUT_S = 300.0
 
 
-async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, table: TokenTable, machine: Machine) -> VllmEngine:
+async def start_vllm_engine(
+    pool: Pool,
+    settings: Settings,
+    facts: ModelFacts,
+    table: TokenTable,
+    machine: Machine,
+    *,
+    in_thread: bool = False,
+    offline: bool = False,
+) -> VllmEngine:
     """A running engine. Raises SettingsError before anything is loaded, RuntimeError where vLLM fails to start.
 
-    vLLM waits for its processes while it starts, so it does that on a thread; its event loop is the caller's all the same.
+    offline: nobody reads along. in_thread: its core is a thread of this process. vLLM waits for its processes while it starts, so it does
+    that on a thread; its event loop is the caller's all the same.
     """
     folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
@@ -37,18 +50,17 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
     with ExitStack() as undo:
         if sockets:
             undo.callback(sockets.remove)
-        config = vllm_arguments.build_engine_config(pool, settings, engine_arguments)
-        llm = await asyncio.to_thread(
-            AsyncLLM.from_vllm_config, config, stat_loggers=[steps.logger_factory()], disable_log_stats=engine_arguments.disable_log_stats
-        )
-        supported_tasks = await llm.get_supported_tasks()
+        config = vllm_arguments.build_engine_config(pool, settings, engine_arguments, offline=offline)
+        if in_thread:
+            port, supported_tasks = await _thread(config, steps)
+        else:
+            port, supported_tasks = await _process(config, steps, disable_log_stats=engine_arguments.disable_log_stats)
         undo.pop_all()  # from here on closing the engine removes them
-    llm._run_output_handler()
-    block_tokens = llm.vllm_config.cache_config.block_size
+    block_tokens = config.cache_config.block_size
     model = settings.model if pool is Pool.GENERATION else settings.model.model_copy(update={"adapters": (), "registry": None})
-    adapters = VllmAdapters(llm, model, _adapter_rules(pool, settings, facts))
+    adapters = VllmAdapters(port, model, _adapter_rules(pool, settings, facts))
     engine = VllmEngine(
-        llm,
+        port,
         steps,
         table=table,
         adapters=adapters,
@@ -64,6 +76,19 @@ async def start_vllm_engine(pool: Pool, settings: Settings, facts: ModelFacts, t
         await engine.close()
         raise
     return engine
+
+
+async def _process(config: VllmConfig, steps: StepSignal, *, disable_log_stats: bool) -> tuple[Port, tuple[str, ...]]:
+    loggers = [steps.logger_factory()]
+    llm = await asyncio.to_thread(AsyncLLM.from_vllm_config, config, stat_loggers=loggers, disable_log_stats=disable_log_stats)
+    supported_tasks = await llm.get_supported_tasks()
+    llm._run_output_handler()
+    return ProcessPort(llm), supported_tasks
+
+
+async def _thread(config: VllmConfig, steps: StepSignal) -> tuple[Port, tuple[str, ...]]:
+    llm = await asyncio.to_thread(LLMEngine.from_vllm_config, config, disable_log_stats=True)
+    return ThreadPort(llm, steps), llm.get_supported_tasks()
 
 
 async def _warm_up(pool: Pool, engine: VllmEngine, settings: Settings) -> None:

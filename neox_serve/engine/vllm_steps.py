@@ -61,7 +61,8 @@ class StepSignal:
 
     def logger_factory(self) -> PerEngineStatLoggerFactory:
         """What AsyncLLM takes as a stat logger."""
-        return lambda config, index: StepLogger(config, index, on_step=self._tell)
+        return lambda config, index: StepLogger(config, index, on_step=self.end_step)
 
-    def _tell(self, stats: SchedulerStats | None) -> None:
+    def end_step(self, stats: SchedulerStats | None) -> None:
+        """A step is over, and all its outputs have been told."""
         self._listener(stats)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from neox_serve.core.tenants import PriorityClass, Tenant
@@ -59,9 +59,10 @@ class Preparer:
     async def unary(self, call: Call, message: UnaryRequest, limits: ModelLimits) -> list[Prepared]:
         """A request a prompt, of a message that has been checked. Raises ServeError."""
         beam = message.beam_search if message.HasField("beam_search") else None
-        partial = message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL
-        gathered = UNREAD_TOKENS_A_DELTA if call.priority is PriorityClass.BULK and not partial else 1
-        return await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam, gathered)
+        prepared = await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
+        if call.priority is not PriorityClass.BULK or message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL:
+            return prepared
+        return [replace(one, request=replace(one.request, tokens_a_delta=UNREAD_TOKENS_A_DELTA)) for one in prepared]
 
     async def stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, limits: ModelLimits) -> Prepared:
         """The one prompt's request, of a message that has been checked. Raises ServeError."""
@@ -82,7 +83,6 @@ class Preparer:
         path: str,
         limits: ModelLimits,
         beam: generation_pb2.BeamSearch | None,
-        tokens_a_delta: int = 1,
     ) -> list[Prepared]:
         texts = await self._chats.as_texts(texts, path, message.adapter)
         fitted = await self._fitted(call, texts, path, prompts.generation_room(message.parameters, limits.context_tokens))
@@ -97,7 +97,6 @@ class Preparer:
                     adapter=message.adapter,
                     cache_salt=self._salts(call.tenant),
                     session=call.routing_session,
-                    tokens_a_delta=tokens_a_delta,
                 ),
                 TokenCount(prompt=len(prompt.token_ids), truncated=prompt.truncated_tokens),
             )

@@ -62,7 +62,6 @@ def generation_request(
     adapter: str = "",
     cache_salt: str | None = None,
     session: str = "",
-    tokens_a_delta: int = 1,
 ) -> GenerationRequest:
     """What an engine is asked for one prompt. `max_tokens` has been worked out from the parameters and the prompt."""
     return GenerationRequest(
@@ -75,7 +74,6 @@ def generation_request(
         adapter=adapter or None,
         cache_salt=cache_salt,
         session=session,
-        tokens_a_delta=tokens_a_delta,
         **_present(parameters, ("n", "logprobs", "prompt_logprobs")),
     )
 

@@ -54,6 +54,15 @@ async def test_prompt_facts_come_once_in_the_first_delta(generator: Subject) -> 
     assert [delta.prompt is not None for delta in answer.deltas] == [True] + [False] * (len(answer.deltas) - 1)
 
 
+async def test_tokens_that_nobody_reads_along_may_come_together_and_are_the_same(generator: Subject) -> None:
+    single = await ask(generator.engine, REQUEST)
+    gathered = await ask(generator.engine, replace(REQUEST, tokens_a_delta=8))
+    assert (gathered.token_ids(), gathered.text()) == (single.token_ids(), single.text())
+    assert len(gathered.parts()) <= len(single.parts())
+    assert len(gathered.parts()[0].token_ids) == 1, "the first is told at once"
+    assert [part.finish for part in gathered.parts() if part.finish] == [CUT]
+
+
 async def test_text_of_all_deltas_is_the_text_of_all_tokens(generator: Subject) -> None:
     answer = await ask(generator.engine, replace(REQUEST, sampling=Sampling(seed=5)))
     stream = TextStream(generator.table.text_bytes, REQUEST.stopping, PROMPT)

@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
     'neox-serve generate "What is this line of Python? class Shelf(dict):" --chat --adapter lines': "the page on fine-tuning",
     "neox-serve job submit finetune lines.jsonl lines --wait": "tests/e2e/test_finetuning.py, the page on fine-tuning",
     "neox-serve job submit evaluate scores.json piqa sciq --shots 0 --wait": "fetches from the hub; tests/e2e/test_evaluation.py has tasks",
+    "neox-serve job submit quantize w4a16 neox-4bit calibration.txt held_out.txt --wait": "tests/ray/test_job_commands.py, with options",
     "neox-serve up --config deployments/config/neox-20b.yaml": "needs GPUs; tests/unit/test_config_files.py checks the file",
     "neox-serve bench": "the same command with options",
     "neox-serve config show": "tests/unit",
@@ -91,7 +92,7 @@ def test_commands_of_the_page_on_tenants_work_in_their_order(real_cluster: Comma
 
 def test_commands_of_the_page_on_batch_jobs_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
     commands = re.findall(r"^    ((?:printf|python|neox-serve) .+)$", BATCH, flags=re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         run: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "env": real_cluster.shell_environment, "cwd": tmp_path}
         done = subprocess.run(command, shell=True, check=False, **run)

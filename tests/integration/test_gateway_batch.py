@@ -10,12 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
-from neox_serve.client import AsyncClient, BatchJob, Client
+from neox_serve.client import AsyncClient, BatchJob, Client, JobLog
 from neox_serve.client.options import FinetuneOptions
+from neox_serve.core import jobs as core_jobs
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.evaluating import EvaluateWork
 from neox_serve.core.finetuning import FinetuneWork
 from neox_serve.core.jobs import JobState, Progress, RowsWork
+from neox_serve.core.quantizing import QuantizeWork
 from neox_serve.core.tenants import ANONYMOUS, Role, Tenant
 from neox_serve.gateway.server import GatewayServer
 from neox_serve.settings import restore
@@ -285,6 +287,35 @@ async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_grante
         await refused(Reason.UNKNOWN_ADAPTER, other.generate("a", adapter="acme/chat"))
         error = await refused(Reason.INVALID_ARGUMENT, owner.create_finetune("in", "chat"))
         assert "'acme/chat' is there already" in error.violations[0].description
+
+
+async def test_quantising_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
+    job = await client.create_quantization("w4a16", "small", "text", "other", sequences=8, request_id="one")
+    assert (job.kind, job.input, job.output, job.state) == ("quantize", "text", "small", JobState.QUEUED)
+    (kept,) = platform.jobs.open_jobs()
+    assert kept.work == QuantizeWork("w4a16", "small", "text", "other", sequences=8)
+    assert await client.create_quantization("w4a16", "small", "text", "other", sequences=8, request_id="one") == job
+
+
+async def test_quantising_that_cannot_be_is_refused_by_its_fields(platform: Platform, server: GatewayServer) -> None:
+    async with client_of(platform, server, Tenant("acme")) as client:
+        wrong = client.create_quantization("w2", "/out", "text", "text", sequence_tokens=4096, serve_tokens=8)
+        error = await refused(Reason.INVALID_ARGUMENT, wrong)
+        fields = ["quantize.output", "quantize.held_out", "quantize.scheme", "quantize.sequence_tokens", "quantize.serve_tokens"]
+        assert [one.field for one in error.violations] == fields
+        error = await refused(Reason.INVALID_ARGUMENT, client.create_job("generate", "in", "out", own_engine=True))
+        assert [one.field for one in error.violations] == ["rows.own_engine"]
+
+
+async def test_log_of_a_job_is_its_tenants(platform: Platform, server: GatewayServer) -> None:
+    async with client_of(platform, server, Tenant("acme")) as owner, client_of(platform, server, Tenant("other")) as other:
+        job = await owner.create_job("generate", "in.jsonl", "out.jsonl")
+        assert await owner.job_log(job.job_id) == JobLog("", 0, "")
+        (kept,) = platform.jobs.open_jobs()
+        platform.jobs.keep_log(kept, core_jobs.JobLog.of("run-1", "x" * 100_000 + "end"))
+        log = await owner.job_log(job.job_id)
+        assert (log.run_id, log.start, log.text[-3:], len(log.text)) == ("run-1", 100_003 - 65_536, "end", 65_536)
+        await refused(Reason.UNKNOWN_JOB, other.job_log(job.job_id))
 
 
 async def test_evaluation_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:

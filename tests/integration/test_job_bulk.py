@@ -332,6 +332,8 @@ def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
 
 def test_arguments_describe_the_whole_job() -> None:
     least = BulkJob("generate", "/i n", "s3://b/o", "h:1", "j")
+    alone = BulkJob("embed", "/i", "/o", "", "j", own_engine=True, config=Path("/engines.json"))
+    assert parse_arguments(arguments_of(alone)) == alone
     whole = replace(
         least,
         concurrency=3,

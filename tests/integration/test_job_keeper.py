@@ -19,12 +19,15 @@ from deployments.jobs.commands import Places
 from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
 from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
 from deployments.jobs.keeper import JobKeeper
+from deployments.jobs.quantize.arguments import parse_arguments as parse_quantize
 from deployments.jobs.reports import ReportFile
 from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, FinetuneWork
-from neox_serve.core.jobs import Job, JobState, Progress, RowsWork, RunStatus, Start
+from neox_serve.core.jobs import Job, JobLog, JobState, Progress, RowsWork, RunStatus, Start
+from neox_serve.core.quantizing import QUANTIZE, QuantizeWork
 from neox_serve.core.quota import Spent
 from neox_serve.core.tenants import ANONYMOUS, Tenant
+from neox_serve.core.types import Pool
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.settings.engines import ModelSettings
 from neox_serve.tenancy.database import open_database
@@ -317,3 +320,80 @@ def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world:
     world.runs.statuses[job.run_id] = RunStatus.FAILED
     again = world.look(job)
     assert parse_evaluate(shlex.split(world.runs.entrypoints[again.run_id])[3:]) == told
+
+
+def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    world.keeper = world.new_keeper(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
+    job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
+    told = parse_quantize(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    folder = f"{world.places.folder}/acme"
+    assert told.work == QuantizeWork("w8a8", f"{folder}/small", f"{folder}/text", f"{folder}/other", serve_tokens=8)
+    assert told.config is not None
+    assert json.loads(told.config.read_text()) == {"model": {"source": "builtin"}}
+    assert (world.runs.gpus[job.run_id], job.key_id) == (2.0, "")
+    told.unfinished.mkdir(parents=True)
+    world.store.ask_cancel("acme", job.job_id)
+    world.look(job)
+    assert world.look(job).state is JobState.CANCELLED
+    assert not told.unfinished.exists()
+
+
+def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    world.keeper = world.new_keeper(engine_gpus={Pool.GENERATION: 4.0})
+    own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
+    assert world.runs.job(own.run_id).own_engine
+    assert (world.runs.gpus[own.run_id], own.key_id) == (4.0, "")
+    assert (world.runs.gpus[usual.run_id], bool(usual.key_id)) == (0.0, True)
+
+
+def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    assert told.report is not None
+    ReportFile(told.report).tell(Progress(10, 4, 0, 1_000))
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert again.runs == 2
+    ReportFile(told.report).tell(Progress(10, 10, 0, 700))
+    world.runs.statuses[again.run_id] = RunStatus.SUCCEEDED
+    done = world.look(again)
+    assert done.state is JobState.SUCCEEDED
+    (total,) = world.usage.sums(0, 10**18, "acme")
+    assert (total.requests, total.failed_requests, total.prompt_tokens) == (2, 1, 1_700)
+    assert world.charged == {job.run_id: [Spent("acme", 9.0, 1, 1_000)], again.run_id: [Spent("acme", 9.0, 1, 700)]}
+    Accounts(world.usage, SECRET, "neox", world.charge).settle(done, "OK", 9.0)
+    assert world.usage.totals() == (2, 1_700, 0)
+    assert world.usage.verify(SECRET) == []
+
+
+def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:
+    job = world.look(world.new_job())
+    report_of(world, job).tell(Progress(10, 10, 0, 50, 70))
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    assert world.look(job).progress.prompt_tokens == 70
+    assert world.usage.totals()[0] == 0
+
+
+def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    world.keeper = world.new_keeper()
+    world.runs.statuses.clear()
+    failed = world.look(job)
+    assert (failed.state, "model.registry" in failed.message) == (JobState.FAILED, True)
+
+
+def test_log_of_a_run_is_kept_as_it_grows_and_at_its_end(world: World) -> None:
+    job = world.look(world.new_job())
+    world.runs.logs[job.run_id] = "one\n"
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n"
+    world.runs.logs[job.run_id] = "one\ntwo\n"
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n", "every few seconds"
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id) == JobLog(job.run_id, 0, "one\ntwo\n")

@@ -11,8 +11,7 @@ import pytest
 
 from tests.clusters import CommandCluster
 
-# The second: Ray's own client, following a log.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")]
+pytestmark = pytest.mark.ray
 
 
 def write_rows(folder: Path, count: int, **options: Any) -> tuple[Path, Path]:
@@ -90,3 +89,25 @@ def test_job_that_nobody_knows_is_said_to_be_unknown(cluster: CommandCluster) ->
     done = command(cluster, "status", "job-nothing")
     assert done.returncode == 1
     assert "UNKNOWN_JOB: there is no job 'job-nothing'" in done.stderr
+
+
+def test_quantising_is_watched_by_its_matrices_and_leaves_a_checkpoint(cluster: CommandCluster, tmp_path: Path) -> None:
+    calibration, held_out, output = (tmp_path / name for name in ("calibration.txt", "held_out.txt", "model"))
+    calibration.write_text("def add(a, b):\n    return a + b\n" * 50)
+    held_out.write_text("import os\n" * 50)
+    files = [str(output), str(calibration), str(held_out)]
+    done = command(cluster, "submit", "quantize", "w4a16", *files, "--sequences", "2", "--sequence-tokens", "64", "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded, 24 of 24 matrices" in done.stderr
+    assert json.loads((output / "config.json").read_text())["quantization_config"]["format"] == "pack-quantized"
+    assert "times smaller" in command(cluster, "logs", done.stdout.partition(":")[0]).stdout
+    taken = command(cluster, "submit", "quantize", "w8a8", *files, "--wait")
+    assert taken.returncode == 1
+    assert "was not made from this; name another output" in taken.stderr
+
+
+def test_job_on_an_engine_of_its_own_needs_no_replica(cluster: CommandCluster, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path, 20, max_tokens=4)
+    done = command(cluster, "submit", "generate", str(source), str(output), "--own-engine", "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert settled(output) == list(range(1, 21))

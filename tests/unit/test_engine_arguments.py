@@ -227,6 +227,13 @@ def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus
     assert executor_backend(EngineSettings(**engine), ReplicaSettings(gpus_per_worker=gpus)) == backend
 
 
+def test_environment_of_a_cpu_on_which_vllm_has_no_kernel_of_4_bits_leaves_it_to_ours() -> None:
+    with_avx512 = Machine(AVX2.cpu_flags | {"avx512f", "avx512_bf16"}, AVX2.cores, AVX2.memory_bytes)
+    assert engine_environment(Pool.GENERATION, settings(), AVX2)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert engine_environment(Pool.GENERATION, settings(dtype="float32"), with_avx512)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert "VLLM_DISABLED_KERNELS" not in engine_environment(Pool.GENERATION, settings(dtype="bfloat16"), with_avx512)
+
+
 def test_environment_lets_threads_sleep_where_cores_are_few() -> None:
     many = Machine(AVX2.cpu_flags, cores=64, memory_bytes=AVX2.memory_bytes)
     assert engine_environment(Pool.GENERATION, settings(), AVX2)["OMP_WAIT_POLICY"] == "PASSIVE"

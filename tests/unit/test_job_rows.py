@@ -16,6 +16,7 @@ from deployments.jobs.rows import (
     BadRow,
     Ledger,
     Row,
+    alike_together,
     check_options,
     foreign_row,
     read_ledger,
@@ -183,3 +184,9 @@ def test_ledger_of_a_cut_output_holds_whole_lines_only(cut: int) -> None:
     whole = [position for position in range(4) if len(b"".join(lines[:position])) <= len(content)][-1]
     assert [*ledger.places] == [row.number for row in rows[:whole]]
     assert ledger.whole_bytes == len(b"".join(lines[:whole]))
+
+
+def test_rows_that_begin_alike_are_brought_together_in_parts_of_the_file() -> None:
+    rows = [Row(number, "", None, content, {}) for number, content in enumerate(["b2", [9, 1], "a1", "b1", [9, 0], "a2"], start=1)]
+    assert [row.content for row in alike_together(rows)] == ["a1", "a2", "b1", "b2", [9, 0], [9, 1]]
+    assert [row.number for row in alike_together(iter(rows), most=3)] == [3, 1, 2, 6, 4, 5]

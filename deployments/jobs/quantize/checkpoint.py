@@ -74,6 +74,7 @@ class Growing:
         file = self._file(number)
         aside = file.with_suffix(".aside")
         _save(tensors, aside)
+        aside.chmod(0o644)  # safetensors makes files for their owner alone; engines may run as another user
         aside.replace(file)
 
     def complete(self, original: Path, scheme: Scheme) -> None:
