@@ -6,7 +6,6 @@ on CPUs the engine core's own computing pays for; it is for requests that nobody
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,8 +20,6 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from neox_serve.engine.vllm_process import EngineProcesses
 from neox_serve.engine.vllm_steps import DirectCollector, OnOutput, StepSignal
-
-_GATHER_S = 0.02
 
 
 class Port(Protocol):
@@ -171,17 +168,9 @@ class ThreadPort:
             self._work.popleft()()
         if not self._llm.has_unfinished_requests():
             self._told.wait()
-            self._gather()
             return
         self._llm.step()
         self._flush()
-
-    def _gather(self) -> None:
-        """Waits until no more is told: sequences that begin in one step stay in step, and steps of one kind are the fastest."""
-        seen = -1
-        while len(self._work) > seen and not self._closing:
-            seen = len(self._work)
-            time.sleep(_GATHER_S)
 
     def _take(self, vllm_id: str, output: RequestOutput | PoolingRequestOutput | Exception) -> None:
         on_output = self._waiting.get(vllm_id)

@@ -266,6 +266,13 @@ GOALS: tuple[Goal, ...] = (
         lambda runs: runs.bulk().over_offline,
     ),
     Goal(
+        "bulk.own_over_offline",
+        "the same of a job with an engine of its own",
+        ">=",
+        0.95,
+        lambda runs: runs.bulk().own_over_offline,
+    ),
+    Goal(
         "bulk.interactive_ttft",
         "p99 TTFT of callers who wait, with a bulk job that fills the rest over without",
         "<=",

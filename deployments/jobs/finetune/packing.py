@@ -1,6 +1,7 @@
 """Lays examples into sequences of one length, so that little is computed for padding, and none sees another.
 
-First fit, longest first: at most 11/9 of the fewest sequences that could hold them. Source: Johnson 1973, near-optimal bin packing.
+Best fit, longest first: at most 11/9 of the fewest sequences that could hold them. Source: Johnson et al. 1974, worst-case performance
+bounds for simple one-dimensional packing algorithms.
 """
 
 from collections.abc import Sequence
@@ -49,16 +50,21 @@ def pack(examples: Sequence[Example], padding_id: int) -> Packed:
     """All examples, each whole in one sequence."""
     length = max([SHORTEST_TOKENS, *(len(example.token_ids) for example in examples)])
     bins: list[list[int]] = []
-    room: list[int] = []
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]
+    rooms = 0  # a bit for each room that some sequence has
     for index in sorted(range(len(examples)), key=lambda one: (-len(examples[one].token_ids), one)):
         size = len(examples[index].token_ids)
-        place = next((number for number, left in enumerate(room) if left >= size), None)
-        if place is None:
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            place = with_room[room].pop()
+            rooms ^= 0 if with_room[room] else 1 << room
+        else:
             bins.append([])
-            room.append(length)
-            place = len(bins) - 1
+            room, place = length, len(bins) - 1
         bins[place].append(index)
-        room[place] -= size
+        with_room[room - size].append(place)
+        rooms |= 1 << (room - size)
     return _laid(examples, bins, length, padding_id)
 
 
