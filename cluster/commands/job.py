@@ -331,7 +331,7 @@ def _watch(client: "Client", job_id: str) -> None:
     job = job_view.follow(client.watch_job(job_id), Console(stderr=True, soft_wrap=True))
     if job is None or job.state != "SUCCEEDED":
         raise CommandError(f"{job_id} {job.state.lower()}: {job.message}" if job else f"{job_id} could not be watched")
-    print(f"{job_id}: done, {job.settled_rows:,} rows in {job.output}, {job.error_rows:,} with an error")
+    print(f"{job_id}: done, {job.settled_rows:,} {job_view.counted(job)} in {job.output}, {job.error_rows:,} with an error")
 
 
 def _object(text: str) -> dict[str, Any]:
