@@ -185,20 +185,11 @@ def quantize(  # noqa: PLR0913 - the command's options, one by one
     """Make a checkpoint of the served model with fewer bits a weight."""
     output, calibration, held_out = (_as_known_there(connection, file) for file in (output, calibration, held_out))
     work = QuantizeWork(scheme, output, calibration, held_out, sequences, sequence_tokens, held_out_tokens, serve_tokens)
+    options = {each: value for each, value in asdict(work).items() if each not in {"scheme", "output", "calibration", "held_out"}}
     with connection.client() as client:
 
         def create(request_id: str) -> "BatchJob":
-            return client.create_quantization(
-                scheme,
-                output,
-                calibration,
-                held_out,
-                request_id=request_id,
-                sequences=sequences,
-                sequence_tokens=sequence_tokens,
-                held_out_tokens=held_out_tokens,
-                serve_tokens=serve_tokens,
-            )
+            return client.create_quantization(scheme, output, calibration, held_out, request_id=request_id, **options)
 
         _submitted(client, name or _name(QUANTIZE, work), create, wait=wait)
 

@@ -48,9 +48,8 @@ from deployments.jobs.storage import exists, remove
 from deployments.jobs.vector_stores import VectorRow, opened
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
-from neox_serve.core.types import Pool
 from neox_serve.core.vector_target import ALLOWED, VectorTarget
-from neox_serve.settings import SettingsError, load
+from neox_serve.settings import Settings, SettingsError, load
 
 _LOCK_POLL_S = 0.2
 _ENDLESS = 1_000_000_000
@@ -159,8 +158,10 @@ def _done_before(job: BulkJob, keys: Mapping[int, str], console: Console) -> Job
 async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, progress: JobProgress) -> None:
     rows = alike_together(row for row in _good_rows(job, keys) if row.number not in output.ledger.places)
     left = progress.total - progress.done
+    if not left:
+        return
     try:
-        async with _answerer(job, left) as (answerer, most), asyncio.timeout(job.patience_s) as patience:
+        async with _answerer(job) as (answerer, most), asyncio.timeout(job.patience_s) as patience:
             progress.count_from_now()
             worker = _Worker(job, answerer, output, progress, patience)
             async with asyncio.TaskGroup() as group:
@@ -173,22 +174,24 @@ async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, pro
 
 
 @contextlib.asynccontextmanager
-async def _answerer(job: BulkJob, left: int) -> AsyncIterator[tuple[Any, int]]:
-    """Who answers the rows that are left, by methods of the kinds' names, and how many requests it is given at a time. Raises JobError."""
-    if job.own_engine and left:
+async def _answerer(job: BulkJob) -> AsyncIterator[tuple[Any, int]]:
+    """Who answers rows, by methods of the kinds' names, and how many requests it is given at a time. Raises JobError."""
+    if job.own_engine:
         from deployments.jobs.own_engine import own_engine
 
-        try:
-            async with own_engine(Pool.EMBEDDING if job.kind == EMBED.name else Pool.GENERATION, load(job.config)) as engine:
-                yield engine, engine.most_requests
-        except SettingsError as error:
-            raise JobError(str(error), 2) from error
-        except RuntimeError as error:
-            raise JobError(f"the engine: {error}", 1) from error
+        async with own_engine(KINDS[job.kind].pool, _settings(job)) as engine:
+            yield engine, engine.most_requests
         return
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
     async with AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key()) as client:
         yield client, job.concurrency
+
+
+def _settings(job: BulkJob) -> Settings:
+    try:
+        return load(job.config)
+    except SettingsError as error:
+        raise JobError(f"--config: {error}", 2) from error
 
 
 @dataclass(frozen=True, slots=True)

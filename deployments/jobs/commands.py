@@ -1,6 +1,5 @@
 """What each kind of job runs, where its files are, and what it leaves where it is not finished."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from deployments.jobs.finetune.arguments import FinetuneJob, unfinished_of
 from deployments.jobs.quantize import arguments as quantizing
 from deployments.jobs.quantize.arguments import QuantizeJob
 from deployments.jobs.row_files import partial_of
+from deployments.jobs.rows import KINDS
 from deployments.jobs.storage import joined
 from neox_serve.client import Tls
 from neox_serve.core.evaluating import EvaluateWork
@@ -95,14 +95,14 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """line: for a shell. gpus: that it takes while it runs.
+    """line: for a shell. leftovers: what it has written that will not be finished, if it is not run again; a path or URL.
 
-    leftovers: what it has written that will not be finished, if it is not run again; a path or URL.
+    engine: the pool of which it starts engines for itself, by the settings in `Places.config`; None where it does not.
     """
 
     line: str
     leftovers: str
-    gpus: float = 0.0
+    engine: Pool | None = None
 
 
 def command_of(job: Job, places: Places) -> Command:
@@ -114,11 +114,6 @@ def command_of(job: Job, places: Places) -> Command:
     if isinstance(job.work, QuantizeWork):
         return _quantize(job, job.work, places)
     return _rows(job, job.work, places)
-
-
-def prepare(job: Job, places: Places) -> None:
-    """Writes what its run reads besides. Raises OSError."""
-    places.config(job).write_text(json.dumps(places.engines), encoding="utf-8")
 
 
 def _finetune(job: Job, work: FinetuneWork, places: Places) -> Command:
@@ -141,9 +136,9 @@ def _evaluate(job: Job, work: EvaluateWork, places: Places) -> Command:
 def _quantize(job: Job, work: QuantizeWork, places: Places) -> Command:
     output, calibration, held_out = (places.file(job.tenant, name) for name in (work.output, work.calibration, work.held_out))
     here = replace(work, output=output, calibration=calibration, held_out=held_out)
-    told = QuantizeJob(here, places.model.source, places.model.revision, places.config(job), places.report(job))
-    gpus = places.engine_gpus.get(Pool.GENERATION, 0.0) if work.serve_tokens else 0.0
-    return Command(quantizing.entrypoint_of(told), str(told.unfinished), gpus)
+    config = places.config(job) if work.serve_tokens else None
+    told = QuantizeJob(here, places.model.source, places.model.revision, config, places.report(job))
+    return Command(quantizing.entrypoint_of(told), str(told.unfinished), Pool.GENERATION if work.serve_tokens else None)
 
 
 def _rows(job: Job, work: RowsWork, places: Places) -> Command:
@@ -164,9 +159,7 @@ def _rows(job: Job, work: RowsWork, places: Places) -> Command:
         own_engine=work.own_engine,
         config=places.config(job) if work.own_engine else None,
     )
-    pool = Pool.EMBEDDING if job.kind == "embed" else Pool.GENERATION
-    gpus = places.engine_gpus.get(pool, 0.0) if work.own_engine else 0.0
-    return Command(bulk.entrypoint_of(told), partial_of(told.output), gpus)
+    return Command(bulk.entrypoint_of(told), partial_of(told.output), KINDS[job.kind].pool if work.own_engine else None)
 
 
 def _gpus(pool: Pool, settings: Settings) -> float:

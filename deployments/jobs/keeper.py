@@ -7,6 +7,7 @@ so no job is run twice at a time, even where two keepers overlap.
 
 import asyncio
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 
 from deployments.jobs.accounts import Accounts, Charge
-from deployments.jobs.commands import Places, command_of, prepare
+from deployments.jobs.commands import Places, command_of
 from deployments.jobs.reports import read_report
 from deployments.jobs.storage import remove
 from neox_serve.core.errors import ServeError
@@ -144,7 +145,7 @@ class JobKeeper:
         """Keeps what the run has written, for its tenant; of one that goes on every few seconds."""
         if at_once or self._clock() >= self._logs_due_s.get(job.job_id, 0.0):
             self._logs_due_s[job.job_id] = self._clock() + _LOG_EVERY_S
-            with contextlib.suppress(RuntimeError):  # Ray knows of no run before it was given to it
+            with contextlib.suppress(RuntimeError, OSError):  # a run that Ray does not know has none; the next look finds it
                 self._store.keep_log(job, JobLog.of(job.run_id, self._runs.log(job.run_id)))
 
     def _start(self, job: Job, step: Start) -> None:
@@ -164,14 +165,17 @@ class JobKeeper:
 
     def _submit(self, job: Job) -> None:
         self._places.notes_of(job).mkdir(mode=0o700, parents=True, exist_ok=True)
-        prepare(job, self._places)
         job = self._with_key(job)
         try:
             command = command_of(job, self._places)
         except ValueError as error:
             return self._end(job, End(JobState.FAILED, f"it cannot be done any more: {error}"))
+        gpus = 0.0
+        if command.engine is not None:
+            gpus = self._places.engine_gpus.get(command.engine, 0.0)
+            self._places.config(job).write_text(json.dumps(self._places.engines), encoding="utf-8")
         try:
-            self._runs.start(job.run_id, command.line, {JOB_KEY: job.job_id, "tenant": job.tenant}, command.gpus)
+            self._runs.start(job.run_id, command.line, {JOB_KEY: job.job_id, "tenant": job.tenant}, gpus)
         except RuntimeError as error:
             self._say(job, f"Ray cannot start it, and is asked again: {error}")
         else:
@@ -206,6 +210,7 @@ class JobKeeper:
                 remove(command_of(job, self._places).leftovers)
         self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
         shutil.rmtree(self._places.notes_of(job), ignore_errors=True)
+        self._logs_due_s.pop(job.job_id, None)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)
 
 

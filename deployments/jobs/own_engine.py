@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack
 
+from deployments.jobs.failures import JobError
 from neox_serve import model_files
 from neox_serve.client import EmbedResult, GenerateResult, calls
 from neox_serve.client.calls import Call as ClientCall
@@ -27,12 +28,12 @@ from neox_serve.gateway.embedding import Embedding
 from neox_serve.gateway.generation import Generation
 from neox_serve.gateway.preparing import unsalted
 from neox_serve.gateway.served import Served
-from neox_serve.settings import Settings, pool_settings
+from neox_serve.settings import Settings, SettingsError, pool_settings
 from neox_serve.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-_OPERATOR = Principal(Tenant(ANONYMOUS), "none", frozenset())
+_CALLER = Principal(Tenant(ANONYMOUS), "none", frozenset())
 _SWITCH_S = 0.0005
 """A tenth of Python's own: so long rows keep an engine that is a thread of this process from its next operation."""
 _FOREVER_S = 10 * 365 * 86_400.0
@@ -59,23 +60,26 @@ class OwnEngine:
         now_s, task = asyncio.get_running_loop().time(), asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are made in tasks")
-        call = Call(asked.method, task, asked.request_id, now_s, now_s + _FOREVER_S, _OPERATOR, PriorityClass.BULK)
+        call = Call(asked.method, task, asked.request_id, now_s, now_s + _FOREVER_S, _CALLER, PriorityClass.BULK)
         call.life.advance(Event.ACCEPT)
         return asked.read(await handler(call, asked.request))
 
 
 @asynccontextmanager
 async def own_engine(pool: Pool, settings: Settings) -> AsyncIterator[OwnEngine]:
-    """An engine as long as the block lasts. This process must not have imported vLLM. Raises SettingsError, RuntimeError."""
-    folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
-    served = Served.from_settings(settings, model_files.read_facts(folder))
+    """An engine as long as the block lasts. This process must not have imported vLLM. Raises JobError where it does not start."""
     os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
-    section = pool_settings(settings, pool)
-    alone = section.model_copy(update={"engine": section.engine.model_copy(update={"report_prefix_cache": False})})
-    engine = await start_engine(pool, settings.model_copy(update={pool.value: alone}), offline=True)
+    try:
+        folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
+        served = Served.from_settings(settings, model_files.read_facts(folder))
+        engine = await start_engine(pool, settings, offline=True)
+    except SettingsError as error:
+        raise JobError(str(error), 2) from error
+    except RuntimeError as error:
+        raise JobError(f"the engine does not start: {error}", 1) from error
     sys.setswitchinterval(_SWITCH_S)
     try:
-        yield OwnEngine(engine, served, Tokenizer(folder), 2 * section.engine.max_num_seqs)
+        yield OwnEngine(engine, served, Tokenizer(folder), 2 * pool_settings(settings, pool).engine.max_num_seqs)
     finally:
         await engine.close()
 
@@ -121,18 +125,18 @@ class _Whole:
         self.key = key
         self._engine = engine
         self._deltas: list[Delta] = []
-        self._ended = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.Event()
 
     def take(self, deltas: Sequence[Delta]) -> None:
         """The engine's sink."""
         self._deltas.extend(deltas)
-        if deltas[-1].end and not self._ended.done():
-            self._ended.set_result(None)
+        if deltas[-1].end:
+            self._ended.set()
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
-        await self._ended
+        await self._ended.wait()
         return self._deltas
 
     def cancel(self) -> None:
-        if not (self._ended.done() and not self._ended.cancelled()):
+        if not self._ended.is_set():
             self._aborting = asyncio.get_running_loop().create_task(self._engine.abort(self.key))

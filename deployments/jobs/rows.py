@@ -21,9 +21,11 @@ from typing import Any
 from neox_serve.client import EmbedResult, GenerateResult, calls
 from neox_serve.client.options import EmbedOptions, GenerateOptions
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.types import Pool
 
 _KEY_CHARACTERS = 16
 MOST_ARRANGED = 8_192
+"""Rows that are in memory at a time."""
 
 STOPPING_REASONS = frozenset(
     {
@@ -44,12 +46,14 @@ STOPPING_REASONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a job does with each row; its name is that of the client's method. field: the key of what goes in. options: keys that may stand
-    beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens: that an answer took.
-    prompt_tokens: that were read, where tokens are those that were generated. chats: whether messages may go in.
+    """What a job does with each row; its name is that of the client's method. pool: that answers. field: the key of what goes in.
+
+    options: keys that may stand beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens:
+    that an answer took. prompt_tokens: that were read, where tokens are those that were generated. chats: whether messages may go in.
     """
 
     name: str
+    pool: Pool
     field: str
     options: frozenset[str]
     request: Callable[[Any, Any], object]
@@ -293,6 +297,7 @@ def _embedded(result: EmbedResult) -> dict[str, Any]:
 
 GENERATE = Kind(
     "generate",
+    Pool.GENERATION,
     "prompt",
     frozenset(GenerateOptions.__annotations__) - {"request_id"},
     calls.generate,
@@ -303,6 +308,7 @@ GENERATE = Kind(
 )
 EMBED = Kind(
     "embed",
+    Pool.EMBEDDING,
     "text",
     frozenset(EmbedOptions.__annotations__) - {"request_id"},
     calls.embed,

@@ -201,32 +201,27 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> Call
 
 def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> Call[BatchJob]:
     """BatchService.CreateJob of an adapter."""
-    _refuse_unknown(options, FinetuneOptions)
-    request = batch_service_pb2.CreateJobRequest()
-    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
-    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
-    _set(request.finetune, "finetune.", {"input": source, "adapter": adapter, **given})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+    return _create("finetune", {"input": source, "adapter": adapter}, options, FinetuneOptions)
 
 
 def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOptions) -> Call[BatchJob]:
     """BatchService.CreateJob of an evaluation."""
-    _refuse_unknown(options, EvaluateOptions)
-    request = batch_service_pb2.CreateJobRequest()
-    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
-    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
-    _set(request.evaluate, "evaluate.", {"tasks": tasks, "output": output, **given})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+    return _create("evaluate", {"tasks": tasks, "output": output}, options, EvaluateOptions)
 
 
 def create_quantization(scheme: str, output: str, calibration: str, held_out: str, options: QuantizeOptions) -> Call[BatchJob]:
     """BatchService.CreateJob of a checkpoint."""
-    _refuse_unknown(options, QuantizeOptions)
+    named = {"scheme": scheme, "output": output, "calibration": calibration, "held_out": held_out}
+    return _create("quantize", named, options, QuantizeOptions)
+
+
+def _create(work: str, named: Mapping[str, Any], options: Mapping[str, Any], allowed: type) -> Call[BatchJob]:
+    """Of one kind of work, whose options are fields of its message."""
+    _refuse_unknown(options, allowed)
     request = batch_service_pb2.CreateJobRequest()
     _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
-    given: dict[str, Any] = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
-    named = {"scheme": scheme, "output": output, "calibration": calibration, "held_out": held_out}
-    _set(request.quantize, "quantize.", {**named, **given})
+    given = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
+    _set(getattr(request, work), f"{work}.", {**named, **given})
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 

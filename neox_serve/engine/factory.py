@@ -42,8 +42,8 @@ async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False)
     with nullcontext() if on_gpu(pool, settings) else engine_forks.importing_ahead():
         from neox_serve.engine.vllm_start import start_vllm_engine
 
-    alone = not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
-    return await start_vllm_engine(pool, settings, facts, table, machine, in_thread=offline and alone, offline=offline)
+    in_thread = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
+    return await start_vllm_engine(pool, settings, facts, table, machine, in_thread=in_thread, offline=offline)
 
 
 def read_token_table(folder: Path) -> TokenTable:

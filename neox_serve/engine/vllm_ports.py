@@ -9,17 +9,22 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from neox_serve.engine.vllm_process import EngineProcesses
 from neox_serve.engine.vllm_steps import DirectCollector, OnOutput, StepSignal
+
+_log = structlog.get_logger(__name__)
 
 
 class Port(Protocol):
@@ -80,6 +85,21 @@ class ProcessPort:
         await self._processes.stop(self._llm)
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """For the engine's thread. fail: told why it could not be done."""
+
+    do: Callable[[], object]
+    fail: Callable[[Exception], object] = lambda _error: None
+
+    def run(self) -> None:
+        """Does it. What goes wrong is this work's alone."""
+        try:
+            self.do()
+        except Exception as error:  # noqa: BLE001 - the boundary to the engine: whatever it raises is told to whoever asked
+            self.fail(error)
+
+
 class ThreadPort:
     """To an LLMEngine, on a thread that alone touches it, and so takes what it is told between two steps."""
 
@@ -87,7 +107,7 @@ class ThreadPort:
         self._llm = llm
         self._steps = steps
         self._loop = asyncio.get_running_loop()
-        self._work: deque[Callable[[], None]] = deque()
+        self._work: deque[_Work] = deque()
         self._told = threading.Event()
         self._news: list[tuple[OnOutput, RequestOutput | PoolingRequestOutput | Exception]] = []
         self._waiting: dict[str, OnOutput] = {}
@@ -98,15 +118,20 @@ class ThreadPort:
         self._thread.start()
 
     async def submit(self, prepared: EngineCoreRequest, on_output: OnOutput) -> None:
-        """Outputs come once their step is over."""
+        """Outputs come once their step is over; what is wrong with a request comes as its output."""
+        vllm_id = prepared.request_id
+        self._waiting[vllm_id] = on_output
 
         def add() -> None:
-            self._waiting[prepared.request_id] = on_output
-            collector = DirectCollector(prepared.request_id, lambda output: self._take(prepared.request_id, output))
+            collector = DirectCollector(vllm_id, lambda output: self._take(vllm_id, output))
             self._llm.output_processor.add_request(prepared, None, None, 0, collector)
             self._llm.engine_core.add_request(prepared)
 
-        self._tell(add)
+        def fail(error: Exception) -> None:
+            self._take(vllm_id, error)
+            self._llm.output_processor.abort_requests([vllm_id], internal=True)
+
+        self._tell(_Work(add, fail))
 
     async def stop(self, vllm_ids: list[str]) -> None:
         """Before the next step."""
@@ -116,7 +141,7 @@ class ThreadPort:
             for vllm_id in vllm_ids:
                 self._waiting.pop(vllm_id, None)
 
-        self._tell(abort)
+        self._tell(_Work(abort))
 
     async def add_lora(self, request: LoRARequest) -> object:
         """Between two steps."""
@@ -133,43 +158,46 @@ class ThreadPort:
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._llm.engine_core.shutdown)
 
-    def _tell(self, work: Callable[[], None]) -> None:
+    def _tell(self, work: _Work) -> None:
         self._work.append(work)
         self._told.set()
+        if self.errored:
+            self._die()
 
     async def _done(self, work: Callable[[], object]) -> object:
         """What the thread has made of it."""
         done: Future[object] = Future()
-
-        def do() -> None:
-            try:
-                done.set_result(work())
-            except Exception as error:  # noqa: BLE001 - whoever asked is told
-                done.set_exception(error)
-
-        self._tell(do)
+        self._tell(_Work(lambda: done.set_result(work()), done.set_exception))
         return await asyncio.wrap_future(done)
 
     def _run(self) -> None:
-        while not self._closing:
-            try:
+        """Turns, until it is closed or the engine dies."""
+        try:
+            while not self._closing:
                 self._turn()
-            except Exception as error:  # noqa: BLE001 - the engine is dead: all who wait are told why
-                self.errored = True
-                self._news += [(on_output, error) for on_output in self._waiting.values()]
-                self._waiting.clear()
-                self._flush()
-                return
+        except Exception:  # noqa: BLE001 - the boundary to the engine
+            _log.exception("engine died")
+            self._loop.call_soon_threadsafe(self._die)
 
     def _turn(self) -> None:
         """What has been told, then a step; where there is nothing to step for, a wait."""
         self._told.clear()
         while self._work:
-            self._work.popleft()()
-        if not self._llm.has_unfinished_requests():
+            self._work.popleft().run()
+        if self._llm.has_unfinished_requests():
+            self._llm.step()
+            self._flush()
+        else:
+            self._flush()
             self._told.wait()
-            return
-        self._llm.step()
+
+    def _die(self) -> None:
+        """On the loop, once the thread has ended: whatever was the matter, all who wait hear that the engine is dead."""
+        self.errored = True
+        while self._work:
+            self._work.popleft().fail(EngineDeadError())
+        for vllm_id in tuple(self._waiting):
+            self._take(vllm_id, EngineDeadError())
         self._flush()
 
     def _take(self, vllm_id: str, output: RequestOutput | PoolingRequestOutput | Exception) -> None:

@@ -44,7 +44,8 @@ async def start_vllm_engine(
     """
     folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
-    sockets = EventSockets() if engine_arguments.enable_prefix_caching and engine_settings(pool, settings).report_prefix_cache else None
+    reports_cache = engine_arguments.enable_prefix_caching and engine_settings(pool, settings).report_prefix_cache and not offline
+    sockets = EventSockets() if reports_cache else None
     engine_arguments.kv_events_config = sockets.config() if sockets else None
     steps = StepSignal()
     with ExitStack() as undo:

@@ -111,8 +111,8 @@ class RowsWork(_message.Message):
     Milvus, milvus:http://HOST:PORT#COLLECTION.
     """
     own_engine: _builtins.bool
-    """By engines that the job starts for itself, with the cluster's settings of them, and not as traffic of the cluster: for work that would
-    keep the cluster busy for long, on machines that have room. Rows must be without a class, session or traffic limits of their own. For
+    """By an engine that the job starts for itself, with the cluster's settings of it, and not as traffic of the cluster: for work that would
+    keep the cluster busy for long, on machines that have room. What rows say of their traffic, such as a class, does nothing then. For
     operators.
     """
     @_builtins.property

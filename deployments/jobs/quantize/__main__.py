@@ -30,14 +30,12 @@ from deployments.jobs.quantize.schemes import SCHEMES, Scheme
 from deployments.jobs.quantize.texts import Texts, agreement, read_texts
 from deployments.jobs.quantize.walk import walk
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.storage import is_remote
+from deployments.jobs.storage import is_remote, put
 from neox_serve import model_files
+from neox_serve.core.finetuning import TARGETS
 from neox_serve.core.model import ModelFacts
 from neox_serve.settings import Settings, SettingsError, load
 from neox_serve.tokenizer import Tokenizer
-
-_MATRICES = 4
-"""Of a layer."""
 
 
 def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
@@ -67,7 +65,7 @@ def _model(job: QuantizeJob, scheme: Scheme) -> tuple[Path, ModelFacts]:
     for inputs in (facts.hidden_size, facts.intermediate_size):
         if scheme.group and inputs % scheme.group:
             raise JobError(f"--scheme {scheme.name}: groups of {scheme.group} do not divide the model's {inputs}", 2)
-    if (folder / "config.json").is_file() and "quantization_config" in model_files.read_json(folder / "config.json", setting="--model"):
+    if "quantization_config" in model_files.read_json(folder / "config.json", setting="--model"):
         raise JobError(f"--model: {job.model} is quantised already", 2)
     return folder, facts
 
@@ -95,7 +93,8 @@ def _claim(job: QuantizeJob, fingerprint: str) -> None:
     mark = job.unfinished / "fingerprint"
     if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
         raise JobError(f"{job.unfinished}: has layers that were not made from this; name another output, or remove it", 2)
-    mark.write_text(fingerprint, encoding="utf-8")
+    put(str(mark.with_suffix(".aside")), fingerprint.encode())
+    mark.with_suffix(".aside").replace(mark)
 
 
 def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growing: Growing, console: Console) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growi
     logging.disable_progress_bar()
     tensors, scheme = Tensors(folder), SCHEMES[job.work.scheme]
     report = ReportFile(job.report) if job.report else None
-    with JobProgress(console, _MATRICES * facts.layers, 0, report=report.tell if report else None, noun="matrices") as progress:
+    with JobProgress(console, len(TARGETS) * facts.layers, 0, report=report.tell if report else None, noun="matrices") as progress:
 
         def advance(tokens: int) -> None:
             progress.settled(tokens=tokens, error=False)

@@ -6,22 +6,19 @@
 import asyncio
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from deployments.jobs.failures import JobError
+from deployments.jobs.own_engine import OwnEngine, own_engine
 from deployments.jobs.quantize.texts import Texts
-from neox_serve.core.types import Delta, GenerationRequest, Pool, Sampling, Stopping, TokenIds
-from neox_serve.engine.environment import engine_environment
-from neox_serve.engine.factory import start_engine
+from neox_serve.core.types import Pool
 from neox_serve.settings import Settings, restore
 
 _PROMPTS, _PROMPT_TOKENS = 16, 64
@@ -64,15 +61,14 @@ def _prompts(texts: Texts) -> list[list[int]]:
 def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Settings, console: Console) -> _Said:
     console.print(f"An engine of {folder} starts ...", markup=False, highlight=False)
     own = settings.model.model_copy(update={"source": str(folder), "revision": None, "adapters": (), "registry": None})
-    values = settings.model_copy(update={"model": own}).model_dump(mode="json", include={"model", "generation", "log"})
+    values = settings.model_copy(update={"model": own}).model_dump(mode="json", include={"model", "generation", "limits", "log"})
     values["generation"]["engine"]["quantization"] = None
-    environment = engine_environment(Pool.GENERATION, restore(values))
     with tempfile.TemporaryDirectory() as there:
         ask, answer = Path(there, "ask.json"), Path(there, "answer.json")
         ask.write_text(json.dumps({"settings": values, "prompts": prompts, "tokens": tokens}), encoding="utf-8")
         command = [sys.executable, "-m", "deployments.jobs.quantize.serving", str(ask), str(answer)]
         try:
-            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=_MOST_S, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_S, check=False)
         except subprocess.TimeoutExpired as error:
             raise JobError(f"the engine of {folder} did not answer within {_MOST_S:g} s", 1) from error
         if done.returncode != 0:
@@ -82,37 +78,17 @@ def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Setting
 
 async def _serve(settings: Settings, prompts: list[list[int]], tokens: int) -> _Said:
     """All prompts at once; a first time, unmeasured, until the engine is warm."""
-    engine = await start_engine(Pool.GENERATION, settings)
-    try:
+    async with own_engine(Pool.GENERATION, settings) as engine:
         await _answers(engine, prompts, min(tokens, 8))
         began_s = time.perf_counter()
         token_ids = await _answers(engine, prompts, tokens)
         return _Said(sum(map(len, token_ids)) / (time.perf_counter() - began_s), token_ids)
-    finally:
-        await engine.close()
 
 
-async def _answers(engine: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    return await asyncio.gather(*(_answer(engine, (number, tokens), tuple(prompt), tokens) for number, prompt in enumerate(prompts)))
-
-
-async def _answer(engine: Any, key: tuple[int, int], prompt: TokenIds, tokens: int) -> list[int]:
-    """What is generated after a prompt. Raises ServeError."""
-    token_ids: list[int] = []
-    ended = asyncio.get_running_loop().create_future()
-
-    def take(deltas: "list[Delta]") -> None:
-        for delta in deltas:
-            for part in delta.sequences:
-                token_ids.extend(part.token_ids)
-            if delta.end and not ended.done():
-                ended.set_result(delta.failure)
-
-    request = GenerationRequest(str(key), prompt, Stopping(max_tokens=tokens, ignore_eos=True), Sampling(temperature=0.0))
-    await engine.generate(key, request, take)
-    if (failure := await ended) is not None:
-        raise failure
-    return token_ids
+async def _answers(engine: OwnEngine, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    asked = (engine.generate(prompt, max_tokens=tokens, ignore_eos=True, temperature=0.0) for prompt in prompts)
+    results = await asyncio.gather(*(asyncio.ensure_future(one) for one in asked))
+    return [list(result.results[0].completions[0].token_ids) for result in results]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -41,13 +41,13 @@ class Cost:
     """What it costs to predict the windows, and what would have been said instead."""
 
     nats: float = 0.0
-    greedy: list[torch.Tensor] | None = None
+    greedy: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, logits: torch.Tensor, ids: torch.Tensor, scored: int) -> None:
         """A window's last tokens. logits: of all its places. ids: of the window. scored: how many of them count."""
         predictions, targets = logits[-scored - 1 : -1].float(), ids[-scored:]
         self.nats += torch.nn.functional.cross_entropy(predictions, targets, reduction="sum").item()
-        self.greedy = [*(self.greedy or ()), predictions.argmax(-1)]
+        self.greedy.append(predictions.argmax(-1))
 
     def bits_per_byte(self, size: int) -> float:
         """Of text of so many bytes."""
@@ -56,7 +56,7 @@ class Cost:
 
 def agreement(one: Cost, other: Cost) -> float:
     """The fraction of places at which the likeliest token is the same."""
-    return float((torch.cat(one.greedy or []) == torch.cat(other.greedy or [])).float().mean())
+    return float((torch.cat(one.greedy) == torch.cat(other.greedy)).float().mean())
 
 
 def read_texts(work: QuantizeWork, tokenizer: Tokenizer, end_of_text_id: int, positions: int) -> Texts:

@@ -29,7 +29,7 @@ def walk(
 ) -> Measured:
     """Writes a file for each layer, and one for the rest; those that are there from before are taken as they are.
 
-    advance: told of every matrix that is done, with the tokens it was rounded against. Raises JobError, OSError.
+    advance: told of every matrix that is done, with the tokens that this took. Raises JobError, OSError.
     """
     calibration = [model.embedded(ids) for ids in texts.calibration]
     before = [model.embedded(texts.window(window)) for window in texts.windows]
@@ -43,7 +43,7 @@ def walk(
             growing.write(index, stored)
         else:
             for _ in model.matrices():
-                advance(texts.calibration.numel())
+                advance(0)
         _replace(model, index, stored, scheme)
         calibration = [model.through(states) for states in calibration]
         with model.rounding_inputs(scheme):
