@@ -72,7 +72,7 @@ def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Setting
         except subprocess.TimeoutExpired as error:
             raise JobError(f"the engine of {folder} did not answer within {_MOST_S:g} s", 1) from error
         if done.returncode != 0:
-            raise JobError(f"the engine of {folder} failed: {done.stderr.strip().splitlines()[-1:]}", 1)
+            raise JobError(f"the engine of {folder} failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}", 1)
         return _Said(**json.loads(answer.read_text(encoding="utf-8")))
 
 
