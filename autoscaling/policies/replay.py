@@ -80,10 +80,9 @@ def replay(demand: Sequence[float], base: float, reacted: Sequence[float], bin_s
         if backlog < 0:
             backlog = 0.0
         total += each
-        over = max(before, backlog) - limit
-        if over > 0 and each:
+        if each and (before > limit or backlog > limit):
             # Those that came while the backlog was past the limit: all of them, or where it crossed, a part.
-            crossed = abs(backlog - before)
+            over, crossed = max(before, backlog) - limit, abs(backlog - before)
             missed += each * (min(1.0, over / crossed) if min(before, backlog) < limit else 1.0)
             # Nobody waits for ever: who has been missed for long leaves, or is refused.
             backlog = min(backlog, limit * _LONGEST_BACKLOG)

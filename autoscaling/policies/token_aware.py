@@ -9,7 +9,8 @@ Theory of operation:
   as much as the promise requires; no burst is chased that will be over before a replica has started.
 * The level is forecast over the start-up time: history is scaled from the level at its time to that which lies ahead (`levels`).
 * What history has never seen is a new level: when the last seconds bring more than any like them, what they bring is provided for at once,
-  with what will wait by the time that replicas are ready, to be worked off within half a start-up.
+  with what will wait by the time that replicas are ready, to be worked off within half a start-up. How high it is, the newest of these
+  seconds say, since the first may still have been before it.
 * Scaling down is tried out first: the same replay with a tenth more demand must do with fewer replicas, what runs now must fit on them, and
   both must have been so for more than the time of two start-ups. So a count that has just been left is not wanted again at once.
 * A pool that may go to zero does so when nothing has come for as long; the first request brings it back.
@@ -33,11 +34,13 @@ _MOST_CAUTION = 8.0
 _LONGEST_RISE_S = 60.0
 _LONGEST_QUEUE_S = 60.0
 """Of waiting that is worked off; who has waited for longer is gone or refused."""
-_LEAST_CATCH_UP_S = 30.0
+_LEAST_CATCH_UP_S = 15.0
 _RISES = ((0.0, 3.0), (0.15, 2.0), (0.25, 1.5), (0.4, 1.2), (0.6, 1.0))
 """For which part of a start-up how many times the known demand must have come to be a new level. The smaller a rise, the less it has to
 hurry; and the longer a start-up, the more a burst that is over by then would cost."""
 _SHORTEST_RISE_S, _LONGEST_LEVEL_S = 6.0, 60.0
+_NEWEST_BINS, _MOST_NEWER = 2, 2.0
+"""Of a rise, those that say how high it is, and how many times its mean they may: they are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Tuning:
     headroom: float = 1.1
     miss_share: float = 0.8
     spare_fraction: float = 0.1
-    hold_startups: float = 2.5
+    hold_startups: float = 3.5
     history_s: float = 7200.0
     level_s: float = 300.0
     period_s: float = 10.0
@@ -196,10 +199,12 @@ def _sudden(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
 
 
 def _risen(demand: list[float], known: float, lasted_s: float, times: float) -> float:
-    """The demand of the last seconds, where that is so many times what is known, and more than so many seconds have ever brought."""
+    """The level of the last seconds, where they brought so many times what is known, and more than so many seconds have ever brought."""
     width = max(1, round(lasted_s / BIN_S))
     mean = highest_mean(demand[-width:], width)
-    return mean if mean > times * known and mean > 1.1 * highest_mean(demand[:-width], width) else 0.0
+    if mean <= times * known or mean <= 1.1 * highest_mean(demand[:-width], width):
+        return 0.0
+    return max(mean, min(_MOST_NEWER * mean, highest_mean(demand[-_NEWEST_BINS:], _NEWEST_BINS)))
 
 
 def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, sudden: int, now_s: float) -> Decision:

@@ -1,11 +1,12 @@
 """Policies compared over the curve of what attainment costs: each at several settings of its knob, and ever closer around the cheapest that
-keeps the promise. One process for each core; all of it deterministic by seed."""
+keeps the promise. Where a knob is known that suits similar traffic, the search begins around that. One process for each core; all of it
+deterministic by seed."""
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for_processes
 from threading import Thread
@@ -57,25 +58,49 @@ def cheapest(points: Iterable[Point], attainment_fraction: float) -> Point | Non
     )
 
 
+_NEAR = 3 / 64
+"""Of a knob's span, by its logarithm: how far around a known knob the search begins."""
+_MOST_WIDENED = 4
+
+
 @dataclass(slots=True)
 class Curve:
-    """The points of one policy, in the order of their knobs, dear ones first."""
+    """The points of one policy, in the order of their knobs, dear ones first. around: a knob that the search begins at, None for a grid."""
 
     contender: str
     points: list[Point]
+    around: float | None = None
     spans: int = 0
+    widened: int = 0
 
     def next_knobs(self, coarse: int, fine: int, attainment_fraction: float) -> list[float]:
-        """Where to look next: a grid at first, then between the cheapest point that keeps the promise and its cheaper neighbour."""
+        """Where to look next: a grid at first, then between the cheapest point that keeps the promise and its cheaper neighbour. Around a
+        known knob first three, and further out where these do not enclose the promise."""
         which = CONTENDERS[self.contender]
         if not self.points:
+            if self.around is not None:
+                return [self._beside(self.around, steps) for steps in (-1, 0, 1)]
             return [which.dear * (which.cheap / which.dear) ** (place / (coarse - 1)) for place in range(coarse)]
         best = cheapest(self.points, attainment_fraction)
         place = self.points.index(best) if best else -1
-        if best is None or self.spans >= fine or place == len(self.points) - 1:
+        if best is None or place == len(self.points) - 1:
+            return self._further_out(best)
+        if self.spans >= fine:
             return []
         self.spans += 1
         return [math.sqrt(best.knob * self.points[place + 1].knob)]
+
+    def _further_out(self, best: Point | None) -> list[float]:
+        """Beyond the cheapest knob where that keeps the promise, beyond the dearest where none does; twice as far each time."""
+        if self.around is None or self.widened >= _MOST_WIDENED:
+            return []
+        self.widened += 1
+        return [self._beside(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widened)]
+
+    def _beside(self, knob: float, steps: int) -> float:
+        """Towards cheap, or towards dear where steps are negative."""
+        which = CONTENDERS[self.contender]
+        return knob * math.exp(math.log(which.cheap / which.dear) * steps * _NEAR)
 
     def add(self, points: Iterable[Point]) -> None:
         """In their places."""
@@ -91,10 +116,14 @@ def compare(
     coarse: int = 5,
     fine: int = 4,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
+    around: Mapping[str, float] | None = None,
 ) -> dict[str, Curve]:
-    """The curves of all contenders. coarse: points of the first grid; fine: looks between two. progress: told runs done and to do."""
+    """The curves of all contenders. coarse: points of the first grid; fine: looks between two. progress: told runs done and to do.
+
+    around: of contenders, the knobs that suited similar traffic.
+    """
     promise = setting.spec.targets.attainment_fraction
-    curves = {name: Curve(name, []) for name in contenders}
+    curves = {name: Curve(name, [], (around or {}).get(name)) for name in contenders}
     open_jobs: dict[Future[Point], str] = {}
     most, done = len(contenders) * (coarse + fine), 0
     awaited = dict.fromkeys(contenders, 0)
@@ -118,11 +147,6 @@ def compare(
                 most -= coarse + fine - len(curves[name].points)
             progress(done, most)
     return curves
-
-
-def over_seeds(point: Point, workload: Workload, setting: Setting, seeds: Sequence[int], executor: Executor) -> list[Point]:
-    """The same setting of a policy's knob with other seeds."""
-    return list(executor.map(run, [Job(point.contender, point.knob, workload, replace(setting, seed=seed)) for seed in seeds]))
 
 
 def processes(count: int) -> ProcessPoolExecutor:

@@ -1,7 +1,8 @@
 """What scaling policies cost at 99 % attainment: ours, its peers and an oracle, on recorded and made-up traffic, at three start-up times.
 
-Every policy is given the knob that suits it best on each workload and start-up time. Seed 0 tries all peers; further seeds those two that
-were cheapest. Nothing that happens in the first minutes counts, in which policies get to know their traffic.
+Every policy is given the knob that suits it best on each workload, start-up time and seed. Seed 0 tries all peers; further seeds those two
+that were cheapest, around the knobs that suited them there. Nothing that happens in the first minutes counts, in which policies get to know
+their traffic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.comparison import Curve, Job, Point, cheapest, compare, run
 from autoscaling.simulator.contenders import CONTENDERS, ORACLE, OURS, PEERS
+from autoscaling.simulator.least import least_gpu_hours
 from autoscaling.simulator.pools import Hardware
 from autoscaling.simulator.setting import Setting
 from autoscaling.simulator.workloads import Bursts, Workload
@@ -25,6 +27,7 @@ _DAY_S = 9000.0
 _WARMUP_S = 900.0
 _MOST_REPLICAS = 64
 _PEERS_KEPT = 2
+_FINE, _FINE_AROUND = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,15 @@ def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> Setting:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One workload and start-up time with one seed: the points that keep the promise, by contender; None where none did."""
+    """One workload and start-up time with one seed: the points that keep the promise, by contender; None where none did.
+
+    least_gpu_hours: that computing alone takes.
+    """
 
     seed: int
     curves: Mapping[str, Curve]
     promise: float
+    least_gpu_hours: float
 
     def best(self, name: str) -> Point | None:
         """A contender's cheapest."""
@@ -78,6 +85,11 @@ class Compared:
             return float("inf")
         return ours.gpu_hours / other.gpu_hours if other else 0.0
 
+    def over_least(self) -> float:
+        """Our GPU-hours over what computing alone takes; infinite where we keep no promise."""
+        ours = self.best(OURS)
+        return ours.gpu_hours / self.least_gpu_hours if ours else float("inf")
+
 
 def measure(
     name: str,
@@ -91,8 +103,11 @@ def measure(
     contenders: Sequence[str] = [one for one in CONTENDERS if one in {OURS, ORACLE, *PEERS}]
     for seed in seeds:
         which = setting(startup_s, given.initial_replicas, seed)
-        curves = compare(contenders, given.workload, which, executor, progress=progress)
-        found.append(Compared(seed, curves, which.spec.targets.attainment_fraction))
+        fine = _FINE_AROUND if found else _FINE
+        around = {name: best.knob for name in contenders if (best := found[0].best(name))} if found else None
+        curves = compare(contenders, given.workload, which, executor, fine=fine, progress=progress, around=around)
+        least = least_gpu_hours(given.workload.requests(seed), which.spec, which.warmup_s, given.workload.duration_s)
+        found.append(Compared(seed, curves, which.spec.targets.attainment_fraction, least))
         if len(found) == 1:
             contenders = [OURS, ORACLE, *_cheapest_peers(found[0])]
     return found
@@ -127,19 +142,57 @@ def recovery_startups(startup_s: float, executor: Executor, seeds: Sequence[int]
     return median(point.outcome.recovery_s(1800.0, which.spec.targets) / startup_s for point in points)
 
 
-def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
-    """Lines for people."""
-    lines = [f"{name}, start-up {startup_s:.0f} s: {over_best_peer(found):.2f} of the best peer, {over_oracle(found):.2f} of the oracle"]
-    for contender, curve in found[0].curves.items():
-        best = found[0].best(contender)
-        highest = max(point.attainment_fraction for point in curve.points)
-        what = (
-            f"{best.gpu_hours:7.1f} GPU-h at {best.attainment_fraction:.4f}, {CONTENDERS[contender].knob} {best.knob:.3g}, "
-            f"{best.outcome.reversals(2 * startup_s)} reversals"
-            if best
-            else f"never; {highest:.4f} at best"
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A contender with one seed: its cheapest point that keeps the promise, None where none does. curve: knob, GPU-hours, attainment."""
+
+    seed: int
+    contender: str
+    gpu_hours: float | None
+    attainment_fraction: float | None
+    knob: float | None
+    reversals: int | None
+    least_gpu_hours: float
+    curve: tuple[tuple[float, float, float], ...]
+
+
+def rows(compared: Compared, startup_s: float) -> list[Row]:
+    """All contenders."""
+    found = []
+    for name, curve in compared.curves.items():
+        best = compared.best(name)
+        points = tuple((point.knob, point.gpu_hours, point.attainment_fraction) for point in curve.points)
+        found.append(
+            Row(
+                compared.seed,
+                name,
+                best.gpu_hours if best else None,
+                best.attainment_fraction if best else None,
+                best.knob if best else None,
+                best.outcome.reversals(2 * startup_s) if best else None,
+                compared.least_gpu_hours,
+                points,
+            )
         )
-        lines.append(f"  {contender:24} {what}")
+    return found
+
+
+def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
+    """Lines for people: the ratios over all seeds, what computing alone takes, and the contenders with the first seed."""
+    least = median(one.over_least() for one in found)
+    ratios = f"{over_best_peer(found):.2f} of the best peer, {over_oracle(found):.2f} of the oracle"
+    lines = [
+        f"{name}, start-up {startup_s:.0f} s: {ratios}, {reversals_a_day(found, startup_s):.0f} reversals",
+        f"Computing alone takes {found[0].least_gpu_hours:.1f} GPU-hours; ours {least:.2f} times that, median over seeds.",
+    ]
+    for row in rows(found[0], startup_s):
+        what = (
+            f"{row.gpu_hours:7.1f} GPU-h at {row.attainment_fraction:.4f}, {CONTENDERS[row.contender].knob} {row.knob:.3g}, "
+            f"{row.reversals} reversals"
+            if row.gpu_hours is not None
+            else f"never; {max(point[2] for point in row.curve):.4f} at best"
+        )
+        lines.append(f"  {row.contender:24} {what}")
     return lines
 
 

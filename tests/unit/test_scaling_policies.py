@@ -148,6 +148,17 @@ def test_token_aware_jump_asks_at_once_for_what_it_brings() -> None:
     assert any("what comes is new" in decision.reason for decision in found[1200:1212])
 
 
+def test_token_aware_jump_is_asked_for_at_once_and_not_by_and_by() -> None:
+    rate = 2.0 / ONE_A_SECOND
+
+    def seen(second: int, count: int) -> PoolSignals:
+        return signals(rate=rate * (8 if second >= 1201 else 1), ready=2 if second < 1260 else count)
+
+    found = timeline(token_aware(), seen, 1215)
+    assert found[1201].replicas <= 3
+    assert found[1204].replicas == found[1214].replicas
+
+
 def test_token_aware_bulk_alone_never_asks_for_more() -> None:
     bulk = PoolSignals(ready_replicas=1, by_class={BULK: demand(500.0, waiting=10_000.0)}, running_requests=50)
     found = timeline(token_aware(), lambda _s, _c: bulk, 900)
