@@ -21,7 +21,9 @@ def searched(curve: Curve, enough: float, fine: int) -> list[float]:
     tried: list[float] = []
     while knobs := curve.next_knobs(5, fine, PROMISE):
         tried += knobs
-        points = [Point(curve.contender, knob, 1.0 if knob >= enough else 0.5, Outcome(3600.0, 30.0, gpu_s=3600.0 * knob)) for knob in knobs]
+        points = [
+            Point(curve.contender, knob, 1.0 if knob >= enough else 0.5, Outcome(3600.0, 30.0, gpu_s=3600.0 * knob)) for knob in knobs
+        ]
         curve.add(points)
     return tried
 
