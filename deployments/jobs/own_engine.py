@@ -6,7 +6,6 @@ are no classes and no deadlines, and a request's output comes when it is whole.
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack
@@ -34,8 +33,6 @@ from neox_serve.tokenizer import Tokenizer
 T = TypeVar("T")
 
 _CALLER = Principal(Tenant(ANONYMOUS), "none", frozenset())
-_SWITCH_S = 0.0005
-"""A tenth of Python's own: so long rows keep an engine that is a thread of this process from its next operation."""
 _FOREVER_S = 10 * 365 * 86_400.0
 
 
@@ -77,7 +74,6 @@ async def own_engine(pool: Pool, settings: Settings) -> AsyncIterator[OwnEngine]
         raise JobError(str(error), 2) from error
     except RuntimeError as error:
         raise JobError(f"the engine does not start: {error}", 1) from error
-    sys.setswitchinterval(_SWITCH_S)
     try:
         yield OwnEngine(engine, served, Tokenizer(folder), 2 * pool_settings(settings, pool).engine.max_num_seqs)
     finally:

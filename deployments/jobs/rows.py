@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from neox_serve.client import EmbedResult, GenerateResult, calls
+from neox_serve.client import Completion, EmbedResult, GenerateResult, calls
 from neox_serve.client.options import EmbedOptions, GenerateOptions
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Pool
@@ -271,14 +271,23 @@ def _error(error: ServeError) -> dict[str, Any]:
 
 def _generated(result: GenerateResult) -> dict[str, Any]:
     (prompt,) = result.results
-    completions = [
-        {name: value for name, value in dataclasses.asdict(completion).items() if value not in ((), None)}
-        for completion in prompt.completions
-    ]
-    values: dict[str, Any] = {"completions": completions, "usage": dataclasses.asdict(prompt.usage)}
+    values: dict[str, Any] = {"completions": [_completion(each) for each in prompt.completions], "usage": _fields(prompt.usage)}
     if prompt.prompt_logprobs:
         values["prompt_logprobs"] = [dataclasses.asdict(position) for position in prompt.prompt_logprobs]
     return values if result.seed is None else {**values, "seed": result.seed}
+
+
+def _completion(completion: Completion) -> dict[str, Any]:
+    """Without what is absent."""
+    values = _fields(completion) | {"finish": _fields(completion.finish)}
+    if completion.logprobs:
+        values["logprobs"] = [dataclasses.asdict(position) for position in completion.logprobs]
+    return {name: value for name, value in values.items() if value not in ((), None)}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Of a dataclass of plain values; `asdict` would copy every token."""
+    return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
 
 
 def _shown(line: bytes) -> str:

@@ -28,7 +28,7 @@ __all__ = ["engine_environment", "fake_engine", "read_token_table", "start_engin
 async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False) -> Engine:
     """A running engine for a pool. The process' environment must hold what `engine_environment` gave.
 
-    offline: for requests that nobody reads along; with one worker on CPUs the engine is then a thread of this process.
+    offline: for requests that nobody reads along; with one worker on CPUs the engine then steps on the event loop.
     Everything that can be checked is checked before a weight is read. Raises SettingsError; RuntimeError where vLLM fails to start.
     """
     engine = engine_settings(pool, settings)
@@ -42,8 +42,8 @@ async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False)
     with nullcontext() if on_gpu(pool, settings) else engine_forks.importing_ahead():
         from neox_serve.engine.vllm_start import start_vllm_engine
 
-    in_thread = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
-    return await start_vllm_engine(pool, settings, facts, table, machine, in_thread=in_thread, offline=offline)
+    in_loop = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
+    return await start_vllm_engine(pool, settings, facts, table, machine, in_loop=in_loop, offline=offline)
 
 
 def read_token_table(folder: Path) -> TokenTable:

@@ -19,7 +19,7 @@ from neox_serve.engine.pools import engine_settings
 from neox_serve.engine.vllm_adapters import AdapterRules, VllmAdapters
 from neox_serve.engine.vllm_cache_events import CacheEventReader, EventSockets
 from neox_serve.engine.vllm_engine import VllmEngine
-from neox_serve.engine.vllm_ports import Port, ProcessPort, ThreadPort
+from neox_serve.engine.vllm_ports import LoopPort, Port, ProcessPort
 from neox_serve.engine.vllm_steps import StepSignal
 from neox_serve.settings import Settings
 
@@ -34,13 +34,13 @@ async def start_vllm_engine(
     table: TokenTable,
     machine: Machine,
     *,
-    in_thread: bool = False,
+    in_loop: bool = False,
     offline: bool = False,
 ) -> VllmEngine:
     """A running engine. Raises SettingsError before anything is loaded, RuntimeError where vLLM fails to start.
 
-    offline: nobody reads along. in_thread: its core is a thread of this process. vLLM waits for its processes while it starts, so it does
-    that on a thread; its event loop is the caller's all the same.
+    offline: nobody reads along. in_loop: its core steps on the event loop, and starts on its thread, to which OpenMP ties cores. Else vLLM
+    waits for its processes while it starts, so it does that on another thread; its event loop is the caller's all the same.
     """
     folder = await asyncio.to_thread(model_files.locate, settings.model.source, settings.model.revision)
     engine_arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, machine)
@@ -52,8 +52,8 @@ async def start_vllm_engine(
         if sockets:
             undo.callback(sockets.remove)
         config = vllm_arguments.build_engine_config(pool, settings, engine_arguments, offline=offline)
-        if in_thread:
-            port, supported_tasks = await _thread(config, steps)
+        if in_loop:
+            port, supported_tasks = _in_loop(config, steps)
         else:
             port, supported_tasks = await _process(config, steps, disable_log_stats=engine_arguments.disable_log_stats)
         undo.pop_all()  # from here on closing the engine removes them
@@ -87,9 +87,9 @@ async def _process(config: VllmConfig, steps: StepSignal, *, disable_log_stats: 
     return ProcessPort(llm), supported_tasks
 
 
-async def _thread(config: VllmConfig, steps: StepSignal) -> tuple[Port, tuple[str, ...]]:
-    llm = await asyncio.to_thread(LLMEngine.from_vllm_config, config, disable_log_stats=True)
-    return ThreadPort(llm, steps), llm.get_supported_tasks()
+def _in_loop(config: VllmConfig, steps: StepSignal) -> tuple[Port, tuple[str, ...]]:
+    llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    return LoopPort(llm, steps), llm.get_supported_tasks()
 
 
 async def _warm_up(pool: Pool, engine: VllmEngine, settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """Bulk jobs through the serving cluster: their throughput beside vLLM's offline `LLM.generate` on the same engine settings, and what
 callers who wait feel of a job that fills the rest.
 
-Each round starts the offline engine, then the cluster, one at a time. The job is the command that Ray runs; its own last line says its
-rate, from its first request to its last row, as the offline engine's is from its first request.
+First `LLM.generate` and a job with an engine of its own take turns on one engine; then each round starts a cluster. The job is the command
+that Ray runs; its own last line says its rate, from its first request to its last row, as `LLM.generate`'s is from its first request.
 """
 
 import json
@@ -34,19 +34,19 @@ from tests.bench.systems import cluster_values
 from tests.bench.view import View
 from tests.clusters import running_cluster
 
-_ROUNDS = 3
+_ROUNDS, _TURNS = 3, 5
 _ROWS, _PROMPT_TOKENS, _OUTPUT_TOKENS = 1_000, 64, 64
 _CONCURRENCY = 160
 """A little above the engine's batch, so that it never runs short."""
 _INTERACTIVE_RPS, _INTERACTIVE_S, _LEAD_IN_S = 4.0, 28.0, 4.0
 """The first callers of all find a batch that the job has to itself: what is measured begins when they are answered."""
-_OFFLINE_S = 300.0
+_OFFLINE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """Medians of the rounds. over_offline, own_over_offline: tok/s of a job through the cluster, and of one with an engine of its own, over
-    LLM.generate's.
+    """Medians. over_offline, own_over_offline: tok/s of a job through the cluster, and of one with an engine of its own, over
+    LLM.generate's: the median of this, and in the same turn.
 
     ttft_ratio: p99 TTFT of callers with a job running over that without.
     """
@@ -61,40 +61,35 @@ def run(folder: Path, view: View) -> Bulk:
     settings = folder / "settings.json"
     settings.write_text(json.dumps(restore(dict(VALUES)).model_dump(mode="json")), encoding="utf-8")
     rows, endless = _rows(folder / "rows.jsonl", _ROWS), _rows(folder / "endless.jsonl", 40 * _ROWS)
-    found = list[tuple[float, float, float, float, float]]()
+    found = list[tuple[float, float, float]]()
+    with view.step("bulk: LLM.generate, and a job on the same engine"):
+        turns = _turns(settings, rows, folder)
     with view.progress("bulk: rounds", _ROUNDS) as progress:
         for number in range(_ROUNDS):
             here = folder / str(number)
             here.mkdir()
-            offline, own = _offline(settings, rows, here), _own_rate(settings, rows, here)
             with running_cluster(here, cluster_values(VALUES)) as cluster:
                 _warm_up(cluster.address)
                 job = _job_rate(cluster.address, rows, here)
                 alone, beside = _interactive(cluster.address, endless, here)
-            found.append((job, own, offline, beside, alone))
+            found.append((job, beside, alone))
             progress(number + 1)
-    headers = [
-        "job tok/s",
-        "own engine's tok/s",
-        "LLM.generate tok/s",
-        "ratio",
-        "own ratio",
-        "p99 TTFT with a job, ms",
-        "without, ms",
-        "ratio",
-    ]
-    view.table("Bulk", headers, [_row(one) for one in found])
-    return Bulk(
-        median(job / offline for job, _, offline, _, _ in found),
-        median(own / offline for _, own, offline, _, _ in found),
-        median(beside / alone for *_, beside, alone in found),
+    offline = median(offline for offline, _ in turns)
+    view.table(
+        "A job with an engine of its own",
+        ["LLM.generate tok/s", "job tok/s", "ratio"],
+        [[f"{offline:.0f}", f"{own:.0f}", f"{own / offline:.3f}"] for offline, own in turns],
     )
-
-
-def _row(found: tuple[float, float, float, float, float]) -> list[str]:
-    job, own, offline, beside, alone = found
-    ratios = [f"{job / offline:.2f}", f"{own / offline:.2f}"]
-    return [f"{job:.0f}", f"{own:.0f}", f"{offline:.0f}", *ratios, f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"]
+    view.table(
+        f"A job through the cluster; LLM.generate {offline:.0f} tok/s",
+        ["job tok/s", "ratio", "p99 TTFT with a job, ms", "without, ms", "ratio"],
+        [[f"{job:.0f}", f"{job / offline:.3f}", f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"] for job, beside, alone in found],
+    )
+    return Bulk(
+        median(job / offline for job, _, _ in found),
+        median(own / offline for offline, own in turns),
+        median(beside / alone for _, beside, alone in found),
+    )
 
 
 def _rows(path: Path, count: int) -> Path:
@@ -106,13 +101,15 @@ def _rows(path: Path, count: int) -> Path:
     return path
 
 
-def _offline(settings: Path, rows: Path, folder: Path) -> float:
-    """tok/s of LLM.generate."""
+def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]]:
+    """tok/s of LLM.generate and of the job, turn by turn."""
     log, environment = folder / "offline.log", engine_environment(Pool.GENERATION, restore(dict(VALUES)))
-    with system_process(["-m", "tests.bench.offline_host", str(settings), str(rows)], environment, log) as process:
+    arguments = ["-m", "tests.bench.offline_host", str(settings), str(rows), str(_TURNS), str(folder)]
+    with system_process(arguments, environment, log) as process:
         if process.wait(_OFFLINE_S) != 0:
-            raise NotMeasuredError(f"LLM.generate failed; see {log}")
-    return float(log.read_text(encoding="utf-8").splitlines()[-1])
+            raise NotMeasuredError(f"LLM.generate or the job failed; see {log}")
+    found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    return list(zip(found["offline"], found["own"], strict=True))
 
 
 def _warm_up(address: str) -> None:
@@ -123,11 +120,6 @@ def _warm_up(address: str) -> None:
 def _job_rate(address: str, rows: Path, folder: Path) -> float:
     """tok/s of the job, as it says itself."""
     return _rate(BulkJob("generate", str(rows), str(folder / "out.jsonl"), address, "out", concurrency=_CONCURRENCY))
-
-
-def _own_rate(settings: Path, rows: Path, folder: Path) -> float:
-    """tok/s of a job with an engine of its own."""
-    return _rate(BulkJob("generate", str(rows), str(folder / "own.jsonl"), "", "own", own_engine=True, config=settings))
 
 
 def _rate(job: BulkJob) -> float:
