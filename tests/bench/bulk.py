@@ -1,8 +1,9 @@
 """Bulk jobs through the serving cluster: their throughput beside vLLM's offline `LLM.generate` on the same engine settings, and what
 callers who wait feel of a job that fills the rest.
 
-First `LLM.generate` and a job with an engine of its own take turns on one engine; then each round starts a cluster. The job is the command
-that Ray runs; its own last line says its rate, from its first request to its last row, as `LLM.generate`'s is from its first request.
+First `LLM.generate` and a job with an engine of its own take turns on one engine, then `ray.data.llm` has its run; then each round starts a
+cluster. The job is the command that Ray runs; its own last line says its rate, from its first request to its last row, as that of
+`LLM.generate` is from its first request.
 """
 
 import json
@@ -46,13 +47,14 @@ _OFFLINE_S = 600.0
 @dataclass(frozen=True, slots=True)
 class Bulk:
     """Medians. over_offline, own_over_offline: tok/s of a job through the cluster, and of one with an engine of its own, over
-    LLM.generate's: the median of this, and in the same turn.
+    LLM.generate's: the median of this, and in the same turn. own_over_ray_data: of the latter over that of ray.data.llm.
 
     ttft_ratio: p99 TTFT of callers with a job running over that without.
     """
 
     over_offline: float
     own_over_offline: float
+    own_over_ray_data: float
     ttft_ratio: float
 
 
@@ -64,6 +66,8 @@ def run(folder: Path, view: View) -> Bulk:
     found = list[tuple[float, float, float]]()
     with view.step("bulk: LLM.generate, and a job on the same engine"):
         turns = _turns(settings, rows, folder)
+    with view.step("bulk: ray.data.llm"):
+        ray_data = _ray_data(settings, rows, folder)
     with view.progress("bulk: rounds", _ROUNDS) as progress:
         for number in range(_ROUNDS):
             here = folder / str(number)
@@ -80,6 +84,7 @@ def run(folder: Path, view: View) -> Bulk:
         ["LLM.generate tok/s", "job tok/s", "ratio"],
         [[f"{offline:.0f}", f"{own:.0f}", f"{own / offline:.3f}"] for offline, own in turns],
     )
+    view.say(f"ray.data.llm: {ray_data:.0f} tok/s")
     view.table(
         f"A job through the cluster; LLM.generate {offline:.0f} tok/s",
         ["job tok/s", "ratio", "p99 TTFT with a job, ms", "without, ms", "ratio"],
@@ -88,6 +93,7 @@ def run(folder: Path, view: View) -> Bulk:
     return Bulk(
         median(job / offline for job, _, _ in found),
         median(own / offline for offline, own in turns),
+        median(own for _, own in turns) / ray_data,
         median(beside / alone for _, beside, alone in found),
     )
 
@@ -110,6 +116,16 @@ def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]
             raise NotMeasuredError(f"LLM.generate or the job failed; see {log}")
     found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
     return list(zip(found["offline"], found["own"], strict=True))
+
+
+def _ray_data(settings: Path, rows: Path, folder: Path) -> float:
+    """tok/s of Ray's own batch inference."""
+    log = folder / "ray-data.log"
+    with system_process(["-m", "tests.bench.ray_data_host", str(settings), str(rows)], {}, log) as process:
+        if process.wait(_OFFLINE_S) != 0:
+            raise NotMeasuredError(f"ray.data.llm failed; see {log}")
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return float(next(line for line in reversed(lines) if re.fullmatch(r"[\d.]+", line)))
 
 
 def _warm_up(address: str) -> None:

@@ -273,6 +273,13 @@ GOALS: tuple[Goal, ...] = (
         lambda runs: runs.bulk().own_over_offline,
     ),
     Goal(
+        "bulk.own_over_ray_data",
+        "the same over Ray's batch inference, ray.data.llm, same engine settings",
+        ">=",
+        1.0,
+        lambda runs: runs.bulk().own_over_ray_data,
+    ),
+    Goal(
         "bulk.interactive_ttft",
         "p99 TTFT of callers who wait, with a bulk job that fills the rest over without",
         "<=",
