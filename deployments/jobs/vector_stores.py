@@ -87,7 +87,13 @@ class _MilvusStore:
     def search(self, vector: Sequence[float], most: int) -> list[Found]:
         _require(self._client.has_collection(self._target.collection), self._target)
         self._client.load_collection(self._target.collection)
-        (hits,) = self._client.search(self._target.collection, data=[list(vector)], limit=most, output_fields=["text"])
+        (hits,) = self._client.search(
+            self._target.collection,
+            data=[list(vector)],
+            limit=most,
+            output_fields=["text"],
+            consistency_level="Strong",  # all that has been written, at once
+        )
         return [Found(str(hit["id"]), hit["entity"]["text"], float(hit["distance"])) for hit in hits]
 
 

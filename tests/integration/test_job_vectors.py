@@ -1,10 +1,13 @@
-"""Embed jobs into vector databases that run for real: Milvus embedded in a file, and LanceDB."""
+"""Embed jobs into vector databases that run for real: Milvus embedded in a file, a server of it, and LanceDB."""
 
 import asyncio
+import gc
 import io
 import json
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from neox_serve.core.errors import invalid
 from neox_serve.core.vector_target import VectorTarget
 from tests.fakes.scripted_gateway import ScriptedGateway
 
-KINDS = ["milvus", "lancedb"]
+KINDS = ["milvus", "milvus-server", "lancedb"]
+_NUMBERS = count(1)
 
 
 @pytest.fixture
@@ -27,8 +31,27 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
         yield scripted
 
 
-def target(folder: Path, kind: str, collection: str = "words") -> VectorTarget:
-    return VectorTarget(kind, str(folder / "vectors.db"), collection)
+@pytest.fixture(scope="module")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server, with its own storage and ports."""
+    from milvus import MilvusServer
+
+    server = MilvusServer()
+    server.set_base_dir(str(tmp_path_factory.mktemp("milvus")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the sockets open with which it has looked for free ports
+        server.start()
+        gc.collect()
+    yield f"http://127.0.0.1:{server.listen_port}"
+    server.stop()
+
+
+@pytest.fixture
+def into(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> VectorTarget:
+    """A collection that is not there yet."""
+    if kind == "milvus-server":
+        return VectorTarget("milvus", request.getfixturevalue("milvus_server"), f"words_{next(_NUMBERS)}")
+    return VectorTarget(kind, str(tmp_path / "vectors.db"), "words")
 
 
 async def do(job: BulkJob) -> str:
@@ -40,18 +63,17 @@ async def do(job: BulkJob) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_runs(
-    kind: str, ending: str, tmp_path: Path, gateway: ScriptedGateway
+    into: VectorTarget, ending: str, tmp_path: Path, gateway: ScriptedGateway
 ) -> None:
     gateway.script("Embed", invalid("inputs[0]", "too strange"))
     rows = [{"text": "strange"}, {"text": "x", "id": "one"}, {"text": "y" * 40, "id": "forty"}, {"text": "z" * 3}]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     source, output = str(tmp_path / "in.jsonl"), str(tmp_path / f"out.{ending}")
-    job = BulkJob("embed", source, output, gateway.address, "job-1", concurrency=1, into=target(tmp_path, kind))
+    job = BulkJob("embed", source, output, gateway.address, "job-1", concurrency=1, into=into)
     for _ in range(2):
         assert "3 vectors in" in await do(job)
-    assert job.into is not None
     for _ in range(2):
-        with opened(job.into) as store:
+        with opened(into) as store:
             found = store.search([40.0, 1.0], 10)
     assert [(row.id, row.text) for row in found] == [("forty", "y" * 40), ("4", "zzz"), ("one", "x")]
     assert found[0].similarity == pytest.approx(1.0, abs=1e-5)
@@ -59,12 +81,12 @@ async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_search_finds_what_brute_force_finds(kind: str, tmp_path: Path) -> None:
+def test_search_finds_what_brute_force_finds(into: VectorTarget) -> None:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((1_200, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     hits = 0
-    with opened(target(tmp_path, kind)) as store:
+    with opened(into) as store:
         assert store.write(VectorRow(str(row), "", vector.tolist()) for row, vector in enumerate(vectors)) == 1_200
         for asked in rng.standard_normal((20, 32)).astype(np.float32):
             wanted = {str(row) for row in np.argsort(-(vectors @ asked))[:10]}
@@ -73,13 +95,26 @@ def test_search_finds_what_brute_force_finds(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_collection_that_is_not_there_or_of_another_size_is_an_error(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="there is no 'words' in it"), opened(target(tmp_path, kind)) as store:
+def test_collection_that_is_not_there_or_of_another_size_is_an_error(into: VectorTarget) -> None:
+    with pytest.raises(OSError, match=f"there is no '{into.collection}' in it"), opened(into) as store:
         store.search([1.0, 2.0], 3)
-    with opened(target(tmp_path, kind)) as store:
+    with opened(into) as store:
         store.write([VectorRow("a", "", [1.0, 2.0])])
-    with pytest.raises(OSError, match=r"(?i)dim|length|size"), opened(target(tmp_path, kind)) as store:
+    with pytest.raises(OSError, match=r"(?i)dim|length|size"), opened(into) as store:
         store.write([VectorRow("a", "", [1.0, 2.0, 3.0])])
+
+
+def test_what_has_just_been_written_is_what_is_found(milvus_server: str) -> None:
+    into = VectorTarget("milvus", milvus_server, "fresh")
+    for number in range(3):
+        with opened(into) as store:
+            store.write([VectorRow("a", f"text {number}", [1.0, float(number)])])
+            assert [(row.id, row.text) for row in store.search([1.0, 0.0], 5)] == [("a", f"text {number}")]
+
+
+def test_server_that_is_not_there_is_an_error_with_its_address() -> None:
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"), opened(VectorTarget("milvus", "http://127.0.0.1:9", "words")):
+        pass
 
 
 async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
