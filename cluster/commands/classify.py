@@ -11,9 +11,11 @@ from cluster.commands.failures import CommandError
 from cluster.commands.inout import JsonOption, print_json, read_texts
 
 if TYPE_CHECKING:
+    from neox_serve.client import Client
     from neox_serve.client.few_shot import Answer, Example, Question
 
 _PROMPT = "Prompt"
+_FEW_PAIRS = 16
 
 
 @connected
@@ -44,8 +46,19 @@ def classify(  # noqa: PLR0913 - the command's options, one by one
     questions = [_question(text, labels, known, shots, asked, instruction, calibrated=calibrate) for text in read_texts(texts)]
     with connection.client() as client:
         for question in questions:
-            result = client.score(question.pairs(), model=model, adapter=adapter, truncation="keep_end", timeout_s=timeout_s)
-            _show(question, question.answer([score.log_likelihood for score in result.scores]), as_json=as_json)
+            scored = []
+            for pairs in _parts(client, question.pairs(), model):
+                result = client.score(pairs, model=model, adapter=adapter, truncation="keep_end", timeout_s=timeout_s)
+                scored += [score.log_likelihood for score in result.scores]
+            _show(question, question.answer(scored), as_json=as_json)
+
+
+def _parts(client: "Client", pairs: list[tuple[str, str]], model: str | None) -> list[list[tuple[str, str]]]:
+    """As many at a time as one call may have; of few that is not asked."""
+    most = len(pairs)
+    if most > _FEW_PAIRS:
+        most = min((each.limits.prompts_per_request for each in client.models() if model in {None, each.name}), default=most)
+    return [pairs[begin : begin + most] for begin in range(0, len(pairs), most)]
 
 
 def _question(

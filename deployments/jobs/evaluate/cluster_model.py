@@ -16,6 +16,7 @@ from deployments.jobs.access import Access
 from deployments.jobs.failures import JobError
 from deployments.jobs.progress import JobProgress
 from neox_serve.client import AsyncClient, RetryPolicy, ServeError
+from neox_serve.core.types import ModelLimits
 
 _T = TypeVar("_T")
 _PAIRS_A_CALL = 16
@@ -36,7 +37,9 @@ class ClusterModel(LM):  # type: ignore[misc]
         self._concurrency = concurrency
         self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=patience_s, unreachable_delay_s=1.0)
         self._progress = progress
-        self.context_tokens = asyncio.run(self._context_tokens())
+        limits = asyncio.run(self._limits())
+        self.context_tokens = limits.context_tokens
+        self._pairs_a_call = min(_PAIRS_A_CALL, limits.prompts_per_request)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each continuation given its context, and whether greedy decoding would have written it."""
@@ -64,7 +67,7 @@ class ClusterModel(LM):  # type: ignore[misc]
 
         def some(start: int) -> Callable[[AsyncClient], Coroutine[Any, Any, list[tuple[float, bool]]]]:
             async def ask(client: AsyncClient) -> list[tuple[float, bool]]:
-                result = await client.score(pairs[start : start + _PAIRS_A_CALL], truncation="keep_end", **self._options)
+                result = await client.score(pairs[start : start + self._pairs_a_call], truncation="keep_end", **self._options)
                 found = [(score.log_likelihood, score.is_greedy) for score in result.scores]
                 for pair, answer in zip(pairs[start:], found, strict=False) if kept else ():
                     self.cache_hook.add_partial("loglikelihood", pair, answer)
@@ -74,7 +77,7 @@ class ClusterModel(LM):  # type: ignore[misc]
             return ask
 
         self._progress.expect(len(pairs))
-        parts = asyncio.run(self._each([some(start) for start in range(0, len(pairs), _PAIRS_A_CALL)]))
+        parts = asyncio.run(self._each([some(start) for start in range(0, len(pairs), self._pairs_a_call)]))
         return [one for part in parts for one in part]
 
     def _generation(self, request: Instance) -> Callable[[AsyncClient], Coroutine[Any, Any, str]]:
@@ -120,10 +123,10 @@ class ClusterModel(LM):  # type: ignore[misc]
 
         return await self._each([lambda client, text=text: ask(client, text) for text in texts])  # type: ignore[misc]
 
-    async def _context_tokens(self) -> int:
+    async def _limits(self) -> ModelLimits:
         try:
             async with self._client() as client:
-                return (await client.models())[0].limits.context_tokens
+                return (await client.models())[0].limits
         except ServeError as error:
             raise _failure(error) from error
 
