@@ -11,6 +11,7 @@ from tests.bench import (
     cancellation,
     engine_comparison,
     fake_comparison,
+    layers,
     life_cycle,
     overload,
     rolling,
@@ -24,6 +25,7 @@ from tests.bench.comparison import Comparison
 from tests.bench.ladder import climbing
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
+from tests.bench.layers import Layers
 from tests.bench.life_cycle import LifeCycle
 from tests.bench.overload import Overloaded
 from tests.bench.rolling import Rolled
@@ -81,6 +83,10 @@ class Runs:
     def life_cycle(self) -> LifeCycle:
         """Fine-tuning, evaluation and quantising of the built-in model."""
         return self._once("life-cycle", lambda folder: life_cycle.run(folder, self._view))
+
+    def layers(self) -> Layers:
+        """Embeddings of half of the layers, and of all."""
+        return self._once("layers", lambda folder: layers.run(folder, self._view))
 
     def validation(self) -> list[Validated]:
         """The simulator against a real cluster."""

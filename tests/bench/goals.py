@@ -286,6 +286,9 @@ GOALS: tuple[Goal, ...] = (
         1.25,
         lambda runs: runs.bulk().ttft_ratio,
     ),
+    Goal("embed.half_layers_time", "time for vectors of half of the layers over all of them", "<", 0.8, lambda runs: runs.layers().time),
+    Goal("embed.half_layers_memory", "parameters loaded for them over all", "<", 0.8, lambda runs: runs.layers().memory),
+    Goal("embed.layer_error", "largest difference from transformers' hidden states, relative", "<", 2e-3, lambda runs: runs.layers().error),
     Goal("finetune.accuracy_before", "of the built-in model on a task, before", "<", 0.1, lambda runs: runs.life_cycle().accuracy_before),
     Goal(
         "finetune.accuracy_after",

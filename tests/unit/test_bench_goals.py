@@ -1,5 +1,6 @@
 """Lines, verdicts and the exit code of `make goals`, without a run."""
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,8 @@ from tests.bench.comparison import Comparison, Start
 from tests.bench.engine_comparison import NEOX, OPENAI
 from tests.bench.goal import Goal
 from tests.bench.goal_runs import Runs
-from tests.bench.goals import GOALS, OPERATORS, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.goals import GOALS, LONG_GOALS, OPERATORS, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.processes import ROOT
 from tests.bench.view import View
 
 NO_RUNS = cast("Runs", None)
@@ -111,3 +113,13 @@ def test_command_with_only_measures_only_that_goal(
     assert capsys.readouterr().out == "goal spine.example 0.9 >= 0.8 ok\n"
     assert goals.main([]) == 1
     assert capsys.readouterr().out.splitlines()[1] == "goal spine.other 2 < 1 short"
+
+
+@pytest.mark.parametrize("goal", [*GOALS, *LONG_GOALS], ids=lambda goal: goal.id)
+def test_goal_stands_in_the_docs_with_its_target(goal: Goal) -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    name = re.sub("^scaling.(azure|servegen|diurnal)_[0-9]+s", "scaling.TRAFFIC_30s", goal.id)
+    name = re.sub("^scaling.recovery_[0-9]+s", "scaling.recovery_30s", name)
+    (row,) = (line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    relation, target = re.search(r"(<=|>=|<|>) ([0-9.,]+)[^|]*\|$", row).groups()  # type: ignore[union-attr]
+    assert (relation, float(target.replace(",", ""))) == (goal.op, goal.target)
