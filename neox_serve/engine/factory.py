@@ -39,10 +39,10 @@ async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False)
         return fake_engine(settings, engine, facts, table)
     machine = this_machine()
     arguments.check(pool, settings, facts, machine)
-    with nullcontext() if on_gpu(pool, settings) else engine_forks.importing_ahead():
+    in_loop = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
+    with nullcontext() if on_gpu(pool, settings) or in_loop else engine_forks.importing_ahead():
         from neox_serve.engine.vllm_start import start_vllm_engine
 
-    in_loop = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
     return await start_vllm_engine(pool, settings, facts, table, machine, in_loop=in_loop, offline=offline)
 
 

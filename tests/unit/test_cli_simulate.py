@@ -31,6 +31,8 @@ def test_simulate_one_knob_tells_figures_and_draws_a_report(tmp_path: Path) -> N
     assert {row["policy"] for row in told["policies"]} == {"token-aware", "oracle"}
     assert all(0 <= row["attainment_fraction"] <= 1 and row["gpu_hours"] > 0 for row in told["policies"])
     page = (report / "report.html").read_text()
+    (least,) = re.findall(r"Computing alone takes ([0-9.]+) GPU-hours", page)
+    assert 0 < float(least) < min(row["gpu_hours"] for row in told["policies"])
     assert page.count("data:image/png;base64,") == 3
     assert {path.name for path in report.glob("*.png")} == {"attainment.png", "replicas.png", "latencies.png"}
 
