@@ -45,20 +45,21 @@ def classify(  # noqa: PLR0913 - the command's options, one by one
     labels = label or list(dict.fromkeys(example.label for example in known))
     questions = [_question(text, labels, known, shots, asked, instruction, calibrated=calibrate) for text in read_texts(texts)]
     with connection.client() as client:
+        most = _most_pairs(client, len(questions[0].pairs()), model)
         for question in questions:
-            scored = []
-            for pairs in _parts(client, question.pairs(), model):
-                result = client.score(pairs, model=model, adapter=adapter, truncation="keep_end", timeout_s=timeout_s)
+            pairs, scored = question.pairs(), list[float]()
+            for begin in range(0, len(pairs), most):
+                part = pairs[begin : begin + most]
+                result = client.score(part, model=model, adapter=adapter, truncation="keep_end", timeout_s=timeout_s)
                 scored += [score.log_likelihood for score in result.scores]
             _show(question, question.answer(scored), as_json=as_json)
 
 
-def _parts(client: "Client", pairs: list[tuple[str, str]], model: str | None) -> list[list[tuple[str, str]]]:
-    """As many at a time as one call may have; of few that is not asked."""
-    most = len(pairs)
-    if most > _FEW_PAIRS:
-        most = min((each.limits.prompts_per_request for each in client.models() if model in {None, each.name}), default=most)
-    return [pairs[begin : begin + most] for begin in range(0, len(pairs), most)]
+def _most_pairs(client: "Client", pairs: int, model: str | None) -> int:
+    """How many one call may have, all texts having as many; of few that is not asked."""
+    if pairs <= _FEW_PAIRS:
+        return pairs
+    return min((each.limits.prompts_per_request for each in client.models() if model in {None, each.name}), default=pairs)
 
 
 def _question(

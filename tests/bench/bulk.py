@@ -41,7 +41,7 @@ _CONCURRENCY = 160
 """A little above the engine's batch, so that it never runs short."""
 _INTERACTIVE_RPS, _INTERACTIVE_S, _LEAD_IN_S = 4.0, 28.0, 4.0
 """The first callers of all find a batch that the job has to itself: what is measured begins when they are answered."""
-_OFFLINE_S = 600.0
+_HOST_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]
     log, environment = folder / "offline.log", engine_environment(Pool.GENERATION, restore(dict(VALUES)))
     arguments = ["-m", "tests.bench.offline_host", str(settings), str(rows), str(_TURNS), str(folder)]
     with system_process(arguments, environment, log) as process:
-        if process.wait(_OFFLINE_S) != 0:
+        if process.wait(_HOST_TIMEOUT_S) != 0:
             raise NotMeasuredError(f"LLM.generate or the job failed; see {log}")
     found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
     return list(zip(found["offline"], found["own"], strict=True))
@@ -122,7 +122,7 @@ def _ray_data(settings: Path, rows: Path, folder: Path) -> float:
     """tok/s of Ray's own batch inference."""
     log = folder / "ray-data.log"
     with system_process(["-m", "tests.bench.ray_data_host", str(settings), str(rows)], {}, log) as process:
-        if process.wait(_OFFLINE_S) != 0:
+        if process.wait(_HOST_TIMEOUT_S) != 0:
             raise NotMeasuredError(f"ray.data.llm failed; see {log}")
     lines = log.read_text(encoding="utf-8").splitlines()
     return float(next(line for line in reversed(lines) if re.fullmatch(r"[\d.]+", line)))
@@ -135,11 +135,7 @@ def _warm_up(address: str) -> None:
 
 def _job_rate(address: str, rows: Path, folder: Path) -> float:
     """tok/s of the job, as it says itself."""
-    return _rate(BulkJob("generate", str(rows), str(folder / "out.jsonl"), address, "out", concurrency=_CONCURRENCY))
-
-
-def _rate(job: BulkJob) -> float:
-    with _running(job) as process:
+    with _job(address, rows, folder / "out.jsonl") as process:
         _, said = process.communicate(timeout=600)
     if process.returncode != 0 or f"{_ROWS:,} rows in" not in said or ", 0 with an error." not in said:
         raise NotMeasuredError(f"the job failed: {said}")
@@ -148,12 +144,7 @@ def _rate(job: BulkJob) -> float:
 
 @contextmanager
 def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[str]]":
-    with _running(BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)) as process:
-        yield process
-
-
-@contextmanager
-def _running(job: BulkJob) -> "Iterator[subprocess.Popen[str]]":
+    job = BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)
     process = subprocess.Popen(["bash", "-c", f"exec {entrypoint_of(job)}"], stderr=subprocess.PIPE, text=True)
     try:
         yield process

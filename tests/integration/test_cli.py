@@ -74,12 +74,13 @@ async def test_classify_asks_for_each_label_with_and_without_the_text(gateway: S
 
 async def test_classify_with_many_labels_asks_as_often_as_it_must(gateway: ScriptedGateway) -> None:
     labels = [f"label {number}" for number in range(45)]
-    done = await call(gateway, "classify", "text", *(argument for label in labels for argument in ("--label", label)), "--json")
+    done = await call(gateway, "classify", "one", "two", *(argument for label in labels for argument in ("--label", label)), "--json")
     assert done.exit_code == 0, done.output
-    assert set(json.loads(done.stdout)["probabilities"]) == set(labels)
+    assert [set(json.loads(line)["probabilities"]) for line in done.stdout.splitlines()] == [set(labels)] * 2
     requests = gateway.requests("Score")
-    assert [len(request.items) for request in requests] == [64, 26]
-    assert [item.continuation.text for request in requests for item in request.items] == [f" {label}" for label in labels * 2]
+    assert [len(request.items) for request in requests] == [64, 26] * 2
+    assert [item.continuation.text for request in requests for item in request.items] == [f" {label}" for label in labels * 4]
+    assert len(gateway.requests("ListModels")) == 1
 
 
 @pytest.mark.parametrize(
