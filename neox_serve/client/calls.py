@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neox_serve.client import responses
+from neox_serve.client.message_fields import refuse_unknown, set_fields, set_seconds, word
 from neox_serve.client.options import (
     CallOptions,
     EmbedOptions,
@@ -55,7 +56,6 @@ from neox_serve.v1 import (
     token_service_pb2,
     token_service_pb2_grpc,
 )
-from neox_serve.wire.public_messages import duration
 
 T = TypeVar("T")
 
@@ -92,36 +92,36 @@ def estimate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Ca
 
 def _generation(request: Any, prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Any:
     """The request with all that the options say."""
-    _refuse_unknown(options, GenerateOptions)
+    refuse_unknown(options, GenerateOptions)
     request = _identified(request, options)
-    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
+    set_fields(request, "", {"adapter": options.get("adapter"), "priority": word(_PRIORITIES, "priority", options)})
     request.prompts.extend(_prompts("prompts", prompts))
     request.parameters.CopyFrom(_parameters(options))
     if options.get("beam_width") is not None:
         beams = {name: options.get(name) for name in ("beam_width", "length_penalty", "num_return")}
-        _set(request.beam_search, "beam_search.", beams)
+        set_fields(request.beam_search, "beam_search.", beams)
     return request
 
 
 def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
     """InferenceService.StreamGenerate."""
-    _refuse_unknown(options, StreamOptions)
+    refuse_unknown(options, StreamOptions)
     request = _identified(inference_service_pb2.StreamGenerateRequest(), options)
-    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
+    set_fields(request, "", {"adapter": options.get("adapter"), "priority": word(_PRIORITIES, "priority", options)})
     request.prompt.CopyFrom(_prompt("prompt", prompt))
     request.parameters.CopyFrom(_parameters(options))
-    _set(request.options, "options.", {"min_chunk_tokens": options.get("min_chunk_tokens")})
-    _set_seconds(request.options, "options.", "min_chunk_interval", options.get("min_chunk_interval_s"))
+    set_fields(request.options, "options.", {"min_chunk_tokens": options.get("min_chunk_tokens")})
+    set_seconds(request.options, "options.", "min_chunk_interval", options.get("min_chunk_interval_s"))
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
 
 
 def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> Call[ScoreResult]:
     """InferenceService.Score for pairs of a context and a continuation."""
-    _refuse_unknown(options, ScoreOptions)
+    refuse_unknown(options, ScoreOptions)
     request = _identified(inference_service_pb2.ScoreRequest(), options)
-    _set(request, "", {"adapter": options.get("adapter"), "priority": _word(_PRIORITIES, "priority", options)})
-    _set(request, "", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
+    set_fields(request, "", {"adapter": options.get("adapter"), "priority": word(_PRIORITIES, "priority", options)})
+    set_fields(request, "", {"truncation": word(_TRUNCATIONS, "truncation", options)})
     for position, (context, continuation) in enumerate(items):
         item = request.items.add()
         if len(context):
@@ -133,31 +133,31 @@ def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> Call
 
 def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[EmbedResult]:
     """InferenceService.Embed for one input or many."""
-    _refuse_unknown(options, EmbedOptions)
+    refuse_unknown(options, EmbedOptions)
     request = _identified(inference_service_pb2.EmbedRequest(), options)
     request.inputs.extend(_prompts("inputs", inputs))
-    _set(request, "", {"layer": options.get("layer"), "normalize": options.get("normalize")})
-    _set(request, "", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
-    _set(request, "", {"pooling": _word(_POOLINGS, "pooling", options), "priority": _word(_PRIORITIES, "priority", options)})
+    set_fields(request, "", {"layer": options.get("layer"), "normalize": options.get("normalize")})
+    set_fields(request, "", {"truncation": word(_TRUNCATIONS, "truncation", options)})
+    set_fields(request, "", {"pooling": word(_POOLINGS, "pooling", options), "priority": word(_PRIORITIES, "priority", options)})
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return Call(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))
 
 
 def tokenize(texts: str | Sequence[str], *, include_offsets: bool, options: CallOptions) -> Call[tuple[TokenizedText, ...]]:
     """TokenService.Tokenize for one text or many."""
-    _refuse_unknown(options, CallOptions)
+    refuse_unknown(options, CallOptions)
     request = _identified(token_service_pb2.TokenizeRequest(include_offsets=include_offsets), options)
-    _set(request, "", {"texts": [texts] if isinstance(texts, str) else texts})
+    set_fields(request, "", {"texts": [texts] if isinstance(texts, str) else texts})
     return Call(token_service_pb2_grpc.TokenServiceStub, "Tokenize", request, responses.tokenized_texts, options.get("timeout_s"))
 
 
 def detokenize(sequences: Sequence[int] | Sequence[Sequence[int]], options: CallOptions) -> Call[tuple[str, ...]]:
     """TokenService.Detokenize for one sequence of ids or many."""
-    _refuse_unknown(options, CallOptions)
+    refuse_unknown(options, CallOptions)
     request = _identified(token_service_pb2.DetokenizeRequest(), options)
     many = [sequences] if _is_token_ids(sequences) else sequences
     for position, ids in enumerate(cast("Sequence[Sequence[int]]", many)):
-        _set(request.sequences.add(), f"sequences[{position}].", {"ids": ids})
+        set_fields(request.sequences.add(), f"sequences[{position}].", {"ids": ids})
     return Call(token_service_pb2_grpc.TokenServiceStub, "Detokenize", request, responses.texts, options.get("timeout_s"))
 
 
@@ -169,7 +169,7 @@ def list_models(timeout_s: float | None) -> Call[tuple[Model, ...]]:
 def get_model(name: str, timeout_s: float | None) -> Call[Model]:
     """ModelService.GetModel."""
     request = model_service_pb2.GetModelRequest()
-    _set(request, "", {"name": name})
+    set_fields(request, "", {"name": name})
     return Call(model_service_pb2_grpc.ModelServiceStub, "GetModel", request, responses.one_model, timeout_s)
 
 
@@ -182,20 +182,20 @@ def cluster_status(timeout_s: float | None) -> Call[ClusterStatus]:
 def drain_replica(replica_id: str, timeout_s: float | None) -> Call[None]:
     """OpsService.DrainReplica."""
     request = ops_service_pb2.DrainReplicaRequest()
-    _set(request, "", {"replica_id": replica_id})
+    set_fields(request, "", {"replica_id": replica_id})
     return Call(ops_service_pb2_grpc.OpsServiceStub, "DrainReplica", request, lambda _: None, timeout_s)
 
 
 def create_job(work: str, source: str, output: str, options: JobOptions) -> Call[BatchJob]:
     """BatchService.CreateJob."""
-    _refuse_unknown(options, JobOptions)
+    refuse_unknown(options, JobOptions)
     request = batch_service_pb2.CreateJobRequest()
-    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
-    named = {"work": _word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
+    set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    named = {"work": word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
     given = options.get("options")
     chosen = {name: options.get(name) for name in ("set_aside", "concurrency", "into", "own_engine")}
-    _set(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
-    _set_seconds(request.rows, "rows.", "patience", options.get("patience_s"))
+    set_fields(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
+    set_seconds(request.rows, "rows.", "patience", options.get("patience_s"))
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
@@ -217,11 +217,11 @@ def create_quantization(scheme: str, output: str, calibration: str, held_out: st
 
 def _create(work: str, named: Mapping[str, Any], options: Mapping[str, Any], allowed: type) -> Call[BatchJob]:
     """Of one kind of work, whose options are fields of its message."""
-    _refuse_unknown(options, allowed)
+    refuse_unknown(options, allowed)
     request = batch_service_pb2.CreateJobRequest()
-    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
+    set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     given = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
-    _set(getattr(request, work), f"{work}.", {**named, **given})
+    set_fields(getattr(request, work), f"{work}.", {**named, **given})
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
@@ -238,7 +238,7 @@ def cancel_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
 def job_log(job_id: str, timeout_s: float | None) -> Call[JobLog]:
     """BatchService.ReadJobLog."""
     request = batch_service_pb2.ReadJobLogRequest()
-    _set(request, "", {"job_id": job_id})
+    set_fields(request, "", {"job_id": job_id})
     return Call(batch_service_pb2_grpc.BatchServiceStub, "ReadJobLog", request, responses.job_log, timeout_s)
 
 
@@ -250,12 +250,12 @@ def watch_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
 def list_jobs(page_size: int | None, page_token: str, timeout_s: float | None) -> Call[BatchJobs]:
     """BatchService.ListJobs."""
     request = batch_service_pb2.ListJobsRequest()
-    _set(request, "", {"page_size": page_size, "page_token": page_token})
+    set_fields(request, "", {"page_size": page_size, "page_token": page_token})
     return Call(batch_service_pb2_grpc.BatchServiceStub, "ListJobs", request, responses.batch_jobs, timeout_s)
 
 
 def _of_job(method: str, request: Message, job_id: str, timeout_s: float | None) -> Call[BatchJob]:
-    _set(request, "", {"job_id": job_id})
+    set_fields(request, "", {"job_id": job_id})
     return Call(batch_service_pb2_grpc.BatchServiceStub, method, request, responses.batch_job, timeout_s)
 
 
@@ -305,13 +305,13 @@ _COUNTS = ("n", "logprobs", "prompt_logprobs")
 
 def _parameters(options: Mapping[str, Any]) -> generation_pb2.GenerationParameters:
     parameters = generation_pb2.GenerationParameters()
-    _set(parameters.sampling, "parameters.sampling.", {name: options.get(name) for name in _SAMPLING})
+    set_fields(parameters.sampling, "parameters.sampling.", {name: options.get(name) for name in _SAMPLING})
     stop = options.get("stop")
     stopping = {name: options.get(name) for name in _STOPPING} | {"stop_sequences": [stop] if isinstance(stop, str) else stop}
-    _set(parameters.stopping, "parameters.stopping.", stopping)
-    _set(parameters, "parameters.", {name: options.get(name) for name in _COUNTS})
-    _set(parameters, "parameters.", {"truncation": _word(_TRUNCATIONS, "truncation", options)})
-    _set(parameters, "parameters.", {"on_deadline": _word(_DEADLINE_BEHAVIORS, "on_deadline", options)})
+    set_fields(parameters.stopping, "parameters.stopping.", stopping)
+    set_fields(parameters, "parameters.", {name: options.get(name) for name in _COUNTS})
+    set_fields(parameters, "parameters.", {"truncation": word(_TRUNCATIONS, "truncation", options)})
+    set_fields(parameters, "parameters.", {"on_deadline": word(_DEADLINE_BEHAVIORS, "on_deadline", options)})
     _guide(parameters, {name: options[name] for name in _GUIDES if options.get(name) is not None})
     return parameters
 
@@ -322,9 +322,9 @@ def _guide(parameters: generation_pb2.GenerationParameters, guides: Mapping[str,
         raise invalid(path, f"at most one guide may be given, got {', '.join(guides)}")
     for name, value in guides.items():
         if name == "choice":
-            _set(parameters.guided_output.choice, f"{path}.choice.", {"texts": value})
+            set_fields(parameters.guided_output.choice, f"{path}.choice.", {"texts": value})
         else:
-            _set(parameters.guided_output, f"{path}.", {name: value if isinstance(value, str) else json.dumps(value)})
+            set_fields(parameters.guided_output, f"{path}.", {name: value if isinstance(value, str) else json.dumps(value)})
 
 
 def _prompts(path: str, prompts: Prompt | Sequence[Prompt]) -> Iterable[generation_pb2.Prompt]:
@@ -336,14 +336,14 @@ def _prompts(path: str, prompts: Prompt | Sequence[Prompt]) -> Iterable[generati
 def _prompt(path: str, prompt: Prompt) -> generation_pb2.Prompt:
     message = generation_pb2.Prompt()
     if isinstance(prompt, str):
-        _set(message, f"{path}.", {"text": prompt})
+        set_fields(message, f"{path}.", {"text": prompt})
         return message
     if _is_chat(prompt):
         for position, said in enumerate(prompt):
-            _set(message.chat.messages.add(), f"{path}.chat.messages[{position}].", cast("Mapping[str, Any]", said))
+            set_fields(message.chat.messages.add(), f"{path}.chat.messages[{position}].", cast("Mapping[str, Any]", said))
         return message
     message.token_ids.SetInParent()
-    _set(message.token_ids, f"{path}.token_ids.", {"ids": prompt})
+    set_fields(message.token_ids, f"{path}.token_ids.", {"ids": prompt})
     return message
 
 
@@ -357,49 +357,5 @@ def _is_chat(value: Sequence[Any]) -> bool:
 
 def _identified(request: Any, options: CallOptions) -> Any:
     """The request with its model and an id: retries carry the same one."""
-    _set(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex, "model": options.get("model")})
+    set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex, "model": options.get("model")})
     return request
-
-
-def _set(message: Message, path: str, values: Mapping[str, Any]) -> None:
-    """Sets the fields that have a value. Raises INVALID_ARGUMENT for one that its protobuf type cannot hold."""
-    for name, value in values.items():
-        if value is not None:
-            try:
-                _assign(message, name, value)
-            except (TypeError, ValueError) as error:
-                raise invalid(f"{path}{name}", f"got {value!r}: {error}") from error
-
-
-def _set_seconds(message: Message, path: str, name: str, seconds: float | None) -> None:
-    """Sets a field that is a Duration, likewise."""
-    if seconds is not None:
-        try:
-            getattr(message, name).CopyFrom(duration(seconds))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise invalid(f"{path}{name}", f"got {seconds!r}: {error}") from error
-
-
-def _assign(message: Message, name: str, value: Any) -> None:
-    match value:
-        case Mapping():
-            getattr(message, name).update(value)
-        case str() | bytes() | bool() | int() | float():
-            setattr(message, name, value)
-        case _:
-            getattr(message, name).extend(value)
-
-
-def _word(words: Mapping[str, int], name: str, options: Mapping[str, Any]) -> int | None:
-    value = options.get(name)
-    if value is None:
-        return None
-    if value not in words:
-        raise invalid(name, f"must be one of {', '.join(words)}, got {value!r}")
-    return words[value]
-
-
-def _refuse_unknown(options: Mapping[str, Any], allowed: type) -> None:
-    unknown = sorted(options.keys() - allowed.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"unexpected options: {', '.join(unknown)}; allowed: {', '.join(sorted(allowed.__annotations__))}")

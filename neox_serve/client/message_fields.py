@@ -1,0 +1,55 @@
+"""Options of a call as fields of its request; what a field cannot hold is named with its path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from neox_serve.core.errors import invalid
+from neox_serve.wire.public_messages import duration
+
+
+def set_fields(message: Message, path: str, values: Mapping[str, Any]) -> None:
+    """Sets the fields that have a value. Raises INVALID_ARGUMENT for one that its protobuf type cannot hold."""
+    for name, value in values.items():
+        if value is not None:
+            try:
+                _assign(message, name, value)
+            except (TypeError, ValueError) as error:
+                raise invalid(f"{path}{name}", f"got {value!r}: {error}") from error
+
+
+def set_seconds(message: Message, path: str, name: str, seconds: float | None) -> None:
+    """Sets a field that is a Duration, likewise."""
+    if seconds is not None:
+        try:
+            getattr(message, name).CopyFrom(duration(seconds))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise invalid(f"{path}{name}", f"got {seconds!r}: {error}") from error
+
+
+def _assign(message: Message, name: str, value: Any) -> None:
+    match value:
+        case Mapping():
+            getattr(message, name).update(value)
+        case str() | bytes() | bool() | int() | float():
+            setattr(message, name, value)
+        case _:
+            getattr(message, name).extend(value)
+
+
+def word(words: Mapping[str, int], name: str, options: Mapping[str, Any]) -> int | None:
+    """The enum's number for an option that is one of these words; None where it is not given. Raises INVALID_ARGUMENT."""
+    value = options.get(name)
+    if value is None:
+        return None
+    if value not in words:
+        raise invalid(name, f"must be one of {', '.join(words)}, got {value!r}")
+    return words[value]
+
+
+def refuse_unknown(options: Mapping[str, Any], allowed: type) -> None:
+    """Raises TypeError for an option that is none of the annotations of `allowed`."""
+    unknown = sorted(options.keys() - allowed.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unexpected options: {', '.join(unknown)}; allowed: {', '.join(sorted(allowed.__annotations__))}")
