@@ -171,7 +171,7 @@ async def test_replica_that_is_gone_for_good_takes_its_blocks_with_it() -> None:
 
 async def test_session_policy_keeps_a_session_on_one_replica() -> None:
     async with parts(policy="session") as cluster:
-        routes: dict[str, set[str]] = {name: set() for name in ("one", "two", "three", "four", "five", "six")}
+        routes: dict[str, set[str]] = {str(session): set() for session in range(32)}
         for name, seen in routes.items():
             for number in range(3):
                 _, route = await cluster.ask(EXPLAIN, ("neox-session", name), ids=(5, 6, number))
