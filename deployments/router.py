@@ -14,6 +14,7 @@ from deployments.scaling import loop_of, waking_lanes
 from deployments.settling import settle
 from neox_serve import logs
 from neox_serve.core.quota import Spent
+from neox_serve.core.tenants import Tenant
 from neox_serve.link.router_server import RouterServer
 from neox_serve.link.streams import stop_task
 from neox_serve.settings import restore
@@ -21,12 +22,28 @@ from neox_serve.tenancy.platform import spent_recently
 from neox_serve.tracing import Tracing
 
 
+class _Quotas:
+    """The router's quotas, for the keeper's thread."""
+
+    def __init__(self, server: RouterServer) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+
+    def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        self._loop.call_soon_threadsafe(self._server.restore, spent)
+
+    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        async def asked() -> tuple[str, ...]:
+            return self._server.used_up(tenant)
+
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+
+
 class RouterDeployment:
     """Holds the one RouterServer of the cluster."""
 
     async def __init__(self, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._to_end = AsyncExitStack()
-        self._loop = asyncio.get_running_loop()
         settings = restore(settings_values)
         logs.configure(settings.log, "router")
         self._server = RouterServer(
@@ -44,15 +61,11 @@ class RouterDeployment:
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
             self._keep_running(scaling.run(settings.scaling.interval_s))
-        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns(), self._charge))
+        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns(), _Quotas(self._server)))
         self._keep_running(keeper.run())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         self._to_end.push_async_callback(stop_task, asyncio.ensure_future(work))
-
-    def _charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
-        """From the keeper's thread to the router's."""
-        self._loop.call_soon_threadsafe(self._server.restore, spent)
 
     async def address(self) -> str:
         """host:port of the router's links, for gateways and replicas."""

@@ -1,26 +1,39 @@
 """What runs used that make no calls, and so are in no gateway's records: trainings, quantisings, engines of jobs' own."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.jobs import Job, makes_calls
 from neox_serve.core.quota import Spent
+from neox_serve.core.tenants import Tenant
 from neox_serve.core.usage import Chain, UsageRecord
 from neox_serve.tenancy.usage_store import UsageStore
 
-Charge = Callable[[Mapping[str, Iterable[Spent]]], None]
-"""Told what was used, by its source; told again of a source, it forgets what it was told before."""
+
+class TokenQuotas(Protocol):
+    """The router's quotas. Calls block, on any thread but the router's."""
+
+    def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        """Tells it what was used, by its source; told again of a source, it forgets what it was told before."""
+
+    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        """The names of a tenant's quotas that hold not one token more now."""
 
 
 class Accounts:
     """A usage record for each run, in a chain of its own by the run's id: so a run is never recorded twice. model: the one served."""
 
-    def __init__(self, usage: UsageStore, secret: bytes, model: str, charge: Charge) -> None:
+    def __init__(self, usage: UsageStore, secret: bytes, model: str, quotas: TokenQuotas) -> None:
         self._usage = usage
         self._secret = secret
         self._model = model
-        self._charge = charge
+        self._quotas = quotas
+
+    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        """The names of a tenant's quotas that hold not one token more now."""
+        return self._quotas.used_up(tenant)
 
     def settle(self, job: Job, outcome: str, now_s: float) -> None:
         """The job's run has ended: what it used is recorded, and counts against its tenant's quotas. now_s: since the epoch."""
@@ -31,7 +44,7 @@ class Accounts:
             self._usage.append([Chain(self._secret, job.run_id).append(record)])
         except IntegrityError:
             return
-        self._charge({job.run_id: [Spent(job.tenant, now_s, 1, record.tokens)]})
+        self._quotas.charge({job.run_id: [Spent(job.tenant, now_s, 1, record.tokens)]})
 
     def _record(self, job: Job, outcome: str, now_s: float) -> UsageRecord:
         """Only what is generated are tokens of completions."""

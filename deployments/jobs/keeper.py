@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from deployments.jobs.accounts import Accounts, Charge
+from deployments.jobs.accounts import Accounts, TokenQuotas
 from deployments.jobs.commands import Places, command_of
 from deployments.jobs.reports import read_report
 from deployments.jobs.storage import remove
@@ -108,8 +108,16 @@ class JobKeeper:
                 self._attempt(self._follow, job)
             elif job.cancel_asked:
                 self._attempt(self._end, job, End(JobState.CANCELLED, "cancelled"))
-        for job in to_start(jobs, self._places.most_running):
+        for job in to_start([job for job in jobs if self._may_start(job)], self._places.most_running):
             self._attempt(self._start, job, Start())
+
+    def _may_start(self, job: Job) -> bool:
+        """What a run without calls uses is known at its end alone, so it waits where its tenant's quotas are used up already."""
+        if job.state is not JobState.QUEUED or makes_calls(job.work) or job.tenant == ANONYMOUS:
+            return True
+        names = self._accounts.used_up(self._tenants.tenant(job.tenant))
+        self._say(job, f"{', '.join(names)} is used up; it starts when there is some again" if names else "")
+        return not names
 
     def _attempt(self, what: Callable[..., None], job: Job, *arguments: Any) -> None:
         try:
@@ -215,12 +223,12 @@ class JobKeeper:
 
 
 @asynccontextmanager
-async def open_keeper(settings: Settings, runs: Runs, charge: Charge) -> AsyncIterator[JobKeeper]:
-    """The cluster's keeper, with its database open as long as the block lasts. charge: called on any thread. Raises SettingsError."""
+async def open_keeper(settings: Settings, runs: Runs, quotas: TokenQuotas) -> AsyncIterator[JobKeeper]:
+    """The cluster's keeper, with its database open as long as the block lasts. Raises SettingsError."""
     secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
     engine = await asyncio.to_thread(open_database, database_url(settings))
     try:
-        accounts = Accounts(UsageStore(engine), secret, settings.model.name, charge)
+        accounts = Accounts(UsageStore(engine), secret, settings.model.name, quotas)
         yield JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings), accounts)
     finally:
         await asyncio.to_thread(engine.dispose)

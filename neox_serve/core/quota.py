@@ -175,6 +175,11 @@ class QuotaLedger:
         """What counts against a tenant's quotas now."""
         return self._account(tenant, now_s).state()
 
+    def used_up(self, tenant: str, quotas: Quotas, now_s: float) -> tuple[str, ...]:
+        """The names of a tenant's quotas of tokens that hold not one more now."""
+        limits = _limits(quotas, self.state(tenant, now_s), 1)
+        return tuple(limit.name for limit in limits if limit.excess > 0 and limit.name in _OF_TOKENS)
+
     def reservations(self, source: str) -> tuple[Reservation, ...]:
         """What a source has reserved."""
         return tuple(self._reservations.get(source, {}).values())
@@ -231,6 +236,9 @@ class _Limit:
     @property
     def excess(self) -> int:
         return self.used + self.reserved + self.asked - self.allowed
+
+
+_OF_TOKENS = frozenset({"tokens_per_minute", "tokens_per_day"})
 
 
 def _limits(quotas: Quotas, state: QuotaState, tokens: int) -> list[_Limit]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,8 +26,8 @@ from neox_serve.core.evaluating import EVALUATE, EvaluateWork
 from neox_serve.core.finetuning import FINETUNE, FinetuneWork
 from neox_serve.core.jobs import Job, JobLog, JobState, Progress, RowsWork, RunStatus, Start
 from neox_serve.core.quantizing import QUANTIZE, QuantizeWork
-from neox_serve.core.quota import Spent
-from neox_serve.core.tenants import ANONYMOUS, Tenant
+from neox_serve.core.quota import QuotaLedger, Spent
+from neox_serve.core.tenants import ANONYMOUS, Quotas, Tenant
 from neox_serve.core.types import Pool
 from neox_serve.core.vector_target import VectorTarget
 from neox_serve.settings.engines import ModelSettings
@@ -36,6 +37,7 @@ from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
 
 SECRET = b"s" * 32
+NOW_S = 9.0
 WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
 
 
@@ -86,15 +88,21 @@ class World:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), FakeRuns()
         self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
         self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
+        self.ledger = QuotaLedger(Random(1))
         self.keeper = self.new_keeper()
 
     def new_keeper(self, **places: Any) -> JobKeeper:
         """One that knows nothing of what was before."""
-        accounts = Accounts(self.usage, SECRET, "neox", self.charge)
-        return JobKeeper(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: 9.0)
+        accounts = Accounts(self.usage, SECRET, "neox", self)
+        return JobKeeper(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: NOW_S)
 
     def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         self.charged |= {source: list(entries) for source, entries in spent.items()}
+        for source, entries in self.charged.items():
+            self.ledger.restore(source, (), entries, NOW_S)
+
+    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        return self.ledger.used_up(tenant.name, tenant.quotas, NOW_S)
 
     def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
         return self.store.create(tenant, "generate", replace(WORK, **work))
@@ -364,9 +372,24 @@ def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: Wo
     (total,) = world.usage.sums(0, 10**18, "acme")
     assert (total.requests, total.failed_requests, total.prompt_tokens) == (2, 1, 1_700)
     assert world.charged == {job.run_id: [Spent("acme", 9.0, 1, 1_000)], again.run_id: [Spent("acme", 9.0, 1, 700)]}
-    Accounts(world.usage, SECRET, "neox", world.charge).settle(done, "OK", 9.0)
+    Accounts(world.usage, SECRET, "neox", world).settle(done, "OK", NOW_S)
     assert world.usage.totals() == (2, 1_700, 0)
     assert world.usage.verify(SECRET) == []
+
+
+def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme", quotas=Quotas(tokens_per_day=100)), "test")
+    world.charge({"before": [Spent("acme", NOW_S, 1, 100)]})
+    waits = world.look(training(world, tmp_path))
+    assert (waits.state, waits.message) == (JobState.QUEUED, "tokens_per_day is used up; it starts when there is some again")
+    calls, others = world.look(world.new_job("acme")), world.look(world.new_job())
+    assert calls.state is others.state is JobState.RUNNING
+    for job in (calls, others):
+        world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+        assert world.look(job).state is JobState.SUCCEEDED
+    world.tenants.change(Tenant("acme", quotas=Quotas(tokens_per_day=101)), "test")
+    assert world.look(waits).state is JobState.RUNNING
+    assert world.look(waits).message == ""
 
 
 def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:

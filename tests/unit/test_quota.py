@@ -69,6 +69,18 @@ def test_day_ends_at_midnight_utc() -> None:
     assert ask(book, 3, 100, quotas, NOON_S + DAY_S / 2) is None
 
 
+def test_quotas_of_tokens_that_hold_not_one_more_are_used_up() -> None:
+    book, quotas = ledger(), Quotas(tokens_per_minute=10, tokens_per_day=25, concurrent_requests=1)
+    used = ((9, ()), (10, ("tokens_per_minute",)), (6, ("tokens_per_day",)))
+    for number, (tokens, names) in enumerate(used):
+        now_s = NOON_S + 2 * number * MINUTE_S
+        assert book.used_up("acme", quotas, now_s) == ()
+        assert ask(book, number, tokens, quotas, now_s) is None
+        book.settle("g", number, tokens, now_s)
+        assert book.used_up("acme", quotas, now_s) == names
+    assert book.used_up("acme", quotas, NOON_S + DAY_S / 2) == book.used_up("other", quotas, NOON_S) == ()
+
+
 def test_refusal_names_tenant_quota_and_counts() -> None:
     book, quotas = ledger(), Quotas(tokens_per_minute=1_000, concurrent_requests=1)
     assert ask(book, 1, 900, quotas, NOON_S) is None
