@@ -38,5 +38,6 @@ def fake_cluster_values() -> dict[str, Any]:
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
     """A running cluster of fake engines, left as it was found by every test."""
-    with running_cluster(tmp_path_factory.mktemp("cluster"), fake_cluster_values()) as started:
+    folder = tmp_path_factory.mktemp("cluster")
+    with running_cluster(folder, {**fake_cluster_values(), "model": {"registry": str(folder / "registry")}}) as started:
         yield started

@@ -3,34 +3,42 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from deployments.jobs.finetune.arguments import FinetuneJob, arguments_of
+from neox_serve.client import Client, JobState
 from neox_serve.core.finetuning import FinetuneWork
+from tests.clusters import CommandCluster
 from tests.python_lines import questions
 
 pytestmark = pytest.mark.ray
 
 
-def trained(job: FinetuneJob) -> dict[str, torch.Tensor]:
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments.jobs.finetune", *arguments_of(job)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return load_file(job.output / "adapter_model.safetensors")
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
 
 
-def test_two_workers_end_with_the_weights_of_one(tmp_path: Path) -> None:
+def test_two_workers_of_a_job_of_the_cluster_end_with_the_weights_of_one(cluster: CommandCluster, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
-    work = FinetuneWork(str(source), "one", rank=2, targets=("query_key_value",), epochs=2, learning_rate=5e-3, batch_tokens=1024)
-    job = FinetuneJob(work, "builtin", tmp_path / "registry")
-    one, two = trained(job), trained(replace(job, work=replace(work, adapter="two", workers=2)))
+    choices: dict[str, Any] = {"rank": 2, "targets": ["query_key_value"], "epochs": 2, "learning_rate": 5e-3, "batch_tokens": 1024}
+    alone = FinetuneJob(FinetuneWork.from_values({"input": str(source), "adapter": "one", **choices}), "builtin", tmp_path / "registry")
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.jobs.finetune", *arguments_of(alone)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    registry = cluster.settings.model.registry
+    assert registry is not None
+    with Client(cluster.address) as client:
+        job = client.create_finetune(str(source), "two", request_id="two-workers", workers=2, **choices)
+        last = list(client.watch_job(job.job_id, timeout_s=300))[-1]
+        assert last.state is JobState.SUCCEEDED, last
+    one, two = weights(alone.output), weights(registry / "two")
     assert one.keys() == two.keys()
     largest = max(float(tensor.abs().max()) for tensor in one.values())
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * largest
