@@ -44,17 +44,22 @@ def waking_lanes(settings: Settings) -> frozenset[tuple[Pool, str]]:
     return frozenset((pool, settings.model.name) for pool, one in scaled_pools(settings).items() if one.min == 0)
 
 
+def tuning_of(scaling: ScalingSettings) -> Tuning:
+    """That of our policy that is set."""
+    return Tuning(
+        headroom=scaling.headroom,
+        hold_startups=scaling.hold_startups,
+        hold_beyond_s=scaling.hold_beyond_s,
+        history_s=scaling.history_s,
+        level_s=scaling.level_s,
+        idle_s=scaling.idle_s,
+    )
+
+
 def policy_of(scaling: ScalingSettings) -> Policy:
     """The policy that is set."""
     if scaling.policy == "token-aware":
-        tuning = Tuning(
-            headroom=scaling.headroom,
-            hold_startups=scaling.hold_startups,
-            history_s=scaling.history_s,
-            level_s=scaling.level_s,
-            idle_s=scaling.idle_s,
-        )
-        return token_aware(tuning)
+        return token_aware(tuning_of(scaling))
     if scaling.policy == "target-ongoing-requests":
         delays = Delays(
             upscale_delay_s=scaling.upscale_delay_s, downscale_delay_s=scaling.downscale_delay_s, look_back_s=scaling.look_back_s

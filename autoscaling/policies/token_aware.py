@@ -12,7 +12,7 @@ Theory of operation:
   with what will wait by the time that replicas are ready, to be worked off within half a start-up. How high it is, the newest of these
   seconds say, since the first may still have been before it.
 * Scaling down is tried out first: the same replay with a tenth more demand must do with fewer replicas, what runs now must fit on them, and
-  both must have been so for more than the time of two start-ups. So a count that has just been left is not wanted again at once.
+  both must have been so for the time of two start-ups and a little more. So a count that has just been left is not wanted again at once.
 * A pool that may go to zero does so when nothing has come for as long; the first request brings it back.
 """
 
@@ -46,7 +46,8 @@ _NEWEST_BINS, _MOST_NEWER = 2, 2.0
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """headroom: demand that is provided for, over the expected. miss_share: of the misses that targets allow, those that are planned with.
-    spare_fraction: more demand that fewer replicas must bear. hold_startups: for how many start-ups they must have done.
+    spare_fraction: more demand that fewer replicas must bear. hold_startups, hold_beyond_s: for how many start-ups, and how long beyond,
+    they must have done: traffic wavers at its own pace, however long a start-up is.
 
     history_s: of demand that is replayed. level_s: over which a level is taken.
     period_s: between two replays. idle_s: without requests until a pool goes to zero, at least two start-ups.
@@ -55,11 +56,16 @@ class Tuning:
     headroom: float = 1.1
     miss_share: float = 0.8
     spare_fraction: float = 0.1
-    hold_startups: float = 3.5
+    hold_startups: float = 2.0
+    hold_beyond_s: float = 90.0
     history_s: float = 7200.0
     level_s: float = 300.0
     period_s: float = 10.0
     idle_s: float = 300.0
+
+    def hold_s(self, startup_s: float) -> float:
+        """For how long fewer replicas must have done."""
+        return self.hold_startups * startup_s + self.hold_beyond_s
 
 
 @dataclass(slots=True)
@@ -113,7 +119,7 @@ def token_aware(tuning: Tuning = Tuning()) -> Policy:
             _replay(memory, spec, tuning, startup_s)
         sudden = max(_sudden(memory, signals, spec, tuning, startup_s), _followed(memory, signals, spec, tuning, startup_s))
         decision = _decide(memory, signals, spec, tuning, sudden, now_s)
-        _learn(memory, decision.replicas, tuning.hold_startups * startup_s, now_s)
+        _learn(memory, decision.replicas, tuning.hold_s(startup_s), now_s)
         return decision, memory.state()
 
     return policy
@@ -142,9 +148,8 @@ def _note(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning, 
 def _replay(memory: _Memory, spec: PoolSpec, tuning: Tuning, startup_s: float) -> None:
     """Replicas that keep the promise, with and without demand to spare, if history comes again at the level that lies ahead."""
     times = times_to_level_ahead(memory.work, round(tuning.level_s / BIN_S), startup_s / BIN_S)
-    hold_s = tuning.hold_startups * startup_s
     asked = [each * by for each, by in zip(memory.asked[-len(times) - 1 :], times, strict=False)]
-    delay, hold = math.ceil(startup_s / BIN_S), round(hold_s / BIN_S)
+    delay, hold = math.ceil(startup_s / BIN_S), round(tuning.hold_s(startup_s) / BIN_S)
     followed = reaction(asked, window=_FOLLOWED_BINS, delay=delay, hold=hold, ahead=_led_on(startup_s))
     memory.provided, memory.spare = (
         needed(
@@ -215,7 +220,7 @@ def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
         return Decision(0, f"nothing has come for {quiet_s:.0f} s")
     floor = 1 if memory.target or quiet_s == 0 else 0
     up = spec.bounded(max(memory.provided, sudden, floor))
-    hold_s = memory.caution * tuning.hold_startups * startup_s
+    hold_s = memory.caution * tuning.hold_s(startup_s)
     hold = spec.bounded(max(_held(memory, max(memory.provided, memory.spare, sudden), hold_s, now_s), _running(signals, spec), floor))
     if up > memory.target:
         if memory.target == 0:

@@ -130,8 +130,9 @@ class ScalingSettings(Section):
     )
     history_s: float = Field(7200.0, ge=10, description="token-aware: of demand that is remembered, and provided for if it comes again")
     hold_startups: float = Field(
-        2.5, ge=1, description="token-aware: for how many times the start-up fewer replicas must have done, until it scales down"
+        2.0, ge=1, description="token-aware: for how many times the start-up fewer replicas must have done, until it scales down"
     )
+    hold_beyond_s: float = Field(90.0, ge=0, description="token-aware: for how long beyond these they must have done")
     idle_s: float = Field(300.0, ge=0, description="token-aware: without requests until a pool with replicas.min 0 goes to zero")
     target_requests: float = Field(32.0, gt=0, description="target-ongoing-requests: requests a replica should carry")
     look_back_s: float = Field(30.0, gt=0, description="target-ongoing-requests: over which they are counted")

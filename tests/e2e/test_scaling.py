@@ -30,6 +30,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster
             "history_s": 20,
             "level_s": 10,
             "hold_startups": 1,
+            "hold_beyond_s": 0,
             "step_s": 0.01,
             "step_per_sequence_s": 0.004,
             "step_per_resident_token_s": 1e-7,
