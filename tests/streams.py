@@ -46,9 +46,19 @@ async def read_stream(client: AsyncClient, prompt: str, *, max_tokens: int, reco
     return record
 
 
+async def load(client: AsyncClient, requests_per_s: float, max_tokens: int, stop: asyncio.Event) -> list[StreamRecord]:
+    """Streams that begin at this rate until told to stop, all to their end."""
+    streams: list[asyncio.Task[StreamRecord]] = []
+    while not stop.is_set():
+        streams.append(asyncio.create_task(read_stream(client, f"def f{len(streams)}(", max_tokens=max_tokens)))
+        await asyncio.sleep(1 / requests_per_s)
+    return await asyncio.gather(*streams)
+
+
 def assert_whole(records: Sequence[StreamRecord], max_tokens: int) -> None:
     """Every stream ended well, with every token once."""
-    assert [record.error for record in records] == [None] * len(records)
+    errors = [record.error for record in records if record.error]
+    assert not errors, errors[:3]
     assert [len(record.token_ids) for record in records] == [max_tokens] * len(records)
     assert all(record.final and record.final.usage.completion_tokens == max_tokens for record in records)
 

@@ -10,7 +10,7 @@ from neox_serve.client.results import PoolStatus
 from neox_serve.core.types import Pool
 from tests.clusters import CommandCluster, free_port, running_cluster
 from tests.e2e.conftest import small_engine
-from tests.streams import NO_RETRY, StreamRecord, assert_whole, read_stream, until
+from tests.streams import NO_RETRY, assert_whole, load, until
 
 pytestmark = pytest.mark.e2e
 TOKENS = 100
@@ -49,15 +49,6 @@ async def generation(client: AsyncClient) -> PoolStatus:
     return next(pool for pool in (await client.status(timeout_s=10)).pools if pool.pool is Pool.GENERATION)
 
 
-async def load(client: AsyncClient, requests_per_s: float, stop: asyncio.Event) -> list[StreamRecord]:
-    """Streams that begin at this rate until told to stop, all to their end."""
-    streams: list[asyncio.Task[StreamRecord]] = []
-    while not stop.is_set():
-        streams.append(asyncio.create_task(read_stream(client, f"def f{len(streams)}(", max_tokens=TOKENS)))
-        await asyncio.sleep(1 / requests_per_s)
-    return await asyncio.gather(*streams)
-
-
 async def test_pool_of_real_engines_grows_under_load_and_shrinks_after_it(growing: CommandCluster) -> None:
     async with AsyncClient(growing.address, retry=NO_RETRY) as client:
 
@@ -69,7 +60,7 @@ async def test_pool_of_real_engines_grows_under_load_and_shrinks_after_it(growin
 
         assert (await generation(client)).wanted_replicas == 1
         stop = asyncio.Event()
-        heavy = asyncio.create_task(load(client, REQUESTS_PER_S, stop))
+        heavy = asyncio.create_task(load(client, REQUESTS_PER_S, TOKENS, stop))
         await until(grown, START_S, "two replicas", every_s=0.5)
         assert "needs 2" in (await generation(client)).scaling_reason
         await asyncio.sleep(3)
@@ -79,7 +70,7 @@ async def test_pool_of_real_engines_grows_under_load_and_shrinks_after_it(growin
         assert len(growing.processes("VLLM::EngineCore")) == 2
 
         stop = asyncio.Event()
-        light = asyncio.create_task(load(client, 0.3, stop))
+        light = asyncio.create_task(load(client, 0.3, TOKENS, stop))
         await until(shrunk, SHRINK_S, "one replica", every_s=0.5)
         stop.set()
         assert_whole(await light, TOKENS)

@@ -9,7 +9,7 @@ from neox_serve.client import AsyncClient
 from neox_serve.core.types import Pool
 from tests.clusters import ROUTER, CommandCluster, free_port, running_cluster
 from tests.ray.conftest import fake_engine
-from tests.streams import NO_RETRY, assert_whole, read_stream, until
+from tests.streams import NO_RETRY, assert_whole, load, read_stream, until
 
 pytestmark = pytest.mark.ray
 
@@ -18,18 +18,23 @@ CONTROLLER = "ServeController"
 
 @pytest.fixture(scope="module")
 def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """A cluster whose pools begin without a replica."""
+    """A cluster whose pools begin without a replica. The step times are several times the fake engine's: a load it bears calls for more."""
     values = {
-        "generation": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 4, "max_requests": 16}},
+        "generation": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 4, "max_requests": 64}},
         "embedding": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 1}},
         "scaling": {
-            "policy": "target-ongoing-requests",
-            "target_requests": 4,
-            "look_back_s": 1,
-            "upscale_delay_s": 0.5,
-            "downscale_delay_s": 4,
-            "interval_s": 0.3,
             "startup_s": 8,
+            "history_s": 10,
+            "level_s": 5,
+            "hold_startups": 1,
+            "hold_beyond_s": 0,
+            "idle_s": 1,
+            "interval_s": 0.3,
+            "step_s": 0.01,
+            "step_per_sequence_s": 0.004,
+            "step_per_resident_token_s": 1e-7,
+            "per_prompt_token_s": 1e-5,
+            "kv_tokens": 8192,
         },
         "gateway": {"port": free_port(), "processes": 1},
         "metrics": {"port": free_port()},
@@ -62,7 +67,8 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
         assert len(vector.vectors) == 1
         await at_size(client, 1, 30)
 
-        streams = [asyncio.create_task(read_stream(client, f"step {n}", max_tokens=1200)) for n in range(14)]
+        stop = asyncio.Event()
+        heavy = asyncio.create_task(load(client, 8, 100, stop))
 
         async def wanted_four() -> bool:
             return (await generation(client))[1] == 4
@@ -73,9 +79,14 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
         await asyncio.sleep(1)
         sleeping.processes(CONTROLLER)[0].kill()
         await at_size(client, 4, 90)
-        assert_whole(await asyncio.gather(*streams), 1200)
+        lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=2000)) for n in range(8)]
+        stop.set()
+        assert_whole(await heavy, 100)
 
-        lasting = asyncio.create_task(read_stream(client, "lasting", max_tokens=800))
+        stop = asyncio.Event()
+        light = asyncio.create_task(load(client, 0.5, 100, stop))
         await at_size(client, 1, 90)
-        assert_whole([await lasting], 800)
+        assert_whole(await asyncio.gather(*lasting), 2000)
+        stop.set()
+        assert_whole(await light, 100)
         await at_size(client, 0, 60)
