@@ -74,8 +74,8 @@ class Curve:
     widened: int = 0
 
     def next_knobs(self, coarse: int, fine: int, attainment_fraction: float) -> list[float]:
-        """Where to look next: a grid at first, then between the cheapest point that keeps the promise and its cheaper neighbour. Around a
-        known knob first three, and further out where these do not enclose the promise."""
+        """Where to look next: a grid at first, and beyond its cheap end where that still keeps the promise; then between the cheapest point
+        that does and its cheaper neighbour. Around a known knob first three, and further out where these do not enclose the promise."""
         which = CONTENDERS[self.contender]
         if not self.points:
             if self.around is not None:
@@ -91,8 +91,9 @@ class Curve:
         return [math.sqrt(best.knob * self.points[place + 1].knob)]
 
     def _further_out(self, best: Point | None) -> list[float]:
-        """Beyond the cheapest knob where that keeps the promise, beyond the dearest where none does; twice as far each time."""
-        if self.around is None or self.widened >= _MOST_WIDENED:
+        """Beyond the cheapest knob where that keeps the promise, beyond the dearest where none around a known one does; twice as far each
+        time."""
+        if self.widened >= _MOST_WIDENED or (best is None and self.around is None):
             return []
         self.widened += 1
         return [self._beside(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widened)]

@@ -39,6 +39,15 @@ def test_grid_is_made_finer_around_the_promise(enough: float) -> None:
     assert [point.knob for point in curve.points] == sorted(tried, reverse=True)
 
 
+def test_grid_whose_cheap_end_keeps_the_promise_goes_on_beyond_it() -> None:
+    curve = Curve("forecast", [])
+    tried = searched(curve, 0.6, fine=4)
+    best = cheapest(curve.points, PROMISE)
+    assert best is not None
+    assert 0.6 <= best.knob <= 1.06 * 0.6
+    assert len(tried) == 11
+
+
 @pytest.mark.parametrize("enough", [0.95, 1.5, 2.0, 4.0, 14.0])
 def test_search_around_a_known_knob_ends_as_near_with_fewer_runs(enough: float) -> None:
     curve = Curve("forecast", [], around=2.0)
