@@ -1,13 +1,17 @@
 """What is planned of a model's memory is what its checkpoint holds and what vLLM reports."""
 
+import json
 import math
 import re
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from cluster.plan import NEOX_20B
 from neox_serve.core.memory import kv_bytes_per_token, parameters, weight_bytes
 from neox_serve.model_files import read_facts
 from tests.clusters import CommandCluster
@@ -28,6 +32,25 @@ def test_planned_weights_are_those_of_the_checkpoint() -> None:
     facts = read_facts(FOLDER)
     assert parameters(facts) == elements
     assert weight_bytes(facts, element_bytes=FLOAT32_BYTES) == elements * FLOAT32_BYTES
+
+
+def test_planned_weights_are_those_of_vllms_own_models(tmp_path: Path) -> None:
+    config = {
+        "model_type": "gpt_neox",
+        "architectures": ["GPTNeoXForCausalLM"],
+        "num_hidden_layers": NEOX_20B.layers,
+        "num_attention_heads": NEOX_20B.heads,
+        "hidden_size": NEOX_20B.hidden_size,
+        "intermediate_size": NEOX_20B.intermediate_size,
+        "vocab_size": NEOX_20B.vocabulary_size,
+        "max_position_embeddings": NEOX_20B.positions,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "tests.e2e.vllm_weights", str(FOLDER), "float32", str(tmp_path), "float16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
+    assert found == [weight_bytes(read_facts(FOLDER), element_bytes=FLOAT32_BYTES), weight_bytes(NEOX_20B)]
 
 
 def test_planned_kv_tokens_are_those_that_vllm_reports(real_cluster: CommandCluster) -> None:

@@ -1,0 +1,34 @@
+"""What vLLM's own models take for their parameters: `python -m tests.e2e.vllm_weights FOLDER DTYPE ...` prints a line of bytes for each.
+
+The models are made as vLLM's loader makes them, but without memory behind their matrices; a folder needs no more than its config.json.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+
+def main(arguments: list[str]) -> None:
+    """Pairs of a model's folder and its dtype."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (model_folder, dtype) in enumerate(zip(arguments[::2], arguments[1::2], strict=True)):
+            settings = EngineArgs(model=model_folder, dtype=dtype, skip_tokenizer_init=True)
+            config = settings.create_engine_config()
+            with set_current_vllm_config(config):
+                if number == 0:
+                    init_distributed_environment(1, 0, f"file://{Path(folder) / 'store'}", 0, "gloo")
+                    initialize_model_parallel()
+                with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype):
+                    model = initialize_model(config)
+            print(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
