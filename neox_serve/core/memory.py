@@ -1,7 +1,7 @@
 """What a GPT-NeoX model takes of memory.
 
-Source: the shapes of transformers' GPTNeoXForCausalLM. Linear layers of the blocks can be quantised; embeddings, norms and biases keep two
-bytes. Quantised weights carry a two-byte scale: int8 one for each output, int4 one for each 128 inputs of each output.
+Source: the shapes of transformers' GPTNeoXForCausalLM. Linear layers of the blocks can be quantised; embeddings, norms and biases stay as
+they are. Quantised weights carry scales of the same type as those: int8 one for each output, int4 one for each 128 inputs of each output.
 """
 
 import math
@@ -10,7 +10,6 @@ from enum import StrEnum
 from neox_serve.core.model import ModelFacts
 
 INT4_GROUP = 128
-_SCALE_BYTES = 2
 
 
 class Quantization(StrEnum):
@@ -36,13 +35,13 @@ def parameters(facts: ModelFacts, vocabulary_size: int | None = None) -> int:
 
 
 def weight_bytes(facts: ModelFacts, quantization: Quantization = Quantization.NONE, element_bytes: int = 2) -> int:
-    """Of all weights. element_bytes: of what is not quantised."""
+    """Of all weights. element_bytes: of what is not quantised, and of scales."""
     linear = linear_weights(facts)
     others = (parameters(facts) - linear) * element_bytes
     if quantization is Quantization.INT8:
-        return others + linear + _SCALE_BYTES * _outputs(facts)
+        return others + linear + element_bytes * _outputs(facts)
     if quantization is Quantization.INT4:
-        return others + linear // 2 + _SCALE_BYTES * linear // INT4_GROUP
+        return others + linear // 2 + element_bytes * linear // INT4_GROUP
     return others + linear * element_bytes
 
 

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from cluster.plan import NEOX_20B
 from neox_serve.core.memory import kv_bytes_per_token, parameters, weight_bytes
 from neox_serve.model_files import read_facts
 from tests.clusters import CommandCluster
+from tests.e2e.vllm_weights import vllm_weight_bytes
 
 pytestmark = pytest.mark.e2e
 
@@ -46,11 +45,10 @@ def test_planned_weights_are_those_of_vllms_own_models(tmp_path: Path) -> None:
         "max_position_embeddings": NEOX_20B.positions,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "tests.e2e.vllm_weights", str(FOLDER), "float32", str(tmp_path), "float16"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
-    assert found == [weight_bytes(read_facts(FOLDER), element_bytes=FLOAT32_BYTES), weight_bytes(NEOX_20B)]
+    assert vllm_weight_bytes((FOLDER, "float32"), (tmp_path, "float16")) == [
+        weight_bytes(read_facts(FOLDER), element_bytes=FLOAT32_BYTES),
+        weight_bytes(NEOX_20B),
+    ]
 
 
 def test_planned_kv_tokens_are_those_that_vllm_reports(real_cluster: CommandCluster) -> None:

@@ -16,10 +16,12 @@ import pytest
 from deployments.jobs.quantize.__main__ import main
 from deployments.jobs.quantize.checkpoint import REPORT
 from neox_serve import model_files
+from neox_serve.core.memory import Quantization, weight_bytes
 from neox_serve.core.types import GenerationRequest, Pool, Sampling, Stopping
 from neox_serve.settings import restore
 from neox_serve.tokenizer import Tokenizer
 from tests.e2e.reference import Reference
+from tests.e2e.vllm_weights import vllm_weight_bytes
 from tests.engines import SMALL, start
 from tests.fakes.recording_sink import ask
 
@@ -61,6 +63,13 @@ def test_quality_stays_and_the_report_says_so(made: Made) -> None:
     assert report["weight_bytes_after"] == size
     assert report["weight_bytes_before"] / size > SMALLER[made.scheme]
     assert not any(one.name.startswith(".") for one in made.folder.parent.iterdir())
+
+
+def test_it_takes_what_is_planned_of_vllms_memory(made: Made) -> None:
+    quantization = Quantization.INT8 if made.scheme == "w8a8" else Quantization.INT4
+    assert vllm_weight_bytes((made.folder, "float32")) == [
+        pytest.approx(weight_bytes(model_files.read_facts(made.folder), quantization, element_bytes=4), rel=1e-4)
+    ]
 
 
 async def test_engine_serves_it_as_well_as_the_model(made: Made) -> None:

@@ -3,24 +3,32 @@
 The models are made as vLLM's loader makes them, but without memory behind their matrices; a folder needs no more than its config.json.
 """
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from vllm.config import set_current_vllm_config
-from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader.utils import initialize_model
-from vllm.utils.torch_utils import set_default_torch_dtype
+
+def vllm_weight_bytes(*models: tuple[Path, str]) -> list[int]:
+    """Of each, by its folder and dtype; in a process of its own, since vLLM changes what it is loaded into."""
+    told = [str(part) for model in models for part in model]
+    done = subprocess.run([sys.executable, "-m", __name__, *told], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
 
 
 def main(arguments: list[str]) -> None:
     """Pairs of a model's folder and its dtype."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
     with tempfile.TemporaryDirectory() as folder:
         for number, (model_folder, dtype) in enumerate(zip(arguments[::2], arguments[1::2], strict=True)):
-            settings = EngineArgs(model=model_folder, dtype=dtype, skip_tokenizer_init=True)
-            config = settings.create_engine_config()
+            config = EngineArgs(model=model_folder, dtype=dtype, skip_tokenizer_init=True).create_engine_config()
             with set_current_vllm_config(config):
                 if number == 0:
                     init_distributed_environment(1, 0, f"file://{Path(folder) / 'store'}", 0, "gloo")
