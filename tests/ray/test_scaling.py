@@ -79,14 +79,14 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
         await asyncio.sleep(1)
         sleeping.processes(CONTROLLER)[0].kill()
         await at_size(client, 4, 90)
-        lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=2000)) for n in range(8)]
+        lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=1000)) for n in range(8)]
         stop.set()
         assert_whole(await heavy, 100)
 
         stop = asyncio.Event()
         light = asyncio.create_task(load(client, 0.5, 100, stop))
         await at_size(client, 1, 90)
-        assert_whole(await asyncio.gather(*lasting), 2000)
+        assert_whole(await asyncio.gather(*lasting), 1000)
         stop.set()
         assert_whole(await light, 100)
         await at_size(client, 0, 60)
