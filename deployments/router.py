@@ -21,9 +21,11 @@ from neox_serve.settings import restore
 from neox_serve.tenancy.platform import spent_recently
 from neox_serve.tracing import Tracing
 
+_ANSWER_S = 5.0
+
 
 class _Quotas:
-    """The router's quotas, for the keeper's thread."""
+    """The router's quotas, for the keeper's thread: the ledger is the event loop's alone."""
 
     def __init__(self, server: RouterServer) -> None:
         self._server = server
@@ -34,9 +36,9 @@ class _Quotas:
 
     def used_up(self, tenant: Tenant) -> tuple[str, ...]:
         async def asked() -> tuple[str, ...]:
-            return self._server.used_up(tenant)
+            return self._server.ledger.used_up(tenant.name, tenant.quotas, self._server.wall_clock())
 
-        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result(_ANSWER_S)
 
 
 class RouterDeployment:

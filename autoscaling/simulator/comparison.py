@@ -91,8 +91,8 @@ class Curve:
         return [math.sqrt(best.knob * self.points[place + 1].knob)]
 
     def _further_out(self, best: Point | None) -> list[float]:
-        """Beyond the cheapest knob where that keeps the promise, beyond the dearest where none around a known one does; twice as far each
-        time."""
+        """Twice as far each time: beyond the cheapest knob where that keeps the promise; around a known one, beyond the dearest where none
+        does."""
         if self.widened >= _MOST_WIDENED or (best is None and self.around is None):
             return []
         self.widened += 1
@@ -146,7 +146,7 @@ def compare(
             done += 1
             if not awaited[name] and not ask(name):
                 most -= coarse + fine - len(curves[name].points)
-            progress(done, most)
+            progress(done, max(most, done + len(open_jobs)))
     return curves
 
 

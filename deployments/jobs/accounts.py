@@ -13,13 +13,13 @@ from neox_serve.tenancy.usage_store import UsageStore
 
 
 class TokenQuotas(Protocol):
-    """The router's quotas. Calls block, on any thread but the router's."""
+    """The router's quotas, for any thread but the router's."""
 
     def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         """Tells it what was used, by its source; told again of a source, it forgets what it was told before."""
 
     def used_up(self, tenant: Tenant) -> tuple[str, ...]:
-        """The names of a tenant's quotas that hold not one token more now."""
+        """The names of a tenant's quotas that hold not one token more now. Raises TimeoutError where the router does not answer."""
 
 
 class Accounts:

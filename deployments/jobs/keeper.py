@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -46,6 +46,8 @@ from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.platform import read_secret
 from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -108,22 +110,27 @@ class JobKeeper:
                 self._attempt(self._follow, job)
             elif job.cancel_asked:
                 self._attempt(self._end, job, End(JobState.CANCELLED, "cancelled"))
-        for job in to_start([job for job in jobs if self._may_start(job)], self._places.most_running):
+        ready = [job for job in jobs if job.state is JobState.RUNNING or self._attempt(self._may_start, job)]
+        for job in to_start(ready, self._places.most_running):
             self._attempt(self._start, job, Start())
 
     def _may_start(self, job: Job) -> bool:
         """What a run without calls uses is known at its end alone, so it waits where its tenant's quotas are used up already."""
-        if job.state is not JobState.QUEUED or makes_calls(job.work) or job.tenant == ANONYMOUS:
+        if makes_calls(job.work) or job.tenant == ANONYMOUS:
             return True
         names = self._accounts.used_up(self._tenants.tenant(job.tenant))
-        self._say(job, f"{', '.join(names)} is used up; it starts when there is some again" if names else "")
+        why = f"{', '.join(names)} is used up; it starts when there is some again" if names else ""
+        if why != job.message:
+            self._store.keep_why_queued(job, why)
         return not names
 
-    def _attempt(self, what: Callable[..., None], job: Job, *arguments: Any) -> None:
+    def _attempt(self, what: Callable[..., T], job: Job, *arguments: Any) -> T | None:
+        """What comes of it; None where it cannot be done now."""
         try:
-            what(job, *arguments)
+            return what(job, *arguments)
         except (RuntimeError, OSError, ValueError, ServeError) as error:
             _log.warning("job_not_looked_after", job=job.job_id, failure=str(error))
+            return None
 
     def _follow(self, job: Job) -> None:
         run, why = self._runs.status(job.run_id)

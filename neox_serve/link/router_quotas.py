@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
 from neox_serve.core.quota import QuotaLedger, QuotaState, Spent
-from neox_serve.core.tenants import Tenant
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.link.router_metrics import RouterMetrics
 from neox_serve.link.streams import Outbox
@@ -54,10 +53,6 @@ class QuotaDesk:
                 entry for entry in self._early if (entry[0], entry[2].reservation.reservation_id) != (gateway_id, one.reservation_id)
             ]
             self.ledger.settle(gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
-
-    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
-        """The names of a tenant's quotas of tokens that hold not one more now."""
-        return self.ledger.used_up(tenant.name, tenant.quotas, self._wall_clock())
 
     def state(self, tenant: str) -> QuotaState:
         """What counts against a tenant's quotas now."""

@@ -20,7 +20,6 @@ from neox_serve.core.fair_queue import FairQueue, Lane, QueueLimits
 from neox_serve.core.pool_demand import PoolDemand
 from neox_serve.core.quota import QuotaLedger, Spent
 from neox_serve.core.request_owners import RequestOwners
-from neox_serve.core.tenants import Tenant
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
@@ -153,10 +152,6 @@ class RouterServer(RouterLinkServiceServicer):
     def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
         self._quotas.restore(spent)
-
-    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
-        """The names of a tenant's quotas of tokens that hold not one more now."""
-        return self._quotas.used_up(tenant)
 
     @property
     def metrics_address(self) -> str:

@@ -79,6 +79,12 @@ class JobStore:
         with self._engine.begin() as connection:
             connection.execute(update(batch_jobs).where(batch_jobs.c.job_id == job.job_id).values(**_row(job)))
 
+    def keep_why_queued(self, job: Job, message: str) -> None:
+        """Writes why a job waits, unless it has been started or ended meanwhile."""
+        where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.state == JobState.QUEUED.value)
+        with self._engine.begin() as connection:
+            connection.execute(update(batch_jobs).where(where).values(message=message))
+
     def claim_run(self, job: Job) -> bool:
         """Writes that a job's next run is to start; False where that has been written already."""
         where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.runs == job.runs - 1)

@@ -3,16 +3,23 @@
 The models are made as vLLM's loader makes them, but without memory behind their matrices; a folder needs no more than its config.json.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from neox_serve.engine.int4 import VLLMS_OWN
+
 
 def vllm_weight_bytes(*models: tuple[Path, str]) -> list[int]:
-    """Of each, by its folder and dtype; in a process of its own, since vLLM changes what it is loaded into."""
+    """Of each, by its folder and dtype; in a process of its own, since vLLM changes what it is loaded into.
+
+    4-bit ones with our kernel, which works on any CPU.
+    """
     told = [str(part) for model in models for part in model]
-    done = subprocess.run([sys.executable, "-m", __name__, *told], capture_output=True, text=True, check=False, timeout=120)
+    command, environment = [sys.executable, "-m", __name__, *told], {**os.environ, "VLLM_DISABLED_KERNELS": VLLMS_OWN}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
 

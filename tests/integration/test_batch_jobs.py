@@ -62,6 +62,16 @@ def test_jobs_without_a_request_id_are_all_different(store: JobStore) -> None:
     assert len({store.create("acme", "generate", WORK).job_id for _ in range(3)}) == 3
 
 
+def test_why_a_job_waits_is_no_news_once_it_has_been_started(store: JobStore) -> None:
+    job = store.create("acme", "generate", WORK)
+    store.keep_why_queued(job, "it waits")
+    assert store.job("acme", job.job_id) == replace(job, message="it waits")
+    started = replace(job, state=JobState.RUNNING, runs=1, run_id=f"{job.job_id}-1")
+    assert store.claim_run(started)
+    store.keep_why_queued(job, "it still waits")
+    assert store.job("acme", job.job_id) == started
+
+
 def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
     mine, other = store.create("acme", "generate", WORK), store.create("other", "generate", WORK)
     assert store.page("acme", 10) == [mine]

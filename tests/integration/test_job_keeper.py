@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deployments.jobs.accounts import Accounts
-from deployments.jobs.bulk import BulkJob, parse_arguments
 from deployments.jobs.commands import Places
 from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
 from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
@@ -35,60 +34,21 @@ from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
+from tests.fakes.forgetful_ray import ForgetfulRay
 
 SECRET = b"s" * 32
 NOW_S = 9.0
 WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
 
 
-@dataclass
-class FakeRuns:
-    """Ray, forgetful and out of reach at will."""
-
-    entrypoints: dict[str, str] = field(default_factory=dict)
-    statuses: dict[str, RunStatus] = field(default_factory=dict)
-    started: list[str] = field(default_factory=list)
-    away: bool = False
-    gpus: dict[str, float] = field(default_factory=dict)
-    logs: dict[str, str] = field(default_factory=dict)
-
-    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
-        self._reach()
-        self.gpus[run_id] = gpus
-        assert run_id not in self.statuses, "Ray takes an id once"
-        self.started.append(run_id)
-        assert metadata["neox_serve_batch_job"] == run_id.rpartition("-")[0]
-        self.entrypoints[run_id], self.statuses[run_id] = entrypoint, RunStatus.RUNNING
-
-    def status(self, run_id: str) -> tuple[RunStatus, str]:
-        self._reach()
-        return self.statuses.get(run_id, RunStatus.UNKNOWN), "as Ray says"
-
-    def stop(self, run_id: str) -> None:
-        self._reach()
-        self.statuses[run_id] = RunStatus.STOPPED
-
-    def log(self, run_id: str) -> str:
-        self._reach()
-        return self.logs.get(run_id, "")
-
-    def _reach(self) -> None:
-        if self.away:
-            raise RuntimeError("Ray is away")
-
-    def job(self, run_id: str) -> BulkJob:
-        """What a run was told."""
-        return parse_arguments(shlex.split(self.entrypoints[run_id])[3:])
-
-
 class World:
     """A keeper, and all that it works with."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), FakeRuns()
+        self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
         self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
         self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
-        self.ledger = QuotaLedger(Random(1))
+        self.ledger, self.router_away = QuotaLedger(Random(1)), False
         self.keeper = self.new_keeper()
 
     def new_keeper(self, **places: Any) -> JobKeeper:
@@ -102,6 +62,8 @@ class World:
             self.ledger.restore(source, (), entries, NOW_S)
 
     def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        if self.router_away:
+            raise TimeoutError("the router is away")
         return self.ledger.used_up(tenant.name, tenant.quotas, NOW_S)
 
     def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
@@ -127,7 +89,7 @@ def report_of(world: World, job: Job) -> ReportFile:
 def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
     job = world.look(world.new_job(set_aside="bad.jsonl"))
     told = world.runs.job(job.run_id)
-    assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", 9.0)
+    assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", NOW_S)
     folder = f"{world.places.folder}/{ANONYMOUS}"
     assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
     assert told.into is None
@@ -140,7 +102,7 @@ def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) 
     assert world.look(job).progress == Progress(10, 4, 1, 50)
     world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
     done = world.look(job)
-    assert (done.state, done.ended_s, done.progress.done) == (JobState.SUCCEEDED, 9.0, 4)
+    assert (done.state, done.ended_s, done.progress.done) == (JobState.SUCCEEDED, NOW_S, 4)
     assert [*world.places.notes.iterdir()] == []
 
 
@@ -282,10 +244,10 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
     assert len(world.runs.entrypoints) <= after.runs
 
 
-def training(world: World, folder: Path) -> Job:
+def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
     """A job that trains an adapter, in a world with a registry."""
     world.keeper = world.new_keeper(model=ModelSettings(registry=folder / "registry"))
-    return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", "acme/chat", "bad.jsonl", rank=4))
+    return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", adapter, "bad.jsonl", rank=4))
 
 
 def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, tmp_path: Path) -> None:
@@ -371,7 +333,7 @@ def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: Wo
     assert done.state is JobState.SUCCEEDED
     (total,) = world.usage.sums(0, 10**18, "acme")
     assert (total.requests, total.failed_requests, total.prompt_tokens) == (2, 1, 1_700)
-    assert world.charged == {job.run_id: [Spent("acme", 9.0, 1, 1_000)], again.run_id: [Spent("acme", 9.0, 1, 700)]}
+    assert world.charged == {job.run_id: [Spent("acme", NOW_S, 1, 1_000)], again.run_id: [Spent("acme", NOW_S, 1, 700)]}
     Accounts(world.usage, SECRET, "neox", world).settle(done, "OK", NOW_S)
     assert world.usage.totals() == (2, 1_700, 0)
     assert world.usage.verify(SECRET) == []
@@ -387,9 +349,22 @@ def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World
     for job in (calls, others):
         world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
         assert world.look(job).state is JobState.SUCCEEDED
+    gone = training(world, tmp_path, "acme/other")
+    world.store.ask_cancel("acme", gone.job_id)
+    assert world.look(gone).state is JobState.CANCELLED
     world.tenants.change(Tenant("acme", quotas=Quotas(tokens_per_day=101)), "test")
     assert world.look(waits).state is JobState.RUNNING
     assert world.look(waits).message == ""
+
+
+def test_run_whose_quota_nobody_knows_holds_up_no_other(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    waits, other = training(world, tmp_path), world.new_job()
+    world.router_away = True
+    assert world.look(other).state is JobState.RUNNING
+    assert world.look(waits).state is JobState.QUEUED
+    world.router_away = False
+    assert world.look(waits).state is JobState.RUNNING
 
 
 def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:

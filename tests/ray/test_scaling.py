@@ -14,6 +14,7 @@ from tests.streams import NO_RETRY, assert_whole, load, read_stream, until
 pytestmark = pytest.mark.ray
 
 CONTROLLER = "ServeController"
+TOKENS, LASTING_TOKENS = 100, 1000
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
         await at_size(client, 1, 30)
 
         stop = asyncio.Event()
-        heavy = asyncio.create_task(load(client, 8, 100, stop))
+        heavy = asyncio.create_task(load(client, 8, TOKENS, stop))
 
         async def wanted_four() -> bool:
             return (await generation(client))[1] == 4
@@ -79,14 +80,14 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
         await asyncio.sleep(1)
         sleeping.processes(CONTROLLER)[0].kill()
         await at_size(client, 4, 90)
-        lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=1000)) for n in range(8)]
+        lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=LASTING_TOKENS)) for n in range(8)]
         stop.set()
-        assert_whole(await heavy, 100)
+        assert_whole(await heavy, TOKENS)
 
         stop = asyncio.Event()
-        light = asyncio.create_task(load(client, 0.5, 100, stop))
+        light = asyncio.create_task(load(client, 0.5, TOKENS, stop))
         await at_size(client, 1, 90)
-        assert_whole(await asyncio.gather(*lasting), 1000)
+        assert_whole(await asyncio.gather(*lasting), LASTING_TOKENS)
         stop.set()
-        assert_whole(await light, 100)
+        assert_whole(await light, TOKENS)
         await at_size(client, 0, 60)

@@ -1,0 +1,48 @@
+"""Ray's runs for the keeper of jobs: forgetful, and out of reach, at will."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deployments.jobs.bulk import BulkJob, parse_arguments
+from neox_serve.core.jobs import RunStatus
+
+
+@dataclass
+class ForgetfulRay:
+    """Implements the keeper's Runs."""
+
+    entrypoints: dict[str, str] = field(default_factory=dict)
+    statuses: dict[str, RunStatus] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    away: bool = False
+    gpus: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
+
+    def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
+        self._reach()
+        self.gpus[run_id] = gpus
+        assert run_id not in self.statuses, "Ray takes an id once"
+        self.started.append(run_id)
+        assert metadata["neox_serve_batch_job"] == run_id.rpartition("-")[0]
+        self.entrypoints[run_id], self.statuses[run_id] = entrypoint, RunStatus.RUNNING
+
+    def status(self, run_id: str) -> tuple[RunStatus, str]:
+        self._reach()
+        return self.statuses.get(run_id, RunStatus.UNKNOWN), "as Ray says"
+
+    def stop(self, run_id: str) -> None:
+        self._reach()
+        self.statuses[run_id] = RunStatus.STOPPED
+
+    def log(self, run_id: str) -> str:
+        self._reach()
+        return self.logs.get(run_id, "")
+
+    def _reach(self) -> None:
+        if self.away:
+            raise RuntimeError("Ray is away")
+
+    def job(self, run_id: str) -> BulkJob:
+        """What a run was told."""
+        return parse_arguments(shlex.split(self.entrypoints[run_id])[3:])
