@@ -87,7 +87,7 @@ class Capacity:
     cache, and for each prompt token that it computes.
 
     kv_tokens: that its cache holds. max_requests: that it takes at a time. step_tokens: most prompt tokens that one step computes.
-    Source: the form of a decoder's step, bound by weight bandwidth, KV bandwidth and, for prompts, arithmetic (core.step_time).
+    Source: the form of a decoder's step, bound by weight bandwidth, KV bandwidth and, for prompts, arithmetic (model.step_time).
     """
 
     fixed_s: float

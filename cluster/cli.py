@@ -18,7 +18,7 @@ from cluster.commands import (
     tokens,
     usage,
 )
-from cluster.commands.failures import ExplainingGroup
+from cluster.commands.shared.failures import ExplainingGroup
 
 app = typer.Typer(
     cls=ExplainingGroup,

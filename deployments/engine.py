@@ -8,12 +8,12 @@ from autoscaling.ray_adapter import REQUESTS_METRIC
 from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
-from neox_serve import logs
 from neox_serve.core.types import Pool
 from neox_serve.engine.factory import engine_environment, start_engine
-from neox_serve.link.replica_server import ReplicaServer
+from neox_serve.replica.server import ReplicaServer
 from neox_serve.settings import pool_settings, restore
-from neox_serve.tracing import Tracing
+from neox_serve.telemetry import logs
+from neox_serve.telemetry.tracing import Tracing
 
 
 class EngineDeployment:

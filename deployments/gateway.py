@@ -8,14 +8,14 @@ from typing import Any
 from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.settling import settle
-from neox_serve import logs
-from neox_serve.gateway.joins import JoinServer
-from neox_serve.gateway.server import GatewayServer
-from neox_serve.link.dispatcher import Dispatcher
-from neox_serve.model_files import locate_tokenizer, read_facts
+from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.server.joins import JoinServer
+from neox_serve.gateway.server.server import GatewayServer
+from neox_serve.model.model_files import locate_tokenizer, read_facts
+from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import restore
+from neox_serve.telemetry import logs
 from neox_serve.tenancy.platform import Platform
-from neox_serve.tokenizer import Tokenizer
 
 
 class GatewayDeployment:

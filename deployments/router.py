@@ -7,19 +7,19 @@ from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.jobs.keeper import open_keeper
-from deployments.jobs.ray_runs import RayRuns
+from deployments.jobs.controller.keeper import open_keeper
+from deployments.jobs.controller.ray_runs import RayRuns
 from deployments.links import link_tls
 from deployments.scaling import loop_of, waking_lanes
 from deployments.settling import settle
-from neox_serve import logs
-from neox_serve.core.quota import Spent
-from neox_serve.core.tenants import Tenant
-from neox_serve.link.router_server import RouterServer
+from neox_serve.core.tenancy.quota import Spent
+from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.link.streams import stop_task
+from neox_serve.router.server import RouterServer
 from neox_serve.settings import restore
+from neox_serve.telemetry import logs
+from neox_serve.telemetry.tracing import Tracing
 from neox_serve.tenancy.platform import spent_recently
-from neox_serve.tracing import Tracing
 
 _ANSWER_S = 5.0
 

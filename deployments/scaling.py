@@ -17,11 +17,11 @@ from autoscaling.ray_adapter import VERDICT_NAMESPACE, stored_verdict
 from autoscaling.scaler import Scaler, Verdict
 from autoscaling.signals import BULK, Capacity, ClassDemand, PoolSignals, PoolSpec, Targets
 from neox_serve.core.cluster import ScalingView
-from neox_serve.core.pool_demand import PoolDemand
-from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.scheduling.pool_demand import PoolDemand
+from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
-from neox_serve.link.router_server import RouterServer
 from neox_serve.link.streams import repeat
+from neox_serve.router.server import RouterServer
 from neox_serve.settings import Settings, pool_settings
 from neox_serve.settings.cluster import ScalingSettings
 from neox_serve.settings.engines import ReplicaSettings

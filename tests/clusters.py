@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from cluster import state
+from cluster.local import state
 from neox_serve.settings import Settings, restore
 
 START_TIMEOUT_S = 240.0

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 
-from neox_serve import model_files
 from neox_serve.core.types import Pool
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.factory import engine_environment, read_token_table, start_engine
-from neox_serve.engine.fake_answers import Vocabulary
-from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
+from neox_serve.engine.fake.answers import Vocabulary
+from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
 from neox_serve.engine.protocol import Engine
+from neox_serve.model import model_files
 from neox_serve.settings import Settings, restore
 
 MAX_NUM_SEQS = 8

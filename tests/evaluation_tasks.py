@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from neox_serve import model_files
+from neox_serve.model import model_files
 from tests.python_lines import questions
 
 TASKS = ("lines_kind", "lines_cloze", "lines_next", "lines_write", "lines_whole")

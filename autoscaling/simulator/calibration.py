@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neox_serve.core.step_time import StepTime
+from neox_serve.model.step_time import StepTime
 
 LATENCIES = "ft_gpt20b_a100_latency.csv"
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)

@@ -22,12 +22,12 @@ from autoscaling.simulator.engine import Request, SimulatedEngine, Urgency
 from autoscaling.simulator.meter import Meter
 from autoscaling.simulator.outcome import Action, Outcome
 from autoscaling.simulator.setting import Setting
-from neox_serve.core.admissions import Admissions, Answer
-from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
-from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import ServeError
-from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.prefix_cache.block_index import BlockNews
+from neox_serve.core.scheduling.admissions import Admissions, Answer
+from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
+from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 _GATEWAY, _MODEL = "g", "m"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from autoscaling.simulator.prefix_cache import CacheNews, PrefixCache, Room
-from neox_serve.core.step_time import StepTime
+from neox_serve.model.step_time import StepTime
 
 _NO_BLOCKS: tuple[int, ...] = ()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from autoscaling.signals import PoolSpec
 from autoscaling.simulator.engine import EngineShape
-from neox_serve.core.fair_queue import QueueLimits
+from neox_serve.core.scheduling.fair_queue import QueueLimits
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.connection import Connection, connected
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import print_view
+from cluster.commands.shared.connection import Connection, connected
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import print_view
 
 if TYPE_CHECKING:
-    from cluster.bench_endpoints import Endpoint
-    from cluster.bench_plan import Plan
-    from cluster.bench_run import Measured
+    from cluster.bench.endpoints import Endpoint
+    from cluster.bench.plan import Plan
+    from cluster.bench.run import Measured
     from neox_serve.loadgen.load import Load
     from neox_serve.loadgen.summaries import Slo, Summary
     from neox_serve.loadgen.targets.grpc_gateway import Metadata
@@ -68,7 +68,7 @@ def bench(  # noqa: PLR0913 - the command's options, one by one
     plot_file: Annotated[Path | None, _option(_RESULTS, "Draws latencies; needs matplotlib.", "--plot", metavar="FILE.png|svg")] = None,
 ) -> None:
     """Measure what is served under load."""
-    from cluster.bench_plan import Options, plan
+    from cluster.bench.plan import Options, plan
 
     _check_files(json_file, plot_file)
     with _explained():
@@ -109,7 +109,7 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """Failures that are no bugs, in words."""
-    from cluster.bench_plan import OptionError
+    from cluster.bench.plan import OptionError
     from neox_serve.loadgen.processes import StartError
     from neox_serve.loadgen.targets import TargetError
     from neox_serve.loadgen.trace_files import TraceError
@@ -123,7 +123,7 @@ def _explained() -> Iterator[None]:
 
 
 def _endpoint(connection: Connection, openai_url: str | None, model: str | None, metadata: "Metadata", channels: int) -> "Endpoint":
-    from cluster.bench_endpoints import gateway_endpoint, openai_endpoint
+    from cluster.bench.endpoints import gateway_endpoint, openai_endpoint
 
     if openai_url is None:
         return gateway_endpoint(connection.address, connection.tls, model, metadata, channels)
@@ -143,7 +143,7 @@ def _metadata(pairs: list[str] | None) -> "Metadata":
 
 
 def _measure(endpoint: "Endpoint", planned: "Plan", warm_up: int) -> "Measured":
-    from cluster.bench_run import measure
+    from cluster.bench.run import measure
 
     return measure(endpoint.target, planned.load, planned.requests, warm_up)
 
@@ -158,7 +158,7 @@ def _tell(
     endpoint: "Endpoint", planned: "Plan", measured: "Measured", slo: "Slo | None", json_file: Path | None, plot_file: Path | None
 ) -> None:
     """Shows and writes the figures. Raises CommandError where requests failed, KeyboardInterrupt after Ctrl-C."""
-    from cluster.bench_view import bench_json, bench_view, reading_notes
+    from cluster.views.bench import bench_json, bench_view, reading_notes
 
     load, summary = planned.load, _summary(planned.load, measured, slo)
     notes = [*planned.notes, *reading_notes(load, summary, measured.unfinished, measured.client_cpu_s)]
@@ -167,7 +167,7 @@ def _tell(
         content = bench_json(endpoint, load, summary, measured.unfinished)
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if plot_file is not None:
-        from cluster.bench_plot import plot
+        from cluster.bench.plot import plot
 
         plot(measured.records, f"{endpoint.model}: {load.workload.name}", plot_file)
     if measured.interrupted:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.connection import Connection, connected, interruptible
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, print_json, read_texts
+from cluster.commands.shared.connection import Connection, connected, interruptible
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, print_json, read_texts
 
 if TYPE_CHECKING:
     from neox_serve.client import Client

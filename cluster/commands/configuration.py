@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.inout import JsonOption, print_json
-from cluster.commands.settings import ConfigOption, SetOption, effective
+from cluster.commands.shared.inout import JsonOption, print_json
+from cluster.commands.shared.settings import ConfigOption, SetOption, effective
 
 if TYPE_CHECKING:
     from neox_serve.settings import Settings
@@ -51,7 +51,7 @@ def render(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Print a KubeRay RayService, with Services and a PodMonitor, made of the settings."""
     settings = effective(config, overrides)
-    from cluster.manifests import Target, render_yaml
+    from cluster.kubernetes.manifests import Target, render_yaml
 
     target = Target(
         name=name,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.connection import Connection, connected
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, print_json, print_view
-from cluster.commands.settings import ConfigOption, effective
+from cluster.commands.shared.connection import Connection, connected
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, print_json, print_view
+from cluster.commands.shared.settings import ConfigOption, effective
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +34,7 @@ def models(connection: Connection, *, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(served)
         return
-    from cluster.status_view import models_table
+    from cluster.views.status import models_table
 
     print_view(models_table(served))
 
@@ -50,7 +50,7 @@ def status(
     """Show pools, replicas with their load, gateways, and what is wrong."""
     with connection.client() as client:
         if watch:
-            from cluster.status_view import status_view
+            from cluster.views.status import status_view
 
             _watch(client, interval_s, status_view, as_json=as_json)
         else:
@@ -72,7 +72,7 @@ def top(
     interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,
 ) -> None:
     """Watch tenants, pools and replicas at work, until Ctrl-C."""
-    from cluster.status_view import top_view
+    from cluster.views.status import top_view
 
     with connection.client() as client:
         _watch(client, interval_s, top_view, screen=True)
@@ -94,7 +94,7 @@ def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
     if as_json:
         print_json(seen)
         return
-    from cluster.status_view import status_view
+    from cluster.views.status import status_view
 
     print_view(status_view(seen))
 
@@ -106,7 +106,7 @@ def _watch(
     from rich.console import Console
     from rich.live import Live
 
-    from cluster.status_view import missing_view
+    from cluster.views.status import missing_view
     from neox_serve.client import ServeError
 
     console, asking = Console(), ThreadPoolExecutor(1)

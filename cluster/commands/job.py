@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.connection import Connection, connected, interruptible
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, print_json, print_view
-from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EVALUATE, EvaluateWork
-from neox_serve.core.finetuning import FINETUNE, TARGETS, FinetuneWork
-from neox_serve.core.jobs import RowsWork, Work
-from neox_serve.core.quantizing import QUANTIZE, SCHEME_NAMES, QuantizeWork
-from neox_serve.core.vector_target import ALLOWED, VectorTarget
+from cluster.commands.shared.connection import Connection, connected, interruptible
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, print_json, print_view
+from neox_serve.core.jobs.evaluate import AS_TASKS_HAVE_IT, EVALUATE, EvaluateWork
+from neox_serve.core.jobs.finetune import FINETUNE, TARGETS, FinetuneWork
+from neox_serve.core.jobs.job import RowsWork, Work
+from neox_serve.core.jobs.quantize import QUANTIZE, SCHEME_NAMES, QuantizeWork
+from neox_serve.core.jobs.vector_target import ALLOWED, VectorTarget
 
 if TYPE_CHECKING:
     from neox_serve.client import BatchJob, Client
@@ -202,7 +202,7 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """Show the newest jobs."""
-    from cluster import job_view
+    from cluster.views import job as job_view
 
     with connection.client() as client:
         jobs = client.jobs(page_size=most).jobs
@@ -216,7 +216,7 @@ def list_jobs(
 @connected
 def status(connection: Connection, job_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show one job."""
-    from cluster import job_view
+    from cluster.views import job as job_view
 
     with connection.client() as client:
         job = client.job(job_id)
@@ -253,7 +253,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job's last run writes, as of a few seconds ago."""
-    from cluster.job_view import LogReader
+    from cluster.views.job import LogReader
 
     reader = LogReader()
     with connection.client() as client:
@@ -288,7 +288,7 @@ def _target_as_known_there(connection: Connection, text: str) -> str:
 
 def _survey(kind: str, work: RowsWork) -> None:
     """Finds bad rows before anything is created; the job looks again where it runs."""
-    from deployments.jobs.bulk import BulkJob, survey
+    from deployments.jobs.bulk.job import BulkJob, survey
     from deployments.jobs.failures import JobError
 
     try:
@@ -317,7 +317,7 @@ def _submitted(client: "Client", name: str, create: Callable[[str], "BatchJob"],
 def _watch(client: "Client", job_id: str) -> None:
     from rich.console import Console
 
-    from cluster import job_view
+    from cluster.views import job as job_view
 
     job = job_view.follow(client.watch_job(job_id), Console(stderr=True, soft_wrap=True))
     if job is None or job.state != "SUCCEEDED":

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.failures import CommandError
-from cluster.commands.settings import ConfigOption, SetOption, effective
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.settings import ConfigOption, SetOption, effective
 
 
 def up(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Serve here, until Ctrl-C or `neox-serve down`."""
     settings = effective(config, overrides)
-    from cluster.local import serve_until_stopped
+    from cluster.local.cluster import serve_until_stopped
 
     _deploying(lambda: serve_until_stopped(settings))
 
@@ -20,7 +20,7 @@ def up(config: ConfigOption = None, overrides: SetOption = None) -> None:
 def apply(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Roll the cluster that `up` runs to changed settings."""
     settings = effective(config, overrides)
-    from cluster.local import apply_to_running
+    from cluster.local.cluster import apply_to_running
 
     _deploying(lambda: apply_to_running(settings))
 
@@ -33,13 +33,13 @@ def down(
 ) -> None:
     """Drain and stop the cluster that `up` runs."""
     settings = effective(config)
-    from cluster.local import stop_running
+    from cluster.local.cluster import stop_running
 
     print("Stopped." if stop_running(settings, timeout_s) else "No cluster runs here.")
 
 
 def _deploying(action: Callable[[], None]) -> None:
-    from cluster.deployment import DeploymentError
+    from cluster.local.deployment import DeploymentError
 
     try:
         action()

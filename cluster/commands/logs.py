@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.failures import CommandError
-from cluster.commands.settings import ConfigOption, effective
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.settings import ConfigOption, effective
 
 GrepOption = Annotated[str, typer.Option("--grep", metavar="TEXT", help="Only lines with this text, such as a request id or a component.")]
 
@@ -17,7 +17,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
 ) -> None:
     """Show the log lines of gateways, router and engines."""
-    from cluster import log_tail, state
+    from cluster.local import log_tail, state
 
     cluster = state.running(effective(config).state_folder)
     if cluster is None:

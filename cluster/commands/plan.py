@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, print_json, print_view
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, print_json, print_view
 
 if TYPE_CHECKING:
-    from neox_serve.core.model import ModelFacts
+    from neox_serve.model.facts import ModelFacts
 
 _MODEL, _LOAD, _GPUS, _RESULTS = "Model", "Load", "GPUs", "Results"
 _NEOX_20B = "gpt-neox-20b"
@@ -39,10 +39,10 @@ def plan(  # noqa: PLR0913 - the command's options, one by one
     as_json: JsonOption = False,
 ) -> None:
     """Plan GPUs, layout and replicas for a model and a load."""
-    from cluster.plan import Load, Wish
-    from cluster.plan import plan as make
-    from cluster.plan_view import plan_figures, plan_view
-    from neox_serve.core.memory import Quantization
+    from cluster.planning.plan import Load, Wish
+    from cluster.planning.plan import plan as make
+    from cluster.views.plan import plan_figures, plan_view
+    from neox_serve.model.memory import Quantization
 
     facts = _facts(model)
     kept = tuple(Quantization) if quantization == "any" else (Quantization(quantization),)
@@ -64,8 +64,8 @@ def plan(  # noqa: PLR0913 - the command's options, one by one
 
 
 def _facts(model: str) -> "ModelFacts":
-    from cluster.plan import NEOX_20B
-    from neox_serve.core.model import ModelFacts
+    from cluster.planning.plan import NEOX_20B
+    from neox_serve.model.facts import ModelFacts
 
     if model == _NEOX_20B:
         return NEOX_20B
@@ -78,7 +78,7 @@ def _facts(model: str) -> "ModelFacts":
 
 
 def _pairs(texts: list[str], option: str) -> list[tuple[str, float]]:
-    from cluster.plan import GPUS
+    from cluster.planning.plan import GPUS
 
     found = []
     for text in texts:
@@ -94,7 +94,7 @@ def _pairs(texts: list[str], option: str) -> list[tuple[str, float]]:
 def _write(config: Path, best: Any, wish: Any, model: str) -> None:
     import yaml
 
-    from cluster.plan import serve_settings
+    from cluster.planning.plan import serve_settings
     from neox_serve.settings import parse
 
     path = Path(model)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.connection import Connection, connected, interruptible
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, Pooling, print_json, read_texts
-from neox_serve.core.vector_target import VectorTarget
+from cluster.commands.shared.connection import Connection, connected, interruptible
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, Pooling, print_json, read_texts
+from neox_serve.core.jobs.vector_target import VectorTarget
 
 
 @connected
@@ -25,7 +25,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the rows of a vector database that are nearest to a text."""
-    from deployments.jobs.vector_stores import opened
+    from deployments.jobs.bulk.vector_stores import opened
 
     asked = read_texts(texts)
     with connection.client() as client:

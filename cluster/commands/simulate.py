@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import print_view
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import print_view
 
 if TYPE_CHECKING:
     from autoscaling.simulator.comparison import Curve
@@ -77,7 +77,7 @@ def simulate(  # noqa: PLR0913 - the command's options, one by one
     report: Annotated[Path | None, _option(_RESULTS, "Writes report.html and pictures; needs matplotlib.", metavar="FOLDER")] = None,
 ) -> None:
     """Simulate scaling policies: what attainment costs each, and what an oracle would have used."""
-    from cluster.simulation_plan import OptionError, PoolOptions, TrafficOptions, setting, traffic
+    from cluster.planning.simulation_plan import OptionError, PoolOptions, TrafficOptions, setting, traffic
 
     _check_results(json_file, report)
     names = [name.value for name in dict.fromkeys(policy or PolicyName)]
@@ -129,7 +129,7 @@ def _notes(given: "Workload", chosen: "Setting", calibration: Path | None, gpu: 
         notes.append("H100: the A100's step times, scaled by how much faster Vidur's operators of a 20B model run there.")
     if calibration is not None:
         from autoscaling.simulator.calibration import LATENCIES, fit, read_latencies
-        from cluster.simulation_view import fit_lines
+        from cluster.views.simulation import fit_lines
 
         notes += fit_lines({size: fit(read_latencies(calibration / LATENCIES, size))})
     return notes
@@ -167,7 +167,7 @@ def _progress(what: str) -> Iterator[Any]:
 
 
 def _tell(curves: "dict[str, Curve]", chosen: "Setting", notes: list[str], json_file: Path | None, report: Path | None) -> None:
-    from cluster.simulation_view import figures, table, write_report
+    from cluster.views.simulation import figures, table, write_report
 
     targets = chosen.spec.targets
     print_view(table(curves, targets))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.asking import DirectOption, asker, print_messages
-from cluster.commands.connection import Connection, connected
-from cluster.commands.inout import JsonOption, print_view
+from cluster.commands.shared.asking import DirectOption, asker, print_messages
+from cluster.commands.shared.connection import Connection, connected
+from cluster.commands.shared.inout import JsonOption, print_view
 from cluster.commands.usage import show_usage
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def keys(connection: Connection, *, name: NameArgument, direct: DirectOption = F
     if as_json:
         print_messages(found)
         return
-    from cluster.tenant_view import keys_table
+    from cluster.views.tenant import keys_table
 
     print_view(keys_table(found))
 
@@ -202,7 +202,7 @@ def audit(
     if as_json:
         print_messages(entries)
         return
-    from cluster.tenant_view import audit_table
+    from cluster.views.tenant import audit_table
 
     print_view(audit_table(entries))
 
@@ -273,7 +273,7 @@ def _show_tenants(tenants: "list[admin_service_pb2.Tenant]", *, as_json: bool, s
         for tenant in tenants:
             print(json.dumps(MessageToDict(tenant) | ({"apiKey": secret} if secret else {})))
         return
-    from cluster.tenant_view import tenants_table
+    from cluster.views.tenant import tenants_table
 
     print_view(tenants_table(tenants))
     if secret:

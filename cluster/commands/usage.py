@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.asking import Ask, DirectOption, asker, print_messages
-from cluster.commands.connection import Connection, connected
-from cluster.commands.failures import CommandError
-from cluster.commands.inout import JsonOption, print_view
+from cluster.commands.shared.asking import Ask, DirectOption, asker, print_messages
+from cluster.commands.shared.connection import Connection, connected
+from cluster.commands.shared.failures import CommandError
+from cluster.commands.shared.inout import JsonOption, print_view
 
 if TYPE_CHECKING:
-    from cluster.usage_reconciliation import EngineCounters
+    from cluster.commands.shared.usage_reconciliation import EngineCounters
     from neox_serve.v1 import admin_service_pb2
 
 usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=True)
@@ -70,21 +70,21 @@ def show_usage(ask: Ask, name: str | None, days: int, *, as_json: bool) -> None:
     if as_json:
         print_messages(sums)
         return
-    from cluster.tenant_view import usage_table
+    from cluster.views.tenant import usage_table
 
     print_view(usage_table(sums))
 
 
 def _engine_counters(url: str | None, config: Path | None) -> "dict[str, EngineCounters]":
     from cluster.commands.inspect import fetch_metrics
-    from cluster.usage_reconciliation import engine_counters
+    from cluster.commands.shared.usage_reconciliation import engine_counters
 
     return engine_counters(fetch_metrics(url, config))
 
 
 def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted: "dict[str, EngineCounters]") -> None:
-    from cluster.tenant_view import reconciliation_table
-    from cluster.usage_reconciliation import overcharged, reconciled
+    from cluster.commands.shared.usage_reconciliation import overcharged, reconciled
+    from cluster.views.tenant import reconciliation_table
 
     compared = reconciled(found.replicas, counted)
     if compared:

@@ -6,8 +6,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from deployments.jobs.rows import BadRow
-from deployments.jobs.storage import writing
+from deployments.jobs.bulk.rows import BadRow
+from deployments.jobs.files.storage import writing
 
 _SHOWN_BAD_ROWS = 20
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from neox_serve.core.jobs import Progress
+from neox_serve.core.jobs.job import Progress
 
 
 class JobProgress:

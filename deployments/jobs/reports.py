@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from neox_serve.core.jobs import NO_REPORT, Progress, Report
+from neox_serve.core.jobs.job import NO_REPORT, Progress, Report
 
 _EVERY_S = 1.0
 

@@ -36,7 +36,7 @@ from neox_serve.client.results import (
 from neox_serve.client.retry import RetryPolicy
 from neox_serve.client.sync_client import Client, GenerationStream
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import JobState
+from neox_serve.core.jobs.job import JobState
 
 __all__ = [
     "AsyncClient",

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from neox_serve.client import results
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs import JobState
+from neox_serve.core.jobs.job import JobState
 from neox_serve.core.types import Finish, FinishReason, ModelLimits, Pool, Pooling, PositionLogprobs, TokenLogprob
 from neox_serve.v1 import batch_service_pb2, generation_pb2, inference_service_pb2, model_service_pb2, ops_service_pb2, token_service_pb2
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neox_serve.core.jobs import JobState
+from neox_serve.core.jobs.job import JobState
 from neox_serve.core.types import Finish, ModelLimits, Pool, Pooling, PositionLogprobs, TokenIds, TokenLogprob
 
 if TYPE_CHECKING:

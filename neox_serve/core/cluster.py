@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from neox_serve.core.tenants import ANONYMOUS, PriorityClass
+from neox_serve.core.tenancy.tenants import ANONYMOUS, PriorityClass
 from neox_serve.core.types import Pool
 
 
@@ -84,7 +84,7 @@ class Demand:
     """What a request asks for. output_tokens: the most it may generate. excluded: replicas that have already failed it.
 
     session: whatever ties requests together that shall meet the same replica; empty for none. blocks: names of the prompt's blocks that a
-    cache can spare (core.block_hashes), of block_tokens each; empty where nothing can be known of caches.
+    cache can spare (core.prefix_cache.block_hashes), of block_tokens each; empty where nothing can be known of caches.
     """
 
     pool: Pool

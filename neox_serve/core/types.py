@@ -1,7 +1,7 @@
 """The vocabulary of the product: what is asked of an engine and what it answers.
 
 Values here have been validated: `__post_init__` states the invariants that every part may rely on, and a violation is a bug of ours
-(ValueError), not bad input. Bad input is caught in `neox_serve.gateway.validation`, with an error that names the field.
+(ValueError), not bad input. Bad input is caught in `neox_serve.gateway.requests.validation`, with an error that names the field.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

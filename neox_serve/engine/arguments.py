@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from neox_serve import model_files
-from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
-from neox_serve.engine.layers import loaded_facts
 from neox_serve.engine.pools import engine_settings, on_gpu
+from neox_serve.engine.vllm.plugins.layers import loaded_facts
+from neox_serve.model import model_files
+from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings
 

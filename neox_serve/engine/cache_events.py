@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from neox_serve.core.block_hashes import prompt_blocks, root
-from neox_serve.core.block_ledger import BlockLedger
+from neox_serve.core.prefix_cache.block_hashes import prompt_blocks, root
+from neox_serve.core.prefix_cache.block_ledger import BlockLedger
 
 
 @dataclass(frozen=True, slots=True)

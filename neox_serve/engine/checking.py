@@ -1,11 +1,11 @@
 """Whether the engines can run as the settings say, as far as that shows without loading any: for those who are about to start them."""
 
-from neox_serve import model_files
-from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
 from neox_serve.engine import arguments
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.pools import enabled_pools, engine_settings
+from neox_serve.model import model_files
+from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import Settings, SettingsError
 
 
@@ -29,7 +29,7 @@ def check_with_vllm(pool: Pool, settings: Settings) -> None:
     """
     if engine_settings(pool, settings).kind == "fake":
         return
-    from neox_serve.engine.vllm_arguments import build_engine_arguments, build_engine_config
+    from neox_serve.engine.vllm.arguments import build_engine_arguments, build_engine_config
 
     folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
     build_engine_config(pool, settings, build_engine_arguments(pool, settings, folder, this_machine()))

@@ -1,10 +1,10 @@
 """The environment an engine's process needs. vLLM reads some of its settings only from there, when it is imported."""
 
-from neox_serve import model_files
 from neox_serve.core.types import Pool
-from neox_serve.engine import int4
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
+from neox_serve.engine.vllm.plugins import int4
+from neox_serve.model import model_files
 from neox_serve.settings import Settings
 from neox_serve.settings.engines import EngineSettings
 

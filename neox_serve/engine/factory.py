@@ -3,19 +3,20 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from neox_serve import model_files
-from neox_serve.adapter_registry import AdapterRegistry, KnownAdapters
-from neox_serve.core.model import ModelFacts
 from neox_serve.core.types import Pool
-from neox_serve.engine import arguments, engine_forks
+from neox_serve.engine import arguments
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.environment import engine_environment
-from neox_serve.engine.fake_answers import Vocabulary
-from neox_serve.engine.fake_cache import FakeCache
-from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
+from neox_serve.engine.fake.answers import Vocabulary
+from neox_serve.engine.fake.cache import FakeCache
+from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.engine.protocol import Engine
+from neox_serve.engine.vllm.processes import forks
+from neox_serve.model import model_files
+from neox_serve.model.adapter_registry import AdapterRegistry, KnownAdapters
+from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import Settings, SettingsError
 from neox_serve.settings.engines import EngineSettings
 
@@ -40,8 +41,8 @@ async def start_engine(pool: Pool, settings: Settings, *, offline: bool = False)
     machine = this_machine()
     arguments.check(pool, settings, facts, machine)
     in_loop = offline and not on_gpu(pool, settings) and executor_backend(engine, replica_settings(pool, settings)) == "uni"
-    with nullcontext() if on_gpu(pool, settings) or in_loop else engine_forks.importing_ahead():
-        from neox_serve.engine.vllm_start import start_vllm_engine
+    with nullcontext() if on_gpu(pool, settings) or in_loop else forks.importing_ahead():
+        from neox_serve.engine.vllm.start import start_vllm_engine
 
     return await start_vllm_engine(pool, settings, facts, table, machine, in_loop=in_loop, offline=offline)
 

@@ -8,7 +8,7 @@ that one engine step brought for that sink, so a sink that writes to a link writ
 from collections.abc import Hashable
 from typing import Protocol
 
-from neox_serve.core.block_ledger import BlockLedger
+from neox_serve.core.prefix_cache.block_ledger import BlockLedger
 from neox_serve.core.types import (
     DeltaSink,
     EmbeddingRequest,

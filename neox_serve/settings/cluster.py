@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from neox_serve.core.routing import DEFAULT_LEAD_TOKENS
+from neox_serve.core.scheduling.routing import DEFAULT_LEAD_TOKENS
 from neox_serve.settings.sections import Section, node_resource
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Engine, RowMapping, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import Reason, ServeError, invalid
-from neox_serve.core.jobs import NO_LOG, Job, JobLog, JobState, Progress, Work, new_job_id, work_of
+from neox_serve.core.jobs.job import NO_LOG, Job, JobLog, JobState, Progress, Work, new_job_id, work_of
 from neox_serve.tenancy.tables import batch_job_logs, batch_jobs
 
 _MOST_MESSAGE_CHARACTERS = 4_000

@@ -9,8 +9,8 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from neox_serve.core.quota import DAY_S, MINUTE_S, Spent, day_of
-from neox_serve.core.usage import Chain
+from neox_serve.core.tenancy.quota import DAY_S, MINUTE_S, Spent, day_of
+from neox_serve.core.tenancy.usage import Chain
 from neox_serve.settings import Settings, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore

@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from neox_serve.core.api_keys import ApiKey, NewKey, new_key
-from neox_serve.core.directory import Directory
 from neox_serve.core.errors import ServeError, invalid
-from neox_serve.core.tenants import PriorityClass, Quotas, Role, Tenant
+from neox_serve.core.tenancy.api_keys import ApiKey, NewKey, new_key
+from neox_serve.core.tenancy.directory import Directory
+from neox_serve.core.tenancy.tenants import PriorityClass, Quotas, Role, Tenant
 from neox_serve.tenancy import tables
 
 _QUOTAS = tuple(Quotas.__slots__)

@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Engine, case, func, insert, select, update
 
-from neox_serve.core.quota import Spent
-from neox_serve.core.usage import FIELDS, ChainBreak, ChainedRecord, UsageRecord, verify
+from neox_serve.core.tenancy.quota import Spent
+from neox_serve.core.tenancy.usage import FIELDS, ChainBreak, ChainedRecord, UsageRecord, verify
 from neox_serve.tenancy.tables import usage_chains, usage_records
 
 _READ_AT_ONCE = 5_000

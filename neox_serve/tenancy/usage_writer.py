@@ -6,7 +6,7 @@ from contextlib import suppress
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from neox_serve.core.usage import Chain, ChainedRecord, UsageRecord
+from neox_serve.core.tenancy.usage import Chain, ChainedRecord, UsageRecord
 from neox_serve.tenancy.usage_store import UsageStore
 
 _log = structlog.get_logger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from neox_serve.core.api_keys import ApiKey
 from neox_serve.core.errors import FieldViolation, Reason, ServeError, invalid
-from neox_serve.core.tenants import NAME, PriorityClass, Quotas, Role, Tenant
+from neox_serve.core.tenancy.api_keys import ApiKey
+from neox_serve.core.tenancy.tenants import NAME, PriorityClass, Quotas, Role, Tenant
 from neox_serve.v1 import admin_service_pb2, generation_pb2
 
 MOST_WEIGHT = 1_000.0

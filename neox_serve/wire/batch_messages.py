@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from neox_serve.core.evaluating import AS_TASKS_HAVE_IT, EvaluateWork
-from neox_serve.core.finetuning import FinetuneWork
-from neox_serve.core.jobs import Job, JobState, RowsWork
-from neox_serve.core.quantizing import QuantizeWork
+from neox_serve.core.jobs.evaluate import AS_TASKS_HAVE_IT, EvaluateWork
+from neox_serve.core.jobs.finetune import FinetuneWork
+from neox_serve.core.jobs.job import Job, JobState, RowsWork
+from neox_serve.core.jobs.quantize import QuantizeWork
 from neox_serve.v1 import batch_service_pb2 as pb
 from neox_serve.wire.admin_messages import timestamp
 from neox_serve.wire.public_messages import duration

@@ -1,7 +1,7 @@
 """What replicas and the router say to each other, to core types and back."""
 
-from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import Replica, ReplicaLoad, ReplicaPhase
+from neox_serve.core.prefix_cache.block_index import BlockNews
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire.engine_messages import SCHEMA_VERSION

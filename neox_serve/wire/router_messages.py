@@ -17,10 +17,10 @@ from neox_serve.core.cluster import (
     TenantView,
     Terms,
 )
-from neox_serve.core.cluster_state import Grant
 from neox_serve.core.errors import FieldViolation, QuotaViolation, Reason, ServeError
-from neox_serve.core.quota import QuotaState, Reservation, Spent
-from neox_serve.core.tenants import PriorityClass, Quotas
+from neox_serve.core.scheduling.cluster_state import Grant
+from neox_serve.core.tenancy.quota import QuotaState, Reservation, Spent
+from neox_serve.core.tenancy.tenants import PriorityClass, Quotas
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire.engine_messages import SCHEMA_VERSION

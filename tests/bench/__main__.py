@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import defaults_comparison, engine_comparison, engine_plot, fake_comparison, results, router_scale, routing_policies
+from tests.bench import results
+from tests.bench.engines import defaults_comparison, engine_comparison, engine_plot, fake_comparison
 from tests.bench.growth import plot as growth_plot
 from tests.bench.growth import points
 from tests.bench.growth import running as growth
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.climbing import FULL, SMOKE
 from tests.bench.processes import stop_on_sigterm
+from tests.bench.router import policies as routing_policies
+from tests.bench.router import scale as router_scale
 from tests.bench.view import View
 
 

@@ -5,32 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
-from tests.bench import (
-    builtin_model,
-    bulk,
-    cancellation,
-    engine_comparison,
-    fake_comparison,
-    layers,
-    life_cycle,
-    overload,
-    rolling,
-    router_decisions,
-    router_scale,
-    scaling_validation,
-)
-from tests.bench.bulk import Bulk
-from tests.bench.cancellation import Freed
-from tests.bench.comparison import Comparison
+from tests.bench.engines import builtin_model, engine_comparison, fake_comparison
+from tests.bench.engines.comparison import Comparison
+from tests.bench.faults import cancellation, overload, rolling
+from tests.bench.faults.cancellation import Freed
+from tests.bench.faults.overload import Overloaded
+from tests.bench.faults.rolling import Rolled
+from tests.bench.jobs import bulk, layers, life_cycle
+from tests.bench.jobs.bulk import Bulk
+from tests.bench.jobs.layers import Layers
+from tests.bench.jobs.life_cycle import LifeCycle
 from tests.bench.ladder import climbing
 from tests.bench.ladder import running as ladder
 from tests.bench.ladder.figures import Ladder
-from tests.bench.layers import Layers
-from tests.bench.life_cycle import LifeCycle
-from tests.bench.overload import Overloaded
-from tests.bench.rolling import Rolled
-from tests.bench.router_decisions import Decisions
-from tests.bench.scaling_validation import Validated
+from tests.bench.router import decisions as router_decisions
+from tests.bench.router import scale as router_scale
+from tests.bench.router.decisions import Decisions
+from tests.bench.scaling import validation as scaling_validation
+from tests.bench.scaling.validation import Validated
 from tests.bench.view import View
 
 T = TypeVar("T")

@@ -12,18 +12,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
 
-from tests.bench import (
-    block_bytes,
-    builtin_model,
-    engine_comparison,
-    fake_comparison,
-    results,
-    scaling_goals,
-    scaling_validation,
-)
+from tests.bench import results
+from tests.bench.engines import builtin_model, engine_comparison, fake_comparison
 from tests.bench.goal import Goal
 from tests.bench.goal_runs import Runs
 from tests.bench.processes import stop_on_sigterm
+from tests.bench.router import block_bytes
+from tests.bench.scaling import goals as scaling_goals
+from tests.bench.scaling import validation as scaling_validation
 from tests.bench.view import View
 from tests.simulation import fairness, mooncake
 

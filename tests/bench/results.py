@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench.comparison import Comparison
+from tests.bench.engines.comparison import Comparison
 from tests.bench.machine import machine_facts
 from tests.bench.processes import ROOT
 from tests.bench.spreads import Spread, spread

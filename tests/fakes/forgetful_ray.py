@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deployments.jobs.bulk import BulkJob, parse_arguments
-from neox_serve.core.jobs import RunStatus
+from deployments.jobs.bulk.job import BulkJob, parse_arguments
+from neox_serve.core.jobs.job import RunStatus
 
 
 @dataclass

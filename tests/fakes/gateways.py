@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from neox_serve.core.model import ModelFacts
-from neox_serve.gateway.dispatching import Dispatcher
-from neox_serve.gateway.server import GatewayServer
-from neox_serve.model_files import locate, read_facts
+from neox_serve.gateway.dispatch.protocol import Dispatcher
+from neox_serve.gateway.server.server import GatewayServer
+from neox_serve.model.facts import ModelFacts
+from neox_serve.model.model_files import locate, read_facts
+from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import Settings, parse
 from neox_serve.tenancy.platform import Platform
-from neox_serve.tokenizer import Tokenizer
 from neox_serve.v1.inference_service_pb2_grpc import InferenceServiceStub
 from neox_serve.v1.model_service_pb2_grpc import ModelServiceStub
 from neox_serve.v1.ops_service_pb2_grpc import OpsServiceStub

@@ -13,11 +13,11 @@ import pytest
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, GenerationRequest, Pool, Stopping
 from neox_serve.engine.protocol import Engine
+from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.generation_stream import GenerationStream
 from neox_serve.link.channels import LinkTls
-from neox_serve.link.dispatcher import Dispatcher
-from neox_serve.link.generation_stream import GenerationStream
-from neox_serve.link.replica_server import ReplicaServer
-from neox_serve.link.router_server import RouterServer
+from neox_serve.replica.server import ReplicaServer
+from neox_serve.router.server import RouterServer
 from neox_serve.settings.cluster import MetricsSettings, RouterSettings
 
 MODEL = "m"

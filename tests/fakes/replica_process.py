@@ -4,8 +4,8 @@ import asyncio
 import sys
 
 from neox_serve.core.types import Pool
-from neox_serve.engine.fake_engine import FakeEngine, FakeTiming
-from neox_serve.link.replica_server import ReplicaServer
+from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
+from neox_serve.replica.server import ReplicaServer
 from tests.fakes.link_cluster import MODEL
 
 

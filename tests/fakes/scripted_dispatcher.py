@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from neox_serve.core.cluster import ClusterView, Demand, Terms
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.quota import QuotaState
-from neox_serve.core.tenants import Tenant
+from neox_serve.core.tenancy.quota import QuotaState
+from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import (
     Delta,
     DirectSink,

@@ -4,8 +4,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Hashable
 
-from neox_serve.core.block_ledger import BlockLedger
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.prefix_cache.block_ledger import BlockLedger
 from neox_serve.core.types import (
     Delta,
     DeltaSink,

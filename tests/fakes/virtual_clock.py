@@ -2,7 +2,7 @@
 
 import asyncio
 
-from neox_serve.engine.fake_engine import Clock
+from neox_serve.engine.fake.engine import Clock
 
 
 class VirtualClock:

@@ -10,12 +10,12 @@ from google.protobuf import json_format
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import GenerationRequest, Pool
-from neox_serve.engine.fake_answers import Vocabulary
-from neox_serve.engine.fake_engine import FakeEngine, FakeTiming, Fault
-from neox_serve.gateway.server import GatewayServer
-from neox_serve.link.dispatcher import Dispatcher
-from neox_serve.link.replica_server import ReplicaServer
-from neox_serve.link.router_server import RouterServer
+from neox_serve.engine.fake.answers import Vocabulary
+from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
+from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.server.server import GatewayServer
+from neox_serve.replica.server import ReplicaServer
+from neox_serve.router.server import RouterServer
 from neox_serve.v1 import inference_service_pb2
 from tests.fakes.gateways import Stubs, connected, running_gateway
 from tests.fakes.link_cluster import MODEL, LinkCluster, until

@@ -9,14 +9,14 @@ from typing import Any
 import psutil
 import pytest
 
-from deployments.jobs.row_files import partial_of
+from deployments.jobs.bulk.row_files import partial_of
 from neox_serve.client import BatchJob, Client, JobState, Reason, RetryPolicy, ServeError
 from neox_serve.v1 import admin_service_pb2 as admin
 from tests.clusters import GATEWAY, ROUTER, CommandCluster, wait_until
 
 pytestmark = pytest.mark.ray
 
-JOB = "deployments.jobs.bulk"
+JOB = "deployments.jobs.bulk.job"
 PATIENT = RetryPolicy(attempts=60, unreachable_delay_s=0.5)
 
 

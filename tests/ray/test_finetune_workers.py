@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from deployments.jobs.finetune.arguments import FinetuneJob, arguments_of
 from neox_serve.client import Client, JobState
-from neox_serve.core.finetuning import FinetuneWork
+from neox_serve.core.jobs.finetune import FinetuneWork
 from tests.clusters import CommandCluster
 from tests.python_lines import questions
 

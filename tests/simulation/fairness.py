@@ -3,8 +3,8 @@
 from functools import cache
 from random import Random
 
-from neox_serve.core.fair_queue import QueueLimits
-from neox_serve.core.tenants import PriorityClass, Quotas
+from neox_serve.core.scheduling.fair_queue import QueueLimits
+from neox_serve.core.tenancy.tenants import PriorityClass, Quotas
 from tests.simulation.sharing import Cluster, Sent, Served, jain, percentile, poisson, work_by_tenant
 
 _REPLICAS, _PLACES = 2, 16

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import count, cycle
 from random import Random
 
-from neox_serve.core.block_hashes import reusable_blocks, root
-from neox_serve.core.block_index import BlockNews
 from neox_serve.core.cluster import Demand, Replica
-from neox_serve.core.cluster_state import ClusterState, Grant
-from neox_serve.core.routing import DEFAULT_POLICY
+from neox_serve.core.prefix_cache.block_hashes import reusable_blocks, root
+from neox_serve.core.prefix_cache.block_index import BlockNews
+from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
+from neox_serve.core.scheduling.routing import DEFAULT_POLICY
 from neox_serve.core.types import Pool
 from neox_serve.loadgen.summaries import percentile
 from neox_serve.loadgen.trace_files import MOONCAKE_BLOCK_TOKENS
@@ -105,7 +105,7 @@ def recorded_traffic(recorded: Recorded) -> Traffic:
 
 
 def run(traffic: Traffic, cluster: Cluster, policy: str, **options: int) -> Outcome:
-    """All of the traffic under a policy of core.routing, or ROUND_ROBIN. options: further arguments of ClusterState."""
+    """All of the traffic under a policy of core.scheduling.routing, or ROUND_ROBIN. options: further arguments of ClusterState."""
     return _Run(traffic, cluster, policy, **options).outcome()
 
 

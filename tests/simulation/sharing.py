@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
-from neox_serve.core.admissions import Admissions, Answer, Queued
 from neox_serve.core.cluster import Demand, Replica, Settled, Terms
-from neox_serve.core.cluster_state import ClusterState, Grant
 from neox_serve.core.errors import ServeError
-from neox_serve.core.fair_counters import cost
-from neox_serve.core.fair_queue import QueueLimits
-from neox_serve.core.quota import DAY_S, QuotaLedger, Reservation
-from neox_serve.core.tenants import PriorityClass, Quotas
+from neox_serve.core.scheduling.admissions import Admissions, Answer, Queued
+from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
+from neox_serve.core.scheduling.fair_counters import cost
+from neox_serve.core.scheduling.fair_queue import QueueLimits
+from neox_serve.core.tenancy.quota import DAY_S, QuotaLedger, Reservation
+from neox_serve.core.tenancy.tenants import PriorityClass, Quotas
 from neox_serve.core.types import Pool
 
 STEP_S = 0.02

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from neox_serve.core.fair_queue import PATIENCE_S
-from neox_serve.core.tenants import PriorityClass
+from neox_serve.core.scheduling.fair_queue import PATIENCE_S
+from neox_serve.core.tenancy.tenants import PriorityClass
 from tests.simulation import fairness
 from tests.simulation.sharing import Cluster, Sent, jain, poisson, work_by_tenant
 

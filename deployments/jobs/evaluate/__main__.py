@@ -19,9 +19,9 @@ from rich.console import Console
 from deployments.jobs.evaluate.arguments import EvaluateJob, parse_arguments
 from deployments.jobs.evaluate.cluster_model import ClusterModel
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, usable
+from deployments.jobs.files.storage import writing
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.storage import writing
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "samples")
 

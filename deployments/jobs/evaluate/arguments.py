@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deployments.jobs import access
 from deployments.jobs.access import Access
-from neox_serve.core.evaluating import EvaluateWork
+from neox_serve.core.jobs.evaluate import EvaluateWork
 
 
 @dataclass(frozen=True, slots=True)

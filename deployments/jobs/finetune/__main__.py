@@ -21,6 +21,7 @@ from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
 from deployments.jobs.alone import alone
+from deployments.jobs.bulk.rows import BadRow
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
 from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
 from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
@@ -31,11 +32,10 @@ from deployments.jobs.finetune.training import Data, Share, Training, shaping_op
 from deployments.jobs.finetune.workers import together
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.rows import BadRow
-from neox_serve import model_files
-from neox_serve.chat import DEFAULT_TEMPLATE, read_template
+from neox_serve.model import model_files
+from neox_serve.model.chat import DEFAULT_TEMPLATE, read_template
+from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import SettingsError
-from neox_serve.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from deployments.jobs.finetune.checkpoint import Standing, Weights
-from neox_serve.chat import TEMPLATE_FILE
-from neox_serve.core.finetuning import FinetuneWork
+from neox_serve.core.jobs.finetune import FinetuneWork
+from neox_serve.model.chat import TEMPLATE_FILE
 
 METRICS, PLOT, CARD = "metrics.jsonl", "loss.svg", "training.json"
 _FINGERPRINT = "fingerprint"

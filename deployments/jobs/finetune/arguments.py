@@ -8,7 +8,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from neox_serve.core.finetuning import TARGETS, FinetuneWork
+from neox_serve.core.jobs.finetune import TARGETS, FinetuneWork
 
 _FILES = ("input", "adapter", "set_aside")
 _HELP = {

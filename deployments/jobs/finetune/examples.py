@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.jobs.rows import BadRow
-from deployments.jobs.storage import reading
-from neox_serve.chat import ROLES, ChatTemplateError, Message, render
+from deployments.jobs.bulk.rows import BadRow
+from deployments.jobs.files.storage import reading
+from neox_serve.model.chat import ROLES, ChatTemplateError, Message, render
 
 Encode = Callable[[str], Sequence[int]]
 

@@ -15,7 +15,7 @@ import torch
 from deployments.jobs.finetune import checkpoint
 from deployments.jobs.finetune.checkpoint import Standing, Weights
 from deployments.jobs.finetune.packing import Packed, attention_mask
-from neox_serve.core.finetuning import FinetuneWork
+from neox_serve.core.jobs.finetune import FinetuneWork
 
 _WARMUP_FRACTION = 0.05
 _LONGEST_GRADIENT = 1.0

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from deployments.jobs.alone import alone
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, usable
+from deployments.jobs.files.storage import is_remote, put
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.quantize import serving
 from deployments.jobs.quantize.arguments import QuantizeJob, parse_arguments
@@ -30,12 +31,11 @@ from deployments.jobs.quantize.schemes import SCHEMES, Scheme
 from deployments.jobs.quantize.texts import Texts, agreement, read_texts
 from deployments.jobs.quantize.walk import walk
 from deployments.jobs.reports import ReportFile
-from deployments.jobs.storage import is_remote, put
-from neox_serve import model_files
-from neox_serve.core.finetuning import TARGETS
-from neox_serve.core.model import ModelFacts
+from neox_serve.core.jobs.finetune import TARGETS
+from neox_serve.model import model_files
+from neox_serve.model.facts import ModelFacts
+from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import Settings, SettingsError, load
-from neox_serve.tokenizer import Tokenizer
 
 
 def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:

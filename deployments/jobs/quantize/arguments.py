@@ -8,7 +8,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from neox_serve.core.quantizing import SCHEME_NAMES, QuantizeWork
+from neox_serve.core.jobs.quantize import SCHEME_NAMES, QuantizeWork
 
 _NAMED = ("scheme", "output", "calibration", "held_out")
 _HELP = {

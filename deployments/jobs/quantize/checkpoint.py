@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from deployments.jobs.failures import JobError
 from deployments.jobs.quantize.schemes import Scheme
-from neox_serve.model_files import read_safetensors_header
+from neox_serve.model.model_files import read_safetensors_header
 
 REPORT = "quantization.json"
 _INDEX = "model.safetensors.index.json"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deployments.jobs.bulk.own_engine import OwnEngine, own_engine
 from deployments.jobs.failures import JobError
-from deployments.jobs.own_engine import OwnEngine, own_engine
 from deployments.jobs.quantize.texts import Texts
 from neox_serve.core.types import Pool
 from neox_serve.settings import Settings, restore

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from deployments.jobs.failures import JobError, usable
-from deployments.jobs.pretrain.evaluate import Window, sliding_windows
-from deployments.jobs.storage import reading
-from neox_serve.core.quantizing import QuantizeWork
-from neox_serve.tokenizer import Tokenizer
+from deployments.jobs.files.storage import reading
+from neox_serve.core.jobs.quantize import QuantizeWork
+from neox_serve.model.tokenizer import Tokenizer
+from tools.builtin_model.evaluate import Window, sliding_windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -593,7 +593,7 @@ class AdmitRequest(_message.Message):
     weight: _builtins.float
     """The tenant's share, against the others'."""
     priority: _builtins.int
-    """1 (SYSTEM) to 4 (BULK), as neox_serve.core.tenants.PriorityClass has it."""
+    """1 (SYSTEM) to 4 (BULK), as neox_serve.core.tenancy.tenants.PriorityClass has it."""
     time_left_s: _builtins.float
     """Seconds until its deadline. Absent: none."""
     waited_s: _builtins.float
@@ -614,7 +614,7 @@ class AdmitRequest(_message.Message):
 
     @_builtins.property
     def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Names of the prompt's blocks, first to last, that a prefix cache can spare (neox_serve.core.block_hashes)."""
+        """Names of the prompt's blocks, first to last, that a prefix cache can spare (neox_serve.core.prefix_cache.block_hashes)."""
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ from typing import Any
 from neox_serve.loadgen.generator import LoadGenerator, load_generator
 from neox_serve.loadgen.processes import CpuMeter, family
 from neox_serve.loadgen.summaries import summarize
-from neox_serve.model_files import locate_tokenizer, read_facts
-from tests.bench import engine_comparison, router_decisions
+from neox_serve.model.model_files import locate_tokenizer, read_facts
+from tests.bench.engines import engine_comparison
+from tests.bench.engines.systems import AsyncLlm, NeoxServe, Running, System
 from tests.bench.growth import plot
 from tests.bench.growth.points import (
     ALONE,
@@ -32,9 +33,9 @@ from tests.bench.ladder.rungs import CLIENT, values
 from tests.bench.machine import busy_fraction, machine_facts
 from tests.bench.metering import run_metered
 from tests.bench.processes import importing_tests
-from tests.bench.router_decisions import Decisions
-from tests.bench.router_scale import DECISIONS
-from tests.bench.systems import AsyncLlm, NeoxServe, Running, System
+from tests.bench.router import decisions as router_decisions
+from tests.bench.router.decisions import Decisions
+from tests.bench.router.scale import DECISIONS
 from tests.bench.view import View
 
 _CHANNELS = 8

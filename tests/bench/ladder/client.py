@@ -12,11 +12,11 @@ from neox_serve.loadgen.generator import load_generator
 from neox_serve.loadgen.processes import CpuMeter
 from neox_serve.loadgen.records import Record
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
+from tests.bench.engines.systems import Running
 from tests.bench.ladder.rungs import CLIENT, ROLES, role_of
 from tests.bench.ladder.stamped_target import StampedSpec
 from tests.bench.metering import run_metered
 from tests.bench.processes import importing_tests
-from tests.bench.systems import Running
 from tests.bench.workloads import Workload
 
 

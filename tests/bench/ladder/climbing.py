@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neox_serve.loadgen.summaries import summarize
-from neox_serve.model_files import locate_tokenizer, read_facts
+from neox_serve.model.model_files import locate_tokenizer, read_facts
+from tests.bench.engines.systems import System
 from tests.bench.ladder.client import Client, Order, Sample
 from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall, require_complete
 from tests.bench.ladder.rungs import BARE, CLIENT, EVERYTHING, GATEWAY, ITL_S, LINK, ROUTER, all_rungs, values
 from tests.bench.ladder.search import highest_carried
 from tests.bench.ladder.stamps import lag
 from tests.bench.order import Visit, alternating
-from tests.bench.systems import System
 from tests.bench.view import View
 from tests.bench.workloads import Workload
 

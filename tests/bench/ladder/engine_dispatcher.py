@@ -6,15 +6,15 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 
 from neox_serve.core.cluster import ClusterView, Demand, Terms
-from neox_serve.core.quota import QuotaState
-from neox_serve.core.tenants import Tenant
+from neox_serve.core.tenancy.quota import QuotaState
+from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.protocol import Engine
-from neox_serve.link.reservations import Held
+from neox_serve.gateway.dispatch.reservations import Held
 
 
 class EngineStream:
-    """Implements `neox_serve.gateway.dispatching.GenerationStream`. on_cancel: frees the engine's request."""
+    """Implements `neox_serve.gateway.dispatch.protocol.GenerationStream`. on_cancel: frees the engine's request."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         self._on_cancel = on_cancel
@@ -50,7 +50,7 @@ class EngineStream:
 
 
 class EngineDispatcher:
-    """Implements `neox_serve.gateway.dispatching.Dispatcher`, with the engine as its only replica."""
+    """Implements `neox_serve.gateway.dispatch.protocol.Dispatcher`, with the engine as its only replica."""
 
     router_connected = True
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neox_serve.loadgen.summaries import Summary
-from tests.bench.comparison import NotComparableError
+from tests.bench.engines.comparison import NotComparableError
 from tests.bench.ladder.rungs import BARE, CLIENT, ITL_S, TTFT_S
 from tests.bench.ladder.stamps import Lag
 from tests.bench.spreads import Spread, ratios, spread

@@ -19,9 +19,9 @@ import psutil
 from neox_serve.loadgen.processes import family, stop
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.settings import restore
-from tests.bench.ladder.hosting import address_file
+from tests.bench.engines.systems import NeoxServe, Running, System, Values, cluster_values
+from tests.bench.ladder.hosts.hosting import address_file
 from tests.bench.processes import system_process, wait_for
-from tests.bench.systems import NeoxServe, Running, System, Values, cluster_values
 from tests.clusters import GATEWAY as RAY_GATEWAY
 from tests.clusters import GENERATION as RAY_REPLICA
 from tests.clusters import ROUTER as RAY_ROUTER
@@ -79,11 +79,11 @@ def all_rungs(of: Values) -> tuple[System, ...]:
 
 
 _ROLE_OF_TITLE = {
-    "ladder.host_bare": "server",
-    "ladder.host_engine_gateway": "gateway",
-    "ladder.host_gateway": "gateway",
-    "ladder.host_replica": "replica",
-    "ladder.host_router": "router",
+    "ladder.hosts.bare": "server",
+    "ladder.hosts.engine_gateway": "gateway",
+    "ladder.hosts.gateway": "gateway",
+    "ladder.hosts.replica": "replica",
+    "ladder.hosts.router": "router",
     RAY_GATEWAY: "gateway",
     RAY_REPLICA: "replica",
     RAY_ROUTER: "router",
@@ -100,7 +100,7 @@ def role_of(command_line: Sequence[str]) -> str:
 
 
 def _host(part: str, settings_file: Path, folder: Path) -> AbstractContextManager[psutil.Popen]:
-    command = ["-m", f"tests.bench.ladder.host_{part}", str(settings_file), str(folder)]
+    command = ["-m", f"tests.bench.ladder.hosts.{part}", str(settings_file), str(folder)]
     return system_process(command, {}, _log(folder, part))
 
 

@@ -1,0 +1,106 @@
+"""A batch job on the screen: a bar while it is watched in a terminal, lines elsewhere; tables of many."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cluster.views.status import age
+from neox_serve.client import BatchJob, JobLog, JobState
+
+_EVERY_S = 5.0
+
+
+def follow(jobs: Iterable[BatchJob], console: Console, clock: Callable[[], float] = time.monotonic) -> BatchJob | None:
+    """Shows a job as it changes; returns it as it was last. clock: seconds, monotonic."""
+    rate, last, said_s = Rate(), None, -_EVERY_S
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        for job in jobs:
+            now_s = clock()
+            words = rate.words(job, now_s)
+            bar.update(task, total=job.total_rows or None, completed=job.settled_rows, description=words)
+            if not console.is_terminal and (now_s - said_s >= _EVERY_S or last is None or job.state is not last.state):
+                console.print(words, markup=False, highlight=False)
+                said_s = now_s
+            last = job
+    return last
+
+
+class Rate:
+    """Rows a second, and the time left at that, from what is seen of a job."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int] | None = None
+
+    def words(self, job: BatchJob, now_s: float) -> str:
+        """State, rows, rate and time left."""
+        if job.state is JobState.RUNNING and job.total_rows and self._began is None:
+            self._began = now_s, job.settled_rows
+        rows = f", {job.settled_rows:,} of {job.total_rows:,} {counted(job)}" if job.total_rows else ""
+        errors = f", {job.error_rows:,} with an error" if job.error_rows else ""
+        return f"{job.state.lower()}{rows}{self._pace(job, now_s)}{errors}{f': {job.message}' if job.message else ''}"
+
+    def _pace(self, job: BatchJob, now_s: float) -> str:
+        if self._began is None or job.state.ended:
+            return ""
+        began_s, settled = self._began
+        done, seconds = job.settled_rows - settled, now_s - began_s
+        if not done or seconds <= 0:
+            return ""
+        return f", {done / seconds:,.1f} {counted(job)}/s, {age((job.total_rows - job.settled_rows) * seconds / done)} left"
+
+
+def table(jobs: Sequence[BatchJob], now_s: float) -> Table:
+    """The newest first. now_s: seconds since the epoch."""
+    table = Table("job", "kind", "state", "rows", "errors", "ran", "output", "message", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for job in jobs:
+        rows = f"{job.settled_rows:,}/{job.total_rows:,}" if job.total_rows else ""
+        table.add_row(job.job_id, job.kind, job.state.lower(), rows, str(job.error_rows), ran(job, now_s), job.output, job.message)
+    return table
+
+
+def lines(job: BatchJob, now_s: float) -> list[str]:
+    """One job, in full."""
+    created = datetime.fromtimestamp(job.created_s).astimezone().isoformat(sep=" ", timespec="seconds")
+    rows = (
+        f"{job.settled_rows:,} of {job.total_rows:,} {counted(job)}, {job.error_rows:,} with an error"
+        if job.total_rows
+        else f"{counted(job)} not yet counted"
+    )
+    return [
+        f"{job.job_id}: {job.state.lower()}" + (f": {job.message}" if job.message else ""),
+        f"  {job.kind}: {job.input} -> {job.output}",
+        f"  {rows}; {ran(job, now_s)}" + (f"; run {job.run_id}" if job.run_id else ""),
+        f"  created {created}" + (f", request_id {job.request_id}" if job.request_id else ""),
+    ]
+
+
+class LogReader:
+    """Of a job's log as it grows, what has not been seen yet; all of it where another run has begun."""
+
+    def __init__(self) -> None:
+        self._run_id, self._seen = "", 0
+
+    def news(self, log: JobLog) -> str:
+        """What is new of it, with a line that says so where some of it is gone before it was seen."""
+        if log.run_id != self._run_id:
+            self._run_id, self._seen = log.run_id, 0
+        gone = log.start > self._seen
+        text = log.text[max(0, self._seen - log.start) :]
+        self._seen = max(self._seen, log.start + len(log.text))
+        return f"[{log.start:,} characters before]\n{text}" if gone else text
+
+
+def counted(job: BatchJob) -> str:
+    """What its progress counts."""
+    return {"finetune": "examples", "evaluate": "questions", "quantize": "matrices"}.get(job.kind, "rows")
+
+
+def ran(job: BatchJob, now_s: float) -> str:
+    """How long."""
+    return "not started" if job.started_s is None else age((job.ended_s or now_s) - job.started_s)

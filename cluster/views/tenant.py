@@ -1,0 +1,92 @@
+"""Tables of tenants, keys, usage and changes."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.table import Table
+
+from cluster.commands.shared.usage_reconciliation import Reconciled
+from neox_serve.v1 import admin_service_pb2 as pb
+from neox_serve.v1 import generation_pb2
+
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests")
+_LIMIT_HEADERS = ("requests/min", "tokens/min", "tokens/day", "at once")
+
+
+def tenants_table(tenants: Iterable[pb.Tenant]) -> Table:
+    """A row a tenant."""
+    table = _table(
+        "tenant", "role", "weight", "class", "models", "adapters", "requests/min", "tokens/min", "tokens/day", "at once", "state"
+    )
+    for tenant in tenants:
+        table.add_row(
+            tenant.name,
+            _word(pb.Role.Name(tenant.role), "ROLE_"),
+            f"{tenant.weight:g}",
+            _word(generation_pb2.PriorityClass.Name(tenant.class_ceiling), "PRIORITY_CLASS_"),
+            *(_names(tenant, field) for field in ("models", "adapters")),
+            *(_limit(tenant.quotas, field) for field in _LIMITS),
+            "disabled" if tenant.disabled else "enabled",
+        )
+    return table
+
+
+def keys_table(keys: Iterable[pb.Key]) -> Table:
+    """A row a key."""
+    table = _table("key id", "label", "made", "expires", "revoked")
+    for key in keys:
+        ends = [_moment(getattr(key, field)) if key.HasField(field) else "-" for field in ("expire_time", "revoke_time")]
+        table.add_row(key.key_id, key.label, _moment(key.create_time), *ends)
+    return table
+
+
+def usage_table(sums: Iterable[pb.UsageSum]) -> Table:
+    """A row a tenant and model."""
+    table = _table("tenant", "model", "requests", "failed", "prompt tokens", "of them cached", "completion tokens")
+    for one in sums:
+        counts = (one.requests, one.failed_requests, one.prompt_tokens, one.cached_tokens, one.completion_tokens)
+        table.add_row(one.tenant, one.model, *(f"{count:,}" for count in counts))
+    return table
+
+
+def audit_table(entries: Iterable[pb.AuditEntry]) -> Table:
+    """A row a change."""
+    table = _table("when", "who", "what", "to", "with")
+    for entry in entries:
+        table.add_row(_moment(entry.time), entry.actor, entry.action, entry.subject, entry.details_json)
+    return table
+
+
+def reconciliation_table(compared: Iterable[Reconciled]) -> Table:
+    """A row a replica: tokens as recorded and as its engine counted them."""
+    table = _table("replica", "prompt tokens", "the engine's", "completion tokens", "the engine's")
+    for one in compared:
+        recorded, counted = one.recorded, one.counted
+        counts = (recorded.prompt_tokens, counted.prompt_tokens, recorded.generation_tokens, counted.generation_tokens)
+        table.add_row(one.replica_id, *(f"{count:,}" for count in counts))
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table()
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()
+
+
+def _names(tenant: Any, field: str) -> str:
+    return (", ".join(getattr(tenant, field).names) or "none") if tenant.HasField(field) else "all"
+
+
+def _limit(quotas: Any, field: str) -> str:
+    return f"{getattr(quotas, field):,}" if quotas.HasField(field) else "-"
+
+
+def _moment(moment: Timestamp) -> str:
+    return datetime.fromtimestamp(moment.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,138 @@
+"""An engine of the job's own, in its process: takes and gives what the client's methods of the same names do, without a cluster.
+
+The gateway's own code checks requests, makes token ids of them and answers of tokens; the engine is started as a replica starts it. There
+are no classes and no deadlines, and a request's output comes when it is whole.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, Unpack
+
+from deployments.jobs.failures import JobError
+from neox_serve.client import EmbedResult, GenerateResult, calls
+from neox_serve.client.calls import Call as ClientCall
+from neox_serve.client.options import EmbedOptions, GenerateOptions, Prompt
+from neox_serve.core.cluster import Terms
+from neox_serve.core.generation.call_life import Event
+from neox_serve.core.tenancy.directory import Principal
+from neox_serve.core.tenancy.tenants import ANONYMOUS, PriorityClass, Tenant
+from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
+from neox_serve.engine.factory import engine_environment, start_engine
+from neox_serve.engine.protocol import Engine
+from neox_serve.gateway.handlers.embedding import Embedding
+from neox_serve.gateway.handlers.generation import Generation
+from neox_serve.gateway.requests.preparing import unsalted
+from neox_serve.gateway.requests.served import Served
+from neox_serve.gateway.server.calls import Call
+from neox_serve.model import model_files
+from neox_serve.model.tokenizer import Tokenizer
+from neox_serve.settings import Settings, SettingsError, pool_settings
+
+T = TypeVar("T")
+
+_CALLER = Principal(Tenant(ANONYMOUS), "none", frozenset())
+_FOREVER_S = 10 * 365 * 86_400.0
+
+
+class OwnEngine:
+    """Every method raises ServeError, as the client's do. most_requests: at a time, so that the engine never runs short."""
+
+    def __init__(self, engine: Engine, served: Served, tokenizer: Tokenizer, most_requests: int) -> None:
+        self.most_requests = most_requests
+        dispatcher = _Direct(engine)
+        self._generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)
+        self._embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)
+
+    async def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]) -> GenerateResult:
+        """Completes one prompt or a list of prompts."""
+        return await self._answer(calls.generate(prompts, options), self._generation.generate)
+
+    async def embed(self, inputs: Prompt | Sequence[Prompt], **options: Unpack[EmbedOptions]) -> EmbedResult:
+        """Turns one input or a list of inputs into vectors."""
+        return await self._answer(calls.embed(inputs, options), self._embedding.embed)
+
+    async def _answer(self, asked: ClientCall[T], handler: Callable[[Call, Any], Awaitable[Any]]) -> T:
+        now_s, task = asyncio.get_running_loop().time(), asyncio.current_task()
+        if task is None:
+            raise RuntimeError("requests are made in tasks")
+        call = Call(asked.method, task, asked.request_id, now_s, now_s + _FOREVER_S, _CALLER, PriorityClass.BULK)
+        call.life.advance(Event.ACCEPT)
+        return asked.read(await handler(call, asked.request))
+
+
+@asynccontextmanager
+async def own_engine(pool: Pool, settings: Settings) -> AsyncIterator[OwnEngine]:
+    """An engine as long as the block lasts. This process must not have imported vLLM. Raises JobError where it does not start."""
+    os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    try:
+        folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
+        served = Served.from_settings(settings, model_files.read_facts(folder))
+        engine = await start_engine(pool, settings, offline=True)
+    except SettingsError as error:
+        raise JobError(str(error), 2) from error
+    except RuntimeError as error:
+        raise JobError(f"the engine does not start: {error}", 1) from error
+    try:
+        yield OwnEngine(engine, served, Tokenizer(folder), 2 * pool_settings(settings, pool).engine.max_num_seqs)
+    finally:
+        await engine.close()
+
+
+class _Direct:
+    """The gateway's Engines: this one alone."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._requests = 0
+
+    async def reserve(self, _tenant: Tenant, _tokens: int) -> "_Free":
+        return _Free()
+
+    async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> "_Whole":
+        self._requests += 1
+        stream = _Whole(self._engine, self._requests)
+        await self._engine.generate(stream.key, request, stream.take)
+        return stream
+
+    async def embed(self, _model: str, request: EmbeddingRequest, _terms: Terms) -> EmbeddingResult:
+        self._requests += 1
+        return await self._engine.embed(self._requests, request)
+
+
+class _Free:
+    """A reservation of nothing."""
+
+    def settle(self, _used_tokens: int) -> None:
+        pass
+
+
+class _Whole:
+    """One request's output, kept until it has ended: a GenerationStream that is read once."""
+
+    admission_s = 0.0
+    replica_id = ""
+    gaps_s: Sequence[float] = ()
+    explanation = ""
+    predicted_cached_tokens = None
+
+    def __init__(self, engine: Engine, key: int) -> None:
+        self.key = key
+        self._engine = engine
+        self._deltas: list[Delta] = []
+        self._ended = asyncio.Event()
+
+    def take(self, deltas: Sequence[Delta]) -> None:
+        """The engine's sink."""
+        self._deltas.extend(deltas)
+        if deltas[-1].end:
+            self._ended.set()
+
+    async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
+        await self._ended.wait()
+        return self._deltas
+
+    def cancel(self) -> None:
+        if not self._ended.is_set():
+            self._aborting = asyncio.get_running_loop().create_task(self._engine.abort(self.key))

@@ -1,0 +1,272 @@
+"""All that the router knows, as a synchronous machine: peers that come and go, and the leases that gateways hold on replicas.
+
+A peer is CONNECTED while its stream is open; when it ends the peer is LOST and what is known of it is kept for a grace period, so that
+a dropped connection costs nothing; then it is forgotten. Each connection has a number that its events carry, for the
+end of an old stream may be noticed after the new one is open.
+
+    event         from                 to
+    connect       unknown, LOST, CONNECTED   CONNECTED (a gateway's hello replaces its leases; a replica's keeps the leases on it)
+    disconnect    CONNECTED            LOST, if it is the newest connection
+    expire        LOST, grace over     forgotten, with its leases
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
+
+from neox_serve.core.cluster import (
+    ClusterView,
+    Demand,
+    GatewayView,
+    Lease,
+    Outstanding,
+    Replica,
+    ReplicaLoad,
+    ReplicaPhase,
+    ReplicaView,
+)
+from neox_serve.core.errors import ServeError
+from neox_serve.core.prefix_cache.block_index import BlockIndex, BlockNews
+from neox_serve.core.scheduling.leases import LeaseBook
+from neox_serve.core.scheduling.refusal import PoolFlow, next_slot_s, refusal
+from neox_serve.core.scheduling.roster import Candidate, Roster
+from neox_serve.core.scheduling.routing import DEFAULT_LEAD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
+from neox_serve.core.types import Pool
+
+_NO_LOAD = ReplicaLoad()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The replica that takes a request. cached_tokens: of its prompt, thought to be cached there. explanation: for people."""
+
+    replica_id: str
+    cached_tokens: int = 0
+    explanation: str = field(default="", compare=False)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """A peer's connection. lost_s: when it was lost; None while it is connected."""
+
+    connection: int
+    registered_s: float
+    lost_s: float | None = None
+
+
+@dataclass(slots=True)
+class _ReplicaPeer(_Peer):
+    replica: Replica = field(kw_only=True)
+    load: ReplicaLoad = _NO_LOAD
+
+
+class ClusterState:
+    """The router's state. grace_s: how long a lost peer is remembered. Times are seconds of one steady clock.
+
+    policy, lead_tokens: how replicas are chosen; policy is a name in core.scheduling.routing.POLICIES.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace_s: float,
+        started_s: float,
+        rng: Random,
+        policy: str = DEFAULT_POLICY,
+        lead_tokens: int = DEFAULT_LEAD_TOKENS,
+    ) -> None:
+        self._grace_s = grace_s
+        self._started_s = started_s
+        self._rng = rng
+        self._policy = policy
+        self._lead_tokens = lead_tokens
+        self._index = BlockIndex()
+        self._replicas: dict[str, _ReplicaPeer] = {}
+        self._gateways: dict[str, _Peer] = {}
+        self._roster = Roster()
+        self._leases = LeaseBook(self._roster.credit)
+        self._promised_until_s: dict[tuple[Pool, str], float] = {}
+
+    # Replicas
+
+    def connect_replica(self, replica: Replica, connection: int, now_s: float) -> None:
+        """A replica says hello, for the first time or again. A replica that had its address before must be gone and is forgotten."""
+        for other in [peer.replica for peer in self._replicas.values() if peer.replica.address == replica.address]:
+            if other.replica_id != replica.replica_id:
+                self._forget_replica(other.replica_id)
+        known = self._replicas.get(replica.replica_id)
+        registered_s = known.registered_s if known else now_s
+        self._enter(_ReplicaPeer(connection, registered_s, replica=replica))
+
+    def report_load(self, replica_id: str, load: ReplicaLoad) -> None:
+        """A replica's load; of an unknown replica it is ignored."""
+        if peer := self._replicas.get(replica_id):
+            peer.load = load
+            self._enter(peer)
+
+    def change_phase(self, replica_id: str, phase: ReplicaPhase) -> None:
+        """A replica's phase; of an unknown replica it is ignored."""
+        if peer := self._replicas.get(replica_id):
+            peer.replica = peer.replica.moved_to(phase)
+            self._enter(peer)
+
+    def take_block_news(self, replica_id: str, connection: int, news: BlockNews) -> bool:
+        """News of a replica's cache; what an old connection brings late is ignored. False: the replica is to tell all that it holds."""
+        peer = self._replicas.get(replica_id)
+        return peer is None or peer.connection != connection or self._index.take(replica_id, news)
+
+    def disconnect_replica(self, replica_id: str, connection: int, now_s: float) -> None:
+        """A replica's stream ended."""
+        if peer := self._replicas.get(replica_id):
+            _lose(peer, connection, now_s)
+            self._enter(peer)
+
+    # Gateways
+
+    def connect_gateway(self, gateway_id: str, leases: Iterable[Lease], connection: int, now_s: float) -> None:
+        """A gateway says hello with all it has in flight; nothing else of it is in flight any more."""
+        known = self._gateways.get(gateway_id)
+        self._gateways[gateway_id] = _Peer(connection, known.registered_s if known else now_s)
+        self._leases.replace(gateway_id, leases)
+
+    def adopt(self, gateway_id: str, leases: Iterable[Lease]) -> None:
+        """Leases that a gateway granted itself; of an unknown gateway they are ignored."""
+        if gateway_id in self._gateways:
+            for lease in leases:
+                self._leases.add(gateway_id, lease)
+
+    def disconnect_gateway(self, gateway_id: str, connection: int, now_s: float) -> None:
+        """A gateway's stream ended."""
+        if peer := self._gateways.get(gateway_id):
+            _lose(peer, connection, now_s)
+
+    # Requests
+
+    def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Grant | ServeError:
+        """Leases a replica to a request, or says why not: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
+        answer = self.try_admit(gateway_id, lease_id, demand)
+        return self.refuse(answer, demand, now_s) if isinstance(answer, Shortage) else answer
+
+    def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | Shortage:
+        """Leases a replica to a request, or says what is short."""
+        holdings = self._index.look_up(demand.blocks)
+        choice = choose(POLICIES[self._policy], self._roster, demand, self._rng, holdings=holdings, lead_tokens=self._lead_tokens)
+        if isinstance(choice, Shortage):
+            return choice
+        self._leases.add(gateway_id, Lease(lease_id, choice.replica.replica_id, demand.tokens, choice.cached_tokens))
+        return Grant(choice.replica.replica_id, choice.cached_tokens, self._explain(choice))
+
+    def refuse(self, shortage: Shortage, demand: Demand, now_s: float) -> ServeError:
+        """The error of a request that finds no replica; where all are full, with the next slot that is promised to nobody."""
+        return refusal(shortage, demand, self._promise_slot(demand, now_s) if shortage is Shortage.FULL else 0.0)
+
+    def has_room(self, pool: Pool, model: str) -> bool:
+        """Whether a replica of the model takes one more request."""
+        return bool(self._roster.members(pool, model).free)
+
+    def ready_count(self, pool: Pool, model: str) -> int:
+        """Replicas of the model that take requests, with room or without."""
+        return self._roster.members(pool, model).ready
+
+    def settle(self, gateway_id: str, lease_ids: Iterable[int]) -> None:
+        """Leases that ended; those that are not there are ignored."""
+        for lease_id in lease_ids:
+            self._leases.remove(gateway_id, lease_id)
+
+    def may_become_ready(self, demand: Demand, now_s: float) -> bool:
+        """Whether a replica for the request may come back any moment: this router is younger than the grace, or has just lost one."""
+        return now_s < self._started_s + self._grace_s or any(
+            peer.lost_s is not None
+            and peer.replica.phase is ReplicaPhase.READY
+            and (peer.replica.pool, peer.replica.model) == (demand.pool, demand.model)
+            and peer.replica.replica_id not in demand.excluded
+            for peer in self._replicas.values()
+        )
+
+    # Time
+
+    def expire(self, now_s: float) -> tuple[str, ...]:
+        """Forgets the peers whose grace is over, with their leases. Returns their ids. Each call also tidies up a little after replicas."""
+        self._index.sweep()
+        replicas = [key for key, peer in self._replicas.items() if self._is_over(peer, now_s)]
+        gateways = [key for key, peer in self._gateways.items() if self._is_over(peer, now_s)]
+        for replica_id in replicas:
+            self._forget_replica(replica_id)
+        for gateway_id in gateways:
+            del self._gateways[gateway_id]
+            self._leases.drop_gateway(gateway_id)
+        return (*replicas, *gateways)
+
+    # What is known
+
+    def replicas(self) -> tuple[Replica, ...]:
+        """All replicas, the lost ones of the grace period too: gateways may still reach them."""
+        return tuple(peer.replica for peer in self._replicas.values())
+
+    def outstanding(self, replica_id: str) -> Outstanding:
+        """Claims on a replica, summed."""
+        return self._leases.outstanding(replica_id)
+
+    def outstanding_in(self, pool: Pool) -> Outstanding:
+        """Claims on all replicas of a pool, summed."""
+        return self._roster.outstanding(pool)
+
+    def leases(self, gateway_id: str) -> tuple[Lease, ...]:
+        """All leases of a gateway."""
+        return self._leases.leases(gateway_id)
+
+    def lease_count(self) -> int:
+        """Leases of all gateways."""
+        return len(self._leases)
+
+    def block_count(self) -> int:
+        """Blocks in the caches of replicas."""
+        return len(self._index)
+
+    def gateway_count(self) -> int:
+        """Gateways, the lost ones of the grace period too."""
+        return len(self._gateways)
+
+    def view(self, now_s: float) -> ClusterView:
+        """The cluster now."""
+        replicas = tuple(
+            ReplicaView(peer.replica, peer.load, self.outstanding(key), now_s - peer.registered_s, lost=peer.lost_s is not None)
+            for key, peer in self._replicas.items()
+        )
+        gateways = tuple(GatewayView(key, self._leases.requests(key), now_s - peer.registered_s) for key, peer in self._gateways.items())
+        return ClusterView(replicas, gateways, from_router=True)
+
+    def _enter(self, peer: _ReplicaPeer) -> None:
+        """All that changes of a replica passes here to routing; what changes of its leases, the book tells."""
+        replica_id = peer.replica.replica_id
+        self._replicas[replica_id] = peer
+        outstanding, load = self._leases.outstanding(replica_id), peer.load
+        self._roster.put(Candidate(peer.replica, outstanding, peer.lost_s is None, load.output_tokens_per_second, load.adapters))
+
+    def _explain(self, route: Route) -> str:
+        return f"policy={self._policy} why={route.why} cached_tokens={route.cached_tokens} candidates={route.candidates}"
+
+    def _promise_slot(self, demand: Demand, now_s: float) -> float:
+        key = (demand.pool, demand.model)
+        slot_s = next_slot_s(self._promised_until_s.get(key, now_s), self._flow(demand), now_s)
+        self._promised_until_s[key] = slot_s
+        return slot_s - now_s
+
+    def _flow(self, demand: Demand) -> PoolFlow:
+        members = self._roster.members(demand.pool, demand.model)
+        outstanding = members.outstanding
+        return PoolFlow(outstanding.requests, outstanding.tokens, members.tokens_per_second)
+
+    def _is_over(self, peer: _Peer, now_s: float) -> bool:
+        return peer.lost_s is not None and now_s >= peer.lost_s + self._grace_s
+
+    def _forget_replica(self, replica_id: str) -> None:
+        del self._replicas[replica_id]
+        self._roster.remove(replica_id)
+        self._index.forget(replica_id)
+        self._leases.drop_replica(replica_id)
+
+
+def _lose(peer: _Peer, connection: int, now_s: float) -> None:
+    if peer.connection == connection and peer.lost_s is None:
+        peer.lost_s = now_s

@@ -1,0 +1,88 @@
+"""A generation whose reader gets fewer, larger chunks. The shell of the coalescer: reads every step, so that an end is seen at once."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+from neox_serve.core.errors import ServeError
+from neox_serve.core.types import Delta, DirectSink
+from neox_serve.gateway.dispatch.protocol import GenerationStream
+from neox_serve.gateway.requests.coalescing import Coalescer, Pace
+from neox_serve.gateway.server.calls import Expired
+from neox_serve.v1 import inference_service_pb2
+
+Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
+"""Awaits; raises Expired where the call's time is up first."""
+
+
+def coalesced(stream: GenerationStream, options: inference_service_pb2.StreamOptions, wait: Wait) -> GenerationStream:
+    """The stream at the pace of the options; the stream itself where they ask for nothing."""
+    pace = Pace(options.min_chunk_interval.ToNanoseconds() / 1e9, max(1, options.min_chunk_tokens))
+    return CoalescedStream(stream, pace, wait) if pace.holds_back else stream
+
+
+class CoalescedStream:
+    """A GenerationStream that holds deltas of another until they are due.
+
+    Time that runs out in `next` (Expired) or a failure comes after what was held, as it does after deltas that nothing held.
+    """
+
+    def __init__(self, stream: GenerationStream, pace: Pace, wait: Wait) -> None:
+        self._stream = stream
+        self._coalescer = Coalescer(pace)
+        self._wait = wait
+        self._clock = asyncio.get_running_loop().time
+
+    @property
+    def admission_s(self) -> float:
+        """See the protocol."""
+        return self._stream.admission_s
+
+    @property
+    def replica_id(self) -> str:
+        """See the protocol."""
+        return self._stream.replica_id
+
+    @property
+    def gaps_s(self) -> Sequence[float]:
+        """See the protocol."""
+        return self._stream.gaps_s
+
+    @property
+    def explanation(self) -> str:
+        """See the protocol."""
+        return self._stream.explanation
+
+    @property
+    def predicted_cached_tokens(self) -> int | None:
+        """See the protocol."""
+        return self._stream.predicted_cached_tokens
+
+    async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
+        """See the protocol; offers nothing directly. Raises Expired, ServeError."""
+        try:
+            return await self._wait(self._due())
+        except (Expired, ServeError):
+            if rest := self._coalescer.release(math.inf):
+                return rest
+            raise
+
+    def cancel(self) -> None:
+        """See the protocol."""
+        self._stream.cancel()
+
+    async def _due(self) -> Sequence[Delta]:
+        """Reads until something is due. One timer a chunk: it is set when the chunk begins to wait, and moved by nothing that joins it."""
+        coalescer = self._coalescer
+        due_at_s = coalescer.due_at_s
+        try:
+            async with asyncio.timeout_at(None if due_at_s == math.inf else due_at_s) as timer:
+                while True:
+                    coalescer.take(await self._stream.next())
+                    if due := coalescer.release(self._clock()):
+                        return due
+                    if coalescer.due_at_s != due_at_s:
+                        due_at_s = coalescer.due_at_s
+                        timer.reschedule(due_at_s)
+        except TimeoutError:
+            return coalescer.release(max(due_at_s, self._clock()))  # an event loop may round a timer down

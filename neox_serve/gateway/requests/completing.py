@@ -1,0 +1,57 @@
+"""Prepared requests on engines: reserved in the tenant's quotas, opened, and read to their ends."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from neox_serve.gateway.dispatch.protocol import Engines, GenerationStream
+from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgress
+from neox_serve.gateway.requests.concurrency import side_by_side
+from neox_serve.gateway.requests.preparing import Prepared
+from neox_serve.gateway.server.calls import Call
+
+
+class Completer:
+    """Runs requests of one model."""
+
+    def __init__(self, model: str, dispatcher: Engines) -> None:
+        self._model = model
+        self._dispatcher = dispatcher
+
+    async def complete(self, call: Call, prepared: Sequence[Prepared], collectors: Sequence[PromptCollector]) -> None:
+        """All of a call's requests side by side, each into its collector. Raises ServeError, of the first that fails."""
+        for one, collector in zip(prepared, collectors, strict=True):
+            collector.progress.tokens = one.tokens
+        await self.reserve(call, prepared)
+        await side_by_side([self._collect(call, one, collector) for one, collector in zip(prepared, collectors, strict=True)])
+
+    async def reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
+        """Reserves the most that the call may use. Raises ServeError."""
+        most = sum(len(one.request.prompt_token_ids) + one.request.most_output_tokens for one in prepared)
+        call.reservation = await self._dispatcher.reserve(call.tenant, most)
+
+    async def open(self, call: Call, prepared: Prepared) -> GenerationStream:
+        """A request's stream, which must be read to its end or cancelled. Raises ServeError."""
+        terms = call.terms(asyncio.get_running_loop().time())
+        request = replace(prepared.request, traceparent=terms.traceparent) if terms.traceparent else prepared.request
+        return await self._dispatcher.open_generation(self._model, request, terms)
+
+    async def _collect(self, call: Call, prepared: Prepared, collector: PromptCollector) -> None:
+        """Reads one request's stream to its end; however this ends, the engine is left free."""
+        stream = await self.open(call, prepared)
+        clock = asyncio.get_running_loop().time
+        try:
+            call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
+            while not collector.progress.ended:
+                if collector.take(await stream.next()):
+                    call.output(clock())
+        finally:
+            stream.cancel()
+            call.gaps_s += stream.gaps_s
+            note_prediction(call, stream, collector.progress)
+
+
+def note_prediction(call: Call, stream: GenerationStream, progress: StreamProgress) -> None:
+    """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
+    if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
+        call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))

@@ -1,0 +1,96 @@
+"""Prompts: text to token ids, and fitted into the model's context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neox_serve.core.errors import FieldViolation, Reason, ServeError
+from neox_serve.core.types import TokenIds
+from neox_serve.gateway.requests.violations import refusal
+from neox_serve.model.tokenizer import Tokenizer
+from neox_serve.v1 import generation_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What prompts must fit into. tokens: the most a prompt may have. what: the reason, for error messages."""
+
+    tokens: int
+    what: str
+    truncation: generation_pb2.Truncation.ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt that fits. truncated_tokens: dropped to make it fit."""
+
+    token_ids: TokenIds
+    truncated_tokens: int
+
+
+def generation_room(parameters: generation_pb2.GenerationParameters, context_tokens: int) -> Room:
+    """The room for a prompt beside max_tokens or, where that is absent, beside one token."""
+    if not parameters.stopping.HasField("max_tokens"):
+        return Room(context_tokens - 1, f"the context of {context_tokens} tokens with one to generate", parameters.truncation)
+    output = parameters.stopping.max_tokens
+    what = f"the context of {context_tokens} tokens with max_tokens {output}"
+    return Room(context_tokens - output, what, parameters.truncation)
+
+
+def embedding_room(truncation: generation_pb2.Truncation.ValueType, context_tokens: int) -> Room:
+    """The room for an input to embed: the whole context."""
+    return Room(context_tokens, f"the context of {context_tokens} tokens", truncation)
+
+
+async def fit_prompts(prompts: Sequence[generation_pb2.Prompt], path: str, room: Room, tokenizer: Tokenizer) -> list[FittedPrompt]:
+    """Tokenizes the prompts and fits them. `path` names a prompt: "prompts[{}]".
+
+    Raises ServeError(PROMPT_TOO_LONG) with a violation for each prompt that does not fit and the largest excess as `excess_tokens`."""
+    token_ids = [await _token_ids(prompt, path.format(index), room, tokenizer) for index, prompt in enumerate(prompts)]
+    excesses = [max(0, len(ids) - room.tokens) for ids in token_ids]
+    if room.truncation == generation_pb2.TRUNCATION_UNSPECIFIED and any(excesses):
+        raise _too_long({path.format(index): excess for index, excess in enumerate(excesses) if excess}, room)
+    return [FittedPrompt(_cut(ids, room), excess) for ids, excess in zip(token_ids, excesses, strict=True)]
+
+
+def fit_pair(context: TokenIds, continuation: TokenIds, path: str, room: Room) -> tuple[TokenIds, int]:
+    """Both as one prompt, and the tokens cut off the context's start to make it fit. Raises ServeError(PROMPT_TOO_LONG)."""
+    excess = max(0, len(context) + len(continuation) - room.tokens)
+    if excess > (len(context) - 1 if room.truncation == generation_pb2.TRUNCATION_KEEP_END else 0):
+        raise _too_long({path: excess}, room)
+    return (*context[excess:], *continuation), excess
+
+
+def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stopping, context_tokens: int) -> int:
+    """The most tokens to generate after this prompt. Raises INVALID_ARGUMENT where min_tokens is beyond them."""
+    rest = context_tokens - len(prompt.token_ids)
+    most = stopping.max_tokens if stopping.HasField("max_tokens") else rest
+    if stopping.min_tokens > most:
+        description = f"got {stopping.min_tokens}, must be at most {most}: what {path} leaves of the context of {context_tokens} tokens"
+        raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation("parameters.stopping.min_tokens", description)])
+    return most
+
+
+async def _token_ids(prompt: generation_pb2.Prompt, path: str, room: Room, tokenizer: Tokenizer) -> TokenIds:
+    if prompt.WhichOneof("content") == "token_ids":
+        return tuple(prompt.token_ids.ids)
+    least = tokenizer.least_tokens(prompt.text)
+    if room.truncation == generation_pb2.TRUNCATION_UNSPECIFIED and least > room.tokens:
+        raise _too_long({path: least - room.tokens}, room, bound="at least ")
+    ids = await tokenizer.encode_aside(prompt.text)
+    if not ids:
+        raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation(f"{path}.text", "has no tokens, must have at least one")])
+    return ids
+
+
+def _cut(ids: TokenIds, room: Room) -> TokenIds:
+    if len(ids) <= room.tokens:
+        return ids
+    return ids[: room.tokens] if room.truncation == generation_pb2.TRUNCATION_KEEP_START else ids[len(ids) - room.tokens :]
+
+
+def _too_long(excesses: dict[str, int], room: Room, bound: str = "") -> ServeError:
+    violations = [
+        FieldViolation(path, f"got {bound}{room.tokens + excess} tokens, must be at most {room.tokens} for {room.what}: {excess} too many")
+        for path, excess in excesses.items()
+    ]
+    return refusal(Reason.PROMPT_TOO_LONG, violations, excess_tokens=str(max(excesses.values())), most_prompt_tokens=str(room.tokens))

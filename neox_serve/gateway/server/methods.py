@@ -1,0 +1,132 @@
+"""Every RPC of the public API, with what answers it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from neox_serve.core.prefix_cache.salt import cache_salt
+from neox_serve.core.types import Pool
+from neox_serve.gateway.dispatch.protocol import Dispatcher
+from neox_serve.gateway.handlers.admin import AdminDesk, off_loop
+from neox_serve.gateway.handlers.batch import Batch
+from neox_serve.gateway.handlers.embedding import Embedding
+from neox_serve.gateway.handlers.estimation import Estimation
+from neox_serve.gateway.handlers.generation import Generation
+from neox_serve.gateway.handlers.models import Models
+from neox_serve.gateway.handlers.ops import Ops
+from neox_serve.gateway.handlers.scoring import Scoring
+from neox_serve.gateway.handlers.tokens import Tokens
+from neox_serve.gateway.requests.preparing import Salts, unsalted
+from neox_serve.gateway.requests.served import Served
+from neox_serve.gateway.server.calls import Method
+from neox_serve.gateway.server.conditions import DRAINING, Condition
+from neox_serve.gateway.server.decoding import Decoder
+from neox_serve.gateway.server.health import ADMIN, BATCH, INFERENCE, MODELS, OPS, TOKENS
+from neox_serve.model.tokenizer import Tokenizer
+from neox_serve.tenancy.platform import Platform
+from neox_serve.v1 import admin_service_pb2 as admin
+from neox_serve.v1 import batch_service_pb2 as batch
+from neox_serve.v1 import inference_service_pb2 as inference
+from neox_serve.v1 import model_service_pb2 as model
+from neox_serve.v1 import ops_service_pb2 as operations
+from neox_serve.v1 import token_service_pb2 as token
+
+
+def methods(
+    *,
+    gateway_id: str,
+    served: Served,
+    tokenizer: Tokenizer,
+    dispatcher: Dispatcher,
+    conditions: Callable[[], list[Condition]],
+    platform: Platform | None,
+) -> tuple[Method, ...]:
+    """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
+    most_bytes = served.limits[Pool.GENERATION].request_bytes
+    salts = _salts(platform)
+    generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
+    embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
+    scoring = Scoring(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
+    estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
+    tokens = Tokens(served=served, tokenizer=tokenizer)
+    models = Models(served=served, dispatcher=dispatcher)
+
+    def draining() -> bool:
+        return any(condition.reason == DRAINING for condition in conditions())
+
+    ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
+    return (
+        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate, metered=True),
+        Method(
+            INFERENCE,
+            "StreamGenerate",
+            Decoder(inference.StreamGenerateRequest, most_bytes),
+            stream=generation.stream_generate,
+            metered=True,
+        ),
+        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed, metered=True),
+        Method(INFERENCE, "Score", Decoder(inference.ScoreRequest, most_bytes), unary=scoring.score, metered=True),
+        Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, most_bytes), unary=estimation.estimate),
+        Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
+        Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
+        Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),
+        Method(MODELS, "GetModel", Decoder(model.GetModelRequest, most_bytes), unary=models.get_model, bounded=False),
+        Method(OPS, "DrainReplica", Decoder(operations.DrainReplicaRequest, most_bytes), unary=ops.drain_replica, bounded=False),
+        Method(
+            OPS,
+            "GetClusterStatus",
+            Decoder(operations.GetClusterStatusRequest, most_bytes),
+            unary=ops.get_cluster_status,
+            bounded=False,
+        ),
+        *(_admin_methods(platform, most_bytes) if platform else ()),
+        *(_batch_methods(Batch(platform.jobs, served, draining), most_bytes) if platform else ()),
+    )
+
+
+def _salts(platform: Platform | None) -> Salts:
+    """Without a platform there is one tenant."""
+    if platform is None:
+        return unsalted
+    secret = platform.secret
+    return lambda tenant: cache_salt(secret, tenant.name)
+
+
+def _batch_methods(service: Batch, most_bytes: int) -> tuple[Method, ...]:
+    return (
+        Method(BATCH, "CreateJob", Decoder(batch.CreateJobRequest, most_bytes), unary=service.create_job),
+        Method(BATCH, "GetJob", Decoder(batch.GetJobRequest, most_bytes), unary=service.get_job),
+        Method(BATCH, "ListJobs", Decoder(batch.ListJobsRequest, most_bytes), unary=service.list_jobs),
+        Method(BATCH, "ReadJobLog", Decoder(batch.ReadJobLogRequest, most_bytes), unary=service.read_job_log),
+        Method(BATCH, "CancelJob", Decoder(batch.CancelJobRequest, most_bytes), unary=service.cancel_job),
+        Method(BATCH, "WatchJob", Decoder(batch.WatchJobRequest, most_bytes), stream=service.watch_job),
+    )
+
+
+def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:
+    desk = AdminDesk(platform.tenants, platform.usage, platform.secret)
+    answers: tuple[tuple[type[Message], Callable[[Any, str], Message]], ...] = (
+        (admin.CreateTenantRequest, desk.create_tenant),
+        (admin.GetTenantRequest, desk.get_tenant),
+        (admin.ListTenantsRequest, desk.list_tenants),
+        (admin.UpdateTenantRequest, desk.update_tenant),
+        (admin.CreateKeyRequest, desk.create_key),
+        (admin.RotateKeyRequest, desk.rotate_key),
+        (admin.RevokeKeyRequest, desk.revoke_key),
+        (admin.ListKeysRequest, desk.list_keys),
+        (admin.GetUsageRequest, desk.get_usage),
+        (admin.VerifyUsageRequest, desk.verify_usage),
+        (admin.ListAuditEntriesRequest, desk.list_audit_entries),
+    )
+    refresh = platform.directory.refresh
+    return tuple(
+        Method(
+            ADMIN,
+            request.DESCRIPTOR.name.removesuffix("Request"),
+            Decoder(request, most_bytes),
+            unary=off_loop(answer, refresh),
+            bounded=False,
+        )
+        for request, answer in answers
+    )

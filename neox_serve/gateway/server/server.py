@@ -1,0 +1,237 @@
+"""The public gRPC server: one object that a process or a test holds."""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.tenancy.usage import UsageRecord
+from neox_serve.core.types import Pool
+from neox_serve.gateway.dispatch.protocol import Dispatcher
+from neox_serve.gateway.requests.served import Served
+from neox_serve.gateway.server.calls import Context, Method
+from neox_serve.gateway.server.conditions import Condition, conditions
+from neox_serve.gateway.server.decoding import TRANSPORT_LIMIT_FACTOR
+from neox_serve.gateway.server.health import Health, serving
+from neox_serve.gateway.server.identity import Identity
+from neox_serve.gateway.server.jwt_tokens import JwtVerifier
+from neox_serve.gateway.server.methods import methods
+from neox_serve.gateway.server.metrics import GatewayMetrics
+from neox_serve.gateway.server.repeats import Repeats
+from neox_serve.gateway.server.runner import DRAINING_RETRY_S, CallRunner
+from neox_serve.gateway.server.tls import TlsFiles, server_context
+from neox_serve.link.channels import LinkTls
+from neox_serve.model.facts import ModelFacts
+from neox_serve.model.tokenizer import Tokenizer
+from neox_serve.settings import Settings, SettingsError, lets_anonymous_in
+from neox_serve.settings.cluster import GatewaySettings
+from neox_serve.telemetry.tracing import Tracing
+from neox_serve.tenancy.platform import Platform
+from neox_serve.transport.connection import Limits
+from neox_serve.transport.server import Server
+
+log = structlog.get_logger(__name__)
+
+# How often the state of the pools is looked at for health, and open writes for stalled clients. Both are lookups in memory.
+_WATCH_INTERVAL_S = 0.1
+# How often certificates, callers and adapters are looked at: a change holds within a second.
+_CREDENTIALS_INTERVAL_S = 0.5
+# What calls get to send their statuses once they have been told to end.
+_LAST_WORDS_S = 1.0
+
+
+class GatewayServer:
+    """Serves the public API on one port: `start`, then `drain`, then `stop`.
+
+    platform: the database of tenants. None: all callers are anonymous, there is no AdminService, and usage is not kept.
+    repeats: its calls, for other gateways. link_tls: of the connections to those.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        gateway_id: str,
+        dispatcher: Dispatcher,
+        tokenizer: Tokenizer,
+        facts: ModelFacts,
+        platform: Platform | None = None,
+        link_tls: LinkTls | None = None,
+    ) -> None:
+        self._settings = settings.gateway
+        self._dispatcher = dispatcher
+        self._metrics = GatewayMetrics(dispatcher)
+        self._tokens = JwtVerifier(settings.access.jwt, time.monotonic) if settings.access.jwt else None
+        identity = Identity(
+            anonymous_allowed=lets_anonymous_in(settings),
+            directory=platform.directory if platform else None,
+            tokens=self._tokens,
+            clock=time.time,
+        )
+        self._tracing = Tracing(settings.tracing, "gateway")
+        limits = settings.limits
+        self.repeats = Repeats(memory_s=limits.repeat_memory_s, most_bytes=limits.repeat_memory_bytes, clock=time.monotonic)
+        self._runner = CallRunner(
+            gateway_id=gateway_id,
+            settings=settings.gateway,
+            metrics=self._metrics,
+            identity=identity,
+            note_usage=platform.writer.put if platform else _not_kept,
+            tracing=self._tracing,
+            repeats=self.repeats,
+            tls=link_tls,
+        )
+        self._served = Served.from_settings(settings, facts)
+        self._pools = tuple(self._served.limits)
+        self._health = Health(self._conditions)
+        self._methods = methods(
+            gateway_id=gateway_id,
+            served=self._served,
+            tokenizer=tokenizer,
+            dispatcher=dispatcher,
+            conditions=self._conditions,
+            platform=platform,
+        )
+        self._request_bytes = settings.limits.request_bytes
+        self._server: Server | None = None
+        self._tls_files = TlsFiles(settings.gateway)
+        self._background: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Calls of the inference and token services that have not ended."""
+        return self._runner.calls_in_flight
+
+    @property
+    def connections(self) -> int:
+        """Clients' connections that are open."""
+        return self._server.connections if self._server else 0
+
+    def metrics_text(self) -> str:
+        """The gateway's metrics in Prometheus' text format."""
+        return self._metrics.text()
+
+    async def start(self) -> None:
+        """Listens. Raises SettingsError where the port or the TLS files cannot be used."""
+        server = Server(_limits(self._settings, self._request_bytes))
+        by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {}
+        for method in self._methods:
+            by_service.setdefault(method.service, {})[method.name] = _handler(method, self._runner)
+        for service, handlers in by_service.items():
+            server.add_registered_method_handlers(service, handlers)
+        registry: Any = server  # generated code knows grpc's own servers only
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        names = [*by_service, health_name, reflection.SERVICE_NAME]
+        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(reflection.aio.ReflectionServicer(names), registry)
+        await self._update_health()
+        if self._tokens is not None:
+            await self._tokens.refresh()
+        self.port = await _listen(server, self._settings)
+        self._server = server
+        await asyncio.to_thread(self._served.registry.refresh)
+        self._background = [asyncio.create_task(one) for one in (self._watch(), self._watch_credentials(server))]
+        log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new calls with DRAINING and waits for those in flight; what is not done in time ends with DRAINING too."""
+        self._runner.draining = True
+        await self._health.enter_graceful_shutdown()
+        log.info("gateway drains", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
+        if await self._idle_within(timeout_s):
+            return
+        log.warning("calls end unfinished", calls_in_flight=self._runner.calls_in_flight)
+        self._runner.interrupt_all(ServeError(Reason.DRAINING, "this gateway has stopped", retry_after_s=DRAINING_RETRY_S))
+        await self._idle_within(_LAST_WORDS_S)
+
+    async def stop(self) -> None:
+        """Stops at once; `drain` first to let calls finish. Idempotent."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        await self.drain(0.0)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await server.stop(_LAST_WORDS_S)
+        await asyncio.to_thread(self._tracing.close)
+
+    async def _idle_within(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._runner.idle()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _watch(self) -> None:
+        """Keeps health true, and frees the calls of clients that read nothing."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._update_health()
+            self._runner.interrupt_stalled(clock())
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    async def _watch_credentials(self, server: Server) -> None:
+        """Takes up new certificates, keys and adapters; ends calls whose callers lost theirs. What cannot be used changes nothing."""
+        while True:
+            await asyncio.sleep(_CREDENTIALS_INTERVAL_S)
+            self._runner.interrupt_unwelcome()
+            try:
+                if (tls := self._tls_files.reloaded()) is not None:
+                    server.use_tls(tls)
+                    log.info("certificates reloaded")
+                if self._tokens is not None and self._tokens.refresh_due:
+                    await self._tokens.refresh()
+                await asyncio.to_thread(self._served.registry.refresh)
+            except (SettingsError, OSError) as error:
+                log.warning("credentials or adapters not taken up; those before stay", failure=str(error))
+
+    async def _update_health(self) -> None:
+        await self._health.update(serving({pool: self._takes_requests(pool) for pool in self._pools}))
+
+    def _takes_requests(self, pool: Pool) -> bool:
+        return self._dispatcher.ready_replicas(pool) > 0 or self._dispatcher.may_wake(pool)
+
+    def _conditions(self) -> list[Condition]:
+        return conditions(self._dispatcher, self._pools, draining=self._runner.draining)
+
+
+def _handler(method: Method, runner: CallRunner) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """A handler that gets and gives bytes: decoding is ours, so that its errors are."""
+
+    async def run(raw: bytes, context: Context) -> bytes:
+        return await runner.run(method, raw, context)
+
+    async def run_stream(raw: bytes, context: Context) -> None:
+        await runner.run(method, raw, context)
+
+    if method.stream is not None:
+        return grpc.unary_stream_rpc_method_handler(run_stream)
+    return grpc.unary_unary_rpc_method_handler(run)
+
+
+async def _listen(server: Server, settings: GatewaySettings) -> int:
+    try:
+        return await server.start(settings.host, settings.port, server_context(settings))
+    except OSError as error:
+        raise SettingsError(f"gateway.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+
+
+def _not_kept(_record: UsageRecord) -> None:
+    """Where there is no database."""
+
+
+def _limits(settings: GatewaySettings, request_bytes: int) -> Limits:
+    return Limits(
+        most_message_bytes=TRANSPORT_LIMIT_FACTOR * request_bytes,
+        # Above the cap on requests: what is beyond it must arrive, to be refused with a reason instead of waiting unseen in its client.
+        most_streams=4 * settings.max_concurrent_requests + 100,
+    )

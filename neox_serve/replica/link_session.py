@@ -1,0 +1,224 @@
+"""One gateway's link as its replica sees it: the requests that came in on it, and the frames that wait to go out.
+
+The engine calls `sink` from its step and must never wait, so frames are queued for the stream's writer. A gateway that stops reading gets
+its backlog in fewer, larger frames, and past a bound loses its link: it slows neither the engine nor other gateways.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import structlog
+from opentelemetry.trace import Span
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.types import Delta
+from neox_serve.engine.protocol import Engine
+from neox_serve.internal.v1 import engine_link_pb2 as pb
+from neox_serve.link.streams import Readable, StreamEndedError, Writable, read, write
+from neox_serve.telemetry.tracing import Tracing, end
+from neox_serve.wire import engine_messages as wire
+
+_log = structlog.get_logger(__name__)
+
+_KEY_BITS = 32
+_link_key: Callable[[Any], int] = ((1 << _KEY_BITS) - 1).__and__
+"""From the engine's key of a request, which has the link's number in its upper bits, to its key on the link."""
+
+_COALESCE_FRAMES = 16
+"""A backlog this long goes out as one frame."""
+_MOST_BACKLOG_DELTAS = 131_072
+"""About 20 MB: a gateway that lets this pile up has not read for long."""
+
+
+class EngineLinkSession:
+    """The replica's side of one stream. number: unique among the replica's links. admit: raises ServeError where a request is refused."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        engine: Engine,
+        admit: Callable[[], None],
+        on_ended: Callable[[], None],
+        tracing: Tracing,
+        most_backlog_deltas: int = _MOST_BACKLOG_DELTAS,
+    ) -> None:
+        self._tracing = tracing
+        self._spans: dict[Hashable, Span] = {}
+        self._base = number << _KEY_BITS
+        self._engine = engine
+        self._admit = admit
+        self._on_ended = on_ended
+        self._most_backlog_deltas = most_backlog_deltas
+        self._live: dict[Hashable, str] = {}  # key: request id
+        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
+        self._freeing: set[asyncio.Task[None]] = set()
+        self._frames: deque[Sequence[Delta]] = deque()
+        self._results: deque[pb.ConnectResponse] = deque()
+        self._backlog_deltas = 0
+        self._writing = False
+        self._wake = asyncio.Event()
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._closed = False
+        # One object for the link's life: the engine groups a step's deltas by sink.
+        self._sink = self._take
+
+    @property
+    def requests(self) -> int:
+        """Requests taken and not ended."""
+        return len(self._live)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is left, not even one being freed, and nothing waits to be written."""
+        return not (self._live or self._freeing or self._frames or self._results or self._writing)
+
+    async def obey(self, stream: Readable[pb.ConnectRequest]) -> None:
+        """Carries out the gateway's commands. Raises StreamEndedError."""
+        while True:
+            commands = (await read(stream, pb.ConnectRequest)).commands
+            for generation in commands.generations:
+                self._start(generation, self._generate(generation))
+            for embedding in commands.embeddings:
+                self._start(embedding, self._embed(embedding))
+            for key in commands.cancelled_keys:
+                self._cancel(self._base | key)
+
+    async def write_to(self, stream: Writable[pb.ConnectResponse]) -> None:
+        """Writes frames as they come. Raises StreamEndedError."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._writing = True
+            while self._frames:
+                await write(stream, self._next_frame())
+            while self._results:
+                await write(stream, self._results.popleft())
+            self._writing = False
+            self._on_ended()
+
+    def end(self, cause: str) -> None:
+        """Asks for the stream to be ended."""
+        if not self._end.done():
+            self._end.set_result(cause)
+
+    async def ended(self) -> None:
+        """Raises StreamEndedError once the stream is to end: the replica stops, or the gateway has left too much unread."""
+        raise StreamEndedError(await asyncio.shield(self._end))
+
+    async def close(self) -> None:
+        """Aborts everything that came in on the link."""
+        self._closed = True
+        keys = list(self._live)
+        for key in keys:
+            self._end_span(key, "CANCELLED")
+        self._live.clear()
+        self._frames.clear()
+        self._results.clear()
+        await asyncio.gather(*(self._free(key) for key in keys))
+
+    # Requests
+
+    def _start(self, message: pb.SubmitGeneration | pb.SubmitEmbedding, work: Coroutine[Any, Any, None]) -> None:
+        key = self._base | message.key
+        self._live[key] = message.request_id
+        if message.traceparent:
+            name = "engine.generate" if isinstance(message, pb.SubmitGeneration) else "engine.embed"
+            facts = {"neox.request_id": message.request_id, "neox.prompt_tokens": len(message.prompt_token_ids)}
+            self._spans[key] = self._tracing.begin(name, message.traceparent, facts)
+        _log.debug("request_taken", request_id=message.request_id)
+        task = asyncio.ensure_future(work)
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def _generate(self, message: pb.SubmitGeneration) -> None:
+        key = self._base | message.key
+        try:
+            self._admit()
+            await self._engine.generate(key, wire.generation_from_proto(message), self._sink)
+        except ServeError as error:
+            self._take((Delta(key, end=True, failure=error),))
+        except Exception:  # noqa: BLE001  the boundary to the engine: whatever it raises fails this request alone
+            self._take((Delta(key, end=True, failure=_broken(message.request_id)),))
+
+    async def _embed(self, message: pb.SubmitEmbedding) -> None:
+        key, failure = self._base | message.key, ""
+        try:
+            self._admit()
+            result = await self._engine.embed(key, wire.embedding_from_proto(message))
+            response = wire.embedding_result_to_proto(message.key, result)
+        except ServeError as error:
+            _note_failure(message.request_id, error)
+            failure = error.reason.value
+            response = wire.embedding_result_to_proto(message.key, error)
+        except Exception:  # noqa: BLE001  as above
+            failure = Reason.ENGINE_FAILED.value
+            response = wire.embedding_result_to_proto(message.key, _broken(message.request_id))
+        self._end_span(key, failure)
+        if self._live.pop(key, None) is not None:
+            self._results.append(response)
+            self._wake.set()
+
+    def _cancel(self, key: int) -> None:
+        if self._live.pop(key, None) is not None:
+            self._end_span(key, "CANCELLED")
+            task = asyncio.ensure_future(self._free(key))
+            self._freeing.add(task)
+            task.add_done_callback(self._freed)
+
+    async def _free(self, key: Hashable) -> None:
+        """Ends a request's task, if it is still being submitted, and its work in the engine."""
+        task = self._tasks.get(key)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._engine.abort(key)
+
+    def _freed(self, task: asyncio.Task[None]) -> None:
+        self._freeing.discard(task)
+        self._on_ended()
+
+    # Frames
+
+    def _take(self, deltas: Sequence[Delta]) -> None:
+        """The sink: queues what a step brought as one frame."""
+        if self._closed:
+            return
+        for delta in deltas:
+            if delta.end:
+                if self._spans:
+                    self._end_span(delta.key, delta.failure.reason.value if delta.failure else "")
+                request_id = self._live.pop(delta.key, None)
+                if request_id is not None and delta.failure is not None:
+                    _note_failure(request_id, delta.failure)
+        self._frames.append(deltas)
+        self._backlog_deltas += len(deltas)
+        self._wake.set()
+        if self._backlog_deltas > self._most_backlog_deltas:
+            self.end(f"{self._backlog_deltas} deltas left unread")
+
+    def _end_span(self, key: Hashable, failure: str) -> None:
+        if (span := self._spans.pop(key, None)) is not None:
+            end(span, failure)
+
+    def _next_frame(self) -> pb.ConnectResponse:
+        if len(self._frames) < _COALESCE_FRAMES:
+            deltas: Iterable[Delta] = self._frames.popleft()
+        else:
+            deltas = list(chain.from_iterable(self._frames))
+            self._frames.clear()
+        deltas = tuple(deltas)
+        self._backlog_deltas -= len(deltas)
+        return wire.step_to_proto(deltas, _link_key)
+
+
+def _note_failure(request_id: str, error: ServeError) -> None:
+    _log.info("request_failed", request_id=request_id, reason=error.reason.value, error=error.message)
+
+
+def _broken(request_id: str) -> ServeError:
+    _log.exception("request_broke_engine", request_id=request_id)
+    return ServeError(Reason.ENGINE_FAILED, "the engine failed on this request")

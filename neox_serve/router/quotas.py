@@ -1,0 +1,75 @@
+"""The router's desk for quotas: gateways' reservations, on core.tenancy.quota's ledger."""
+
+from collections.abc import Callable, Iterable, Mapping
+from random import Random
+
+from neox_serve.core.tenancy.quota import QuotaLedger, QuotaState, Spent
+from neox_serve.internal.v1 import router_link_pb2 as pb
+from neox_serve.link.streams import Outbox
+from neox_serve.router.metrics import RouterMetrics
+from neox_serve.wire import router_messages as wire
+
+
+class QuotaDesk:
+    """Answers for reservations. wall_clock: seconds since the epoch. opens_s: of `clock`, before which gateways are still saying hello.
+
+    A router that has just started knows nothing of running calls until their gateways have told it; until then every question waits.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float], wall_clock: Callable[[], float], opens_s: float, metrics: RouterMetrics, rng: Random
+    ) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._opens_s = opens_s
+        self._metrics = metrics
+        self._early: list[tuple[str, Outbox[pb.ConnectGatewayResponse], pb.ReserveRequest]] = []
+        self.ledger = QuotaLedger(rng)
+
+    def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
+        for source, entries in spent.items():
+            self.ledger.restore(source, (), entries, self._wall_clock())
+
+    def welcome(self, gateway_id: str, hello: pb.GatewayHello) -> None:
+        """A gateway says what it has reserved and used."""
+        reservations = map(wire.reservation_from_proto, hello.reservations)
+        self.ledger.restore(gateway_id, reservations, map(wire.spent_from_proto, hello.spent), self._wall_clock())
+
+    def reserve(self, gateway_id: str, outbox: Outbox[pb.ConnectGatewayResponse], request: pb.ReserveRequest) -> None:
+        """Answers, or waits until all gateways have had time to say hello."""
+        if self._clock() < self._opens_s:
+            self._early.append((gateway_id, outbox, request))
+            return
+        asked = wire.reservation_from_proto(request.reservation)
+        refusal = self.ledger.reserve(gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
+        self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
+        outbox.put(wire.reserved(asked.reservation_id, refusal))
+
+    def settle(self, gateway_id: str, message: pb.SettledReservations) -> None:
+        """Calls that ended; one whose question still waits is not answered any more."""
+        for one in message.settled:
+            self._early = [
+                entry for entry in self._early if (entry[0], entry[2].reservation.reservation_id) != (gateway_id, one.reservation_id)
+            ]
+            self.ledger.settle(gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
+
+    def state(self, tenant: str) -> QuotaState:
+        """What counts against a tenant's quotas now."""
+        return self.ledger.state(tenant, self._wall_clock())
+
+    def drop(self, outbox: Outbox[pb.ConnectGatewayResponse]) -> None:
+        """A gateway's stream has ended: it asks again on the next one."""
+        self._early = [entry for entry in self._early if entry[1] is not outbox]
+
+    def forget(self, gateway_ids: Iterable[str]) -> None:
+        """Gateways that are gone for good."""
+        for gateway_id in gateway_ids:
+            self.ledger.drop_source(gateway_id, self._wall_clock())
+
+    def tick(self) -> None:
+        """Answers what waited for hellos, once their time is over."""
+        if self._early and self._clock() >= self._opens_s:
+            early, self._early = self._early, []
+            for gateway_id, outbox, request in early:
+                self.reserve(gateway_id, outbox, request)

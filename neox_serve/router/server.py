@@ -1,0 +1,378 @@
+"""The router's shell: streams from gateways and replicas around core.scheduling.cluster_state, which decides everything."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from random import Random
+
+import grpc
+import structlog
+from grpc import aio
+
+from neox_serve.core.cluster import ClusterView, Replica, ScalingView
+from neox_serve.core.scheduling.admissions import Admissions
+from neox_serve.core.scheduling.bulk_share import BulkLimits
+from neox_serve.core.scheduling.cluster_state import ClusterState
+from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueueLimits
+from neox_serve.core.scheduling.pool_demand import PoolDemand
+from neox_serve.core.scheduling.request_owners import RequestOwners
+from neox_serve.core.tenancy.quota import QuotaLedger, Spent
+from neox_serve.core.types import Pool
+from neox_serve.internal.v1 import router_link_pb2 as pb
+from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
+from neox_serve.link.channels import LinkTls, bind, internal_server
+from neox_serve.link.clocks import steady_wall_clock
+from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
+from neox_serve.router.admissions import AdmissionDesk, Request
+from neox_serve.router.metrics import RouterMetrics
+from neox_serve.router.metrics_page import Labels, MetricsPage
+from neox_serve.router.quotas import QuotaDesk
+from neox_serve.settings.cluster import MetricsSettings, RouterSettings, TracingSettings
+from neox_serve.telemetry.tracing import Tracing
+from neox_serve.wire import replica_messages
+from neox_serve.wire import router_messages as wire
+from neox_serve.wire.engine_messages import SCHEMA_VERSION
+
+_log = structlog.get_logger(__name__)
+
+_TICK_S = 0.1
+_GATHER_S = 0.02
+"""How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
+_MOST_TENANTS_SHOWN = 100
+_REPEAT_MEMORY_S = 60.0
+"""As long as gateways remember their answers, by default; one that has forgotten says so."""
+
+GatewayContext = aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
+ReplicaContext = aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """A gateway's stream."""
+
+    gateway_id: str
+    connection: int
+    outbox: Outbox[pb.ConnectGatewayResponse]
+    join_address: str
+
+
+def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
+    queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
+    return Admissions(state, queue, waking=waking, bulk=BulkLimits(settings.bulk_requests, settings.bulk_requests_beside), now_s=now_s)
+
+
+class RouterServer(RouterLinkServiceServicer):
+    """Serves RouterLinkService and the cluster's metrics page.
+
+    clock: seconds, steady; wall_clock: seconds since the epoch, never going back. rng: for the routing policy. waking: lanes of which there
+    may be no replica, until a request comes.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: RouterSettings,
+        metrics: MetricsSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] | None = None,
+        rng: Random | None = None,
+        tls: LinkTls | None = None,
+        tracing: Tracing | None = None,
+        waking: frozenset[Lane] = frozenset(),
+    ) -> None:
+        self._tls = tls
+        self._tracing = tracing or Tracing(TracingSettings(), "router")
+        self.address = ""
+        self._settings = settings
+        self._clock = clock
+        started_s, rng = clock(), rng or Random()
+        self._state = ClusterState(
+            grace_s=settings.peer_grace_s, started_s=started_s, rng=rng, policy=settings.policy, lead_tokens=settings.lead_tokens
+        )
+        self._metrics = RouterMetrics()
+        self._requests = AdmissionDesk(
+            self._state,
+            _admissions(settings, self._state, waking, started_s),
+            clock=clock,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            tell=self._tell,
+            before_grant=self._before_grant,
+        )
+        self._wall_clock = wall_clock or steady_wall_clock(clock)
+        self._quotas = QuotaDesk(
+            clock=clock, wall_clock=self._wall_clock, opens_s=started_s + settings.peer_grace_s, metrics=self._metrics, rng=rng
+        )
+        self._waking = [pool for pool, _ in waking]
+        self._scaling: tuple[ScalingView, ...] = ()
+        self._connections = count(1)
+        self._gateways: dict[int, _Gateway] = {}
+        self._owners = RequestOwners(_REPEAT_MEMORY_S)
+        self._replica_outboxes: dict[str, Outbox[pb.ConnectReplicaResponse]] = {}
+        self._told: tuple[Replica, ...] = ()
+        self._told_ids: frozenset[str] = frozenset()
+        self._telling: asyncio.TimerHandle | None = None
+        self._texts: dict[Labels, str] = {}
+        self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
+        self._page = MetricsPage(host=metrics.host, port=metrics.port, texts=self._all_texts) if metrics.enabled else None
+        self._server = internal_server()
+        self._ticks: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> ClusterState:
+        """What the router knows, to look at."""
+        return self._state
+
+    @property
+    def queue(self) -> FairQueue:
+        """Who waits for a replica, to look at."""
+        return self._requests.admissions.queue
+
+    def demand(self) -> dict[Pool, PoolDemand]:
+        """What is asked of each pool, since the question before."""
+        return self._requests.admissions.demand(self._clock())
+
+    def show_scaling(self, scaling: tuple[ScalingView, ...]) -> None:
+        """What was decided of each pool, for operators and metrics."""
+        self._scaling = scaling
+        self._metrics.show_scaling(scaling)
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch, as the ledger takes them."""
+        return self._wall_clock()
+
+    @property
+    def ledger(self) -> QuotaLedger:
+        """What tenants used of their quotas, to look at."""
+        return self._quotas.ledger
+
+    def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
+        self._quotas.restore(spent)
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of the metrics page; empty where there is none."""
+        return self._page.address if self._page else ""
+
+    async def start(self) -> None:
+        """Listens. Raises OSError where it cannot."""
+        add_RouterLinkServiceServicer_to_server(self, self._server)
+        self.address = bind(self._server, self._settings.host, self._settings.port, self._tls)
+        if self._page:
+            self._page.start()
+        await self._server.start()
+        self._ticks = asyncio.ensure_future(repeat(self._tick, _TICK_S))
+        _log.info("router_started", address=self.address, metrics=self.metrics_address)
+
+    async def stop(self) -> None:
+        """Ends all streams. Peers look for the next router by themselves."""
+        await stop_task(self._ticks)
+        if self._telling is not None:
+            self._telling.cancel()
+        await self._server.stop(None)
+        if self._page:
+            await asyncio.to_thread(self._page.stop)
+        await asyncio.to_thread(self._tracing.close)
+
+    # Gateways
+
+    async def ConnectGateway(  # type: ignore[override]  # noqa: N802  a coroutine, not a generator: its `finally` runs the moment the call ends
+        self, request_iterator: object, context: GatewayContext
+    ) -> None:
+        """One gateway's stream, for as long as it lasts."""
+        try:
+            hello = (await read(context, pb.ConnectGatewayRequest)).hello
+            await _check_schema(hello.schema_version, context)
+            await self._serve_gateway(hello, context)
+        except StreamEndedError as ended:
+            _log.info("gateway_stream_ended", cause=str(ended))
+
+    async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
+        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox(), hello.join_address)
+        self._welcome(gateway, hello)
+        try:
+            await until_one_ends(self._hear(gateway, context), gateway.outbox.write_to(context))
+        finally:
+            _log.info("gateway_lost", gateway_id=gateway.gateway_id)
+            del self._gateways[gateway.connection]
+            last = not any(other.gateway_id == gateway.gateway_id for other in self._gateways.values())
+            self._requests.drop(gateway.gateway_id, gateway.connection, last=last)
+            self._quotas.drop(gateway.outbox)
+            self._state.disconnect_gateway(gateway.gateway_id, gateway.connection, self._clock())
+
+    def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
+        leases = [wire.lease_from_proto(lease) for lease in hello.leases]
+        self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
+        self._quotas.welcome(gateway.gateway_id, hello)
+        self._gateways[gateway.connection] = gateway
+        gateway.outbox.put(wire.replica_set(self._state.replicas(), self._waking))
+        _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
+
+    async def _hear(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
+        while True:
+            request = await read(stream, pb.ConnectGatewayRequest)
+            match request.WhichOneof("message"):
+                case "admit":
+                    self._admit(gateway, request.admit)
+                case "settlements":
+                    self._settle(gateway, request.settlements)
+                case "reserve":
+                    self._quotas.reserve(gateway.gateway_id, gateway.outbox, request.reserve)
+                case "settled_reservations":
+                    self._quotas.settle(gateway.gateway_id, request.settled_reservations)
+                case "drain_replica_id":
+                    self._drain(gateway, request.drain_replica_id)
+                case "estimate":
+                    self._estimate(gateway, request.estimate)
+                case "adopted":
+                    self._state.adopt(gateway.gateway_id, [wire.lease_from_proto(lease) for lease in request.adopted.leases])
+                case "metrics":
+                    self._texts[("component", "gateway"), ("instance", gateway.gateway_id)] = request.metrics.text
+                case "view":
+                    gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._view()))
+
+    def _admit(self, gateway: _Gateway, admit: pb.AdmitRequest) -> None:
+        if not self._repeated_elsewhere(gateway, admit):
+            demand = wire.demand_from_proto(admit)
+            self._requests.admit(Request(gateway.gateway_id, gateway.connection, admit.lease_id, demand, self._clock()))
+
+    def _settle(self, gateway: _Gateway, message: pb.Settlements) -> None:
+        settled = wire.settled_from_proto(message)
+        for one in settled:
+            self._owners.settle(gateway.gateway_id, one.lease_id, self._clock())
+        self._requests.settle(gateway.gateway_id, settled)
+
+    def _drain(self, gateway: _Gateway, replica_id: str) -> None:
+        if (outbox := self._replica_outboxes.get(replica_id)) is not None:
+            _log.info("replica_drain_asked", replica_id=replica_id, gateway_id=gateway.gateway_id)
+            outbox.put(replica_messages.drain())
+
+    def _repeated_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
+        """Whether another gateway answers the request; then this one is told which."""
+        if not admit.request_key or not gateway.join_address:
+            return False
+        owner_id = self._owners.claim(admit.request_key, gateway.gateway_id, admit.lease_id, takes_over=admit.takes_over)
+        owner = next((other for other in self._gateways.values() if other.gateway_id == owner_id), None) if owner_id else None
+        if owner is None:
+            return False
+        gateway.outbox.put(wire.repeat_at(admit.lease_id, owner.join_address))
+        return True
+
+    def _view(self) -> ClusterView:
+        return replace(
+            self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN), scaling=self._scaling
+        )
+
+    def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
+        demand = wire.demand_from_proto(request.admit)
+        wait_s = self._requests.admissions.expected_wait_s(demand, self._clock())
+        gateway.outbox.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
+
+    def _tell(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
+        """Gives a message to a gateway's newest stream; one that has gone asks again when it is back."""
+        outboxes = [gateway.outbox for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
+        if outboxes:
+            outboxes[-1].put(message)
+
+    def _before_grant(self, replica_id: str) -> None:
+        """A gateway hears of a replica before it is sent there."""
+        if replica_id not in self._told_ids:
+            self._tell_replicas()
+
+    # Replicas
+
+    async def ConnectReplica(  # type: ignore[override]  # noqa: N802  as above
+        self, request_iterator: object, context: ReplicaContext
+    ) -> None:
+        """One replica's stream, for as long as it lasts."""
+        try:
+            hello = (await read(context, pb.ConnectReplicaRequest)).hello
+            await _check_schema(hello.schema_version, context)
+            await self._serve_replica(replica_messages.replica_from_proto(hello.replica), context)
+        except StreamEndedError as ended:
+            _log.info("replica_stream_ended", cause=str(ended))
+
+    async def _serve_replica(self, replica: Replica, context: ReplicaContext) -> None:
+        connection, outbox = next(self._connections), Outbox[pb.ConnectReplicaResponse]()
+        self._replica_outboxes[replica.replica_id] = outbox
+        self._state.connect_replica(replica, connection, self._clock())
+        _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
+        self._replica_changed()
+        try:
+            outbox.put(replica_messages.registered())
+            await until_one_ends(self._listen(replica, connection, context), outbox.write_to(context))
+        finally:
+            if self._replica_outboxes.get(replica.replica_id) is outbox:
+                del self._replica_outboxes[replica.replica_id]
+            _log.info("replica_lost", replica_id=replica.replica_id)
+            self._state.disconnect_replica(replica.replica_id, connection, self._clock())
+
+    async def _listen(self, replica: Replica, connection: int, stream: ReplicaContext) -> None:
+        labels: Labels = (("component", "engine"), ("instance", replica.replica_id), ("pool", replica.pool.value))
+        while True:
+            request = await read(stream, pb.ConnectReplicaRequest)
+            match request.WhichOneof("message"):
+                case "load":
+                    self._state.report_load(replica.replica_id, replica_messages.load_from_proto(request.load))
+                case "phase":
+                    self._state.change_phase(replica.replica_id, replica_messages.phase_from_proto(request.phase))
+                    self._replica_changed()
+                case "metrics":
+                    self._texts[labels] = request.metrics.text
+                case "block_news":
+                    news = replica_messages.block_news_from_proto(request.block_news)
+                    if not self._state.take_block_news(replica.replica_id, connection, news):
+                        _log.warning("block_news_missed", replica_id=replica.replica_id)
+                        self._metrics.missed_block_news()
+                        self._replica_outboxes[replica.replica_id].put(replica_messages.restart_block_news())
+
+    def _replica_changed(self) -> None:
+        """Tells all gateways soon, and tries again what waits for a replica."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell_replicas)
+        self._requests.try_again()
+
+    def _tell_replicas(self) -> None:
+        """Tells all gateways of the replicas, if they changed."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        replicas = self._state.replicas()
+        if replicas == self._told:
+            return
+        self._told, self._told_ids = replicas, frozenset(replica.replica_id for replica in replicas)
+        message = wire.replica_set(replicas, self._waking)
+        for gateway in self._gateways.values():
+            gateway.outbox.put(message)
+
+    # Time
+
+    async def _tick(self) -> None:
+        now_s = self._clock()
+        gone = self._state.expire(now_s)
+        if gone:
+            self._requests.admissions.forget(gone, self._clock())
+            self._quotas.forget(gone)
+            for peer in gone:
+                self._owners.drop_gateway(peer)
+            _log.info("peers_forgotten", peers=gone)
+            self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
+        self._tell_replicas()
+        self._quotas.tick()
+        self._owners.expire(now_s)
+        self._requests.expire()
+        self._requests.try_again()
+        self._metrics.show(self._state, self._requests.admissions)
+
+    def _all_texts(self) -> dict[Labels, str]:
+        """Called from the page's thread: the copy is made by one step of the interpreter."""
+        return {self._labels: self._metrics.text(), **self._texts}
+
+
+async def _check_schema(version: int, context: GatewayContext | ReplicaContext) -> None:
+    if version != SCHEMA_VERSION:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"schema version {version}; this router has {SCHEMA_VERSION}")

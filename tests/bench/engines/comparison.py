@@ -1,0 +1,202 @@
+"""Runs the same workloads on several systems, one system up at a time, in alternating order, and keeps what came of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from neox_serve.loadgen.generator import LoadGenerator, load_generator
+from neox_serve.loadgen.processes import CpuMeter, family, resident_mib
+from neox_serve.loadgen.records import Record
+from neox_serve.loadgen.summaries import Summary, summarize
+from tests.bench.engines.systems import Running, System
+from tests.bench.metering import run_metered
+from tests.bench.order import alternating
+from tests.bench.processes import importing_tests
+from tests.bench.spreads import Spread, differences, identical_fraction, ratios
+from tests.bench.view import View
+from tests.bench.workloads import Workload
+
+_SILENCE_S = 120.0
+
+
+class NotComparableError(RuntimeError):
+    """The systems did not do the same work, so a ratio would say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One workload on one system in one round. resident_mib: memory of all its processes at the end, shared pages counted once."""
+
+    system: str
+    workload: Workload
+    summary: Summary
+    records: list[Record]
+    resident_mib: float
+
+    def figure(self, name: str) -> float:
+        """A figure of the summary, or `resident_mib`. Raises KeyError."""
+        value = self.figures()[name]
+        assert isinstance(value, (int, float))
+        return float(value)
+
+    def figures(self) -> dict[str, object]:
+        """All figures by name."""
+        return {**self.summary.figures(), "resident_mib": self.resident_mib}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a system. rounds: those measured before it was stopped. first_token_s: from its first process until a token of a lone
+    request is at the client; the load generator's own start counts only where the system runs within it."""
+
+    system: str
+    rounds: tuple[int, ...]
+    first_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Workloads that are made from what the first round found, and run in some of the rounds after it.
+
+    rounds: not the first two, which the last system runs without a stop in between.
+    """
+
+    make: "Callable[[Comparison], Sequence[Workload]]"
+    rounds: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, default=2) < 2:
+            raise ValueError(f"rounds {sorted(self.rounds)}: must not hold the first two, 0 and 1")
+
+    def of_round(self, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
+        """Those of a round, from all runs before it."""
+        return self.make(Comparison([run for run in runs if run.workload.round == 0])) if number in self.rounds else ()
+
+
+class Comparison:
+    """All runs of one comparison. Raises KeyError for systems and workloads that were not in it."""
+
+    def __init__(self, runs: Sequence[Run], starts: Sequence[Start] = ()) -> None:
+        self.runs = tuple(runs)
+        self.starts = tuple(starts)
+
+    def of(self, system: str, workload: str) -> list[Run]:
+        """A system's runs of a workload, by round."""
+        found = [run for run in self.runs if (run.system, run.workload.name) == (system, workload)]
+        if not found:
+            raise KeyError(f"{workload} was not run on {system}")
+        return sorted(found, key=lambda run: run.workload.round)
+
+    def median(self, system: str, workload: str, figure: str) -> float:
+        """A summary's figure, median over rounds."""
+        return median(self._figures(system, workload, figure))
+
+    def ratio(self, system: str, over: str, workload: str, figure: str) -> Spread:
+        """A figure of one system over that of another, round by round. Raises NotComparableError where requests failed."""
+        self._require_complete(system, over, workload)
+        return ratios(self._figures(system, workload, figure), self._figures(over, workload, figure))
+
+    def difference(self, system: str, minus: str, workload: str, figure: str) -> Spread:
+        """A figure of one system minus that of another, round by round. Raises NotComparableError where requests failed."""
+        self._require_complete(system, minus, workload)
+        return differences(self._figures(system, workload, figure), self._figures(minus, workload, figure))
+
+    def first_token_s(self, system: str) -> list[float]:
+        """Of each start of a system. Raises KeyError."""
+        found = [start.first_token_s for start in self.starts if start.system == system]
+        if not found:
+            raise KeyError(f"{system} was not started")
+        return found
+
+    def start_ratio(self, system: str, over: str) -> Spread:
+        """Time from start to first token of one system over that of another, round by round: of the starts that the round was measured on.
+
+        Raises KeyError where one was not started, ValueError where their rounds differ.
+        """
+        return ratios(self._first_token_s_by_round(system), self._first_token_s_by_round(over))
+
+    def identical(self, system: str, other: str, workload: str) -> float:
+        """Share of responses with the same tokens, over all rounds."""
+        ours = [record for run in self.of(system, workload) for record in run.records]
+        return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
+
+    def _first_token_s_by_round(self, system: str) -> list[float]:
+        self.first_token_s(system)
+        by_round = {number: start.first_token_s for start in self.starts if start.system == system for number in start.rounds}
+        return [by_round[number] for number in sorted(by_round)]
+
+    def _figures(self, system: str, workload: str, figure: str) -> list[float]:
+        return [run.figure(figure) for run in self.of(system, workload)]
+
+    def _require_complete(self, system: str, other: str, workload: str) -> None:
+        for run in (*self.of(system, workload), *self.of(other, workload)):
+            wrong = [record for record in run.records if record.error is None and len(record.token_ids) != workload_tokens(run)]
+            if run.summary.failed or wrong:
+                first = next(iter(run.summary.errors), None) or f"{len(wrong)} responses of another length than asked"
+                raise NotComparableError(f"{run.system}, {workload}, round {run.workload.round}: {run.summary.failed} failed: {first}")
+
+
+def workload_tokens(run: Run) -> int:
+    """Tokens that each response of a run must have."""
+    return run.workload.output_tokens
+
+
+def compare(
+    systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View, later: Later | None = None
+) -> Comparison:
+    """Every workload on every system, `rounds` times. Raises StartError where a system does not start."""
+    by_name = {system.name: system for system in systems}
+    visits = alternating(list(by_name), rounds)
+    runs: list[Run] = []
+    starts: list[Start] = []
+    for number, visit in enumerate(visits):
+        visit_folder = folder / f"{number:02d}-{visit.system.replace(' ', '-')}"
+        visit_folder.mkdir(parents=True)
+        wanted = [load.in_round(each) for each in visit.rounds for load in [*workloads, *(later.of_round(each, runs) if later else ())]]
+        began_s = time.monotonic()
+        with view.step(f"{visit.system}: starting ({number + 1} of {len(visits)})"), by_name[visit.system].running(visit_folder) as running:
+            up_s = None if running.processes is None else time.monotonic()
+            first, measured = _visit(running, visit.system, wanted, visit_folder, view)
+        starts.append(Start(visit.system, visit.rounds, start_to_first_token_s(began_s, up_s, first)))
+        runs += measured
+    return Comparison(runs, starts)
+
+
+def start_to_first_token_s(began_s: float, up_s: float | None, first: Record) -> float:
+    """Seconds from a system's start to its first token, without the load generator's own start after the system was up.
+
+    up_s: when the system was ready; None where it runs within the load generator, whose start is then the system's. first: has a token.
+    """
+    assert first.first_token_s is not None
+    return first.first_token_s - began_s - (0.0 if up_s is None else first.intended_s - up_s)
+
+
+def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> tuple[Record, list[Run]]:
+    """Takes the first token of a started system, warms it up and measures it."""
+    with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
+        lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
+        (first,) = generator.run(lone.load(), silence_s=_SILENCE_S).records
+        if first.first_token_s is None:
+            raise NotComparableError(f"{system}: no first token: {first.error}")
+        for name in sorted({workload.name for workload in workloads}):
+            generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), silence_s=_SILENCE_S)
+        return first, [_measure(generator, running, system, workload, view) for workload in workloads]
+
+
+def _measure(generator: LoadGenerator, running: Running, system: str, workload: Workload, view: View) -> Run:
+    """One run with its CPU time. Where the system runs within the load generator, all of it counts as the system's."""
+    inside = running.processes is None
+    whole = CpuMeter(running.processes or (lambda: family(generator.process)))
+    client = CpuMeter(list if inside else lambda: [generator.process])
+    with view.progress(f"{system}: {workload.name}, round {workload.round + 1}", workload.requests) as on_progress:
+        records, cpu_s = run_metered(generator, workload.load(), {"system": whole, "client": client}, on_progress)
+    summary = summarize(
+        records,
+        max_concurrency=None if workload.rate_rps else workload.streams,
+        open_loop=workload.rate_rps is not None,
+        system_cpu_s=cpu_s["system"],
+        client_cpu_s=cpu_s["client"],
+    )
+    return Run(system, workload, summary, records, resident_mib((running.processes or (lambda: family(generator.process)))()))

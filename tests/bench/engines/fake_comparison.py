@@ -1,0 +1,66 @@
+"""What a token costs on its way, without a model: neox-serve whole on Ray against a Serve handle, both with the fake engine behind them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neox_serve.model.model_files import locate_tokenizer, read_facts
+from tests.bench import results
+from tests.bench.engines.comparison import Comparison, compare
+from tests.bench.engines.systems import NeoxServe, ServeHandle, System
+from tests.bench.machine import busy_fraction
+from tests.bench.spreads import Spread
+from tests.bench.view import View
+from tests.bench.workloads import Workload
+
+NEOX, HANDLE = "neox-serve", "Ray Serve handle"
+MANY = "256 streams"
+
+VALUES: dict[str, Any] = {
+    "generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": {"ttft_s": 0.02, "itl_s": 0.02, "itl_per_request_s": 0.0}}}
+}
+"""50 tokens a second and stream, whatever the batch: more than either system can carry on a small machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How long a comparison takes."""
+
+    rounds: int
+    requests_per_stream: int
+    output_tokens: int
+
+
+FULL = Size(rounds=5, requests_per_stream=2, output_tokens=128)
+GOALS = Size(rounds=3, requests_per_stream=2, output_tokens=128)
+SMOKE = Size(rounds=1, requests_per_stream=1, output_tokens=128)
+
+
+def run(size: Size, folder: Path, view: View) -> Comparison:
+    """Runs it, writes it, shows it."""
+    busy = busy_fraction()
+    systems: list[System] = [NeoxServe(VALUES, NEOX), ServeHandle(VALUES, HANDLE)]
+    comparison = compare(systems, [workload(size)], rounds=size.rounds, folder=folder, view=view)
+    results.report(folder, comparison, VALUES, busy, ratios, view)
+    return comparison
+
+
+def workload(size: Size) -> Workload:
+    """256 streams."""
+    vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
+    return Workload(
+        MANY,
+        256,
+        256 * size.requests_per_stream,
+        prompt_tokens=64,
+        output_tokens=size.output_tokens,
+        vocabulary_size=vocabulary_size,
+    )
+
+
+def ratios(comparison: Comparison) -> dict[str, Spread]:
+    """What the goals are about."""
+    return {
+        f"tok/s over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "output_throughput"),
+        f"CPU per token over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "system_cpu_s_per_1k_tokens"),
+    }

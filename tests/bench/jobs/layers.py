@@ -1,0 +1,120 @@
+"""Embeddings of a chosen layer: what half of the layers cost over all of them, and how far vectors are from transformers' hidden states.
+
+`python -m tests.bench.jobs.layers LAYER` measures one in a process of its own, and prints it; 0 stands for all layers.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from neox_serve.core.types import EmbeddingRequest, Pool, Pooling
+from neox_serve.engine.factory import engine_environment, start_engine
+from neox_serve.engine.protocol import Engine
+from neox_serve.model import model_files
+from neox_serve.settings import Settings, restore
+from tests.bench.faults.cancellation import NotMeasuredError
+from tests.bench.processes import system_process
+from tests.bench.view import View
+
+HALF, ALL = 3, 0
+_INPUTS, _TOKENS, _ROUNDS = 256, 256, 3
+_TIMEOUT_S = 180.0
+_SEEDS = 97
+"""Apart from each other, so that no input begins like another and the prefix cache spares nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """seconds: for all inputs. parameter_bytes: that are loaded. vector: of the first input."""
+
+    seconds: float
+    parameter_bytes: int
+    vector: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Half of the layers over all of them. error: of the half, the largest difference from transformers', over the largest value."""
+
+    time: float
+    memory: float
+    error: float
+
+
+def run(folder: Path, view: View) -> Layers:
+    """Measures both. Raises NotMeasuredError where an engine fails."""
+    with view.step("layers: half of them, and all"):
+        half, whole = _measured(HALF, folder), _measured(ALL, folder)
+    return Layers(half.seconds / whole.seconds, half.parameter_bytes / whole.parameter_bytes, _error(half.vector, HALF))
+
+
+def _measured(layer: int, folder: Path) -> Measured:
+    log = folder / f"layer-{layer}.log"
+    environment = engine_environment(Pool.EMBEDDING, _settings(layer))
+    with system_process(["-m", "tests.bench.jobs.layers", str(layer)], environment, log) as process:
+        if process.wait(_TIMEOUT_S) != 0:
+            raise NotMeasuredError(f"the engine failed; see {log}")
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return Measured(**json.loads(next(line for line in reversed(lines) if line.startswith("{"))))
+
+
+def _settings(layer: int) -> Settings:
+    engine = {"executor_backend": "uni", "dtype": "float32", "max_num_seqs": 32}
+    return restore({"embedding": {"engine": engine, "layer": layer or None}})
+
+
+async def _measure(layer: int) -> Measured:
+    engine = await start_engine(Pool.EMBEDDING, _settings(layer), offline=True)
+    try:
+        seconds = min([await _timed(engine, number) for number in range(_ROUNDS)])
+        result = await engine.embed("one", _request(0, 0))
+        return Measured(seconds, _parameter_bytes(), np.frombuffer(result.values, dtype="<f4").tolist())
+    finally:
+        await engine.close()
+
+
+async def _timed(engine: Engine, number: int) -> float:
+    began_s = time.perf_counter()
+    await asyncio.gather(*(engine.embed((number, place), _request(number, place)) for place in range(_INPUTS)))
+    return time.perf_counter() - began_s
+
+
+def _ids(number: int, place: int) -> tuple[int, ...]:
+    rng = np.random.default_rng((_SEEDS, number, place))
+    return tuple(int(token_id) for token_id in rng.integers(5, 4000, _TOKENS))
+
+
+def _request(number: int, place: int) -> EmbeddingRequest:
+    return EmbeddingRequest(f"{number}-{place}", _ids(number, place), Pooling.MEAN, normalize=False)
+
+
+def _parameter_bytes() -> int:
+    """Of the model that this process has loaded. Matrices that oneDNN has packed are no parameters any more: by their shapes."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.models.transformers.base import Base
+
+    gc.unfreeze()  # vLLM hides what is there when it has started
+    (model,) = (each for each in gc.get_objects() if issubclass(type(each), Base))
+    kept: int = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    linear = [module for module in model.modules() if isinstance(module, LinearBase) and not module.weight.numel()]
+    return kept + sum(int(module.input_size * module.output_size * module.weight.element_size()) for module in linear)
+
+
+def _error(vector: list[float], layer: int) -> float:
+    from tests.e2e.reference import Reference
+
+    reference = Reference.load(model_files.locate("builtin", None))
+    wanted = reference.hidden_of(_ids(0, 0), layer).numpy().mean(axis=0)
+    return float(np.abs(np.array(vector) - wanted).max() / np.abs(wanted).max())
+
+
+if __name__ == "__main__":
+    os.environ.update(engine_environment(Pool.EMBEDDING, _settings(int(sys.argv[1]))))
+    print(json.dumps(asdict(asyncio.run(_measure(int(sys.argv[1]))))), flush=True)

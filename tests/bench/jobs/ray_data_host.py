@@ -1,0 +1,75 @@
+"""Ray's own batch inference over the rows of a bulk job: `python -m tests.bench.jobs.ray_data_host SETTINGS ROWS`.
+
+`ray.data.llm` runs with the same engine settings as the job. Prints tokens per second, measured from the start of the first request to the
+end of the last row.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from neox_serve.core.types import Pool
+from neox_serve.engine.environment import engine_environment
+from neox_serve.engine.hardware import this_machine
+from neox_serve.engine.vllm.arguments import build_engine_arguments
+from neox_serve.model.model_files import locate
+from neox_serve.settings import Settings, restore
+
+_LOGICAL_CPUS = 8
+_BATCH, _BATCHES = 32, 8
+"""Enough that the engine never runs short."""
+
+
+def main() -> None:
+    """The command."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    settings = restore(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    rows = [json.loads(line) for line in Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()]
+    asked = [{"token_ids": row["prompt"], "most": row["max_tokens"]} for row in rows]  # a column "prompt" would be taken for a text
+    environment = engine_environment(Pool.GENERATION, settings)
+    # More CPUs than a small machine has: Ray Data's own stages ask for some, and would wait for ever.
+    ray.init(address="local", num_cpus=_LOGICAL_CPUS, include_dashboard=False, logging_level="warning")
+    config = vLLMEngineProcessorConfig(
+        model_source=str(locate(settings.model.source, settings.model.revision)),
+        engine_kwargs=_arguments(settings),
+        batch_size=_BATCH,
+        max_concurrent_batches=_BATCHES,
+        concurrency=1,
+        placement_group_config={"bundles": [{"CPU": 1}]},
+        runtime_env={"env_vars": environment},
+        log_engine_metrics=False,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    processor = build_processor(config, preprocess=_request, postprocess=_stamped)
+    found = processor(ray.data.from_items(asked)).take_all()
+    began_s, ended_s = min(row["ended_s"] - row["took_s"] for row in found), max(row["ended_s"] for row in found)
+    print(json.dumps(sum(row["tokens"] for row in found) / (ended_s - began_s)), flush=True)
+    ray.shutdown()
+
+
+def _arguments(settings: Settings) -> dict[str, Any]:
+    arguments = build_engine_arguments(Pool.GENERATION, settings, locate(settings.model.source, settings.model.revision), this_machine())
+    defaults = asdict(type(arguments)())
+    found = {each.name: getattr(arguments, each.name) for each in fields(arguments)}
+    return {name: value for name, value in found.items() if name != "model" and value != defaults[name]}
+
+
+def _request(row: dict[str, Any]) -> dict[str, Any]:
+    params = {"temperature": 0.0, "max_tokens": row["most"], "ignore_eos": True}
+    return {"tokenized_prompt": row["token_ids"], "sampling_params": params}
+
+
+def _stamped(row: dict[str, Any]) -> dict[str, Any]:
+    return {"ended_s": time.time(), "took_s": row["time_taken_llm"], "tokens": row["num_generated_tokens"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The second rung: the gateway with the fake engine in its own process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from neox_serve.core.types import Pool
+from neox_serve.engine.factory import start_engine
+from neox_serve.settings import Settings
+from tests.bench.ladder.engine_dispatcher import EngineDispatcher
+from tests.bench.ladder.hosts import hosting
+from tests.bench.ladder.hosts.gateway import gateway_server
+
+
+@asynccontextmanager
+async def engine_gateway(settings: Settings, _folder: Path) -> AsyncIterator[str]:
+    """Engine and gateway."""
+    engine = await start_engine(Pool.GENERATION, settings)
+    server = gateway_server(settings, EngineDispatcher(engine))
+    await server.start()
+    try:
+        yield f"{settings.gateway.host}:{server.port}"
+    finally:
+        await server.stop()
+        await engine.close()
+
+
+if __name__ == "__main__":
+    hosting.run("engine_gateway", engine_gateway)

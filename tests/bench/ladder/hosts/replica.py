@@ -1,0 +1,36 @@
+"""An engine replica's process, as its Serve deployment sets it up, without Ray."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from neox_serve.core.types import Pool
+from neox_serve.engine.factory import start_engine
+from neox_serve.replica.server import ReplicaServer
+from neox_serve.settings import Settings
+from tests.bench.ladder.hosts import hosting
+
+
+@asynccontextmanager
+async def replica(settings: Settings, folder: Path) -> AsyncIterator[str]:
+    """The engine and its links."""
+    engine = await start_engine(Pool.GENERATION, settings)
+    server = ReplicaServer(
+        engine=engine,
+        pool=Pool.GENERATION,
+        model=settings.model.name,
+        host=settings.router.host,
+        max_requests=settings.generation.replicas.max_requests,
+        resolve_router=hosting.router_lookup(folder),
+        load_interval_s=settings.router.load_interval_s,
+    )
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.stop()
+        await engine.close()
+
+
+if __name__ == "__main__":
+    hosting.run("replica", replica)

@@ -1,0 +1,83 @@
+"""What the router predicts of a real engine's cache is what the engine reports, over the real links, beside a replica without a model."""
+
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+
+from neox_serve.core.prefix_cache.block_hashes import prompt_blocks, root
+from neox_serve.core.types import GenerationRequest, Stopping, TokenIds
+from neox_serve.engine.fake.cache import FakeCache
+from neox_serve.engine.fake.engine import FakeEngine
+from neox_serve.engine.protocol import Engine
+from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.router.server import RouterServer
+from neox_serve.settings.engines import ModelSettings
+from tests.engines import BLOCK_SIZE
+from tests.fakes.link_cluster import LinkCluster, read_all, until
+
+pytestmark = pytest.mark.e2e
+
+MODEL = ModelSettings().name
+TURNS = 5
+CONVERSATIONS = 12
+
+
+async def ask(dispatcher: Dispatcher, ids: TokenIds, salt: str | None) -> tuple[str, int | None, int, TokenIds]:
+    """The replica that answered, the cached tokens predicted and reported, and the answer."""
+    request = GenerationRequest("r", ids, Stopping(8, ignore_eos=True), cache_salt=salt)
+    stream = await dispatcher.open_generation(MODEL, request)
+    deltas = await read_all(stream)
+    reported = next(delta.prompt.cached_tokens for delta in deltas if delta.prompt is not None)
+    answer = tuple(token for delta in deltas for sequence in delta.sequences for token in sequence.token_ids)
+    return stream.replica_id, stream.predicted_cached_tokens, reported, answer
+
+
+async def indexed(router: RouterServer, replica_id: str, ids: TokenIds, salt: str) -> None:
+    """Returns when the router knows that a replica has all of a prompt."""
+    names = prompt_blocks(root(MODEL, None, salt), ids, BLOCK_SIZE)
+    await until(lambda: router.state._index.look_up(names).blocks(replica_id) == len(names))
+
+
+@pytest.fixture
+async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer, Dispatcher, str]]:
+    """A router, a dispatcher, and the id of the real engine's replica."""
+    async with LinkCluster() as links:
+        router = await links.router()
+        fake = FakeEngine(cache=FakeCache(MODEL, block_tokens=BLOCK_SIZE, capacity_blocks=10_000))
+        real = await links.replica(generation_engine, model=MODEL)
+        await links.replica(fake, model=MODEL)
+        yield router, await links.dispatcher(replicas=2), real.replica_id
+        await fake.close()
+
+
+async def test_conversations_stay_where_they_are_cached_and_the_engine_finds_what_was_predicted(
+    cluster: tuple[RouterServer, Dispatcher, str],
+) -> None:
+    router, dispatcher, real = cluster
+    rng = Random(11)
+    talks = [tuple(rng.randrange(10, 2000) for _ in range(2 * BLOCK_SIZE)) for _ in range(CONVERSATIONS)]
+    seen: list[set[str]] = [set() for _ in talks]
+    real_found = []
+    for turn in range(TURNS):
+        for number, ids in enumerate(talks):
+            salt = f"tenant-{number % 3}"
+            replica_id, predicted, reported, answer = await ask(dispatcher, ids, salt)
+            await indexed(router, replica_id, ids, salt)
+            assert predicted == reported
+            seen[number].add(replica_id)
+            if replica_id == real and turn:
+                real_found.append(reported / len(ids))
+            talks[number] = ids + answer + tuple(rng.randrange(10, 2000) for _ in range(BLOCK_SIZE))
+    assert all(len(replicas) == 1 for replicas in seen)
+    assert len(real_found) >= TURNS - 1
+    assert min(real_found) > 0.45
+
+
+async def test_equal_prompts_of_two_tenants_are_predicted_and_found_apart(cluster: tuple[RouterServer, Dispatcher, str]) -> None:
+    router, dispatcher, _ = cluster
+    ids = tuple(Random(13).randrange(10, 2000) for _ in range(4 * BLOCK_SIZE + 1))
+    for salt, expected in (("acme", 0), ("acme", 4 * BLOCK_SIZE), ("other", 0), ("other", 4 * BLOCK_SIZE)):
+        replica_id, predicted, reported, _ = await ask(dispatcher, ids, salt)
+        assert (predicted, reported) == (expected, expected)
+        await indexed(router, replica_id, ids, salt)

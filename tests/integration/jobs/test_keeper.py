@@ -1,0 +1,397 @@
+"""The keeper of jobs on a real database, over runs that die as the test says."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from deployments.jobs.controller.accounts import Accounts
+from deployments.jobs.controller.commands import Places
+from deployments.jobs.controller.keeper import JobKeeper
+from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
+from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
+from deployments.jobs.quantize.arguments import parse_arguments as parse_quantize
+from deployments.jobs.reports import ReportFile
+from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
+from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
+from neox_serve.core.jobs.job import Job, JobLog, JobState, Progress, RowsWork, RunStatus, Start
+from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
+from neox_serve.core.jobs.vector_target import VectorTarget
+from neox_serve.core.tenancy.quota import QuotaLedger, Spent
+from neox_serve.core.tenancy.tenants import ANONYMOUS, Quotas, Tenant
+from neox_serve.core.types import Pool
+from neox_serve.settings.engines import ModelSettings
+from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.job_store import JobStore
+from neox_serve.tenancy.tenant_store import TenantStore
+from neox_serve.tenancy.usage_store import UsageStore
+from tests.fakes.forgetful_ray import ForgetfulRay
+
+SECRET = b"s" * 32
+NOW_S = 9.0
+WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
+
+
+class World:
+    """A keeper, and all that it works with."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
+        self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
+        self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
+        self.ledger, self.router_away = QuotaLedger(Random(1)), False
+        self.keeper = self.new_keeper()
+
+    def new_keeper(self, **places: Any) -> JobKeeper:
+        """One that knows nothing of what was before."""
+        accounts = Accounts(self.usage, SECRET, "neox", self)
+        return JobKeeper(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: NOW_S)
+
+    def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
+        self.charged |= {source: list(entries) for source, entries in spent.items()}
+        for source, entries in self.charged.items():
+            self.ledger.restore(source, (), entries, NOW_S)
+
+    def used_up(self, tenant: Tenant) -> tuple[str, ...]:
+        if self.router_away:
+            raise TimeoutError("the router is away")
+        return self.ledger.used_up(tenant.name, tenant.quotas, NOW_S)
+
+    def new_job(self, tenant: str = ANONYMOUS, **work: Any) -> Job:
+        return self.store.create(tenant, "generate", replace(WORK, **work))
+
+    def look(self, job: Job) -> Job:
+        """What a round makes of a job."""
+        self.keeper.look_after()
+        return self.store.job(job.tenant, job.job_id)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(open_database(f"sqlite:///{tmp_path}/neox.db"), tmp_path)
+
+
+def report_of(world: World, job: Job) -> ReportFile:
+    path = world.runs.job(job.run_id).report
+    assert path is not None
+    return ReportFile(path)
+
+
+def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
+    job = world.look(world.new_job(set_aside="bad.jsonl"))
+    told = world.runs.job(job.run_id)
+    assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", NOW_S)
+    folder = f"{world.places.folder}/{ANONYMOUS}"
+    assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
+    assert told.into is None
+    assert world.places.target("acme", "milvus:vectors.db#words") == VectorTarget(
+        "milvus", f"{world.places.folder}/acme/vectors.db", "words"
+    )
+    assert world.places.target("acme", "milvus:http://h:1#words") == VectorTarget("milvus", "http://h:1", "words")
+    assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
+    report_of(world, job).tell(Progress(10, 4, 1, 50))
+    assert world.look(job).progress == Progress(10, 4, 1, 50)
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    done = world.look(job)
+    assert (done.state, done.ended_s, done.progress.done) == (JobState.SUCCEEDED, NOW_S, 4)
+    assert [*world.places.notes.iterdir()] == []
+
+
+def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(world.new_job("acme"))
+    file = world.runs.job(job.run_id).api_key_file
+    assert file is not None
+    assert file.stat().st_mode & 0o077 == 0
+    key = world.tenants.directory().keys[job.key_id]
+    assert (key.tenant, key.label, key.revoked_s) == ("acme", job.job_id, None)
+    assert file.read_text() not in world.runs.entrypoints[job.run_id]
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert (again.run_id, again.key_id) == (f"{job.job_id}-2", job.key_id)
+    world.runs.statuses[again.run_id] = RunStatus.SUCCEEDED
+    world.look(job)
+    assert world.tenants.directory().keys[job.key_id].revoked_s is not None
+    assert not file.exists()
+
+
+def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(world.new_job("acme"))
+    shutil.rmtree(world.places.notes)
+    del world.runs.statuses[job.run_id]
+    again = world.look(job)
+    file = world.runs.job(again.run_id).api_key_file
+    assert file is not None
+    assert file.exists()
+    keys = world.tenants.directory().keys
+    assert (keys[again.key_id].revoked_s, keys[job.key_id].revoked_s is None) == (None, False)
+
+
+def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
+    job = world.look(world.new_job())
+    report_of(world, job).tell(Progress(10, 4))
+    report_of(world, job).give_up("row 5: UNAUTHENTICATED: the API key is not valid")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    failed = world.look(job)
+    assert (failed.state, failed.message) == (JobState.FAILED, "row 5: UNAUTHENTICATED: the API key is not valid")
+    assert failed.progress.done == 4
+
+
+def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
+    job = world.look(world.new_job())
+    world.runs.statuses.clear()
+    keeper = world.new_keeper()
+    keeper.look_after()
+    assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
+    keeper.look_after()
+    assert world.runs.started == [job.run_id, job.run_id]
+
+
+def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: World) -> None:
+    world.runs.away = True
+    job = world.look(world.new_job())
+    assert (job.state, job.message) == (JobState.RUNNING, "Ray cannot start it, and is asked again: Ray is away")
+    world.look(job)
+    world.runs.away = False
+    assert world.look(job).message == ""
+    assert (world.runs.started, world.look(job).runs) == ([job.run_id], 1)
+
+
+def test_two_keepers_start_a_job_once(world: World) -> None:
+    job = world.new_job()
+    other = world.new_keeper()
+    (seen,) = world.store.open_jobs()
+    world.keeper.look_after()
+    other._start(seen, Start())
+    assert world.runs.started == [f"{job.job_id}-1"]
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> None:
+    job = world.new_job()
+    partial = Path(world.places.folder, ANONYMOUS, "out.jsonl.partial")
+    if began:
+        job = world.look(job)
+        partial.parent.mkdir(parents=True)
+        partial.write_text("{}\n")
+    world.store.ask_cancel(ANONYMOUS, job.job_id)
+    world.look(job)
+    cancelled = world.look(job)
+    assert (cancelled.state, cancelled.message) == (JobState.CANCELLED, "cancelled")
+    assert len(world.runs.entrypoints) == began
+    assert not partial.exists()
+
+
+def test_jobs_wait_for_their_turn(world: World) -> None:
+    jobs = [world.new_job() for _ in range(3)]
+    world.keeper.look_after()
+    assert [world.store.job(ANONYMOUS, job.job_id).state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
+    world.runs.statuses[f"{jobs[0].job_id}-1"] = RunStatus.SUCCEEDED
+    world.keeper.look_after()
+    assert world.look(jobs[2]).state is JobState.RUNNING
+
+
+def test_report_is_whole_at_any_time_and_damage_is_told(world: World, tmp_path: Path) -> None:
+    job = world.look(world.new_job())
+    path = world.runs.job(job.run_id).report
+    assert path is not None
+    path.write_text(json.dumps({"other": 1}))
+    assert world.look(job).progress == Progress()
+    ReportFile(path).tell(Progress(3, 1))
+    assert world.look(job).progress == Progress(3, 1)
+
+
+Event = st.sampled_from(["round", "round", "progress", "die", "forget", "away", "back", "cancel", "succeed"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(events=st.lists(Event, max_size=25))
+def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("world")
+    world = World(open_database(f"sqlite:///{folder}/neox.db"), folder)
+    job, rows = world.new_job(), 0
+    for event in [*events, "back", "round", "round", "succeed", "round"]:
+        before = world.store.job(ANONYMOUS, job.job_id)
+        run = before.run_id
+        if event == "round":
+            world.keeper.look_after()
+        elif event in {"away", "back"}:
+            world.runs.away = event == "away"
+        elif event == "cancel":
+            world.store.ask_cancel(ANONYMOUS, job.job_id)
+        elif world.runs.statuses.get(run) is RunStatus.RUNNING:
+            if event == "progress":
+                rows += 1
+                report_of(world, before).tell(Progress(1000, rows))
+            elif event == "forget":
+                del world.runs.statuses[run]
+            else:
+                world.runs.statuses[run] = {"die": RunStatus.FAILED, "succeed": RunStatus.SUCCEEDED}[event]
+        after = world.store.job(ANONYMOUS, job.job_id)
+        assert after == before or not before.state.ended
+        assert sum(status is RunStatus.RUNNING for status in world.runs.statuses.values()) <= 1
+    assert after.state.ended
+    assert len(world.runs.entrypoints) <= after.runs
+
+
+def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
+    """A job that trains an adapter, in a world with a registry."""
+    world.keeper = world.new_keeper(model=ModelSettings(registry=folder / "registry"))
+    return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", adapter, "bad.jsonl", rank=4))
+
+
+def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    folder = f"{world.places.folder}/acme"
+    assert told.work == FinetuneWork(f"{folder}/in.jsonl", "acme/chat", f"{folder}/bad.jsonl", rank=4)
+    assert (told.model, told.output, told.ray_address) == ("builtin", tmp_path / "registry" / "acme" / "chat", "auto")
+    assert (job.state, job.key_id) == (JobState.RUNNING, "")
+    assert told.report is not None
+    ReportFile(told.report).give_up("line 3: has nothing to learn")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    done = world.look(job)
+    assert (done.state, done.message) == (JobState.FAILED, "line 3: has nothing to learn")
+
+
+def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    unfinished = tmp_path / "registry" / "acme" / ".chat.partial"
+    unfinished.mkdir(parents=True)
+    (unfinished / "checkpoint").write_bytes(b"weights")
+    world.store.ask_cancel("acme", job.job_id)
+    world.look(job)
+    assert world.look(job).state is JobState.CANCELLED
+    assert not unfinished.exists()
+
+
+def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    world.keeper = world.new_keeper(tasks=tmp_path / "tasks")
+    job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
+    told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)
+    assert told.access.address == "127.0.0.1:1"
+    assert told.access.api_key_file is not None
+    assert told.access.api_key_file.exists()
+    assert (told.tasks_folder, told.cache) == (tmp_path / "tasks", world.places.notes / job.job_id / "answers")
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert parse_evaluate(shlex.split(world.runs.entrypoints[again.run_id])[3:]) == told
+
+
+def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    world.keeper = world.new_keeper(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
+    job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
+    told = parse_quantize(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    folder = f"{world.places.folder}/acme"
+    assert told.work == QuantizeWork("w8a8", f"{folder}/small", f"{folder}/text", f"{folder}/other", serve_tokens=8)
+    assert told.config is not None
+    assert json.loads(told.config.read_text()) == {"model": {"source": "builtin"}}
+    assert (world.runs.gpus[job.run_id], job.key_id) == (2.0, "")
+    told.unfinished.mkdir(parents=True)
+    world.store.ask_cancel("acme", job.job_id)
+    world.look(job)
+    assert world.look(job).state is JobState.CANCELLED
+    assert not told.unfinished.exists()
+
+
+def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    world.keeper = world.new_keeper(engine_gpus={Pool.GENERATION: 4.0})
+    own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
+    assert world.runs.job(own.run_id).own_engine
+    assert (world.runs.gpus[own.run_id], own.key_id) == (4.0, "")
+    assert (world.runs.gpus[usual.run_id], bool(usual.key_id)) == (0.0, True)
+
+
+def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
+    assert told.report is not None
+    ReportFile(told.report).tell(Progress(10, 4, 0, 1_000))
+    world.runs.statuses[job.run_id] = RunStatus.FAILED
+    again = world.look(job)
+    assert again.runs == 2
+    ReportFile(told.report).tell(Progress(10, 10, 0, 700))
+    world.runs.statuses[again.run_id] = RunStatus.SUCCEEDED
+    done = world.look(again)
+    assert done.state is JobState.SUCCEEDED
+    (total,) = world.usage.sums(0, 10**18, "acme")
+    assert (total.requests, total.failed_requests, total.prompt_tokens) == (2, 1, 1_700)
+    assert world.charged == {job.run_id: [Spent("acme", NOW_S, 1, 1_000)], again.run_id: [Spent("acme", NOW_S, 1, 700)]}
+    Accounts(world.usage, SECRET, "neox", world).settle(done, "OK", NOW_S)
+    assert world.usage.totals() == (2, 1_700, 0)
+    assert world.usage.verify(SECRET) == []
+
+
+def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme", quotas=Quotas(tokens_per_day=100)), "test")
+    world.charge({"before": [Spent("acme", NOW_S, 1, 100)]})
+    waits = world.look(training(world, tmp_path))
+    assert (waits.state, waits.message) == (JobState.QUEUED, "tokens_per_day is used up; it starts when there is some again")
+    calls, others = world.look(world.new_job("acme")), world.look(world.new_job())
+    assert calls.state is others.state is JobState.RUNNING
+    for job in (calls, others):
+        world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+        assert world.look(job).state is JobState.SUCCEEDED
+    gone = training(world, tmp_path, "acme/other")
+    world.store.ask_cancel("acme", gone.job_id)
+    assert world.look(gone).state is JobState.CANCELLED
+    world.tenants.change(Tenant("acme", quotas=Quotas(tokens_per_day=101)), "test")
+    assert world.look(waits).state is JobState.RUNNING
+    assert world.look(waits).message == ""
+
+
+def test_run_whose_quota_nobody_knows_holds_up_no_other(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    waits, other = training(world, tmp_path), world.new_job()
+    world.router_away = True
+    assert world.look(other).state is JobState.RUNNING
+    assert world.look(waits).state is JobState.QUEUED
+    world.router_away = False
+    assert world.look(waits).state is JobState.RUNNING
+
+
+def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:
+    job = world.look(world.new_job())
+    report_of(world, job).tell(Progress(10, 10, 0, 50, 70))
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    assert world.look(job).progress.prompt_tokens == 70
+    assert world.usage.totals()[0] == 0
+
+
+def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tmp_path: Path) -> None:
+    world.tenants.add(Tenant("acme"), "test")
+    job = world.look(training(world, tmp_path))
+    world.keeper = world.new_keeper()
+    world.runs.statuses.clear()
+    failed = world.look(job)
+    assert (failed.state, "model.registry" in failed.message) == (JobState.FAILED, True)
+
+
+def test_log_of_a_run_is_kept_as_it_grows_and_at_its_end(world: World) -> None:
+    job = world.look(world.new_job())
+    world.runs.logs[job.run_id] = "one\n"
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n"
+    world.runs.logs[job.run_id] = "one\ntwo\n"
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n", "every few seconds"
+    world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
+    world.look(job)
+    assert world.store.log(ANONYMOUS, job.job_id) == JobLog(job.run_id, 0, "one\ntwo\n")

@@ -1,0 +1,99 @@
+"""Batch jobs in real databases: SQLite and PostgreSQL."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+
+import pytest
+from sqlalchemy import Engine
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs.job import JobState, Progress, RowsWork
+from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.job_store import JobStore
+
+WORK = RowsWork("in.jsonl", "out.jsonl", {"logit_bias": {"5": 1.5}}, into="lancedb:vectors#words")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    opened = open_database(database_url)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def store(engine: Engine) -> JobStore:
+    times, noise = count(1000), count()
+    return JobStore(engine, clock=lambda: float(next(times)), random_bits=lambda _: next(noise))
+
+
+def refused(reason: Reason, call: object) -> ServeError:
+    with pytest.raises(ServeError) as caught:
+        call()  # type: ignore[operator]
+    assert caught.value.reason is reason
+    return caught.value
+
+
+def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
+    job = store.create("acme", "generate", WORK, "once")
+    assert store.job("acme", job.job_id) == job
+    ran = replace(job, state=JobState.RUNNING, progress=Progress(10, 4, 1, 99), run_id="run", runs=2, fruitless_runs=1, key_id="k")
+    store.keep(replace(ran, started_s=5.0, message="x" * 5_000))
+    assert store.job("acme", job.job_id) == replace(ran, started_s=5.0, message="x" * 4_000)
+    assert store.open_jobs() == [store.job("acme", job.job_id)]
+    store.keep(replace(ran, state=JobState.SUCCEEDED, ended_s=7.0))
+    assert store.open_jobs() == []
+
+
+def test_request_id_makes_one_job_however_often_and_by_how_many_it_is_sent(engine: Engine) -> None:
+    store = JobStore(engine)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: store.create("acme", "generate", WORK, "once"), range(16)))
+    assert len({job.job_id for job in made}) == 1
+    assert store.create("other", "generate", WORK, "once").job_id != made[0].job_id
+    error = refused(Reason.INVALID_ARGUMENT, lambda: store.create("acme", "embed", WORK, "once"))
+    assert [violation.field for violation in error.violations] == ["request_id"]
+    assert made[0].job_id in error.message
+
+
+def test_jobs_without_a_request_id_are_all_different(store: JobStore) -> None:
+    assert len({store.create("acme", "generate", WORK).job_id for _ in range(3)}) == 3
+
+
+def test_why_a_job_waits_is_no_news_once_it_has_been_started(store: JobStore) -> None:
+    job = store.create("acme", "generate", WORK)
+    store.keep_why_queued(job, "it waits")
+    assert store.job("acme", job.job_id) == replace(job, message="it waits")
+    started = replace(job, state=JobState.RUNNING, runs=1, run_id=f"{job.job_id}-1")
+    assert store.claim_run(started)
+    store.keep_why_queued(job, "it still waits")
+    assert store.job("acme", job.job_id) == started
+
+
+def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
+    mine, other = store.create("acme", "generate", WORK), store.create("other", "generate", WORK)
+    assert store.page("acme", 10) == [mine]
+    refused(Reason.UNKNOWN_JOB, lambda: store.job("acme", other.job_id))
+    refused(Reason.UNKNOWN_JOB, lambda: store.ask_cancel("acme", other.job_id))
+    assert not store.job("other", other.job_id).cancel_asked
+
+
+def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
+    made = [store.create("acme", "generate", WORK).job_id for _ in range(7)]
+    seen: list[str] = []
+    while page := store.page("acme", 3, seen[-1] if seen else ""):
+        seen += [job.job_id for job in page]
+    assert seen == made[::-1]
+
+
+def test_end_that_was_asked_for_is_not_forgotten_when_progress_is_kept(store: JobStore) -> None:
+    job = store.create("acme", "generate", WORK)
+    assert store.ask_cancel("acme", job.job_id).cancel_asked
+    store.keep(replace(job, progress=Progress(10, 1)))
+    assert store.job("acme", job.job_id).cancel_asked
+    store.keep(replace(job, state=JobState.SUCCEEDED, ended_s=1.0))
+    done = store.create("acme", "generate", WORK)
+    store.keep(replace(done, state=JobState.SUCCEEDED))
+    assert not store.ask_cancel("acme", done.job_id).cancel_asked

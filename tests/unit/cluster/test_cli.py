@@ -1,0 +1,171 @@
+"""The command without a server: usage, settings, failures in words, and what it takes to say --help."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.commands.shared.failures import explain
+from cluster.views.status import age
+from neox_serve.core.errors import QuotaViolation, Reason, ServeError, invalid
+from neox_serve.settings import Settings, dialled, restore
+
+SLOW = {"ray", "vllm", "torch", "transformers", "grpc", "numpy", "yaml", "neox_serve.settings", "neox_serve.client"}
+COMMANDS = ("up", "down", "apply", "status", "metrics", "logs", "generate", "embed", "tokenize", "detokenize", "models", "bench")
+GROUPS = ("job", "job submit", "config", "manifests")
+
+
+def invoke(*arguments: str, **environment: str) -> Any:
+    return CliRunner().invoke(app, [*arguments], env=environment)
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The installed command in a process of its own."""
+    command = [str(Path(sys.executable).parent / "neox-serve"), *filter(None, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False)
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a run of the command leaves loaded."""
+    code = (
+        "import sys\nsys.argv = ['neox-serve', *sys.argv[1:]]\nfrom cluster.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint('LOADED', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["bench", "--help"], ["job", "submit", "generate", "--help"]])
+def test_help_loads_nothing_slow(arguments: list[str]) -> None:
+    assert not imported_by(*arguments) & SLOW
+
+
+def test_call_of_a_gateway_loads_neither_ray_nor_an_engine() -> None:
+    assert not imported_by("generate", "hi", "--address", "127.0.0.1:1", "--timeout", "5") & {"ray", "vllm", "torch", "transformers"}
+
+
+def test_every_command_has_help() -> None:
+    for command in ("", *COMMANDS, *GROUPS):
+        done = invoke(*command.split(), "--help")
+        assert done.exit_code == 0, command
+        assert "Usage" in done.output
+
+
+@pytest.mark.parametrize(("words", "offered"), [("neox-serve gen", "generate"), ("neox-serve generate x --trunc", "--truncation")])
+def test_completion_offers_commands_and_options(words: str, offered: str) -> None:
+    environment = {"_NEOX_SERVE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    assert offered in run("", **environment).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["generate"],
+        ["generate", "hi", "--truncation", "middle"],
+        ["generate", "hi", "--max-tokens", "many"],
+        ["generate", "hi", "--logit-bias", "x"],
+        ["generate", "hi", "--json-schema", "@/none"],
+        ["generate", "hi", "--stream", "--beam-width", "2"],
+        ["generate", "hi", "--stream", "--n", "2"],
+        ["generate", "hi", "--no-stream", "--chunk-interval", "1"],
+        ["generate", "hi", "--chunk-tokens", "2"],
+        ["detokenize", "x"],
+        ["embed", "hi", "--tls-key", "k.pem"],
+        ["metrics", "--url", "file:///etc/passwd"],
+        ["config", "show", "--set", "gateway.port"],
+        ["config", "show", "--set", "gateway.port.deeper=1"],
+        ["config", "show", "--set", "gateway.port=["],
+        ["job", "submit", "generate", "i", "o", "--defaults", "[]"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    done = invoke(*arguments)
+    assert done.exit_code == 2
+    assert not isinstance(done.exception, ServeError)
+
+
+def test_unreachable_gateway_says_how_to_start_one() -> None:
+    done = invoke("tokenize", "hi", "--address", "127.0.0.1:1")
+    assert done.exit_code == 1
+    assert "no gateway answers at 127.0.0.1:1" in done.stderr
+    assert "neox-serve up" in done.stderr
+
+
+def test_address_comes_from_the_settings(tmp_path: Path) -> None:
+    assert "127.0.0.1:3" in invoke("models", NEOX_SERVE_GATEWAY__PORT="3").stderr
+    (tmp_path / "s.yaml").write_text("gateway: {host: 0.0.0.0, port: 4}")
+    assert "127.0.0.1:4" in invoke("models", "--config", str(tmp_path / "s.yaml")).stderr
+
+
+def test_dialled_hosts_can_be_dialled() -> None:
+    assert [dialled(host, 1) for host in ("0.0.0.0", "::", "::1", "a.b")] == ["127.0.0.1:1", "[::1]:1", "[::1]:1", "a.b:1"]
+
+
+def test_config_show_prints_a_file_that_makes_the_same_settings(tmp_path: Path) -> None:
+    done = invoke("config", "show", "--set", "generation.replicas.max=3", "--set", "model.name=other")
+    assert done.exit_code == 0
+    shown = restore(yaml.safe_load(done.stdout))
+    assert (shown.generation.replicas.max, shown.model.name) == (3, "other")
+    (tmp_path / "s.yaml").write_text(done.stdout)
+    assert invoke("config", "show", "-c", str(tmp_path / "s.yaml")).stdout == done.stdout
+    assert Settings.model_validate(json.loads(invoke("config", "show", "--json").stdout)) == restore({})
+
+
+def test_set_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("gateway: {port: 1}\nrouter: {port: 1}\nmetrics: {port: 1}")
+    environment = {"NEOX_SERVE_GATEWAY__PORT": "2", "NEOX_SERVE_ROUTER__PORT": "2"}
+    shown = yaml.safe_load(invoke("config", "show", "-c", str(tmp_path / "s.yaml"), "--set", "gateway.port=3", **environment).stdout)
+    assert [shown[section]["port"] for section in ("gateway", "router", "metrics")] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("override", "said"), [("gateway.port=99999", "gateway.port: "), ("a.b=1", "a: unknown key")])
+def test_bad_settings_are_named(override: str, said: str) -> None:
+    done = invoke("config", "show", "--set", override)
+    assert done.exit_code == 1
+    assert said in done.stderr
+
+
+def test_failure_of_the_service_is_told_whole() -> None:
+    told = explain(invalid("parameters.n", "must be 1 to 16, got 99"))
+    assert told is not None
+    assert "INVALID_ARGUMENT" in told
+    assert "\n  parameters.n: must be 1 to 16, got 99" in told
+    quota = ServeError(Reason.QUOTA_EXCEEDED, "m", {"limit": "5"}, 1.25, quota_violations=(QuotaViolation("tenant a", "tokens"),))
+    told = explain(quota)
+    assert told is not None
+    assert told.splitlines() == ["Error: QUOTA_EXCEEDED: m", "  tenant a: tokens", "  limit: 5", "  Try again in 1.2 s."]
+
+
+def test_failure_that_is_a_bug_keeps_its_trace() -> None:
+    assert explain(ValueError("a bug")) is None
+
+
+def test_down_without_a_cluster_says_so(tmp_path: Path) -> None:
+    done = run("down", NEOX_SERVE_STATE_FOLDER=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "No cluster runs here.\n")
+
+
+def test_job_submit_with_bad_rows_names_them_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    done = invoke("job", "submit", "generate", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 1
+    assert "line 2: " in done.stderr
+
+
+def test_age_shows_two_units() -> None:
+    assert [age(seconds) for seconds in (5.9, 65, 3_700, 90_000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+
+
+def test_help_names_no_option_twice() -> None:
+    for command in ("generate", "embed", "status"):
+        names = re.findall(r"^│ (--[a-z-]+) ", invoke(command, "--help", COLUMNS="200").output, flags=re.MULTILINE)
+        assert len(names) == len(set(names))

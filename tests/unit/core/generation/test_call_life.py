@@ -1,0 +1,42 @@
+"""However deadline, cancellation, failure and the engine's end race: a call ends exactly once."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neox_serve.core.generation.call_life import ENDS, TERMINAL, TRANSITIONS, CallLife, Event, Phase
+
+
+@given(st.lists(st.sampled_from(Event)))
+def test_every_accepted_call_gets_exactly_one_terminal_event(happenings: list[Event]) -> None:
+    life = CallLife()
+    ends = 0
+    first_end: Phase | None = None
+    for event in [Event.ACCEPT, *happenings, Event.FINISH]:
+        if (life.phase, event) not in TRANSITIONS:
+            continue
+        if life.advance(event):
+            ends += 1
+            first_end = life.phase
+    assert ends == 1
+    assert life.ended
+    assert life.phase is first_end
+
+
+@pytest.mark.parametrize(("phase", "event"), list(itertools.product(sorted(TERMINAL), Event)))
+def test_nothing_changes_after_the_end(phase: Phase, event: Event) -> None:
+    assert TRANSITIONS[phase, event] is phase
+
+
+@pytest.mark.parametrize(("phase", "event"), list(itertools.product(set(Phase) - TERMINAL, ENDS)))
+def test_every_live_phase_can_end_in_every_way(phase: Phase, event: Event) -> None:
+    assert TRANSITIONS[phase, event] is ENDS[event]
+
+
+def test_output_before_admission_is_a_fault() -> None:
+    life = CallLife()
+    life.advance(Event.ACCEPT)
+    with pytest.raises(ValueError, match="output in phase accepted"):
+        life.advance(Event.OUTPUT)

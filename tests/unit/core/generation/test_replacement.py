@@ -1,0 +1,61 @@
+"""A request's life: one terminal event, each lease settled once, moved once at most."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.generation.replacement import Action, Event, Stage, event_of_failure, replica_lost, step
+
+EVENTS = st.lists(st.sampled_from(Event), max_size=30)
+
+
+def live(events: list[Event]) -> tuple[Stage, list[Action]]:
+    """Where the events lead, and all actions on the way."""
+    stage = Stage.ADMITTING
+    actions: list[Action] = []
+    for event in events:
+        taken = step(stage, event)
+        stage = taken.stage
+        actions += taken.actions
+    return stage, actions
+
+
+@given(EVENTS)
+def test_life_has_one_terminal_event_exactly_when_it_ended(events: list[Event]) -> None:
+    stage, actions = live(events)
+    assert actions.count(Action.TERMINATE) == (stage is Stage.ENDED)
+
+
+@given(EVENTS)
+def test_life_settles_each_lease_once(events: list[Event]) -> None:
+    stage, actions = live(events)
+    held = stage in {Stage.WAITING, Stage.STREAMING}
+    assert actions.count(Action.SUBMIT) - actions.count(Action.SETTLE) == held
+
+
+@pytest.mark.parametrize("event", list(Event))
+def test_answer_that_has_begun_moves_only_where_it_can_be_continued(event: Event) -> None:
+    assert (Action.ADMIT in step(Stage.STREAMING, event).actions) == (event is Event.CONTINUABLE)
+
+
+@given(st.sampled_from(Event))
+def test_life_after_the_end_nothing_happens(event: Event) -> None:
+    assert step(Stage.ENDED, event) == step(Stage.ENDED, Event.FINISHED)
+
+
+@given(st.sampled_from([Stage.WAITING, Stage.STREAMING]))
+def test_cancelled_while_served_is_aborted_first(stage: Stage) -> None:
+    assert step(stage, Event.CANCELLED).actions == (Action.ABORT, Action.SETTLE, Action.TERMINATE)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_only_a_replicas_own_failure_is_moved_and_only_once(reason: Reason) -> None:
+    failure = ServeError(reason, "failed")
+    movable = reason in {Reason.REPLICA_LOST, Reason.DRAINING}
+    assert event_of_failure(failure, ()) is (Event.MOVABLE if movable else Event.FAILED)
+    assert event_of_failure(failure, ("a",)) is Event.FAILED
+
+
+def test_replica_lost_says_when_to_try_again() -> None:
+    assert replica_lost("r").retry_after_s

@@ -1,0 +1,95 @@
+"""What is done next for a batch job, and which job's turn it is."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neox_serve.core.jobs.job import (
+    MOST_FRUITLESS_RUNS,
+    NO_REPORT,
+    End,
+    Job,
+    JobState,
+    Progress,
+    Report,
+    RowsWork,
+    RunStatus,
+    Start,
+    Step,
+    Stop,
+    Submit,
+    Wait,
+    new_job_id,
+    next_step,
+    to_start,
+)
+
+WORK = RowsWork("in", "out")
+JOB = Job("job-1", "acme", "generate", WORK, 0.0, state=JobState.RUNNING, run_id="job-1-1", runs=1)
+CANCELLED = replace(JOB, cancel_asked=True)
+GAVE_UP = Report(Progress(10, 4), "in.jsonl: line 3 is not JSON")
+ENDED = [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("job", "run", "report", "step"),
+    [
+        (JOB, RunStatus.PENDING, NO_REPORT, Wait()),
+        (JOB, RunStatus.RUNNING, NO_REPORT, Wait()),
+        (JOB, RunStatus.SUCCEEDED, NO_REPORT, End(JobState.SUCCEEDED)),
+        (JOB, RunStatus.FAILED, GAVE_UP, End(JobState.FAILED, GAVE_UP.failure)),
+        (JOB, RunStatus.FAILED, NO_REPORT, Start(1)),
+        (JOB, RunStatus.FAILED, Report(Progress(10, 4)), Start(1)),
+        (JOB, RunStatus.UNKNOWN, Report(Progress(10, 4)), Submit()),
+        (JOB, RunStatus.STOPPED, NO_REPORT, End(JobState.CANCELLED, "its run was stopped in Ray")),
+        (CANCELLED, RunStatus.RUNNING, NO_REPORT, Stop()),
+        (CANCELLED, RunStatus.STOPPED, NO_REPORT, End(JobState.CANCELLED, "cancelled")),
+        (CANCELLED, RunStatus.UNKNOWN, NO_REPORT, End(JobState.CANCELLED, "cancelled")),
+        (CANCELLED, RunStatus.FAILED, GAVE_UP, End(JobState.CANCELLED, "cancelled")),
+        (CANCELLED, RunStatus.SUCCEEDED, NO_REPORT, End(JobState.SUCCEEDED)),
+    ],
+)
+def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, report: Report, step: Step) -> None:
+    assert next_step(job, run, report) == step
+
+
+def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
+    job, last = replace(JOB, fruitless_runs=MOST_FRUITLESS_RUNS - 1, rows_before_run=7), Report(Progress(10, 7))
+    assert next_step(job, RunStatus.FAILED, last, "killed") == End(
+        JobState.FAILED, f"{MOST_FRUITLESS_RUNS} runs in a row died without settling a row: killed"
+    )
+    assert next_step(job, RunStatus.FAILED, Report(Progress(10, 8))) == Start(1)
+
+
+@given(st.sampled_from(ENDED), st.booleans(), st.integers(0, 9), st.text(max_size=3))
+def test_job_without_a_run_under_way_goes_on_or_ends(run: RunStatus, cancel_asked: bool, done: int, failure: str) -> None:
+    step = next_step(replace(JOB, cancel_asked=cancel_asked), run, Report(Progress(10, done), failure))
+    assert isinstance(step, Start | Submit | End)
+    assert not (cancel_asked and not isinstance(step, End))
+
+
+tenants = st.sampled_from(["a", "b", "c"])
+states = st.sampled_from([JobState.QUEUED, JobState.RUNNING])
+
+
+@given(st.lists(st.tuples(tenants, states), max_size=12), st.integers(1, 6))
+def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_waits_with_fewer(
+    given_jobs: list[tuple[str, JobState]], most: int
+) -> None:
+    jobs = [Job(f"job-{number:02}", tenant, "generate", WORK, 0.0, state=state) for number, (tenant, state) in enumerate(given_jobs)]
+    queued = [job for job in jobs if job.state is JobState.QUEUED]
+    chosen = to_start(jobs, most)
+    assert len(chosen) == max(0, min(len(queued), most - (len(jobs) - len(queued))))
+    assert len({job.job_id for job in chosen}) == len(chosen)
+    runs = {name: sum(job.tenant == name for job in jobs if job.state is JobState.RUNNING) for name in "abc"}
+    started = {name: sum(job.tenant == name for job in chosen) for name in "abc"}
+    for waiting in {job.tenant for job in queued if job not in chosen}:
+        assert all(started[name] == 0 or runs[name] + started[name] <= runs[waiting] + started[waiting] + 1 for name in "abc")
+
+
+def test_turn_is_the_oldest_jobs_of_a_tenant_and_never_a_cancelled_ones() -> None:
+    old, young = (Job(new_job_id(at_s, 0), "a", "generate", WORK, at_s) for at_s in (1.0, 2.0))
+    assert to_start([young, old], 1) == [old]
+    assert to_start([young, replace(old, cancel_asked=True)], 1) == [young]

@@ -1,0 +1,46 @@
+"""When a refused client should come again."""
+
+import pytest
+
+from neox_serve.core.cluster import Demand
+from neox_serve.core.errors import Reason
+from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S, UNKNOWN_SLOT_INTERVAL_S, PoolFlow, next_slot_s, refusal
+from neox_serve.core.scheduling.routing import Shortage
+from neox_serve.core.types import Pool
+
+DEMAND = Demand(Pool.GENERATION, "m", 1, 1)
+FLOW = PoolFlow(requests=10, tokens=4000, tokens_per_second=200.0)  # 20 s of work: a slot every 2 s
+
+
+def test_refused_clients_are_promised_one_slot_after_the_other() -> None:
+    first_s = next_slot_s(0.0, FLOW, now_s=100.0)
+    second_s = next_slot_s(first_s, FLOW, now_s=100.5)
+    assert (first_s, second_s) == (102.0, 104.0)
+
+
+def test_promises_of_the_past_do_not_count() -> None:
+    assert next_slot_s(50.0, FLOW, now_s=100.0) == 102.0
+
+
+def test_promises_are_bounded() -> None:
+    far_s = next_slot_s(10**6, FLOW, now_s=100.0)
+    near_s = next_slot_s(0.0, PoolFlow(1000, 1000, 10**9), now_s=100.0)
+    assert (far_s - 100, near_s - 100) == pytest.approx((LONGEST_RETRY_S, SHORTEST_RETRY_S))
+
+
+def test_pool_without_a_rate_uses_the_default_interval() -> None:
+    assert PoolFlow(10, 4000, 0.0).slot_interval_s == UNKNOWN_SLOT_INTERVAL_S
+
+
+@pytest.mark.parametrize(
+    ("shortage", "reason", "waiting_helps"),
+    [
+        (Shortage.UNKNOWN_MODEL, Reason.UNKNOWN_MODEL, False),
+        (Shortage.NOT_READY, Reason.NO_READY_REPLICA, True),
+        (Shortage.FULL, Reason.OVERLOADED, True),
+    ],
+)
+def test_refusal_says_why_and_whether_waiting_helps(shortage: Shortage, reason: Reason, *, waiting_helps: bool) -> None:
+    error = refusal(shortage, DEMAND, retry_after_s=2.0)
+    assert error.reason is reason
+    assert (error.retry_after_s is not None) == waiting_helps

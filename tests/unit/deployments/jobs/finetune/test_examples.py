@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.jobs.bulk.rows import BadRow
+from deployments.jobs.finetune.examples import Example, Reader
+from neox_serve.model.chat import DEFAULT_TEMPLATE
+
+END = "|"
+
+
+def reader(template: str = DEFAULT_TEMPLATE, most_tokens: int = 200) -> Reader:
+    """A token a character."""
+    return Reader(lambda text: [ord(character) for character in text], template, END, most_tokens)
+
+
+def told(example: Example) -> tuple[str, str]:
+    """All of it, and what is learnt."""
+    text = "".join(map(chr, example.token_ids))
+    return text, "".join(character for character, learnt in zip(text, example.learnt, strict=True) if learnt)
+
+
+def test_completion_is_learnt_with_the_end_of_text() -> None:
+    assert told(reader().example({"prompt": "2+2=", "completion": "4"})) == ("2+2=4|", "4|")
+
+
+def test_what_the_assistant_says_is_learnt_with_the_end_of_its_turn() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "B?"},
+        {"role": "assistant", "content": "b"},
+    ]
+    text, learnt = told(reader().example({"messages": messages}))
+    assert text == "Be brief.\nUser: A?\nAssistant: a|User: B?\nAssistant: b|"
+    assert learnt == " a| b|"
+
+
+def test_what_follows_the_last_turn_of_the_assistant_is_left_out() -> None:
+    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "B"}]
+    assert told(reader().example({"messages": messages}))[0] == "User: A\nAssistant: a|"
+
+
+def test_template_that_writes_turns_anew_is_refused() -> None:
+    last_only = "{{ messages[-1].content }}{% if add_generation_prompt %}:{% endif %}"
+    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match="writes a turn anew"):
+        reader(last_only).example({"messages": messages})
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ([], "must be a JSON object, got list"),
+        ({"prompt": "a"}, "completion: got None, must be a text that is not empty"),
+        ({"prompt": "", "completion": "b"}, "prompt: got '', must be a text that is not empty"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "label: is none of completion, prompt"),
+        ({"messages": []}, "messages: must be a list that is not empty"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\]: must be an object of role and content"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\].role: got 'bot', must be one of system, user, assistant"),
+        ({"messages": [{"role": "user", "content": 1}]}, r"messages\[0\].content: got 1, must be a text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "has nothing to learn"),
+        ({"prompt": "a" * 200, "completion": "b"}, "has 202 tokens, may have 200"),
+    ],
+)
+def test_row_that_is_no_example_is_refused_by_its_field(row: Any, problem: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=problem):
+        reader().example(row)
+
+
+def test_bad_rows_of_a_file_bear_their_line_and_blank_lines_count(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n\n{nothing\n" + json.dumps({"prompt": "c"}) + "\n")
+    first, second, third = reader().read(str(file))
+    assert isinstance(first, Example)
+    assert isinstance(second, BadRow)
+    assert isinstance(third, BadRow)
+    assert (second.number, second.line, third.number) == (3, "{nothing", 4)

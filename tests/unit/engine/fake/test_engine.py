@@ -1,0 +1,169 @@
+"""The fake engine's timing and failures, in virtual time. What every engine must do is in tests/contract."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.types import Delta, EmbeddingRequest, GenerationRequest, Pooling, Stopping
+from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
+from tests.fakes.virtual_clock import VirtualClock
+
+
+def request(name: str, tokens: int) -> GenerationRequest:
+    return GenerationRequest(name, (1, 2, 3), Stopping(max_tokens=tokens))
+
+
+class Recorder:
+    """A sink that notes when each call came."""
+
+    def __init__(self, time: VirtualClock) -> None:
+        self.time = time
+        self.calls: list[tuple[float, Sequence[Delta]]] = []
+        self.done = asyncio.Event()
+
+    def __call__(self, deltas: Sequence[Delta]) -> None:
+        self.calls.append((round(self.time.time_s, 6), deltas))
+        if any(delta.end for delta in deltas):
+            self.done.set()
+
+    async def end(self) -> None:
+        async with asyncio.timeout(5):
+            await self.done.wait()
+        self.done.clear()
+
+
+async def test_steps_of_one_request_come_at_ttft_and_then_every_itl() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock), Recorder(time)
+    await engine.generate("a", request("a", 4), sink)
+    await sink.end()
+    assert [at for at, _ in sink.calls] == [0.5, 0.6, 0.7, 0.8]
+    await engine.close()
+
+
+async def test_steps_slow_down_with_the_batch_and_bring_all_its_tokens_in_one_call() -> None:
+    time = VirtualClock()
+    engine = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1, itl_per_request_s=0.05), clock=time.clock)
+    sink = Recorder(time)
+    for name in "abc":
+        await engine.generate(name, request(name, 3), sink)
+    await sink.end()
+    assert [(at, len(deltas)) for at, deltas in sink.calls] == [(0.5, 3), (0.7, 3), (0.9, 3)]
+    assert engine.stats().output_tokens_total == 9
+    await engine.close()
+
+
+async def test_late_steps_do_not_move_the_schedule() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock), Recorder(time)
+
+    def slow_once(deltas: Sequence[Delta]) -> None:
+        sink(deltas)
+        if len(sink.calls) == 1:
+            time.time_s += 0.25
+
+    await engine.generate("a", request("a", 5), slow_once)
+    await sink.end()
+    assert [at for at, _ in sink.calls] == [0.5, 0.75, 0.75, 0.8, 0.9]
+    await engine.close()
+
+
+async def test_more_requests_than_sequences_wait_their_turn() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.1, itl_s=0.1), max_num_seqs=1, clock=time.clock), Recorder(time)
+    for name in "ab":
+        await engine.generate(name, request(name, 2), sink)
+    await sink.end()
+    assert engine.stats().waiting_requests == 1
+    await sink.end()
+    assert [[delta.key for delta in deltas] for _, deltas in sink.calls] == [["a"], ["a"], ["b"], ["b"]]
+    await engine.close()
+
+
+async def test_injected_refusal_comes_at_admission_and_leaves_nothing() -> None:
+    refusal = ServeError(Reason.OVERLOADED, "full", retry_after_s=1.0)
+    engine = FakeEngine(faults=lambda asked: Fault(refusal) if asked.request_id == "bad" else None, clock=VirtualClock().clock)
+    with pytest.raises(ServeError) as raised:
+        await engine.generate("a", request("bad", 2), lambda _: None)
+    assert raised.value is refusal
+    assert engine.stats().waiting_requests == 0
+    await engine.close()
+
+
+async def test_injected_failure_comes_after_its_tokens_and_spares_the_others() -> None:
+    failure = ServeError(Reason.ENGINE_FAILED, "broken")
+    time = VirtualClock()
+    engine = FakeEngine(faults=lambda asked: Fault(failure, after_tokens=2) if asked.request_id == "bad" else None, clock=time.clock)
+    sink = Recorder(time)
+    await engine.generate("bad", request("bad", 5), sink)
+    await engine.generate("good", request("good", 5), sink)
+    await sink.end()
+    await sink.end()
+    ends = {delta.key: delta.failure for _, deltas in sink.calls for delta in deltas if delta.end}
+    tokens = [delta.key for _, deltas in sink.calls for delta in deltas if delta.sequences]
+    assert ends == {"bad": failure, "good": None}
+    assert (tokens.count("bad"), tokens.count("good")) == (2, 5)
+    await engine.close()
+
+
+async def test_death_ends_everything_with_replica_lost_and_refuses_new_work() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(clock=time.clock), Recorder(time)
+    await engine.generate("a", request("a", 1000), sink)
+    embedding = asyncio.create_task(FakeEngine.embed(engine, "e", EmbeddingRequest("e", (1,), Pooling.MEAN)))
+    engine.die()
+    await sink.end()
+    assert [delta.failure.reason for _, deltas in sink.calls for delta in deltas if delta.failure] == [Reason.REPLICA_LOST]
+    for refused in (engine.generate("b", request("b", 1), sink), engine.check_health(), embedding):
+        with pytest.raises(ServeError) as raised:
+            await refused
+        assert raised.value.reason is Reason.REPLICA_LOST
+    await engine.close()
+
+
+async def test_sink_that_raises_does_not_stop_the_others() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(clock=time.clock), Recorder(time)
+    reported: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def broken(_: Sequence[Delta]) -> None:
+        raise RuntimeError("broken sink")
+
+    await engine.generate("a", request("a", 2), broken)
+    await engine.generate("b", request("b", 2), sink)
+    await sink.end()
+    loop.set_exception_handler(None)
+    assert [str(error) for error in reported] == ["broken sink"] * 2
+    await engine.close()
+
+
+async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> None:
+    time = VirtualClock()
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock, stamp_text=True), Recorder(time)
+
+    def slow_once(deltas: Sequence[Delta]) -> None:
+        sink(deltas)
+        if len(sink.calls) == 1:
+            time.time_s += 0.25
+
+    await engine.generate("a", GenerationRequest("a", (1, 2, 3), Stopping(max_tokens=3), n=2), slow_once)
+    await sink.end()
+    texts = [[sequence.text for sequence in delta.sequences] for _, deltas in sink.calls for delta in deltas]
+    assert texts == [["0.500000 "] * 2, ["0.750000 "] * 2, ["0.750000 "] * 2]
+    await engine.close()
+
+
+async def test_stamped_tokens_are_those_without_stamps() -> None:
+    answers = []
+    for stamp_text in (False, True):
+        time = VirtualClock()
+        engine, sink = FakeEngine(clock=time.clock, stamp_text=stamp_text), Recorder(time)
+        await engine.generate("a", request("a", 4), sink)
+        await sink.end()
+        answers.append([sequence.token_ids for _, deltas in sink.calls for delta in deltas for sequence in delta.sequences])
+        await engine.close()
+    assert answers[0] == answers[1]

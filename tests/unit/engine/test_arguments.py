@@ -1,0 +1,257 @@
+"""Engine settings against model and machine: each bad one is named with its value and what is allowed, before anything is loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from neox_serve.core.types import Pool
+from neox_serve.engine import arguments
+from neox_serve.engine.environment import engine_environment, threads_bind
+from neox_serve.engine.hardware import Machine, dtype_for, this_machine
+from neox_serve.engine.pools import executor_backend
+from neox_serve.engine.vllm.plugins import layers
+from neox_serve.model.facts import ModelFacts
+from neox_serve.settings import Settings, SettingsError, restore
+from neox_serve.settings.engines import EngineSettings, ReplicaSettings
+from tests.unit.model.test_facts import PUBLISHED_20B
+
+GIB = 1 << 30
+AVX2 = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 * GIB)
+AVX512 = Machine(frozenset({"avx2", "avx512f", "avx512_bf16"}), cores=4, memory_bytes=16 * GIB)
+SMALL = ModelFacts.from_config(
+    PUBLISHED_20B | {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 4096}
+)
+LARGE = ModelFacts.from_config(PUBLISHED_20B)
+
+
+def settings(pool: Pool = Pool.GENERATION, *, gpus: float = 0.0, model: dict[str, Any] | None = None, **engine: Any) -> Settings:
+    return restore({"model": model or {}, pool.value: {"engine": engine, "replicas": {"gpus_per_worker": gpus}}})
+
+
+def problems(asked: Settings, facts: ModelFacts = SMALL, machine: Machine = AVX2, pool: Pool = Pool.GENERATION) -> str:
+    with pytest.raises(SettingsError) as raised:
+        arguments.check(pool, asked, facts, machine)
+    return str(raised.value)
+
+
+def test_check_defaults_on_a_small_machine_pass_for_both_pools() -> None:
+    for pool in Pool:
+        arguments.check(pool, settings(pool), SMALL, AVX2)
+
+
+def test_check_layer_that_the_model_has_not_is_named() -> None:
+    asked = restore({"embedding": {"layer": 7}})
+    assert problems(asked, pool=Pool.EMBEDDING) == "embedding.layer: 7: must be in [1, 6], the model's layers"
+    arguments.check(Pool.GENERATION, asked, SMALL, AVX2)
+
+
+def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_it() -> None:
+    asked = restore({"embedding": {"layer": 2}})
+    assert layers.loaded_facts(Pool.EMBEDDING, asked, SMALL).layers == 2
+    assert layers.loaded_facts(Pool.GENERATION, asked, SMALL).layers == 6
+    whole, part = (restore({"embedding": {"layer": layer, "engine": {"kv_cache_gib": 1.0}}}) for layer in (44, 2))
+    machine = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 * GIB)
+    assert "the weights must fit" in problems(whole, LARGE, machine, Pool.EMBEDDING)
+    arguments.check(Pool.EMBEDDING, part, LARGE, machine)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "normed"),
+    [
+        ({}, True),
+        ({"layer": 6}, True),
+        ({"layer": 2}, False),
+        ({"layer": 2, "final_layer_norm": True}, True),
+        ({"final_layer_norm": False}, False),
+    ],
+)
+def test_final_layer_norm_goes_with_the_last_layer_unless_it_is_chosen(embedding: dict[str, Any], normed: bool) -> None:
+    assert layers.final_layer_norm(restore({"embedding": embedding}), SMALL) is normed
+
+
+def test_check_20b_on_two_gpus_passes() -> None:
+    arguments.check(Pool.GENERATION, settings(gpus=1, tensor_parallel_size=2), LARGE, Machine(frozenset(), 16, 64 * GIB, gpus=2))
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "allowed"),
+    [
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size: 3", "4 attention heads"),
+        ({"tensor_parallel_size": 8}, "tensor_parallel_size: 8", "must divide"),
+        ({"pipeline_parallel_size": 4, "enforce_eager": False}, "pipeline_parallel_size: 4", "6 layers"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size: 2", "unless enforce_eager is false"),
+        ({"executor_backend": "ray"}, "executor_backend: 'ray'", "auto, mp or uni"),
+        ({"executor_backend": "uni", "tensor_parallel_size": 2}, "executor_backend: 'uni'", "exactly one"),
+        ({"executor_backend": "uni", "cpu_threads_bind": "0-1"}, "cpu_threads_bind: '0-1'", "auto or nobind"),
+        ({"max_model_tokens": 4096}, "max_model_tokens: 4096", "2048 positions"),
+        ({"max_num_batched_tokens": 64}, "max_num_batched_tokens: 64", "max_num_seqs, 128"),
+        ({"kv_cache_gib": 15}, "kv_cache_gib: 15", "16.0 GiB"),
+        ({"kv_cache_gib": 0.001}, "kv_cache_gib: 0.001", "at least 0.023"),
+        ({"dtype": "float16"}, "dtype: 'float16'", "without AVX-512"),
+        ({"quantization": "gptq_marlin"}, "quantization: 'gptq_marlin'", "compressed-tensors"),
+        ({"quantization": "gptq"}, "quantization: 'gptq'", "without AVX-512"),
+        ({"cpu_threads_bind": "0|1"}, "cpu_threads_bind: '0|1'", "1 lists of cores"),
+        ({"cpu_threads_bind": "all"}, "cpu_threads_bind: 'all'", "lists of cores"),
+        ({"cpu_threads_bind": "0-7"}, "cpu_threads_bind: '0-7'", "the machine has 4"),
+    ],
+)
+def test_check_bad_engine_setting_names_key_value_and_what_is_allowed(engine: dict[str, Any], key: str, allowed: str) -> None:
+    text = problems(settings(**engine))
+    assert f"generation.engine.{key}" in text
+    assert allowed in text
+
+
+def test_check_reports_all_bad_settings_at_once() -> None:
+    lines = problems(settings(tensor_parallel_size=3, max_model_tokens=9999)).splitlines()
+    assert {line.split(":")[0].rpartition(".")[2] for line in lines} >= {"tensor_parallel_size", "max_model_tokens"}
+
+
+def test_check_embedding_batch_must_hold_a_whole_input() -> None:
+    text = problems(settings(Pool.EMBEDDING, max_num_batched_tokens=1024), pool=Pool.EMBEDDING)
+    assert text.startswith("embedding.engine.max_num_batched_tokens: 1024: must hold a whole input: at least 2048")
+
+
+def test_check_20b_does_not_fit_a_small_machine() -> None:
+    assert "kv_cache_gib" in problems(settings(kv_cache_gib=4), LARGE)
+
+
+def test_check_heads_without_cpu_kernel_name_the_model() -> None:
+    facts = ModelFacts.from_config(PUBLISHED_20B | {"num_hidden_layers": 1, "num_attention_heads": 16, "hidden_size": 256})
+    assert problems(settings(), facts).startswith("model.source: its heads of 16 dimensions")
+
+
+def test_check_quantization_with_kernels_for_avx512_passes_there() -> None:
+    arguments.check(Pool.GENERATION, settings(quantization="gptq"), SMALL, AVX512)
+
+
+def test_check_fake_engine_needs_nothing() -> None:
+    arguments.check(Pool.GENERATION, settings(kind="fake", tensor_parallel_size=3), SMALL, AVX2)
+
+
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> MakeAdapter:
+    def make(*, rank: int = 8, hidden: int = 256, config: dict[str, Any] | None = None) -> Path:
+        name = "base_model.model.gpt_neox.layers.0.attention.query_key_value"
+        shapes = {f"{name}.lora_A.weight": (rank, hidden), f"{name}.lora_B.weight": (3 * hidden, rank)}
+        save_file({key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank} if config is None else config))
+        return tmp_path
+
+    return make
+
+
+def adapter_problems(path: str) -> str:
+    chosen = settings(model={"adapters": [{"name": "a", "path": path}]})
+    return "\n".join(arguments.adapter_problems(Pool.GENERATION, chosen, SMALL))
+
+
+def test_check_adapter_that_fits_passes(adapter: MakeAdapter) -> None:
+    assert adapter_problems(str(adapter())) == ""
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        ({"rank": 32}, "rank r 32: must be 1 to max_lora_rank, 16"),
+        ({"hidden": 512}, "made for another base model"),
+        ({"config": {}}, "rank r None"),
+        ({"config": {"r": "8"}}, "rank r '8'"),
+    ],
+)
+def test_check_adapter_that_cannot_run_names_its_path(adapter: MakeAdapter, made: dict[str, Any], complaint: str) -> None:
+    text = adapter_problems(str(adapter(**made)))
+    assert text.startswith("model.adapters.0.path: ")
+    assert complaint in text
+
+
+def test_check_adapter_folder_that_is_not_there_is_named() -> None:
+    assert "model.adapters.0.path: '/no/such': is no folder" in adapter_problems("/no/such")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags", "on_gpu", "dtype"),
+    [
+        ("auto", {"avx2"}, False, "float32"),
+        ("auto", {"avx2", "avx512f"}, False, "float32"),
+        ("auto", {"avx512_bf16"}, False, "bfloat16"),
+        ("auto", {"amx_bf16"}, False, "bfloat16"),
+        ("float32", {"amx_bf16"}, False, "float32"),
+        ("auto", {"avx2"}, True, "auto"),
+    ],
+)
+def test_dtype_follows_the_cpu(wanted: str, flags: set[str], on_gpu: bool, dtype: str) -> None:
+    assert dtype_for(wanted, flags, on_gpu=on_gpu) == dtype
+
+
+@pytest.mark.parametrize(
+    ("engine", "cores", "bind"),
+    [
+        ({}, 4, "nobind"),
+        ({"tensor_parallel_size": 2}, 4, "0,1|2,3"),
+        ({"tensor_parallel_size": 2}, 1, "nobind"),
+        ({"cpu_threads_bind": "0"}, 4, "0"),
+    ],
+)
+def test_threads_bind_gives_each_of_several_workers_its_cores(engine: dict[str, Any], cores: int, bind: str) -> None:
+    assert threads_bind(EngineSettings(**engine), cores) == bind
+
+
+def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> None:
+    environment = engine_environment(Pool.GENERATION, settings(), AVX2)
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert environment["OMP_NUM_THREADS"] == "4"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_environment(Pool.GENERATION, settings(executor_backend="mp"), AVX2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "backend"),
+    [
+        ({}, 0, "uni"),
+        ({"cpu_threads_bind": "0-1"}, 0, "mp"),
+        ({"tensor_parallel_size": 2}, 0, "mp"),
+        ({"tensor_parallel_size": 8}, 1, "mp"),
+        ({"tensor_parallel_size": 8, "pipeline_parallel_size": 2}, 1, "ray"),
+        ({"executor_backend": "mp"}, 0, "mp"),
+    ],
+)
+def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus: int, backend: str) -> None:
+    assert executor_backend(EngineSettings(**engine), ReplicaSettings(gpus_per_worker=gpus)) == backend
+
+
+def test_environment_of_a_cpu_on_which_vllm_has_no_kernel_of_4_bits_leaves_it_to_ours() -> None:
+    with_avx512 = Machine(AVX2.cpu_flags | {"avx512f", "avx512_bf16"}, AVX2.cores, AVX2.memory_bytes)
+    assert engine_environment(Pool.GENERATION, settings(), AVX2)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert engine_environment(Pool.GENERATION, settings(dtype="float32"), with_avx512)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert "VLLM_DISABLED_KERNELS" not in engine_environment(Pool.GENERATION, settings(dtype="bfloat16"), with_avx512)
+
+
+def test_environment_lets_threads_sleep_where_cores_are_few() -> None:
+    many = Machine(AVX2.cpu_flags, cores=64, memory_bytes=AVX2.memory_bytes)
+    assert engine_environment(Pool.GENERATION, settings(), AVX2)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in engine_environment(Pool.GENERATION, settings(), many)
+
+
+def test_environment_of_a_hub_model_may_go_online_and_of_a_gpu_says_nothing_of_cpus() -> None:
+    environment = engine_environment(Pool.GENERATION, settings(gpus=1, model={"source": "EleutherAI/gpt-neox-20b"}), AVX2)
+    assert "HF_HUB_OFFLINE" not in environment
+    assert not any("OMP" in name for name in environment)
+
+
+def test_environment_of_a_fake_engine_is_empty() -> None:
+    assert engine_environment(Pool.GENERATION, settings(kind="fake"), AVX2) == {}
+
+
+def test_this_machine_has_cores_and_memory() -> None:
+    machine = this_machine()
+    assert machine.cores >= 1
+    assert machine.memory_gib > 0.1

@@ -1,0 +1,44 @@
+"""Metrics by tenant name the largest, and a tenant that is no longer one of them has no series left."""
+
+import asyncio
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from neox_serve.core.tenancy.directory import Principal
+from neox_serve.core.tenancy.tenants import Tenant
+from neox_serve.gateway.server.calls import Call, TokenCount
+from neox_serve.gateway.server.metrics import OTHER_TENANTS, GatewayMetrics
+from tests.fakes.scripted_dispatcher import ScriptedDispatcher
+
+
+def tokens_by_tenant(metrics: GatewayMetrics) -> dict[str, float]:
+    """Prompt tokens. Every family with a tenant names the same ones."""
+    families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
+    by_tenant = [family for name, family in families.items() if name.startswith("neox_gateway_tenant_")]
+    named = [{sample.labels["tenant"] for sample in family.samples} for family in by_tenant]
+    assert len(named) >= 3
+    assert all(names == named[0] for names in named)
+    tokens = families["neox_gateway_tenant_tokens"].samples
+    return {
+        sample.labels["tenant"]: sample.value for sample in tokens if sample.name.endswith("_total") and sample.labels["kind"] == "prompt"
+    }
+
+
+async def test_metrics_name_the_largest_tenants_and_no_counter_takes_over_what_another_had() -> None:
+    metrics = GatewayMetrics(ScriptedDispatcher(), most_tenants=2)
+    task = asyncio.current_task()
+    assert task is not None
+
+    def used(tenant: str, prompt: int) -> dict[str, float]:
+        call = Call("/m", task, "r", 0.0, 10.0, Principal(Tenant(tenant), "key", frozenset()), tokens=TokenCount(prompt))
+        call.first_token_at_s = call.last_token_at_s = 1.0
+        metrics.began(call)
+        metrics.ended(call, "OK", "", 2.0)
+        return tokens_by_tenant(metrics)
+
+    used("large", 1_000)
+    assert used("small", 10) == {"large": 1_000, "small": 10}
+    assert used("new", 8) == {"large": 1_000, "small": 10, OTHER_TENANTS: 8}
+    assert used("new", 90) == {"large": 1_000, "new": 90, OTHER_TENANTS: 8}
+    assert used("small", 5) == {"large": 1_000, "new": 90, OTHER_TENANTS: 13}
+    assert used("small", 200) == {"large": 1_000, "small": 200, OTHER_TENANTS: 13}

@@ -1,0 +1,107 @@
+"""What a replica tells the router of its cache, put into an index as the router does."""
+
+from collections.abc import Callable
+
+import pytest
+
+from neox_serve.core.prefix_cache.block_index import BlockIndex
+from neox_serve.core.prefix_cache.block_ledger import BlockLedger
+from neox_serve.internal.v1 import router_link_pb2 as pb
+from neox_serve.replica.block_reporter import MESSAGE_BLOCKS, BlockReporter
+from neox_serve.wire import replica_messages
+
+
+class Router:
+    """Takes messages; those sent while it is deaf are lost."""
+
+    def __init__(self) -> None:
+        self.index = BlockIndex()
+        self.deaf = False
+        self.asked = 0
+
+    def hear(self, message: pb.ConnectReplicaRequest) -> None:
+        if not self.deaf:
+            self.asked += not self.index.take("r", replica_messages.block_news_from_proto(message.block_news))
+
+
+def at_once(action: Callable[[], None]) -> None:
+    action()
+
+
+def test_changes_before_registration_come_with_all_the_rest() -> None:
+    router, ledger = Router(), BlockLedger(32)
+    reporter = BlockReporter(ledger, router.hear, at_once)
+    assert reporter.block_tokens == 32
+    ledger.change(stored=[1, 2])
+    assert router.index.blocks_on("r") == 0
+    reporter.tell_all()
+    ledger.change(stored=[3], removed=[1])
+    assert (router.index.blocks_on("r"), router.asked) == (2, 0)
+    assert router.index.look_up([2]).blocks("r") == 1
+
+
+@pytest.mark.parametrize("blocks", [0, 1, MESSAGE_BLOCKS, MESSAGE_BLOCKS + 1, 3 * MESSAGE_BLOCKS])
+def test_a_large_cache_is_told_in_several_messages(blocks: int) -> None:
+    router, ledger = Router(), BlockLedger(32)
+    reporter = BlockReporter(ledger, router.hear, at_once)
+    ledger.change(stored=range(blocks))
+    reporter.tell_all()
+    ledger.change(stored=[-1 % 2**64])
+    assert (router.index.blocks_on("r"), router.asked) == (blocks + 1, 0)
+
+
+def test_a_message_that_was_lost_is_found_out_and_made_good() -> None:
+    router, ledger = Router(), BlockLedger(32)
+    reporter = BlockReporter(ledger, router.hear, at_once)
+    reporter.tell_all()
+    router.deaf = True
+    ledger.change(stored=[1])
+    router.deaf = False
+    ledger.change(stored=[2])
+    assert (router.index.blocks_on("r"), router.asked) == (0, 1)
+    reporter.tell_all()
+    assert (router.index.blocks_on("r"), router.asked) == (2, 1)
+
+
+def test_nothing_is_told_after_the_stream_has_ended() -> None:
+    router, ledger = Router(), BlockLedger(32)
+    reporter = BlockReporter(ledger, router.hear, at_once)
+    reporter.tell_all()
+    reporter.stop()
+    ledger.change(stored=[1])
+    assert router.index.blocks_on("r") == 0
+
+
+def test_an_engine_that_does_not_say_what_it_has_reports_nothing() -> None:
+    router = Router()
+    reporter = BlockReporter(None, router.hear, at_once)
+    reporter.tell_all()
+    assert (reporter.block_tokens, router.index.blocks_on("r"), router.asked) == (0, 0, 0)
+
+
+def test_changes_that_come_together_leave_as_one_message_with_what_holds_at_the_end() -> None:
+    router, ledger = Router(), BlockLedger(32)
+    waiting: list[Callable[[], None]] = []
+    reporter = BlockReporter(ledger, router.hear, waiting.append)
+    ledger.change(stored=[1, 2])
+    reporter.tell_all()
+    ledger.change(stored=[3, 4], removed=[1])
+    ledger.change(stored=[1], removed=[2, 3])
+    assert (len(waiting), router.index.blocks_on("r")) == (1, 2)
+    waiting.pop()()
+    there = {block for block in range(1, 5) if router.index.look_up([block]).blocks("r")}
+    assert (there, router.index.blocks_on("r"), router.asked) == ({1, 4}, 2, 0)
+    ledger.change(stored=[5])
+    assert len(waiting) == 1
+
+
+def test_changes_that_waited_when_all_was_told_are_not_told_again() -> None:
+    sent: list[pb.ConnectReplicaRequest] = []
+    waiting: list[Callable[[], None]] = []
+    ledger = BlockLedger(32)
+    reporter = BlockReporter(ledger, sent.append, waiting.append)
+    reporter.tell_all()
+    ledger.change(stored=[1])
+    reporter.tell_all()
+    waiting.pop()()
+    assert [list(message.block_news.stored) for message in sent] == [[], [1]]
