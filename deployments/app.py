@@ -72,8 +72,8 @@ _GATEWAY_READS: dict[str, Any] = {
     "state_folder": True,
     "router": True,
     "log": True,
-    "generation": {"engine": {"max_model_tokens", "max_lora_rank"}},
-    "embedding": {"enabled": True, "default_pooling": True, "layer": True, "final_layer_norm": True, "engine": {"max_model_tokens"}},
+    "generation": {"engine": {"max_model_len", "max_lora_rank"}},
+    "embedding": {"enabled": True, "default_pooling": True, "layer": True, "final_layer_norm": True, "engine": {"max_model_len"}},
 }
 
 

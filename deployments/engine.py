@@ -7,7 +7,7 @@ from typing import Any
 from autoscaling.ray_adapter import REQUESTS_METRIC
 from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
-from deployments.settling import settle
+from deployments.process_tuning import tune_process
 from neox_serve.core.types import Pool
 from neox_serve.engine.factory import engine_environment, start_engine
 from neox_serve.replica.server import ReplicaServer
@@ -39,7 +39,7 @@ class EngineDeployment:
             tracing=Tracing(settings.tracing, f"{pool}-engine"),
         )
         await self._server.start()
-        settle()
+        tune_process()
         self._to_end.push_async_callback(self._server.stop)
         self._to_end.push_async_callback(self._server.drain, replicas.drain_timeout_s)
 

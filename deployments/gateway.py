@@ -7,7 +7,7 @@ from typing import Any
 
 from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
-from deployments.settling import settle
+from deployments.process_tuning import tune_process
 from neox_serve.gateway.dispatch.dispatcher import Dispatcher
 from neox_serve.gateway.server.joins import JoinServer
 from neox_serve.gateway.server.server import GatewayServer
@@ -48,7 +48,7 @@ class GatewayDeployment:
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)
         await self._server.start()
-        settle()
+        tune_process()
         self._to_end.push_async_callback(self._server.stop)
         self._to_end.push_async_callback(self._server.drain, settings.gateway.drain_timeout_s)
 

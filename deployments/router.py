@@ -7,11 +7,11 @@ from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.jobs.controller.keeper import open_keeper
+from deployments.jobs.controller.controller import open_controller
 from deployments.jobs.controller.ray_runs import RayRuns
 from deployments.links import link_tls
+from deployments.process_tuning import tune_process
 from deployments.scaling import loop_of, waking_lanes
-from deployments.settling import settle
 from neox_serve.core.tenancy.quota import Spent
 from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.link.streams import stop_task
@@ -59,11 +59,11 @@ class RouterDeployment:
         )
         self._server.restore(await spent_recently(settings))
         await self._server.start()
-        settle()
+        tune_process()
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
             self._keep_running(scaling.run(settings.scaling.interval_s))
-        keeper = await self._to_end.enter_async_context(open_keeper(settings, RayRuns(), _Quotas(self._server)))
+        keeper = await self._to_end.enter_async_context(open_controller(settings, RayRuns(), _Quotas(self._server)))
         self._keep_running(keeper.run())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,7 @@ _STABLE_S = 60.0
 _PANIC_S = 6.0
 _PANIC_THRESHOLD = 2.0
 _UTILIZATION = 0.7
-_MOST_UP, _MOST_DOWN = 1000.0, 2.0
+_MAX_UP, _MAX_DOWN = 1000.0, 2.0
 
 
 def kpa(target_concurrency: float) -> Policy:
@@ -43,4 +43,4 @@ def kpa(target_concurrency: float) -> Policy:
 def _wanted(history: list[list[float]], since_s: float, target: float, ready: int) -> int:
     seen = [entry[1] for entry in history if entry[0] > since_s]
     wanted = math.ceil(sum(seen) / len(seen) / target)
-    return int(min(max(wanted, math.floor(ready / _MOST_DOWN)), math.ceil(ready * _MOST_UP)))
+    return int(min(max(wanted, math.floor(ready / _MAX_DOWN)), math.ceil(ready * _MAX_UP)))

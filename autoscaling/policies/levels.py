@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from statistics import median
 
-_MOST_TIMES = 5.0
+_MAX_TIMES = 5.0
 """As far as a quiet time is scaled up to a busy level; beyond, it says nothing about it."""
 _BLOCKS = 6
 
@@ -58,7 +58,7 @@ def _level(sums: Sequence[float], place: int, width: int) -> float:
 
 
 def _times(ahead: float, level: float) -> float:
-    return min(_MOST_TIMES, ahead / level) if level > 0 else 1.0
+    return min(_MAX_TIMES, ahead / level) if level > 0 else 1.0
 
 
 def highest_mean(series: Sequence[float], width: int) -> float:

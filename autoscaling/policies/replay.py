@@ -32,10 +32,10 @@ def enter(
 def rising(newest: float, before: float, earlier: float, ahead: float) -> float:
     """Demand `ahead` windows from now, after its means over three windows: led on where it has risen twice, by the smaller rise,
     and no further than a rise of that kind is likely to go."""
-    return min(newest + max(0.0, min(newest - before, before - earlier)) * ahead, _MOST_RISE * newest)
+    return min(newest + max(0.0, min(newest - before, before - earlier)) * ahead, _MAX_RISE * newest)
 
 
-_MOST_RISE = 1.4
+_MAX_RISE = 1.4
 
 
 def reaction(asked: Sequence[float], *, window: int, delay: int, hold: int, ahead: float) -> list[float]:

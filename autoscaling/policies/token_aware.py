@@ -30,16 +30,16 @@ _PATIENCE = 0.8
 _FULL = 0.9
 """Of a replica's KV cache and places, what may be taken where its load has been joined by that of another."""
 _FOLLOWED_BINS = 10
-_MOST_CAUTION = 8.0
+_MAX_CAUTION = 8.0
 _LONGEST_RISE_S = 60.0
 _LONGEST_QUEUE_S = 60.0
 """Of waiting that is worked off; who has waited for longer is gone or refused."""
-_LEAST_CATCH_UP_S = 15.0
+_MIN_CATCH_UP_S = 15.0
 _RISES = ((0.0, 3.0), (0.15, 2.0), (0.25, 1.5), (0.4, 1.2), (0.6, 1.0))
 """For which part of a start-up how many times the known demand must have come to be a new level. The smaller a rise, the less it has to
 hurry; and the longer a start-up, the more a burst that is over by then would cost."""
 _SHORTEST_RISE_S, _LONGEST_LEVEL_S = 6.0, 60.0
-_NEWEST_BINS, _MOST_NEWER = 2, 2.0
+_NEWEST_BINS, _MAX_NEWER = 2, 2.0
 """Of a rise, those that say how high it is, and how many times its mean they may: they are few."""
 
 
@@ -178,7 +178,7 @@ def _followed(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tun
     now = tuning.headroom * rising(means[2], means[1], means[0], _led_on(startup_s))
     backlog = _backlog(signals, spec)
     if backlog > _PATIENCE * spec.targets.ttft_s * signals.ready_replicas:
-        now += backlog / max(_LEAST_CATCH_UP_S, startup_s / 2)
+        now += backlog / max(_MIN_CATCH_UP_S, startup_s / 2)
     return whole(now) if now > REACTED * memory.provided else 0
 
 
@@ -200,7 +200,7 @@ def _sudden(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
         return 0
     lacking = max(0.0, level - signals.ready_replicas)
     backlog = lacking * min(startup_s, _LONGEST_QUEUE_S)
-    return whole(tuning.headroom * (level + backlog / max(_LEAST_CATCH_UP_S, startup_s / 2)))
+    return whole(tuning.headroom * (level + backlog / max(_MIN_CATCH_UP_S, startup_s / 2)))
 
 
 def _risen(demand: list[float], known: float, lasted_s: float, times: float) -> float:
@@ -209,7 +209,7 @@ def _risen(demand: list[float], known: float, lasted_s: float, times: float) -> 
     mean = highest_mean(demand[-width:], width)
     if mean <= times * known or mean <= 1.1 * highest_mean(demand[:-width], width):
         return 0.0
-    return max(mean, min(_MOST_NEWER * mean, highest_mean(demand[-_NEWEST_BINS:], _NEWEST_BINS)))
+    return max(mean, min(_MAX_NEWER * mean, highest_mean(demand[-_NEWEST_BINS:], _NEWEST_BINS)))
 
 
 def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, sudden: int, now_s: float) -> Decision:
@@ -234,7 +234,7 @@ def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
 def _learn(memory: _Memory, replicas: int, usual_s: float, now_s: float) -> None:
     """Twice the caution where a smaller pool was soon too small, half where it long was not."""
     if replicas > memory.target and now_s - memory.fell_s < 2 * usual_s:
-        memory.caution, memory.fell_s = min(_MOST_CAUTION, 2 * memory.caution), now_s - 1e9
+        memory.caution, memory.fell_s = min(_MAX_CAUTION, 2 * memory.caution), now_s - 1e9
     elif replicas < memory.target:
         if now_s - memory.fell_s > 8 * usual_s:
             memory.caution = max(1.0, memory.caution / 2)

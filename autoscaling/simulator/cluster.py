@@ -358,7 +358,7 @@ class _Run:
         for _ in range(self.target - len(live)):
             self._start_replica(now_s)
         if len(live) > self.target:
-            for replica in _least_missed(live)[: len(live) - self.target]:
+            for replica in _fewest_missed(live)[: len(live) - self.target]:
                 if replica.phase is _Phase.STARTING:
                     self._remove(replica, now_s)
                 else:
@@ -386,6 +386,6 @@ class _Run:
         return signals
 
 
-def _least_missed(live: list[_SimulatedReplica]) -> list[_SimulatedReplica]:
+def _fewest_missed(live: list[_SimulatedReplica]) -> list[_SimulatedReplica]:
     """Those first that have the least to lose: the newest that are still starting, then those with the fewest requests."""
     return sorted(live, key=lambda one: (one.phase is not _Phase.STARTING, one.engine.requests, -one.began_s))

@@ -60,7 +60,7 @@ def cheapest(points: Iterable[Point], attainment_fraction: float) -> Point | Non
 
 _NEAR = 3 / 64
 """Of a knob's span, by its logarithm: how far around a known knob the search begins."""
-_MOST_WIDENED = 4
+_MAX_WIDENED = 4
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class Curve:
     def _further_out(self, best: Point | None) -> list[float]:
         """Twice as far each time: beyond the cheapest knob where that keeps the promise; around a known one, beyond the dearest where none
         does."""
-        if self.widened >= _MOST_WIDENED or (best is None and self.around is None):
+        if self.widened >= _MAX_WIDENED or (best is None and self.around is None):
             return []
         self.widened += 1
         return [self._beside(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widened)]

@@ -6,7 +6,7 @@ from autoscaling.signals import PoolSpec
 from autoscaling.simulator.engine import Request, Urgency
 
 
-def least_gpu_hours(requests: Iterable[Request], spec: PoolSpec, begin_s: float, end_s: float) -> float:
+def min_gpu_hours(requests: Iterable[Request], spec: PoolSpec, begin_s: float, end_s: float) -> float:
     """GPU-hours that the requests of a span take of replicas that are never idle, start in no time, and are had in any fraction.
 
     Steps are as slow as targets allow, so that the fewest go to reading weights; of all requests those are left out that cost the most and

@@ -25,7 +25,7 @@ class Setting:
     metric_delay_s: float = 1.0
     interval_s: float = 1.0
     timeout_s: float = 120.0
-    queue: QueueLimits = QueueLimits(most_requests=200_000, most_tokens=1 << 40, longest_wait_s=60.0)  # noqa: RUF009 - frozen
+    queue: QueueLimits = QueueLimits(max_requests=200_000, max_tokens=1 << 40, longest_wait_s=60.0)  # noqa: RUF009 - frozen
     failures_per_gpu_hour: float = 0.0
     warmup_s: float = 0.0
     routing: str = "kv-aware"

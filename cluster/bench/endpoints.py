@@ -19,12 +19,12 @@ _CALL_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A system under test. context_tokens: None where it does not say."""
+    """A system under test. max_model_len: None where it does not say."""
 
     backend: str
     address: str
     model: str
-    context_tokens: int | None
+    max_model_len: int | None
     vocabulary_size: int
     target: TargetSpec
 
@@ -34,14 +34,14 @@ def gateway_endpoint(address: str, tls: Tls | None, model: str | None, metadata:
     with Client(address, tls=tls, metadata=dict(metadata)) as client:
         served = _chosen(client.models(timeout_s=_CALL_TIMEOUT_S), model)
     target = GatewaySpec(address, channels, served.name, tls, metadata)
-    return Endpoint("neox-serve", address, served.name, served.limits.context_tokens, served.limits.vocabulary_size, target)
+    return Endpoint("neox-serve", address, served.name, served.limits.max_model_len, served.limits.vocabulary_size, target)
 
 
 def openai_endpoint(url: str, tls: Tls | None, model: str, metadata: Metadata) -> Endpoint:
     """A server with OpenAI's completions API. Raises TargetError."""
     files = (tls.root_ca, tls.certificate, tls.key) if tls else (None, None, None)
     target = OpenAiSpec(url.rstrip("/"), model, metadata, *files)
-    return Endpoint("openai", url, model, asyncio.run(target.context_tokens()), SMALLEST_VOCABULARY, target)
+    return Endpoint("openai", url, model, asyncio.run(target.max_model_len()), SMALLEST_VOCABULARY, target)
 
 
 def _chosen(models: "tuple[Model, ...]", name: str | None) -> "Model":

@@ -39,7 +39,7 @@ class Options:
     output_tokens: int | None = None
     trace: Path | None = None
     trace_divisor: int = 8
-    context_tokens: int | None = None
+    max_model_len: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,8 +111,8 @@ def _arrivals(options: Options) -> Arrivals:
 
 def _synthetic(options: Options, endpoint: Endpoint) -> Synthetic:
     input_tokens, output_tokens = options.input_tokens or _INPUT_TOKENS, options.output_tokens or _OUTPUT_TOKENS
-    if endpoint.context_tokens is not None and input_tokens + output_tokens > endpoint.context_tokens:
-        message = f"{input_tokens} + {output_tokens} tokens do not fit into the {endpoint.context_tokens} of {endpoint.model}"
+    if endpoint.max_model_len is not None and input_tokens + output_tokens > endpoint.max_model_len:
+        message = f"{input_tokens} + {output_tokens} tokens do not fit into the {endpoint.max_model_len} of {endpoint.model}"
         raise OptionError("--input-tokens, --output-tokens", message)
     count = options.requests or (max(_REQUESTS, options.callers) if options.duration_s is None else None)
     return Synthetic(
@@ -121,12 +121,12 @@ def _synthetic(options: Options, endpoint: Endpoint) -> Synthetic:
 
 
 def _recorded(options: Options, trace: Path, endpoint: Endpoint) -> Recorded:
-    context_tokens = options.context_tokens or endpoint.context_tokens
-    if context_tokens is None:
+    max_model_len = options.max_model_len or endpoint.max_model_len
+    if max_model_len is None:
         raise OptionError("--context-tokens", f"must be given: {endpoint.address} does not say what {endpoint.model} has")
     return recorded_in(
         trace,
-        context_tokens=context_tokens,
+        max_model_len=max_model_len,
         vocabulary_size=endpoint.vocabulary_size,
         count=options.requests,
         divisor=options.trace_divisor,
@@ -139,5 +139,5 @@ def _changes(recorded: Recorded, found: Survey) -> list[str]:
     if recorded.kind is TraceKind.MOONCAKE and recorded.divisor > 1:
         notes.append(f"Lengths and prefix blocks of {recorded.name} are divided by {recorded.divisor}.")
     if found.clipped:
-        notes.append(f"{found.clipped:,} of {found.requests:,} requests are clipped to a context of {recorded.context_tokens:,} tokens.")
+        notes.append(f"{found.clipped:,} of {found.requests:,} requests are clipped to a context of {recorded.max_model_len:,} tokens.")
     return notes

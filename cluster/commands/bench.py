@@ -53,7 +53,7 @@ def bench(  # noqa: PLR0913 - the command's options, one by one
         _option(_WHAT, "Recorded requests: Azure's CSV, Mooncake's JSONL, or JSONL of prompt, max_tokens, at_s.", metavar="FILE"),
     ] = None,
     trace_divisor: Annotated[int, _option(_WHAT, "Divides lengths and prefix blocks of Mooncake's traces.", least=1)] = 8,
-    context_tokens: Annotated[int | None, _option(_WHAT, "Clips a trace to this; absent: what the model has.", least=2)] = None,
+    max_model_len: Annotated[int | None, _option(_WHAT, "Clips a trace to this; absent: what the model has.", least=2)] = None,
     seed: Annotated[int, _option(_WHAT, "Of prompts and gaps. Repeated, a run may find its prompts cached.")] = 0,
     openai_url: Annotated[str | None, _option(_TARGET, "A vLLM server instead of a gateway; needs --model.", metavar="URL")] = None,
     model: Annotated[str | None, _option(_TARGET, "Absent: the one that the gateway serves.")] = None,
@@ -84,7 +84,7 @@ def bench(  # noqa: PLR0913 - the command's options, one by one
             output_tokens=output_tokens,
             trace=trace,
             trace_divisor=trace_divisor,
-            context_tokens=context_tokens,
+            max_model_len=max_model_len,
             seed=seed,
         )
         endpoint = _endpoint(connection, openai_url, model, _metadata(metadata), channels)

@@ -45,7 +45,7 @@ def classify(  # noqa: PLR0913 - the command's options, one by one
     labels = label or list(dict.fromkeys(example.label for example in known))
     questions = [_question(text, labels, known, shots, asked, instruction, calibrated=calibrate) for text in read_texts(texts)]
     with connection.client() as client:
-        most = _most_pairs(client, len(questions[0].pairs()), model)
+        most = _max_pairs(client, len(questions[0].pairs()), model)
         for question in questions:
             pairs, scored = question.pairs(), list[float]()
             for begin in range(0, len(pairs), most):
@@ -55,7 +55,7 @@ def classify(  # noqa: PLR0913 - the command's options, one by one
             _show(question, question.answer(scored), as_json=as_json)
 
 
-def _most_pairs(client: "Client", pairs: int, model: str | None) -> int:
+def _max_pairs(client: "Client", pairs: int, model: str | None) -> int:
     """How many one call may have, all texts having as many; of few that is not asked."""
     if pairs <= _FEW_PAIRS:
         return pairs

@@ -118,12 +118,12 @@ def _check_results(json_file: Path | None, report: Path | None) -> None:
 
 def _notes(given: "Workload", chosen: "Setting", calibration: Path | None, gpu: str, size: int) -> list[str]:
     """What is simulated, in sentences, and what it takes at the least; with calibration tables, how well they are met."""
-    from autoscaling.simulator.least import least_gpu_hours
+    from autoscaling.simulator.least import min_gpu_hours
 
     what = f"{given.name}: {given.duration_s:.0f} s, the first {chosen.warmup_s:.0f} of which do not count."
     bounds = f"{chosen.spec.min_replicas} to {chosen.spec.max_replicas}"
     notes = [f"{what} Replicas of GPT-NeoX-20B on {gpu} x {size}, start-up {chosen.startup_s:.0f} s, {bounds}; seed {chosen.seed}."]
-    least = least_gpu_hours(given.requests(chosen.seed), chosen.spec, chosen.warmup_s, given.duration_s)
+    least = min_gpu_hours(given.requests(chosen.seed), chosen.spec, chosen.warmup_s, given.duration_s)
     notes.append(f"Computing alone takes {least:.2f} GPU-hours: no policy can do with less.")
     if gpu == "h100-80":
         notes.append("H100: the A100's step times, scaled by how much faster Vidur's operators of a 20B model run there.")

@@ -19,7 +19,7 @@ GIB = 1 << 30
 _OVERHEAD_BYTES = 1.5 * GIB
 """Of each GPU, for activations, CUDA graphs and the runtime."""
 _STEP_TOKENS = 512
-_MOST_SEQUENCES = 256
+_MAX_SEQUENCES = 256
 _VOCABULARY_PADDING = 64
 
 NEOX_20B = ModelFacts(
@@ -266,7 +266,7 @@ def _at(wish: Wish, layout: Layout, step: StepTime, kv_tokens: int, replicas: in
         return None
     tpot_s = step.fixed_s / (1 - busy)
     running = rate * load.output_tokens * tpot_s
-    sequences = min(_MOST_SEQUENCES, int(kv_tokens / (load.input_tokens + load.output_tokens)))
+    sequences = min(_MAX_SEQUENCES, int(kv_tokens / (load.input_tokens + load.output_tokens)))
     chunks = math.ceil(load.input_tokens / _STEP_TOKENS)
     ttft_s = step.prefill_s(load.input_tokens) + (chunks + 0.5) * tpot_s
     if tpot_s > load.tpot_s or ttft_s > load.ttft_s or running > sequences:
@@ -319,8 +319,8 @@ def serve_settings(found: Planned, wish: Wish, model: Mapping[str, Any]) -> dict
                 "dtype": "float16",
                 "tensor_parallel_size": layout.tensor_parallel_size,
                 "pipeline_parallel_size": layout.pipeline_parallel_size,
-                "max_model_tokens": wish.context,
-                "max_num_seqs": max(1, min(_MOST_SEQUENCES, found.sequences)),
+                "max_model_len": wish.context,
+                "max_num_seqs": max(1, min(_MAX_SEQUENCES, found.sequences)),
                 "gpu_memory_utilization": wish.utilization,
                 **quantized,
             },

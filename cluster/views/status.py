@@ -42,7 +42,7 @@ def models_table(models: Iterable[Model]) -> Table:
         names = "\n".join([model.name, *(f"+ {adapter}" for adapter in model.adapters)])
         source = f"{model.source}@{model.revision}" if model.revision else model.source
         ready = f"{model.ready_generation_replicas} generation, {model.ready_embedding_replicas} embedding"
-        limits = (f"{model.limits.context_tokens:,}", f"{model.limits.vocabulary_size:,}")
+        limits = (f"{model.limits.max_model_len:,}", f"{model.limits.vocabulary_size:,}")
         table.add_row(*map(escape, (names, source, ", ".join(sorted(model.capabilities)), *limits, embedding, ready)))
     return table
 

@@ -132,7 +132,7 @@ class GenerationRequest:
             raise ValueError(f"{len(self.prompt_token_ids)} prompt tokens, n {self.n}, {self.tokens_a_delta} tokens a delta")
 
     @property
-    def most_output_tokens(self) -> int:
+    def max_output_tokens(self) -> int:
         """The most tokens the request can generate, over all its sequences."""
         return self.stopping.max_tokens * (self.beam.width if self.beam else self.n)
 
@@ -232,7 +232,7 @@ class EmbeddingResult:
 class ModelLimits:
     """The most that one request may ask. All counts; request_bytes is the size of one request message."""
 
-    context_tokens: int
+    max_model_len: int
     vocabulary_size: int
     prompts_per_request: int = 64
     n: int = 16

@@ -136,25 +136,25 @@ def _kv_cache(plan: Plan) -> Iterator[str]:
             f"{workers} x this and the weights must fit into {_MEMORY_SHARE:.0%} of {machine.memory_gib:.1f} GiB: "
             f"at most {max(0.0, left_gib / workers):.2f}",
         )
-    needed_gib = context_tokens(plan.engine, plan.facts) * kv_bytes_per_token(plan.facts, dtype, workers) / 2**30
+    needed_gib = max_model_len(plan.engine, plan.facts) * kv_bytes_per_token(plan.facts, dtype, workers) / 2**30
     if engine.kv_cache_gib < needed_gib:
         yield plan.bad("kv_cache_gib", engine.kv_cache_gib, f"must hold one request of full length: at least {needed_gib:.3f}")
 
 
-def context_tokens(engine: EngineSettings, facts: ModelFacts) -> int:
+def max_model_len(engine: EngineSettings, facts: ModelFacts) -> int:
     """The most tokens of prompt and output together."""
-    return engine.max_model_tokens or facts.positions
+    return engine.max_model_len or facts.positions
 
 
 def _context(plan: Plan) -> Iterator[str]:
     engine, positions = plan.engine, plan.facts.positions
-    if engine.max_model_tokens is not None and engine.max_model_tokens > positions:
-        yield plan.bad("max_model_tokens", engine.max_model_tokens, f"must be at most the model's {positions} positions")
+    if engine.max_model_len is not None and engine.max_model_len > positions:
+        yield plan.bad("max_model_len", engine.max_model_len, f"must be at most the model's {positions} positions")
     batched = engine.max_num_batched_tokens
     if batched is not None and batched < engine.max_num_seqs:
         yield plan.bad("max_num_batched_tokens", batched, f"must be at least max_num_seqs, {engine.max_num_seqs}")
-    if batched is not None and plan.pool is Pool.EMBEDDING and batched < context_tokens(engine, plan.facts):
-        yield plan.bad("max_num_batched_tokens", batched, f"must hold a whole input: at least {context_tokens(engine, plan.facts)}")
+    if batched is not None and plan.pool is Pool.EMBEDDING and batched < max_model_len(engine, plan.facts):
+        yield plan.bad("max_num_batched_tokens", batched, f"must hold a whole input: at least {max_model_len(engine, plan.facts)}")
 
 
 def _dtype(plan: Plan) -> Iterator[str]:

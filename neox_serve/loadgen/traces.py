@@ -19,12 +19,12 @@ from neox_serve.loadgen.workloads import Request, prompt_ids
 class Recorded:
     """A recording, or its first `count` requests. divisor: Mooncake's lengths and blocks are divided by it.
 
-    Lengths are clipped so that input and output fit into context_tokens; prompts of a file of one's own are left as they are.
+    Lengths are clipped so that input and output fit into max_model_len; prompts of a file of one's own are left as they are.
     """
 
     path: Path
     kind: TraceKind
-    context_tokens: int
+    max_model_len: int
     vocabulary_size: int
     count: int | None = None
     divisor: int = 8
@@ -33,8 +33,8 @@ class Recorded:
     def __post_init__(self) -> None:
         if self.divisor < 1 or MOONCAKE_BLOCK_TOKENS % self.divisor:
             raise ValueError(f"divisor {self.divisor}: must divide {MOONCAKE_BLOCK_TOKENS}")
-        if self.context_tokens < 2:
-            raise ValueError(f"context_tokens {self.context_tokens}: must hold a token each way")
+        if self.max_model_len < 2:
+            raise ValueError(f"max_model_len {self.max_model_len}: must hold a token each way")
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Recorded:
             if row.prompt is not None:
                 yield Request(row.prompt, row.output_tokens, row.recorded_s)
             else:
-                input_tokens, output_tokens = clip(*self.lengths(row), self.context_tokens)
+                input_tokens, output_tokens = clip(*self.lengths(row), self.max_model_len)
                 yield Request(made_up(row, input_tokens), output_tokens, row.recorded_s)
 
     def lengths(self, row: Row) -> tuple[int, int]:
@@ -92,25 +92,25 @@ def survey(recorded: Recorded) -> Survey:
     rows = list(recorded.rows())
     if not rows:
         raise TraceError(f"{recorded.path}: holds no request")
-    clipped = sum(row.prompt is None and sum(recorded.lengths(row)) > recorded.context_tokens for row in rows)
+    clipped = sum(row.prompt is None and sum(recorded.lengths(row)) > recorded.max_model_len for row in rows)
     first_s, last_s = rows[0].recorded_s, rows[-1].recorded_s
     timed = first_s is not None and last_s is not None
     return Survey(len(rows), clipped, timed, (last_s or 0.0) - (first_s or 0.0))
 
 
 def recorded_in(
-    path: Path, *, context_tokens: int, vocabulary_size: int, count: int | None = None, divisor: int = 8, seed: int = 0
+    path: Path, *, max_model_len: int, vocabulary_size: int, count: int | None = None, divisor: int = 8, seed: int = 0
 ) -> Recorded:
     """The recording in a file, whose format is found out. Raises TraceError."""
-    return Recorded(path.absolute(), kind_of(path), context_tokens, vocabulary_size, count, divisor, seed)
+    return Recorded(path.absolute(), kind_of(path), max_model_len, vocabulary_size, count, divisor, seed)
 
 
-def clip(input_tokens: int, output_tokens: int, context_tokens: int) -> tuple[int, int]:
+def clip(input_tokens: int, output_tokens: int, max_model_len: int) -> tuple[int, int]:
     """Lengths that fit. The output keeps its length up to half of the context, or to what a short input leaves; the input gets the rest."""
-    if input_tokens + output_tokens <= context_tokens:
+    if input_tokens + output_tokens <= max_model_len:
         return input_tokens, output_tokens
-    output_tokens = min(output_tokens, max(context_tokens // 2, context_tokens - input_tokens))
-    return min(input_tokens, context_tokens - output_tokens), output_tokens
+    output_tokens = min(output_tokens, max(max_model_len // 2, max_model_len - input_tokens))
+    return min(input_tokens, max_model_len - output_tokens), output_tokens
 
 
 def _drawn(rng: Random, ids: Sequence[int], tokens: int) -> TokenIds:

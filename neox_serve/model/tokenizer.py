@@ -12,10 +12,10 @@ from neox_serve.model.chat import read_template
 Offset = tuple[int, int]
 
 # Encoding takes about 1 us a character on one core. Longer texts go to a thread, so that no open stream waits more than about 2 ms.
-MOST_CHARACTERS_ON_THE_LOOP = 2_000
+MAX_CHARACTERS_ON_THE_LOOP = 2_000
 
 # A normalizer may compose characters: at most three code points of 3 bytes (a Hangul syllable's parts) become one of 3 bytes.
-_MOST_SHRINKAGE = 3
+_MAX_SHRINKAGE = 3
 
 
 class TokenizerError(ValueError):
@@ -43,7 +43,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         if isinstance(self._tokenizer.post_processor, tokenizers.processors.ByteLevel):
             self._tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)  # a token's place includes its spaces
-        self._most_bytes_a_token = _most_bytes_a_token(self._tokenizer)
+        self._max_bytes_a_token = _max_bytes_a_token(self._tokenizer)
 
     @property
     def vocabulary_size(self) -> int:
@@ -65,24 +65,24 @@ class Tokenizer:
         Ids without a text (a padded vocabulary has some) are left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def least_tokens(self, text: str) -> int:
+    def fewest_tokens(self, text: str) -> int:
         """A lower bound of the number of tokens of the text, without encoding it."""
-        return -(-len(text.encode()) // self._most_bytes_a_token)
+        return -(-len(text.encode()) // self._max_bytes_a_token)
 
     async def encode_aside(self, text: str) -> TokenIds:
         """`encode`, in a thread where the text is long."""
-        if len(text) <= MOST_CHARACTERS_ON_THE_LOOP:
+        if len(text) <= MAX_CHARACTERS_ON_THE_LOOP:
             return self.encode(text)
         return await asyncio.to_thread(self.encode, text)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
         """Only the batch call lets other threads run while it works; one text at a time it holds the interpreter."""
-        if len(text) <= MOST_CHARACTERS_ON_THE_LOOP:
+        if len(text) <= MAX_CHARACTERS_ON_THE_LOOP:
             return self._tokenizer.encode(text, add_special_tokens=False)
         return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
-def _most_bytes_a_token(tokenizer: tokenizers.Tokenizer) -> int:
+def _max_bytes_a_token(tokenizer: tokenizers.Tokenizer) -> int:
     """An upper bound: each character of a byte-level token stands for one byte, and other tokens stand for themselves."""
     longest = max((len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)), default=1)
-    return longest if tokenizer.normalizer is None else longest * _MOST_SHRINKAGE
+    return longest if tokenizer.normalizer is None else longest * _MAX_SHRINKAGE

@@ -35,7 +35,7 @@ class EngineLinkServer(EngineLinkServiceServicer):
         self._tracing = tracing
         self._engine = engine
         self._replica_id = replica_id
-        self._most_requests = max_requests * _OVERCOMMIT
+        self._max_requests = max_requests * _OVERCOMMIT
         self._numbers = count(1)
         self._sessions: set[EngineLinkSession] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -81,7 +81,7 @@ class EngineLinkServer(EngineLinkServiceServicer):
         session = self._open_session()
         _log.info("gateway_linked", gateway_id=gateway_id)
         try:
-            await until_one_ends(session.obey(context), session.write_to(context), session.ended())
+            await until_one_ends(session.handle_commands(context), session.write_to(context), session.ended())
         finally:
             _log.info("gateway_leaves", gateway_id=gateway_id, aborted=session.requests)
             self._close_session(session)
@@ -118,5 +118,5 @@ class EngineLinkServer(EngineLinkServiceServicer):
     def _admit(self) -> None:
         if self.draining:
             raise ServeError(Reason.DRAINING, "the replica is draining", {"replica_id": self._replica_id}, _RETRY_S)
-        if self.requests_in_flight > self._most_requests:
+        if self.requests_in_flight > self._max_requests:
             raise ServeError(Reason.OVERLOADED, "the replica has all the requests it takes", {}, _RETRY_S)

@@ -29,7 +29,7 @@ _link_key: Callable[[Any], int] = ((1 << _KEY_BITS) - 1).__and__
 
 _COALESCE_FRAMES = 16
 """A backlog this long goes out as one frame."""
-_MOST_BACKLOG_DELTAS = 131_072
+_MAX_BACKLOG_DELTAS = 131_072
 """About 20 MB: a gateway that lets this pile up has not read for long."""
 
 
@@ -44,7 +44,7 @@ class EngineLinkSession:
         admit: Callable[[], None],
         on_ended: Callable[[], None],
         tracing: Tracing,
-        most_backlog_deltas: int = _MOST_BACKLOG_DELTAS,
+        max_backlog_deltas: int = _MAX_BACKLOG_DELTAS,
     ) -> None:
         self._tracing = tracing
         self._spans: dict[Hashable, Span] = {}
@@ -52,7 +52,7 @@ class EngineLinkSession:
         self._engine = engine
         self._admit = admit
         self._on_ended = on_ended
-        self._most_backlog_deltas = most_backlog_deltas
+        self._max_backlog_deltas = max_backlog_deltas
         self._live: dict[Hashable, str] = {}  # key: request id
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._freeing: set[asyncio.Task[None]] = set()
@@ -76,7 +76,7 @@ class EngineLinkSession:
         """Whether no request is left, not even one being freed, and nothing waits to be written."""
         return not (self._live or self._freeing or self._frames or self._results or self._writing)
 
-    async def obey(self, stream: Readable[pb.ConnectRequest]) -> None:
+    async def handle_commands(self, stream: Readable[pb.ConnectRequest]) -> None:
         """Carries out the gateway's commands. Raises StreamEndedError."""
         while True:
             commands = (await read(stream, pb.ConnectRequest)).commands
@@ -197,7 +197,7 @@ class EngineLinkSession:
         self._frames.append(deltas)
         self._backlog_deltas += len(deltas)
         self._wake.set()
-        if self._backlog_deltas > self._most_backlog_deltas:
+        if self._backlog_deltas > self._max_backlog_deltas:
             self.end(f"{self._backlog_deltas} deltas left unread")
 
     def _end_span(self, key: Hashable, failure: str) -> None:

@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 from neox_serve.core.cluster import Demand, Settled
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Answer, GiveWay, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Answer, Preempt, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.router.metrics import RouterMetrics
@@ -34,7 +34,7 @@ Tell = Callable[[str, pb.ConnectGatewayResponse], None]
 """Gives a message to a gateway, where it is connected; one that is not asks again when it is back."""
 
 
-class AdmissionDesk:
+class AdmissionService:
     """Answers for replicas. before_grant: called with each replica that a gateway is about to hear of."""
 
     def __init__(
@@ -125,14 +125,14 @@ class AdmissionDesk:
 
     def _end_span(self, answer: Answer) -> None:
         """Ends the span of a request that has its final answer."""
-        if not self._spans or isinstance(answer.what, Queued | GiveWay):
+        if not self._spans or isinstance(answer.what, Queued | Preempt):
             return
         if (span := self._spans.pop((answer.gateway_id, answer.lease_id), None)) is not None:
             refused = answer.what.reason.value if isinstance(answer.what, ServeError) else ""
             end(span, refused, replica_id=answer.what.replica_id if isinstance(answer.what, Grant) else "")
 
 
-def _outcome(what: Grant | Queued | GiveWay | ServeError) -> str:
+def _outcome(what: Grant | Queued | Preempt | ServeError) -> str:
     """What became of a request, for metrics."""
     match what:
         case ServeError():
@@ -152,4 +152,4 @@ def _message(answer: Answer) -> pb.ConnectGatewayResponse:
             return wire.refuse(answer.lease_id, error)
         case Queued():
             return wire.queued(answer.lease_id)
-    return wire.give_way(answer.lease_id)
+    return wire.preempt(answer.lease_id)

@@ -10,7 +10,7 @@ from neox_serve.router.metrics import RouterMetrics
 from neox_serve.wire import router_messages as wire
 
 
-class QuotaDesk:
+class QuotaService:
     """Answers for reservations. wall_clock: seconds since the epoch. opens_s: of `clock`, before which gateways are still saying hello.
 
     A router that has just started knows nothing of running calls until their gateways have told it; until then every question waits.

@@ -26,10 +26,10 @@ from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceService
 from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
-from neox_serve.router.admissions import AdmissionDesk, Request
+from neox_serve.router.admissions import AdmissionService, Request
 from neox_serve.router.metrics import RouterMetrics
 from neox_serve.router.metrics_page import Labels, MetricsPage
-from neox_serve.router.quotas import QuotaDesk
+from neox_serve.router.quotas import QuotaService
 from neox_serve.settings.cluster import MetricsSettings, RouterSettings, TracingSettings
 from neox_serve.telemetry.tracing import Tracing
 from neox_serve.wire import replica_messages
@@ -41,7 +41,7 @@ _log = structlog.get_logger(__name__)
 _TICK_S = 0.1
 _GATHER_S = 0.02
 """How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
-_MOST_TENANTS_SHOWN = 100
+_MAX_TENANTS_SHOWN = 100
 _REPEAT_MEMORY_S = 60.0
 """As long as gateways remember their answers, by default; one that has forgotten says so."""
 
@@ -90,10 +90,14 @@ class RouterServer(RouterLinkServiceServicer):
         self._clock = clock
         started_s, rng = clock(), rng or Random()
         self._state = ClusterState(
-            grace_s=settings.peer_grace_s, started_s=started_s, rng=rng, policy=settings.policy, lead_tokens=settings.lead_tokens
+            grace_s=settings.peer_grace_s,
+            started_s=started_s,
+            rng=rng,
+            policy=settings.policy,
+            imbalance_threshold_tokens=settings.imbalance_threshold_tokens,
         )
         self._metrics = RouterMetrics()
-        self._requests = AdmissionDesk(
+        self._requests = AdmissionService(
             self._state,
             _admissions(settings, self._state, waking, started_s),
             clock=clock,
@@ -103,7 +107,7 @@ class RouterServer(RouterLinkServiceServicer):
             before_grant=self._before_grant,
         )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
-        self._quotas = QuotaDesk(
+        self._quotas = QuotaService(
             clock=clock, wall_clock=self._wall_clock, opens_s=started_s + settings.peer_grace_s, metrics=self._metrics, rng=rng
         )
         self._waking = [pool for pool, _ in waking]
@@ -264,7 +268,7 @@ class RouterServer(RouterLinkServiceServicer):
 
     def _view(self) -> ClusterView:
         return replace(
-            self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MOST_TENANTS_SHOWN), scaling=self._scaling
+            self._state.view(self._clock()), tenants=self._requests.admissions.tenants(_MAX_TENANTS_SHOWN), scaling=self._scaling
         )
 
     def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:

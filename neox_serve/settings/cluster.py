@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from neox_serve.core.scheduling.routing import DEFAULT_LEAD_TOKENS
+from neox_serve.core.scheduling.routing import DEFAULT_IMBALANCE_THRESHOLD_TOKENS
 from neox_serve.settings.sections import Section, node_resource
 
 
@@ -99,8 +99,8 @@ class RouterSettings(Section):
         description="What decides which replica takes a request: its work, or that of two drawn, the prompt's beginning, its prefix cache, "
         "or the metadata neox-session",
     )
-    lead_tokens: int = Field(
-        DEFAULT_LEAD_TOKENS,
+    imbalance_threshold_tokens: int = Field(
+        DEFAULT_IMBALANCE_THRESHOLD_TOKENS,
         ge=0,
         description="Tokens that a replica may have to do more than the least loaded, until prefix, session and adapter bind nothing to it",
     )

@@ -62,7 +62,7 @@ class EngineSettings(Section):
         "auto", description="auto: uni for one worker on CPUs, mp on one node, ray across nodes"
     )
     quantization: str | None = None
-    max_model_tokens: int | None = Field(None, ge=8, description="Context; default: the model's positions")
+    max_model_len: int | None = Field(None, ge=8, description="Context; default: the model's positions")
     max_num_seqs: int = Field(128, ge=1, le=4096, description="Most sequences in a batch")
     max_num_batched_tokens: int | None = Field(None, ge=8)
     kv_cache_gib: float = Field(0.5, gt=0, description="KV cache of each CPU worker; on GPUs gpu_memory_utilization rules")

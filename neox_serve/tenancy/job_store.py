@@ -13,7 +13,7 @@ from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.core.jobs.job import NO_LOG, Job, JobLog, JobState, Progress, Work, new_job_id, work_of
 from neox_serve.tenancy.tables import batch_job_logs, batch_jobs
 
-_MOST_MESSAGE_CHARACTERS = 4_000
+_MAX_MESSAGE_CHARACTERS = 4_000
 _OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
 _KEPT = ("message", "run_id", "runs", "fruitless_runs", "rows_before_run", "key_id", "started_s", "ended_s")
 _PROGRESS = tuple(Progress.__slots__)
@@ -118,7 +118,7 @@ class JobStore:
 
 def _row(job: Job) -> dict[str, Any]:
     kept = {name: getattr(job, name) for name in _KEPT} | {name: getattr(job.progress, name) for name in _PROGRESS}
-    return {**kept, "state": job.state.value, "message": job.message[:_MOST_MESSAGE_CHARACTERS]}
+    return {**kept, "state": job.state.value, "message": job.message[:_MAX_MESSAGE_CHARACTERS]}
 
 
 def _job(row: RowMapping) -> Job:

@@ -19,7 +19,7 @@ from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
 from neox_serve.tenancy.usage_writer import UsageWriter
 
-LEAST_SECRET_BYTES = 32
+MIN_SECRET_BYTES = 32
 
 
 class Platform:
@@ -73,8 +73,8 @@ def read_secret(path: Path, *, make: bool) -> bytes:
         secret = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"access.secret_file: cannot use {path}: {error.strerror}") from error
-    if len(secret) < LEAST_SECRET_BYTES:
-        raise SettingsError(f"access.secret_file: {path} has {len(secret)} bytes, must have {LEAST_SECRET_BYTES} or more")
+    if len(secret) < MIN_SECRET_BYTES:
+        raise SettingsError(f"access.secret_file: {path} has {len(secret)} bytes, must have {MIN_SECRET_BYTES} or more")
     return secret
 
 
@@ -83,7 +83,7 @@ def _make_secret(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     fresh.touch(mode=0o600)
-    fresh.write_bytes(secrets.token_bytes(LEAST_SECRET_BYTES))
+    fresh.write_bytes(secrets.token_bytes(MIN_SECRET_BYTES))
     try:
         os.link(fresh, path)
     except FileExistsError:

@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 FLUSH_S = 0.5
 """Between two batches: what a gateway that is killed loses at most."""
-_MOST_AT_ONCE = 2_000
+_MAX_AT_ONCE = 2_000
 
 
 class UsageWriter:
@@ -57,7 +57,7 @@ class UsageWriter:
             pass
 
     async def _flush(self) -> bool:
-        batch = self._waiting[:_MOST_AT_ONCE]
+        batch = self._waiting[:_MAX_AT_ONCE]
         if not batch:
             return True
         try:

@@ -12,7 +12,7 @@ import grpc
 
 from neox_serve.transport.framing import Headers, Metadata, StatusError, framed, response_headers, status_headers
 
-_MOST_WAITING_MESSAGES = 64
+_MAX_WAITING_MESSAGES = 64
 
 
 class AbortError(Exception):
@@ -164,8 +164,8 @@ class Requests:
 
     def put(self, message: bytes | None) -> None:
         """A message; None: there are no more. Raises StatusError where too many wait."""
-        if message is not None and self._messages.qsize() >= _MOST_WAITING_MESSAGES:
-            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_WAITING_MESSAGES} request messages wait already")
+        if message is not None and self._messages.qsize() >= _MAX_WAITING_MESSAGES:
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WAITING_MESSAGES} request messages wait already")
         self._messages.put_nowait(message)
 
     async def one(self) -> bytes:

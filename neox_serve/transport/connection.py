@@ -50,9 +50,9 @@ class Limits:
     pings more often than every min_ping_interval_s though nothing is sent to it is turned away.
     """
 
-    most_message_bytes: int
-    most_streams: int
-    most_header_bytes: int = 16_384
+    max_message_bytes: int
+    max_streams: int
+    max_header_bytes: int = 16_384
     keepalive_s: float = 20.0
     keepalive_timeout_s: float = 10.0
     min_ping_interval_s: float = 4.5
@@ -116,16 +116,16 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(_HELLO_S, self._check_alive)
 
     def _say_hello(self) -> None:
-        most_header_bytes = self._limits.most_header_bytes
+        max_header_bytes = self._limits.max_header_bytes
         self._h2.local_settings = Settings(
             client=False,
             initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: self._limits.most_streams,
+                SettingCodes.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
                 SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
-                SettingCodes.MAX_HEADER_LIST_SIZE: most_header_bytes,
+                SettingCodes.MAX_HEADER_LIST_SIZE: max_header_bytes,
             },
         )
-        self._h2.decoder.max_header_list_size = most_header_bytes
+        self._h2.decoder.max_header_list_size = max_header_bytes
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW_BYTES)
         self._sending.flush_soon()
@@ -211,7 +211,7 @@ class Connection(asyncio.Protocol):
             tried(self._h2.send_headers, stream_id, answer, end_stream=True)
             return
         requests = Requests()
-        reader = MessageReader(self._limits.most_message_bytes, fields.get("grpc-encoding", "identity"))
+        reader = MessageReader(self._limits.max_message_bytes, fields.get("grpc-encoding", "identity"))
         self._calls[stream_id] = call
         timer = None if handler.request_streaming else self._loop.call_later(_REQUEST_S, self._sending.reset, call)
         self._incoming[stream_id] = _Incoming(call, reader, requests, timer)

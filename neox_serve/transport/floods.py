@@ -1,6 +1,6 @@
 """Which frames of a client are too many: those that are cheap to send, dear to take and of no use to an honest client in such numbers."""
 
-_MOST_FRAMES = 500
+_MAX_FRAMES = 500
 _WINDOW_S = 10.0
 
 
@@ -17,4 +17,4 @@ class Floods:
         if now_s >= self._since_s + _WINDOW_S:
             self._since_s, self._frames = now_s, 0
         self._frames += 1
-        return self._frames > _MOST_FRAMES
+        return self._frames > _MAX_FRAMES

@@ -18,7 +18,7 @@ ENCODINGS = "identity, deflate, gzip"
 
 _HEAD_BYTES = 5
 _TIMEOUT_UNITS_S: Mapping[str, float] = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_MOST_TIMEOUT_DIGITS = 8
+_MAX_TIMEOUT_DIGITS = 8
 _INFLATE_WINDOW: Mapping[str, int] = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
 # What a status message may hold as it is; all else is percent-encoded.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -41,10 +41,10 @@ def framed(message: bytes) -> bytes:
 
 
 class MessageReader:
-    """Cuts what DATA frames bring into messages. most_bytes: of one message, before and after it is decompressed."""
+    """Cuts what DATA frames bring into messages. max_bytes: of one message, before and after it is decompressed."""
 
-    def __init__(self, most_bytes: int, encoding: str) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int, encoding: str) -> None:
+        self._max_bytes = max_bytes
         self._encoding = encoding
         self._buffer = bytearray()
 
@@ -69,8 +69,8 @@ class MessageReader:
         return messages
 
     def _check_size(self, size: int) -> None:
-        if size > self._most_bytes:
-            message = f"Received message larger than max ({size} vs. {self._most_bytes})"
+        if size > self._max_bytes:
+            message = f"Received message larger than max ({size} vs. {self._max_bytes})"
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
     def _inflated(self, payload: bytes) -> bytes:
@@ -81,7 +81,7 @@ class MessageReader:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding!r}; known are: {ENCODINGS}")
         inflater = zlib.decompressobj(window)
         try:
-            message = inflater.decompress(payload, self._most_bytes + 1)
+            message = inflater.decompress(payload, self._max_bytes + 1)
         except zlib.error as error:
             raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not valid {self._encoding}: {error}") from error
         self._check_size(len(message))
@@ -93,7 +93,7 @@ class MessageReader:
 def timeout_s(value: str) -> float:
     """Seconds of a grpc-timeout header. Raises StatusError."""
     digits, unit = value[:-1], value[-1:]
-    if unit not in _TIMEOUT_UNITS_S or not digits.isascii() or not digits.isdigit() or len(digits) > _MOST_TIMEOUT_DIGITS:
+    if unit not in _TIMEOUT_UNITS_S or not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
         raise StatusError(grpc.StatusCode.INTERNAL, f"grpc-timeout {value!r} is not a number with a unit of H, M, S, m, u or n")
     return int(digits) * _TIMEOUT_UNITS_S[unit]
 

@@ -1,6 +1,6 @@
 """Which pings of a client are too many, as gRPC's servers have it: those that come often though nothing is sent to the client."""
 
-_MOST_STRIKES = 2
+_MAX_STRIKES = 2
 
 
 class Pings:
@@ -21,4 +21,4 @@ class Pings:
         if self._last_s is not None and now_s < self._last_s + self._min_interval_s:
             self._strikes += 1
         self._last_s = now_s
-        return self._strikes > _MOST_STRIKES
+        return self._strikes > _MAX_STRIKES

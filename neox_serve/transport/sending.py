@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 _WRITE_BUFFER_BYTES = 1 << 18
 # How much may wait in a full buffer besides messages, which then wait with their calls: answers to a client that asks and does not read.
-_MOST_UNREAD_BYTES = 1 << 20
+_MAX_UNREAD_BYTES = 1 << 20
 # Length (24 bits), type (0: DATA), flags, stream.
 _FRAME_HEADER = struct.Struct(">HBBBL")
 # How long a status waits for a client that takes nothing of what is before it.
@@ -144,7 +144,7 @@ class Sending:
             return
         if not self._writable:
             self._unread_bytes += len(data)
-        if self._unread_bytes > _MOST_UNREAD_BYTES:
+        if self._unread_bytes > _MAX_UNREAD_BYTES:
             _log.info("client does not read its answers", peer=self.peer)
             self._transport.abort()
             return

@@ -200,7 +200,7 @@ class ModelLimits(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     PROMPTS_PER_REQUEST_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
@@ -208,7 +208,7 @@ class ModelLimits(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
     REQUEST_BYTES_FIELD_NUMBER: _builtins.int
-    context_tokens: _builtins.int
+    max_model_len: _builtins.int
     """Prompt and completion together, in tokens."""
     vocabulary_size: _builtins.int
     """Token ids are below this."""
@@ -222,7 +222,7 @@ class ModelLimits(_message.Message):
     def __init__(
         self,
         *,
-        context_tokens: _builtins.int = ...,
+        max_model_len: _builtins.int = ...,
         vocabulary_size: _builtins.int = ...,
         prompts_per_request: _builtins.int = ...,
         n: _builtins.int = ...,
@@ -233,7 +233,7 @@ class ModelLimits(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_width", b"beam_width", "context_tokens", b"context_tokens", "logprobs", b"logprobs", "n", b"n", "prompts_per_request", b"prompts_per_request", "request_bytes", b"request_bytes", "stop_sequences", b"stop_sequences", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_width", b"beam_width", "logprobs", b"logprobs", "max_model_len", b"max_model_len", "n", b"n", "prompts_per_request", b"prompts_per_request", "request_bytes", b"request_bytes", "stop_sequences", b"stop_sequences", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

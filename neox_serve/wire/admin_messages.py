@@ -13,9 +13,9 @@ from neox_serve.core.tenancy.api_keys import ApiKey
 from neox_serve.core.tenancy.tenants import NAME, PriorityClass, Quotas, Role, Tenant
 from neox_serve.v1 import admin_service_pb2, generation_pb2
 
-MOST_WEIGHT = 1_000.0
-MOST_LIMIT = 2**62
-MOST_LIFETIME_S = 10 * 366 * 86_400.0
+MAX_WEIGHT = 1_000.0
+MAX_LIMIT = 2**62
+MAX_LIFETIME_S = 10 * 366 * 86_400.0
 
 _ROLES: Mapping[int, Role] = {
     admin_service_pb2.ROLE_UNSPECIFIED: Role.TENANT,
@@ -45,7 +45,7 @@ PRIORITY_NUMBERS: Mapping[PriorityClass, generation_pb2.PriorityClass.ValueType]
 """Core -> protobuf."""
 
 _QUOTAS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests")
-_MOST_NAME_CHARACTERS = 255
+_MAX_NAME_CHARACTERS = 255
 
 
 def tenant_from_proto(message: admin_service_pb2.Tenant) -> Tenant:
@@ -94,11 +94,11 @@ def key_to_proto(key: ApiKey) -> admin_service_pb2.Key:
     )
 
 
-def seconds(duration: Duration, field: str, most_s: float = MOST_LIFETIME_S) -> float:
+def seconds(duration: Duration, field: str, max_s: float = MAX_LIFETIME_S) -> float:
     """A duration of at least 0. Raises INVALID_ARGUMENT."""
     value_s = duration.seconds + duration.nanos / 1e9
-    if not 0 <= value_s <= most_s:
-        raise invalid(field, f"got {value_s:g} s, must be in [0, {most_s:g}] s")
+    if not 0 <= value_s <= max_s:
+        raise invalid(field, f"got {value_s:g} s, must be in [0, {max_s:g}] s")
     return value_s
 
 
@@ -136,10 +136,10 @@ def _violations(message: admin_service_pb2.Tenant) -> Iterable[FieldViolation]:
     if message.class_ceiling not in PRIORITIES:
         allowed = ", ".join(generation_pb2.PriorityClass.keys())
         yield FieldViolation("tenant.class_ceiling", f"got {message.class_ceiling}, must be one of {allowed}")
-    if message.HasField("weight") and not (math.isfinite(message.weight) and 0 < message.weight <= MOST_WEIGHT):
-        yield FieldViolation("tenant.weight", f"got {message.weight:g}, must be in (0, {MOST_WEIGHT:g}]")
+    if message.HasField("weight") and not (math.isfinite(message.weight) and 0 < message.weight <= MAX_WEIGHT):
+        yield FieldViolation("tenant.weight", f"got {message.weight:g}, must be in (0, {MAX_WEIGHT:g}]")
     for name in _QUOTAS:
-        if (limit := getattr(message.quotas, name)) > MOST_LIMIT:
+        if (limit := getattr(message.quotas, name)) > MAX_LIMIT:
             yield FieldViolation(f"tenant.quotas.{name}", f"got {limit}, must be in [0, 2^62]")
     yield from _wrong_names("tenant.models.names", message.models.names)
     yield from _wrong_names("tenant.adapters.names", message.adapters.names)
@@ -148,8 +148,8 @@ def _violations(message: admin_service_pb2.Tenant) -> Iterable[FieldViolation]:
 
 def _wrong_names(field: str, names: Sequence[str]) -> Iterable[FieldViolation]:
     for position, name in enumerate(names):
-        if not 1 <= len(name) <= _MOST_NAME_CHARACTERS:
-            yield FieldViolation(f"{field}[{position}]", f"got {name!r}, must have 1 to {_MOST_NAME_CHARACTERS} characters")
+        if not 1 <= len(name) <= _MAX_NAME_CHARACTERS:
+            yield FieldViolation(f"{field}[{position}]", f"got {name!r}, must have 1 to {_MAX_NAME_CHARACTERS} characters")
 
 
 def _names(names: frozenset[str] | None) -> admin_service_pb2.Names | None:

@@ -223,9 +223,9 @@ def repeat_at(lease_id: int, address: str) -> pb.ConnectGatewayResponse:
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, repeat_at=address))
 
 
-def give_way(lease_id: int) -> pb.ConnectGatewayResponse:
+def preempt(lease_id: int) -> pb.ConnectGatewayResponse:
     """A request should come back and wait."""
-    return pb.ConnectGatewayResponse(give_way_lease_id=lease_id)
+    return pb.ConnectGatewayResponse(preempt_lease_id=lease_id)
 
 
 def refuse(lease_id: int, error: ServeError) -> pb.ConnectGatewayResponse:

@@ -58,9 +58,9 @@ _NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 _CODES_BY_NUMBER = {number: code for code, number in _NUMBERS.items()}
 
 # Base64 makes 5.4 KiB of 4 KiB, and a message of 512 bytes is at most 1.5 KiB percent-encoded: together under 8 KiB with room for the rest.
-_MOST_STATUS_BYTES = 4096
-_MOST_MESSAGE_BYTES = 512
-_MOST_TEXT_BYTES = 256
+_MAX_STATUS_BYTES = 4096
+_MAX_MESSAGE_BYTES = 512
+_MAX_TEXT_BYTES = 256
 
 
 def to_rich_status(error: ServeError, request_id: str = "") -> status_pb2.Status:
@@ -70,7 +70,7 @@ def to_rich_status(error: ServeError, request_id: str = "") -> status_pb2.Status
     and violations that do not fit are left out.
     """
     generic = _GENERIC_TEXTS.get(error.reason)
-    status = status_pb2.Status(code=_NUMBERS[CODES[error.reason]], message=generic or clip(error.message, _MOST_MESSAGE_BYTES))
+    status = status_pb2.Status(code=_NUMBERS[CODES[error.reason]], message=generic or clip(error.message, _MAX_MESSAGE_BYTES))
     for detail in _details(error, {} if generic else error.metadata, request_id):
         _append_if_it_fits(status, detail)
     return status
@@ -109,17 +109,17 @@ def from_rpc_error(error: grpc.RpcError) -> ServeError:
     return ServeError(_REASONS_OF_BARE_CODES.get(code, Reason.INTERNAL), f"{code.name}: {error.details() or 'no details'}")
 
 
-def clip(text: str, most_bytes: int) -> str:
-    """The text as valid UTF-8 of at most `most_bytes` bytes; an ellipsis shows that something was cut off."""
+def clip(text: str, max_bytes: int) -> str:
+    """The text as valid UTF-8 of at most `max_bytes` bytes; an ellipsis shows that something was cut off."""
     encoded = text.encode("utf-8", "replace")
-    if len(encoded) <= most_bytes:
+    if len(encoded) <= max_bytes:
         return encoded.decode("utf-8")
-    return encoded[: most_bytes - 3].decode("utf-8", "ignore") + "…"
+    return encoded[: max_bytes - 3].decode("utf-8", "ignore") + "…"
 
 
 def _details(error: ServeError, metadata: Mapping[str, str], request_id: str) -> Iterator[Message]:
     """The details, most important first."""
-    facts = {clip(key, 64): clip(value, _MOST_TEXT_BYTES) for key, value in [*metadata.items()][:8]}
+    facts = {clip(key, 64): clip(value, _MAX_TEXT_BYTES) for key, value in [*metadata.items()][:8]}
     if request_id:
         facts["request_id"] = clip(request_id, 128)
     yield error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=facts)
@@ -137,19 +137,19 @@ def _details(error: ServeError, metadata: Mapping[str, str], request_id: str) ->
 
 def _field_violation(violation: FieldViolation) -> error_details_pb2.BadRequest.FieldViolation:
     return error_details_pb2.BadRequest.FieldViolation(
-        field=clip(violation.field, 128), description=clip(violation.description, _MOST_TEXT_BYTES)
+        field=clip(violation.field, 128), description=clip(violation.description, _MAX_TEXT_BYTES)
     )
 
 
 def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailure.Violation:
     return error_details_pb2.QuotaFailure.Violation(
-        subject=clip(violation.subject, 128), description=clip(violation.description, _MOST_TEXT_BYTES)
+        subject=clip(violation.subject, 128), description=clip(violation.description, _MAX_TEXT_BYTES)
     )
 
 
 def _append_if_it_fits(status: status_pb2.Status, detail: Message) -> None:
     """Packs the detail, dropping the last of its violations until the status is within bounds."""
-    room = _MOST_STATUS_BYTES - status.ByteSize() - 80  # 80: the type URL and the lengths around it
+    room = _MAX_STATUS_BYTES - status.ByteSize() - 80  # 80: the type URL and the lengths around it
     violations = _violations_of(detail)
     while detail.ByteSize() > room and violations:
         violations.pop()

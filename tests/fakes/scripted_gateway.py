@@ -237,7 +237,7 @@ def _model() -> model_service_pb2.Model:
         name="scripted",
         source="builtin",
         capabilities=[model_service_pb2.CAPABILITY_GENERATE, model_service_pb2.CAPABILITY_EMBED],
-        limits=model_service_pb2.ModelLimits(context_tokens=2048, vocabulary_size=50432, prompts_per_request=64, n=16),
+        limits=model_service_pb2.ModelLimits(max_model_len=2048, vocabulary_size=50432, prompts_per_request=64, n=16),
         embedding=model_service_pb2.EmbeddingFacts(dimensions=2, default_pooling=inference_service_pb2.POOLING_MEAN),
         ready_generation_replicas=2,
     )

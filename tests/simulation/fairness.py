@@ -68,7 +68,7 @@ def _useful_per_s(load: float) -> tuple[float, int]:
         Sent(at_s, f"t{rng.randrange(20)}", *_lengths(rng, 200, 100), priority=rng.choice(classes), time_left_s=_PATIENCE_S)
         for at_s in poisson(rng, load * capacity_per_s, _SPAN_S)
     ]
-    cluster = Cluster(_REPLICAS, _PLACES, limits=QueueLimits(most_requests=200))
+    cluster = Cluster(_REPLICAS, _PLACES, limits=QueueLimits(max_requests=200))
     results = cluster.run(traffic, until_s=_SPAN_S + 60)
     useful = sum(one.ttft_s <= _PATIENCE_S + 0.5 and one.ended_s is not None for one in results)
     return useful / _SPAN_S, cluster.deepest_queue

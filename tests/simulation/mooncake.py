@@ -25,7 +25,7 @@ class Comparison:
 
     ideal_hit_fraction: float
     kv_aware: Outcome
-    least_tokens: Outcome
+    fewest_tokens: Outcome
     round_robin: Outcome
 
     @property
@@ -34,9 +34,9 @@ class Comparison:
         return self.kv_aware.hit_fraction / self.ideal_hit_fraction
 
     @property
-    def ttft_p90_over_least_tokens(self) -> float:
+    def ttft_p90_over_min_tokens(self) -> float:
         """Of kv-aware."""
-        return self.kv_aware.ttft_p90_s / self.least_tokens.ttft_p90_s
+        return self.kv_aware.ttft_p90_s / self.fewest_tokens.ttft_p90_s
 
     @property
     def ttft_p90_over_round_robin(self) -> float:
@@ -47,7 +47,7 @@ class Comparison:
 @cache
 def traffic() -> Traffic:
     """The recording, scaled. Raises TraceError where it is not there."""
-    return recorded_traffic(recorded_in(PATH, context_tokens=_POSITIONS, vocabulary_size=_VOCABULARY))
+    return recorded_traffic(recorded_in(PATH, max_model_len=_POSITIONS, vocabulary_size=_VOCABULARY))
 
 
 def cluster(load: float = LOAD, copies: float = 2.0) -> Cluster:

@@ -70,7 +70,7 @@ def _facts(evaluation: dict[str, Any]) -> str:
 | Architecture | GPTNeoXForCausalLM, parallel residual, rotary on a quarter of each head, untied embeddings |
 | Size | {model["parameters"]:,} parameters: {model["layers"]} layers, width {model["hidden_size"]}, \
 {model["heads"]} heads, inner width {model["intermediate_size"]} |
-| Context | {model["context_tokens"]} tokens |
+| Context | {model["max_model_len"]} tokens |
 | Tokenizer | byte-level BPE, {model["vocab_size"]} tokens, built like GPT-NeoX-20B's (NFC, runs of 2 to 24 spaces) |
 | Weights | {model["dtype"]}, safetensors |
 | Steps | {training["steps"]:,} of {training["batch_tokens"]:,} tokens: {training["tokens"] / 1e6:.1f} M tokens, of which the \

@@ -46,16 +46,16 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # tor
         return grad_hidden * grad_outputs[0], grad_weight * grad_outputs[0], None
 
 
-def rotary_tables(context_tokens: int, rotary_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, each (context_tokens, rotary_dim), float32. Source: RoFormer, halves rotated as in GPT-NeoX."""
+def rotary_tables(sequence_tokens: int, rotary_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, each (sequence_tokens, rotary_dim), float32. Source: RoFormer, halves rotated as in GPT-NeoX."""
     frequencies = theta ** (-torch.arange(0, rotary_dim, 2).float() / rotary_dim)
-    angles = torch.outer(torch.arange(context_tokens).float(), frequencies)
+    angles = torch.outer(torch.arange(sequence_tokens).float(), frequencies)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary positions to the first dimensions of (..., context_tokens, head_dim)."""
+    """Apply rotary positions to the first dimensions of (..., sequence_tokens, head_dim)."""
     rotary_dim = cos.shape[-1]
     rotated, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
     first, second = rotated.chunk(2, dim=-1)
@@ -64,7 +64,7 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 def _attend(qkv: torch.Tensor, heads: int, tables: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Causal attention of (sequences, context_tokens, 3 * width), laid out head by head; returns (..., width)."""
+    """Causal attention of (sequences, sequence_tokens, 3 * width), laid out head by head; returns (..., width)."""
     sequences, tokens, triple = qkv.shape
     head_dim = triple // 3 // heads
     query, key, value = qkv.view(sequences, tokens, heads, 3 * head_dim).transpose(1, 2).chunk(3, dim=-1)
@@ -81,7 +81,7 @@ def _folded(norm: torch.nn.LayerNorm, linear: torch.nn.Linear) -> tuple[torch.Te
 
 
 def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torch.Tensor) -> torch.Tensor:
-    """One parallel-residual layer on (sequences, context_tokens, width); the residual stream stays float32."""
+    """One parallel-residual layer on (sequences, sequence_tokens, width); the residual stream stays float32."""
     dtype = mask.dtype
     attention_in = _folded(layer.input_layernorm, layer.attention.query_key_value)
     mlp_in = _folded(layer.post_attention_layernorm, layer.mlp.dense_h_to_4h)
@@ -96,16 +96,16 @@ def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torc
 
 
 def fast_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, context_tokens).
+    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, sequence_tokens).
 
     Matrices are multiplied in `dtype`; weights, residual stream, norms and loss are float32.
     """
     config = model.config
-    context_tokens = tokens.shape[1]
+    sequence_tokens = tokens.shape[1]
     rotary_dim = int(config.hidden_size // config.num_attention_heads * config.rope_parameters["partial_rotary_factor"])
-    tables = rotary_tables(context_tokens, rotary_dim, config.rope_parameters["rope_theta"])
+    tables = rotary_tables(sequence_tokens, rotary_dim, config.rope_parameters["rope_theta"])
     tables = (tables[0].to(dtype), tables[1].to(dtype))
-    mask = torch.full((context_tokens, context_tokens), torch.finfo(dtype).min, dtype=dtype).triu(1)
+    mask = torch.full((sequence_tokens, sequence_tokens), torch.finfo(dtype).min, dtype=dtype).triu(1)
     hidden = model.gpt_neox.embed_in(tokens)  # the last position too: 512 rows multiply faster than 511
     for layer in model.gpt_neox.layers:
         hidden = _layer(layer, hidden, config.num_attention_heads, tables, mask)

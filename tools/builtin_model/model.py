@@ -46,7 +46,7 @@ def new_model(seed: int) -> GPTNeoXForCausalLM:
 
 
 def next_token_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, context_tokens)."""
+    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, sequence_tokens)."""
     logits = model(input_ids=tokens).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 

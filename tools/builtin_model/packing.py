@@ -28,17 +28,17 @@ class Streams:
 class DataPosition:
     """How many blocks have been consumed, and which column of the current group comes next.
 
-    A group is finished with the context length it was begun with: `context_tokens`, 0 between groups.
+    A group is finished with the context length it was begun with: `sequence_tokens`, 0 between groups.
     """
 
     blocks: int = 0
     column: int = 0
-    context_tokens: int = 0
+    sequence_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids of shape (sequences, context_tokens) and the position after them."""
+    """Token ids of shape (sequences, sequence_tokens) and the position after them."""
 
     tokens: npt.NDArray[np.int64]
     next_position: DataPosition
@@ -59,22 +59,22 @@ def block_at(stream: Tokens, ordinal: int, seed: int) -> Tokens:
     return stream[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
 
-def next_batch(stream: Tokens, position: DataPosition, *, context_tokens: int, batch_tokens: int, seed: int) -> Batch:
-    """The batch at `position`: `batch_tokens / context_tokens` sequences, each from a different block.
+def next_batch(stream: Tokens, position: DataPosition, *, sequence_tokens: int, batch_tokens: int, seed: int) -> Batch:
+    """The batch at `position`: `batch_tokens / sequence_tokens` sequences, each from a different block.
 
-    `context_tokens` takes effect when a new group begins; until then the group's own length holds.
+    `sequence_tokens` takes effect when a new group begins; until then the group's own length holds.
 
     Raises:
         ValueError: the sizes do not divide.
     """
-    context_tokens = position.context_tokens or context_tokens
-    if BLOCK_TOKENS % context_tokens or batch_tokens % context_tokens:
-        raise ValueError(f"context_tokens {context_tokens} must divide {BLOCK_TOKENS} and batch_tokens {batch_tokens}")
-    sequences = batch_tokens // context_tokens
-    start = position.column * context_tokens
-    rows = [block_at(stream, position.blocks + row, seed)[start : start + context_tokens] for row in range(sequences)]
-    if start + context_tokens < BLOCK_TOKENS:
-        following = DataPosition(position.blocks, position.column + 1, context_tokens)
+    sequence_tokens = position.sequence_tokens or sequence_tokens
+    if BLOCK_TOKENS % sequence_tokens or batch_tokens % sequence_tokens:
+        raise ValueError(f"sequence_tokens {sequence_tokens} must divide {BLOCK_TOKENS} and batch_tokens {batch_tokens}")
+    sequences = batch_tokens // sequence_tokens
+    start = position.column * sequence_tokens
+    rows = [block_at(stream, position.blocks + row, seed)[start : start + sequence_tokens] for row in range(sequences)]
+    if start + sequence_tokens < BLOCK_TOKENS:
+        following = DataPosition(position.blocks, position.column + 1, sequence_tokens)
     else:
         following = DataPosition(position.blocks + sequences)
     return Batch(np.stack(rows).astype(np.int64), following)

@@ -100,7 +100,7 @@ def _model_facts(model: GPTNeoXForCausalLM, config: dict[str, Any]) -> dict[str,
         "hidden_size": config["hidden_size"],
         "heads": config["num_attention_heads"],
         "intermediate_size": config["intermediate_size"],
-        "context_tokens": config["max_position_embeddings"],
+        "max_model_len": config["max_position_embeddings"],
         "vocab_size": config["vocab_size"],
         "dtype": config["dtype"],
     }

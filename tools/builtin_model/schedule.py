@@ -40,7 +40,7 @@ class Schedule:
         """Whether the rate is falling at `fraction` of the budget: what is learned now stays, so the text is chosen."""
         return fraction >= self.decay_from_fraction
 
-    def context_tokens(self, fraction: float) -> int:
+    def sequence_tokens(self, fraction: float) -> int:
         """Sequence length at `fraction` of the budget."""
         return [tokens for start, tokens in self.context_stages if fraction >= start][-1]
 

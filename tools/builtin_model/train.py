@@ -70,7 +70,7 @@ class Trainer:
         batch = next_batch(
             streams.annealing if annealing else streams.everything,
             self.progress.annealing_position if annealing else self.progress.position,
-            context_tokens=self.schedule.context_tokens(fraction),
+            sequence_tokens=self.schedule.sequence_tokens(fraction),
             batch_tokens=batch_tokens,
             seed=self.options.seed,
         )

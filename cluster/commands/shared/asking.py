@@ -33,7 +33,7 @@ def _direct(config: Path | None) -> Ask:
     import getpass
     import re
 
-    from neox_serve.gateway.handlers.admin import AdminDesk
+    from neox_serve.gateway.handlers.admin import AdminBackend
     from neox_serve.settings import database_url, secret_file
     from neox_serve.tenancy.database import open_database
     from neox_serve.tenancy.platform import read_secret
@@ -43,7 +43,7 @@ def _direct(config: Path | None) -> Ask:
     settings = effective(config)
     secret = read_secret(secret_file(settings), make=settings.access.secret_file is None)
     engine, actor = open_database(database_url(settings)), f"{getpass.getuser()} (database)"
-    desk = AdminDesk(TenantStore(engine), UsageStore(engine), secret)
+    desk = AdminBackend(TenantStore(engine), UsageStore(engine), secret)
 
     def ask(request: "Message") -> Any:
         words = re.findall("[A-Z][a-z]+", request.DESCRIPTOR.name.removesuffix("Request"))

@@ -180,7 +180,7 @@ async def _answerer(job: BulkJob) -> AsyncIterator[tuple[Any, int]]:
         from deployments.jobs.bulk.own_engine import own_engine
 
         async with own_engine(KINDS[job.kind].pool, _settings(job)) as engine:
-            yield engine, engine.most_requests
+            yield engine, engine.max_requests
         return
     policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
     async with AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key()) as client:

@@ -37,10 +37,10 @@ _FOREVER_S = 10 * 365 * 86_400.0
 
 
 class OwnEngine:
-    """Every method raises ServeError, as the client's do. most_requests: at a time, so that the engine never runs short."""
+    """Every method raises ServeError, as the client's do. max_requests: at a time, so that the engine never runs short."""
 
-    def __init__(self, engine: Engine, served: Served, tokenizer: Tokenizer, most_requests: int) -> None:
-        self.most_requests = most_requests
+    def __init__(self, engine: Engine, served: Served, tokenizer: Tokenizer, max_requests: int) -> None:
+        self.max_requests = max_requests
         dispatcher = _Direct(engine)
         self._generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)
         self._embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)

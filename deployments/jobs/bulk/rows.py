@@ -24,7 +24,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Pool
 
 _KEY_CHARACTERS = 16
-MOST_ARRANGED = 8_192
+MAX_ARRANGED = 8_192
 """Rows that are in memory at a time."""
 
 STOPPING_REASONS = frozenset(
@@ -133,7 +133,7 @@ def _distinct(rows: Iterable[tuple[Row | BadRow, Callable[[], str]]]) -> Iterato
         yield row
 
 
-def alike_together(rows: Iterable[Row], most: int = MOST_ARRANGED) -> Iterator[Row]:
+def alike_together(rows: Iterable[Row], most: int = MAX_ARRANGED) -> Iterator[Row]:
     """The same rows, those beside each other whose content begins alike, so that engines find what they have read before.
 
     most: rows that are looked at together.

@@ -13,7 +13,7 @@ from deployments.jobs.files.storage import told
 from neox_serve.core.jobs.vector_target import VectorTarget
 
 _ROWS_AT_ONCE = 500
-_MOST_ID_CHARACTERS = 512
+_MAX_ID_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class _MilvusStore:
                     dimension=len(batch[0].vector),
                     metric_type="COSINE",
                     id_type="string",
-                    max_length=_MOST_ID_CHARACTERS,
+                    max_length=_MAX_ID_CHARACTERS,
                     auto_id=False,
                 )
             self._client.upsert(name, [{"id": row.id, "text": row.text, "vector": list(row.vector)} for row in batch])

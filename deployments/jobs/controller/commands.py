@@ -36,7 +36,7 @@ _OF_ENGINES = {"model", "generation", "embedding", "limits", "log"}
 class Places:
     """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
 
-    address, tls: of a gateway. most_running: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
+    address, tls: of a gateway. max_running_jobs: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
     engines: settings of those that jobs start for themselves. engine_gpus: that one of them takes, by pool.
     """
 
@@ -44,7 +44,7 @@ class Places:
     notes: Path
     address: str
     tls: Tls | None = None
-    most_running: int = 4
+    max_running_jobs: int = 4
     tasks: Path | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     engines: Mapping[str, Any] = field(default_factory=dict)

@@ -38,7 +38,7 @@ class ClusterModel(LM):  # type: ignore[misc]
         self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=patience_s, unreachable_delay_s=1.0)
         self._progress = progress
         limits = asyncio.run(self._limits())
-        self.context_tokens = limits.context_tokens
+        self.max_model_len = limits.max_model_len
         self._pairs_a_call = min(_PAIRS_A_CALL, limits.prompts_per_request)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -87,7 +87,7 @@ class ClusterModel(LM):  # type: ignore[misc]
         options = self._options | {name: values[name] for name in _SAMPLING & values.keys()}
         if not values.get("do_sample"):
             options["temperature"] = 0.0
-        most = min(int(values["max_gen_toks"]), self.context_tokens - 1)
+        most = min(int(values["max_gen_toks"]), self.max_model_len - 1)
 
         async def ask(client: AsyncClient) -> str:
             result = await client.generate([context], max_tokens=most, stop=until, truncation="keep_end", **options)
@@ -99,7 +99,7 @@ class ClusterModel(LM):  # type: ignore[misc]
         return ask
 
     def _windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-        found = get_rolling_token_windows(list(ids), prefix_token=_BEGIN, max_seq_len=self.context_tokens - 1, context_len=1)
+        found = get_rolling_token_windows(list(ids), prefix_token=_BEGIN, max_seq_len=self.max_model_len - 1, context_len=1)
         return [([one for one in context if one != _BEGIN], list(rest)) for context, rest in map(make_disjoint_window, found)]
 
     async def _each(self, asked: Sequence[Callable[[AsyncClient], Coroutine[Any, Any, _T]]]) -> list[_T]:

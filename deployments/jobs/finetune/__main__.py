@@ -20,9 +20,9 @@ from rich.console import Console
 from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
-from deployments.jobs.alone import alone
 from deployments.jobs.bulk.rows import BadRow
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
+from deployments.jobs.file_lock import file_lock
 from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
 from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
 from deployments.jobs.finetune.checkpoint import Standing
@@ -122,7 +122,7 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
 def run(job: FinetuneJob, console: Console) -> None:
     """Does the job. Raises JobError."""
     found = survey(job)
-    with usable(str(job.unfinished)), alone(job.unfinished, "training this adapter"):
+    with usable(str(job.unfinished)), file_lock(job.unfinished, "training this adapter"):
         if job.output.exists():
             console.print(f"{job.output} is there already, from this training", markup=False, highlight=False)
         elif job.work.workers == 1:

@@ -27,12 +27,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes examples of rows. end_of_text: as text. most_tokens: that an example may have."""
+    """Makes examples of rows. end_of_text: as text. max_tokens: that an example may have."""
 
     encode: Encode
     template: str
     end_of_text: str
-    most_tokens: int
+    max_tokens: int
 
     def read(self, file: str) -> Iterator[Example | BadRow]:
         """The rows of a file of JSON lines, blank ones left out. Raises OSError."""
@@ -57,8 +57,8 @@ class Reader:
             learnt += [counts] * len(piece)
         if not any(learnt[1:]):
             raise ValueError("has nothing to learn")
-        if len(ids) > self.most_tokens:
-            raise ValueError(f"has {len(ids)} tokens, may have {self.most_tokens}")
+        if len(ids) > self.max_tokens:
+            raise ValueError(f"has {len(ids)} tokens, may have {self.max_tokens}")
         return Example(tuple(ids), (False, *learnt[1:]))
 
     def _instruction(self, values: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging
 
-from deployments.jobs.alone import alone
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, usable
+from deployments.jobs.file_lock import file_lock
 from deployments.jobs.files.storage import is_remote, put
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.quantize import serving
@@ -45,7 +45,7 @@ def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
     fingerprint = _fingerprint(job, folder, texts)
     if job.output.exists():
         return _made_before(job, fingerprint)
-    with usable(str(job.unfinished)), alone(job.unfinished, "making this checkpoint"):
+    with usable(str(job.unfinished)), file_lock(job.unfinished, "making this checkpoint"):
         _claim(job, fingerprint)
         growing = Growing(job.unfinished / "whole", facts.layers + 1)
         report = {"fingerprint": fingerprint, **_made(job, folder, facts, texts, growing, console)}

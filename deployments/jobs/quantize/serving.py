@@ -22,7 +22,7 @@ from neox_serve.core.types import Pool
 from neox_serve.settings import Settings, restore
 
 _PROMPTS, _PROMPT_TOKENS = 16, 64
-_MOST_S = 3_600.0
+_MAX_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Setting
         ask.write_text(json.dumps({"settings": values, "prompts": prompts, "tokens": tokens}), encoding="utf-8")
         command = [sys.executable, "-m", "deployments.jobs.quantize.serving", str(ask), str(answer)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_S, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_MAX_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise JobError(f"the engine of {folder} did not answer within {_MOST_S:g} s", 1) from error
+            raise JobError(f"the engine of {folder} did not answer within {_MAX_S:g} s", 1) from error
         if done.returncode != 0:
             raise JobError(f"the engine of {folder} failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}", 1)
         return _Said(**json.loads(answer.read_text(encoding="utf-8")))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from neox_serve.core.types import GenerationRequest
 
-MOST_CONTINUATIONS = 3
+MAX_CONTINUATIONS = 3
 """A request that takes down every replica it comes to must not take them all."""
 
 

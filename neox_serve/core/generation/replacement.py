@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.continuation import MOST_CONTINUATIONS
+from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
 
 REPLICA_LOST_RETRY_S = 1.0
 """After a replica died: others take the request at once; where it was the only one, a restart takes seconds."""
@@ -93,7 +93,7 @@ def event_of_failure(failure: ServeError, failed_replicas: tuple[str, ...], *, c
     if not failure.safe_to_move:
         return Event.FAILED
     if continuable:
-        return Event.CONTINUABLE if len(failed_replicas) < MOST_CONTINUATIONS else Event.FAILED
+        return Event.CONTINUABLE if len(failed_replicas) < MAX_CONTINUATIONS else Event.FAILED
     return Event.MOVABLE if len(failed_replicas) < 1 else Event.FAILED
 
 

@@ -8,7 +8,7 @@ from typing import Any
 EVALUATE = "evaluate"
 """The kind of such jobs."""
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-MOST_TASKS = 100
+MAX_TASKS = 100
 AS_TASKS_HAVE_IT = -1
 """Of the number of examples."""
 
@@ -35,7 +35,7 @@ class EvaluateWork:
     def problems(self) -> Iterator[tuple[str, object, str]]:
         """Every wrong field with its value and what is allowed."""
         checks = (
-            ("tasks", 1 <= len(self.tasks) <= MOST_TASKS, f"1 to {MOST_TASKS} names"),
+            ("tasks", 1 <= len(self.tasks) <= MAX_TASKS, f"1 to {MAX_TASKS} names"),
             ("tasks", all(_TASK.fullmatch(task) for task in self.tasks), "names of [A-Za-z0-9._-], the first a letter or digit"),
             ("shots", AS_TASKS_HAVE_IT <= self.shots <= 100, "in [0, 100]"),
             ("limit", 0 <= self.limit < 1 << 31, f"in [0, {1 << 31})"),

@@ -9,7 +9,7 @@ FINETUNE = "finetune"
 """The kind of such jobs."""
 TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """A GPT-NeoX layer's matrices, which an adapter may add to. Source: transformers' GPTNeoXLayer."""
-MOST_RANK = 256
+MAX_RANK = 256
 _NAME = re.compile(r"(?=.{1,64}$)([a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 ADAPTER_ALLOWED = "a name of [A-Za-z0-9._-], the first a letter or digit, of 1 to 64 characters together with the tenant's and a slash"
@@ -47,7 +47,7 @@ class FinetuneWork:
         """Every wrong field with its value and what is allowed."""
         checks = (
             ("adapter", bool(_NAME.fullmatch(self.adapter)), ADAPTER_ALLOWED),
-            ("rank", 1 <= self.rank <= MOST_RANK, f"in [1, {MOST_RANK}]"),
+            ("rank", 1 <= self.rank <= MAX_RANK, f"in [1, {MAX_RANK}]"),
             ("alpha", 0 < self.alpha <= 1e4, "in (0, 10000]"),
             ("targets", bool(self.targets) and set(self.targets) <= set(TARGETS), f"some of {', '.join(TARGETS)}"),
             ("epochs", 1 <= self.epochs <= 1_000, "in [1, 1000]"),

@@ -14,11 +14,11 @@ from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
 from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
 
-MOST_FRUITLESS_RUNS = 5
+MAX_FRUITLESS_RUNS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
 
 
-MOST_LOG_CHARACTERS = 65_536
+MAX_LOG_CHARACTERS = 65_536
 """That are kept of what a run has written."""
 
 
@@ -85,7 +85,7 @@ class JobLog:
     @classmethod
     def of(cls, run_id: str, whole: str) -> "JobLog":
         """Of all that it has written."""
-        start = max(0, len(whole) - MOST_LOG_CHARACTERS)
+        start = max(0, len(whole) - MAX_LOG_CHARACTERS)
         return cls(run_id, start, whole[start:])
 
 
@@ -199,7 +199,7 @@ def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
     if run is RunStatus.UNKNOWN:
         return Submit()
     fruitless = job.fruitless_runs + 1 if report.progress.done <= job.rows_before_run else 1
-    if fruitless >= MOST_FRUITLESS_RUNS:
+    if fruitless >= MAX_FRUITLESS_RUNS:
         return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")
     return Start(fruitless)
 

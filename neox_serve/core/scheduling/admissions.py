@@ -39,7 +39,7 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveWay:
+class Preempt:
     """A running request should come back and wait, if it has no token out yet."""
 
 
@@ -49,7 +49,7 @@ class Answer:
 
     gateway_id: str
     lease_id: int
-    what: Grant | Queued | GiveWay | ServeError
+    what: Grant | Queued | Preempt | ServeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Admissions:
         """A request for a replica. Returns what is to be told now, of it and of others."""
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
-            self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens))
+            self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens))
         if self._is_next(waiting, now_s):
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
@@ -105,7 +105,7 @@ class Admissions:
                 return [Answer(gateway_id, lease_id, answer)]
             if answer is not Shortage.FULL and not self._will_wake(waiting, demand):
                 return [Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
-        if not self._limits.most_requests:
+        if not self._limits.max_requests:
             return [Answer(gateway_id, lease_id, self._state.refuse(Shortage.FULL, demand, now_s))]
         if (late := self._too_late(waiting, now_s)) is not None:
             return [Answer(gateway_id, lease_id, late)]
@@ -181,7 +181,7 @@ class Admissions:
 
     def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
         """What is asked of each pool: how much has come since the question before, what waits and what runs."""
-        queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.most_output_tokens)) for waiting in self._queue.waiting())
+        queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens)) for waiting in self._queue.waiting())
         return self._meter.look(self._state.view(now_s).replicas, queue, now_s)
 
     # Inside
@@ -211,7 +211,7 @@ class Admissions:
         shed = self._queue.put(waiting, now_s)
         answers = [] if waiting in shed else [Answer(*waiting.key, Queued())]
         answers += [self._refused(one, self._shed(one, now_s)) for one in shed]
-        return answers + self._ways_given(waiting)
+        return answers + self._preemptions(waiting)
 
     def _note_speed(self, lane: Lane, seconds_per_token: float) -> None:
         before = self._seconds_per_token.get(lane, seconds_per_token)
@@ -222,13 +222,13 @@ class Admissions:
         expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
         return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
-    def _ways_given(self, waiting: Waiting) -> list[Answer]:
+    def _preemptions(self, waiting: Waiting) -> list[Answer]:
         """One running BULK request is asked for each more important one that waits, the newest first."""
         bulk = self._bulk.get(waiting.lane, [])
         while waiting.priority < PriorityClass.BULK and bulk:
             key = bulk.pop()
             if key in self._running:
-                return [Answer(*key, GiveWay())]
+                return [Answer(*key, Preempt())]
         return []
 
     def _granted(self, waiting: Waiting, now_s: float) -> None:
@@ -284,7 +284,7 @@ def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack
         weight=terms.weight,
         priority=terms.priority,
         prompt_tokens=demand.prompt_tokens,
-        most_output_tokens=demand.output_tokens,
+        max_output_tokens=demand.output_tokens,
         came_s=now_s - terms.waited_s,
         deadline_s=now_s + terms.time_left_s - slack_s,
     )

@@ -30,7 +30,7 @@ from neox_serve.core.prefix_cache.block_index import BlockIndex, BlockNews
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import PoolFlow, next_slot_s, refusal
 from neox_serve.core.scheduling.roster import Candidate, Roster
-from neox_serve.core.scheduling.routing import DEFAULT_LEAD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
+from neox_serve.core.scheduling.routing import DEFAULT_IMBALANCE_THRESHOLD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
 from neox_serve.core.types import Pool
 
 _NO_LOAD = ReplicaLoad()
@@ -63,7 +63,7 @@ class _ReplicaPeer(_Peer):
 class ClusterState:
     """The router's state. grace_s: how long a lost peer is remembered. Times are seconds of one steady clock.
 
-    policy, lead_tokens: how replicas are chosen; policy is a name in core.scheduling.routing.POLICIES.
+    policy, imbalance_threshold_tokens: how replicas are chosen; policy is a name in core.scheduling.routing.POLICIES.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class ClusterState:
         started_s: float,
         rng: Random,
         policy: str = DEFAULT_POLICY,
-        lead_tokens: int = DEFAULT_LEAD_TOKENS,
+        imbalance_threshold_tokens: int = DEFAULT_IMBALANCE_THRESHOLD_TOKENS,
     ) -> None:
         self._grace_s = grace_s
         self._started_s = started_s
         self._rng = rng
         self._policy = policy
-        self._lead_tokens = lead_tokens
+        self._imbalance_threshold_tokens = imbalance_threshold_tokens
         self._index = BlockIndex()
         self._replicas: dict[str, _ReplicaPeer] = {}
         self._gateways: dict[str, _Peer] = {}
@@ -150,7 +150,14 @@ class ClusterState:
     def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | Shortage:
         """Leases a replica to a request, or says what is short."""
         holdings = self._index.look_up(demand.blocks)
-        choice = choose(POLICIES[self._policy], self._roster, demand, self._rng, holdings=holdings, lead_tokens=self._lead_tokens)
+        choice = choose(
+            POLICIES[self._policy],
+            self._roster,
+            demand,
+            self._rng,
+            holdings=holdings,
+            imbalance_threshold_tokens=self._imbalance_threshold_tokens,
+        )
         if isinstance(choice, Shortage):
             return choice
         self._leases.add(gateway_id, Lease(lease_id, choice.replica.replica_id, demand.tokens, choice.cached_tokens))

@@ -50,7 +50,7 @@ class Waiting:
     weight: float
     priority: PriorityClass
     prompt_tokens: int
-    most_output_tokens: int
+    max_output_tokens: int
     came_s: float
     deadline_s: float = math.inf
     cached_tokens: int = 0
@@ -58,15 +58,15 @@ class Waiting:
     @property
     def tokens(self) -> int:
         """What it claims of a replica."""
-        return self.prompt_tokens + self.most_output_tokens
+        return self.prompt_tokens + self.max_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
     """The most that waits in one lane, and how long anything may."""
 
-    most_requests: int = 4_096
-    most_tokens: int = 8_000_000
+    max_requests: int = 4_096
+    max_tokens: int = 8_000_000
     longest_wait_s: float = 60.0
 
 
@@ -228,18 +228,18 @@ class FairQueue:
         """A request has ended: corrects what was charged for it to what it cost."""
         actual = cost(waiting.prompt_tokens, min(cached_tokens, waiting.prompt_tokens), output_tokens)
         self._counters.charge(waiting.tenant, waiting.weight, actual - charged)
-        if waiting.most_output_tokens:
+        if waiting.max_output_tokens:
             before = self._expected.get(waiting.tenant, float(output_tokens))
             self._expected[waiting.tenant] = before + _FORGETTING * (output_tokens - before)
 
     # Inside
 
-    def expected_output(self, tenant: str, most_output_tokens: int) -> float:
+    def expected_output(self, tenant: str, max_output_tokens: int) -> float:
         """Tokens that a tenant's request will generate, by what its requests did so far."""
-        return min(self._expected.get(tenant, float(most_output_tokens)), most_output_tokens)
+        return min(self._expected.get(tenant, float(max_output_tokens)), max_output_tokens)
 
     def _output(self, waiting: Waiting) -> float:
-        return self.expected_output(waiting.tenant, waiting.most_output_tokens)
+        return self.expected_output(waiting.tenant, waiting.max_output_tokens)
 
     def _next_class(self, lane: Lane, now_s: float, *, but_bulk: bool) -> _Class | None:
         """The class that is longest past its patience, or else the highest."""
@@ -279,13 +279,13 @@ class FairQueue:
     def _shed(self, lane: Lane) -> Iterator[Waiting]:
         while True:
             requests, tokens = self.depth(lane)
-            if requests <= self._limits.most_requests and tokens <= self._limits.most_tokens:
+            if requests <= self._limits.max_requests and tokens <= self._limits.max_tokens:
                 return
-            entry = self._least_important(lane)
+            entry = self._lowest_priority(lane)
             self._take_out(entry)
             yield entry.waiting
 
-    def _least_important(self, lane: Lane) -> _Entry:
+    def _lowest_priority(self, lane: Lane) -> _Entry:
         """Of the lowest class, of the tenant that was served most, the newest."""
         for priority in reversed(PriorityClass):
             if (each := self._classes.get((lane, priority))) is not None:

@@ -9,7 +9,7 @@ from neox_serve.core.scheduling.fair_queue import Waiting
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
-_MOST_PACES = 10_000
+_MAX_PACES = 10_000
 """Kept between two looks, the newest; nobody may ever look."""
 
 
@@ -60,7 +60,7 @@ class DemandMeter:
     def ended(self, waiting: Waiting, pace: Pace) -> None:
         """An answer is whole."""
         if waiting.priority is not PriorityClass.BULK:
-            self._paces.setdefault(waiting.lane[0], deque(maxlen=_MOST_PACES)).append(pace)
+            self._paces.setdefault(waiting.lane[0], deque(maxlen=_MAX_PACES)).append(pace)
 
     def look(self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[Waiting, float]], now_s: float) -> dict[Pool, PoolDemand]:
         """All pools, and what came since the look before. queue: who waits, each with its expected output."""

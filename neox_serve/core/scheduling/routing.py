@@ -25,7 +25,7 @@ from neox_serve.core.cluster import Demand, Replica
 from neox_serve.core.prefix_cache.block_index import NO_HOLDINGS, Holdings
 from neox_serve.core.scheduling.roster import Candidate, Members, Roster
 
-DEFAULT_LEAD_TOKENS = 4096
+DEFAULT_IMBALANCE_THRESHOLD_TOKENS = 4096
 """Two full contexts of GPT-NeoX-20B: what a replica may have to do more than another before a cached prefix is given up."""
 SAMPLE = 16
 """Replicas drawn of a large pool, and best holders looked at."""
@@ -44,7 +44,7 @@ class Shortage(Enum):
 class Why(StrEnum):
     """What decided."""
 
-    LEAST_LOADED = "least-loaded"
+    FEWEST_TOKENS = "least-loaded"
     LONGEST_PREFIX = "longest-prefix"  # most of the prompt is in its cache
     BALANCE = "balance"  # others have more of the prompt, but too much to do
     AFFINITY = "affinity"  # the prompt's beginning belongs to it
@@ -70,7 +70,7 @@ class Offer:
     members: Members
     demand: Demand
     holdings: Holdings
-    lead_tokens: int
+    imbalance_threshold_tokens: int
 
 
 Pick = tuple[Candidate, Why]
@@ -84,14 +84,14 @@ def choose(
     rng: Random,
     *,
     holdings: Holdings = NO_HOLDINGS,
-    lead_tokens: int = DEFAULT_LEAD_TOKENS,
+    imbalance_threshold_tokens: int = DEFAULT_IMBALANCE_THRESHOLD_TOKENS,
 ) -> Route | Shortage:
     """The replica for a request, or why there is none. holdings: of the demand's blocks."""
     members = roster.members(demand.pool, demand.model)
     candidates = fitting(members.free, demand.excluded)
     if not candidates:
         return _shortage(roster, members, demand)
-    candidate, why = _picked(policy, Offer(candidates, members, demand, holdings, lead_tokens), rng)
+    candidate, why = _picked(policy, Offer(candidates, members, demand, holdings, imbalance_threshold_tokens), rng)
     return Route(candidate.replica, cached_tokens(candidate, demand, holdings), why, len(candidates))
 
 
@@ -127,22 +127,22 @@ def cached_tokens(candidate: Candidate, demand: Demand, holdings: Holdings) -> i
     return holdings.blocks(candidate.replica.replica_id) * demand.block_tokens
 
 
-def is_within_lead(candidate: Candidate, least: Candidate, lead_tokens: int) -> bool:
+def is_within_lead(candidate: Candidate, least: Candidate, imbalance_threshold_tokens: int) -> bool:
     """Whether a replica has not too much more to do than the least loaded one."""
-    return candidate.outstanding.tokens - least.outstanding.tokens <= lead_tokens
+    return candidate.outstanding.tokens - least.outstanding.tokens <= imbalance_threshold_tokens
 
 
 # Pick
 
 
-def least_tokens(offer: Offer, _rng: Random) -> Pick:
+def fewest_tokens(offer: Offer, _rng: Random) -> Pick:
     """The least loaded of all."""
-    return min(offer.candidates, key=score), Why.LEAST_LOADED
+    return min(offer.candidates, key=score), Why.FEWEST_TOKENS
 
 
 def power_of_two(offer: Offer, rng: Random) -> Pick:
     """The less loaded of two, either of two equals."""
-    return min(rng.sample(offer.candidates, min(2, len(offer.candidates))), key=score), Why.LEAST_LOADED
+    return min(rng.sample(offer.candidates, min(2, len(offer.candidates))), key=score), Why.FEWEST_TOKENS
 
 
 def kv_aware(offer: Offer, rng: Random) -> Pick:
@@ -150,12 +150,12 @@ def kv_aware(offer: Offer, rng: Random) -> Pick:
     drawn = _drawn_of(offer.candidates, SAMPLE, rng)
     least = min(drawn, key=score)
     if not offer.holdings:
-        return least, Why.LEAST_LOADED
+        return least, Why.FEWEST_TOKENS
     found = [(cached_tokens(each, offer.demand, offer.holdings), each) for each in (*drawn, *_holders(offer, rng))]
     cached, best = min(found, key=lambda one: (-one[0], *score(one[1])))
     if not cached:
-        return least, Why.LEAST_LOADED
-    if is_within_lead(best, least, offer.lead_tokens):
+        return least, Why.FEWEST_TOKENS
+    if is_within_lead(best, least, offer.imbalance_threshold_tokens):
         return best, Why.LONGEST_PREFIX
     _, soonest = min(found, key=lambda one: (one[1].outstanding.tokens - one[0], one[1].outstanding.requests))
     return soonest, Why.LONGEST_PREFIX if soonest is best else Why.BALANCE
@@ -164,17 +164,17 @@ def kv_aware(offer: Offer, rng: Random) -> Pick:
 def prefix_affinity(offer: Offer, rng: Random) -> Pick:
     """The owner of the prompt's beginning; of a prompt without a full block, the least loaded."""
     blocks = offer.demand.blocks[:AFFINITY_BLOCKS]
-    return (_owner(offer, blocks[-1]), Why.AFFINITY) if blocks else least_tokens(offer, rng)
+    return (_owner(offer, blocks[-1]), Why.AFFINITY) if blocks else fewest_tokens(offer, rng)
 
 
 def session(offer: Offer, rng: Random) -> Pick:
     """The owner of the session; without one, the least loaded."""
     name = offer.demand.session
-    return (_owner(offer, crc32(name.encode())), Why.SESSION) if name else least_tokens(offer, rng)
+    return (_owner(offer, crc32(name.encode())), Why.SESSION) if name else fewest_tokens(offer, rng)
 
 
 POLICIES: Mapping[str, Policy] = {
-    "least-tokens": least_tokens,
+    "least-tokens": fewest_tokens,
     "power-of-two": power_of_two,
     "prefix-affinity": prefix_affinity,
     "kv-aware": kv_aware,
@@ -189,9 +189,9 @@ def _picked(policy: Policy, offer: Offer, rng: Random) -> Pick:
     loaded = with_adapter(offer.candidates, offer.demand.adapter)
     if not loaded or len(loaded) == len(offer.candidates):
         return policy(offer, rng)
-    candidate, _ = policy(Offer(loaded, offer.members, offer.demand, offer.holdings, offer.lead_tokens), rng)
+    candidate, _ = policy(Offer(loaded, offer.members, offer.demand, offer.holdings, offer.imbalance_threshold_tokens), rng)
     least = min(_drawn_of(offer.candidates, SAMPLE, rng), key=score)
-    return (candidate, Why.ADAPTER) if is_within_lead(candidate, least, offer.lead_tokens) else (least, Why.BALANCE)
+    return (candidate, Why.ADAPTER) if is_within_lead(candidate, least, offer.imbalance_threshold_tokens) else (least, Why.BALANCE)
 
 
 def _drawn_of(candidates: Sequence[Candidate], count: int, rng: Random) -> Sequence[Candidate]:
@@ -215,7 +215,10 @@ def _owner(offer: Offer, key: int) -> Candidate:
     Increase Hit Rates", IEEE/ACM Transactions on Networking 6(1), 1998.
     """
     least = min(offer.candidates, key=score)
-    return max((each for each in offer.candidates if is_within_lead(each, least, offer.lead_tokens)), key=lambda each: _drawn(each, key))
+    return max(
+        (each for each in offer.candidates if is_within_lead(each, least, offer.imbalance_threshold_tokens)),
+        key=lambda each: _drawn(each, key),
+    )
 
 
 def _drawn(candidate: Candidate, key: int) -> int:

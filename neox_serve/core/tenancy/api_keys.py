@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PREFIX = "nxs"
-MOST_CHARACTERS = 128
+MAX_CHARACTERS = 128
 """A longer text is no key of ours, and is not looked at."""
 
 _KEY = re.compile(r"nxs_([0-9a-f]{16})_([0-9a-f]{64})")
@@ -58,7 +58,7 @@ def hash_of(secret: str) -> str:
 
 def parse(text: str) -> tuple[str, str] | None:
     """Key id and secret of a text; None where it is no key."""
-    match = _KEY.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
+    match = _KEY.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     return (match[1], match[2]) if match else None
 
 

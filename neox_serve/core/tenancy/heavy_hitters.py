@@ -6,7 +6,7 @@ summary, with weights that halve every `half_life_s` (forward decay: Cormode, Sh
 
 from dataclasses import dataclass
 
-_MOST_HALVINGS = 64.0
+_MAX_HALVINGS = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class HeavyHitters:
     def _growth(self, now_s: float) -> float:
         """Weights of now over those of the epoch: what is new grows, instead of all that is old shrinking."""
         halvings = (now_s - self._epoch_s) / self._half_life_s
-        if halvings > _MOST_HALVINGS:
+        if halvings > _MAX_HALVINGS:
             scale = 2.0**-halvings
             self._weights = {caller: weight * scale for caller, weight in self._weights.items()}
             self._epoch_s, halvings = now_s, 0.0

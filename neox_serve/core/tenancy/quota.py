@@ -22,7 +22,7 @@ SLOT_S = 0.25
 """What is used within one slot is kept as one entry, which counts until the slot's end is a minute ago."""
 RUNNING_RETRY_S = 1.0
 """Where running requests must end before there is room, and nothing is known of how long they take."""
-MOST_JITTER_FRACTION = 0.1
+MAX_JITTER_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class QuotaLedger:
         if not full:
             return None
         wait_s = max(_wait_s(limit, account, now_s) for limit in full)
-        return _refused(Reason.QUOTA_EXCEEDED, asked.tenant, full, wait_s * (1 + MOST_JITTER_FRACTION * self._rng.random()))
+        return _refused(Reason.QUOTA_EXCEEDED, asked.tenant, full, wait_s * (1 + MAX_JITTER_FRACTION * self._rng.random()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from neox_serve.core.types import (
     GenerationRequest,
     SequenceDelta,
 )
-from neox_serve.engine import guides
+from neox_serve.engine import structured_outputs
 from neox_serve.engine.fake import answers
 from neox_serve.engine.fake.answers import Answer, Vocabulary
 from neox_serve.engine.fake.cache import FakeCache
@@ -133,7 +133,7 @@ class FakeEngine:
         await self.check_health()
         self._check(request.adapter)
         if request.guide is not None:
-            guides.check_syntax(request.guide)
+            structured_outputs.check_syntax(request.guide)
         fault = self._faults(request)
         if fault is not None and fault.after_tokens is None:
             raise fault.error

@@ -10,7 +10,7 @@ from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 from vllm.usage.usage_lib import UsageContext
 
 from neox_serve.core.types import Pool, Pooling
-from neox_serve.engine.arguments import context_tokens
+from neox_serve.engine.arguments import max_model_len
 from neox_serve.engine.hardware import Machine, dtype_for
 from neox_serve.engine.pools import engine_settings, executor_backend, on_gpu, replica_settings
 from neox_serve.engine.vllm.plugins.layers import final_layer_norm, overrides
@@ -53,7 +53,7 @@ def build_engine_arguments(pool: Pool, settings: Settings, folder: Path, machine
         "pipeline_parallel_size": engine.pipeline_parallel_size,
         "distributed_executor_backend": executor_backend(engine, replica_settings(pool, settings)),
         "quantization": engine.quantization,
-        "max_model_len": engine.max_model_tokens,
+        "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "block_size": engine.block_size,
@@ -133,7 +133,7 @@ def _embedding(settings: Settings, folder: Path, engine: EngineSettings) -> dict
         "pooler_config": PoolerConfig(seq_pooling_type=pooling.value.upper(), tok_pooling_type="ALL"),
     }
     if pooling is Pooling.MEAN:
-        longest = context_tokens(engine, model_files.read_facts(folder))
+        longest = max_model_len(engine, model_files.read_facts(folder))
         values |= {
             "enable_prefix_caching": False,
             "enable_chunked_prefill": False,

@@ -31,7 +31,7 @@ from neox_serve.core.types import (
     Pooling,
     TokenIds,
 )
-from neox_serve.engine import guides
+from neox_serve.engine import structured_outputs
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.outbox import Outbox
 from neox_serve.engine.vllm import beams, pooling
@@ -170,7 +170,7 @@ class VllmEngine:
         params = [vllm_requests.sampling_params(request, index) for index in range(request.n)]
         if request.guide is None:
             return [self._core_request(request.prompt_token_ids, each, request.cache_salt, adapter) for each in params]
-        guides.check_syntax(request.guide)
+        structured_outputs.check_syntax(request.guide)
         ids, salt = request.prompt_token_ids, request.cache_salt
         return [await asyncio.to_thread(self._core_request, ids, each, salt, adapter) for each in params]
 

@@ -7,7 +7,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta, DeltaSink, Finish, FinishReason, GenerationRequest, PromptFacts, SequenceDelta
-from neox_serve.engine import guides
+from neox_serve.engine import structured_outputs
 from neox_serve.engine.detokenizer import Piece, TextStream, TokenTable
 from neox_serve.engine.vllm.requests import positions
 
@@ -100,7 +100,7 @@ class Job:
     def _failed(self, finish_reason: str) -> ServeError:
         """A guided sequence that fails before its first token is one whose grammar the engine core could not build."""
         if finish_reason == "error" and self.request.guide is not None and not any(sequence.tokens for sequence in self.sequences):
-            return guides.refusal(self.request.guide, "cannot be followed: the engine could not build a grammar from it")
+            return structured_outputs.refusal(self.request.guide, "cannot be followed: the engine could not build a grammar from it")
         return ServeError(Reason.ENGINE_FAILED, f"vLLM ended the request with {finish_reason!r}")
 
 

@@ -9,7 +9,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Choice, GenerationRequest, Guide, JsonSchema, PositionLogprobs, Regex, TokenLogprob
-from neox_serve.engine import guides
+from neox_serve.engine import structured_outputs
 
 Display = Callable[[int], str]
 
@@ -68,7 +68,7 @@ def explain_guide(guide: Guide, error: ServeError) -> ServeError:
     """An error about a guided request, as one about the guide's field if the engine refused it."""
     if error.reason is not Reason.INVALID_ARGUMENT:
         return error
-    return guides.refusal(guide, f"cannot be followed: {_COMPILER_PREFIX.sub('', error.message).strip()}")
+    return structured_outputs.refusal(guide, f"cannot be followed: {_COMPILER_PREFIX.sub('', error.message).strip()}")
 
 
 def _position(entry: Mapping[int, Logprob], alternatives: int, display: Display) -> PositionLogprobs:

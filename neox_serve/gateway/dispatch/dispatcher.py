@@ -233,7 +233,7 @@ class Dispatcher:
             Pool.GENERATION,
             model,
             len(request.prompt_token_ids),
-            request.most_output_tokens,
+            request.max_output_tokens,
             adapter=request.adapter,
             session=request.session,
             blocks=blocks,
@@ -310,9 +310,9 @@ class Dispatcher:
                 self._links.update(wire.replicas_from_proto(response.replicas))
             case "reserve":
                 self._reservations.on_answer(response.reserve)
-            case "give_way_lease_id":
-                if stream := self._streams.get(response.give_way_lease_id):
-                    stream.give_way()
+            case "preempt_lease_id":
+                if stream := self._streams.get(response.preempt_lease_id):
+                    stream.preempt()
             case "estimate":
                 estimate = self._estimates.get(response.estimate.estimate_id)
                 if estimate is not None and not estimate.done():

@@ -140,7 +140,7 @@ class GenerationStream:
         if self._move is not None:
             self._move.cancel()
 
-    def give_way(self) -> None:
+    def preempt(self) -> None:
         """Goes back to wait for a replica, unless something has been delivered."""
         if self._stage is Stage.WAITING:
             self._happen(Event.YIELDED)

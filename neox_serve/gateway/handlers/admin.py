@@ -19,11 +19,11 @@ from neox_serve.wire import admin_messages as wire
 Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
 
-_MOST_LABEL_CHARACTERS = 128
+_MAX_LABEL_CHARACTERS = 128
 _DAY_US = 86_400_000_000
 
 
-class AdminDesk:
+class AdminBackend:
     """Answers each of the service's requests for an actor. Calls block. All raise ServeError. secret: of the usage chains."""
 
     def __init__(self, tenants: TenantStore, usage: UsageStore, secret: bytes) -> None:
@@ -54,8 +54,8 @@ class AdminDesk:
 
     def create_key(self, message: pb.CreateKeyRequest, actor: str) -> pb.CreateKeyResponse:
         """A further key."""
-        if len(message.label) > _MOST_LABEL_CHARACTERS:
-            raise invalid("label", f"has {len(message.label)} characters, may have {_MOST_LABEL_CHARACTERS}")
+        if len(message.label) > _MAX_LABEL_CHARACTERS:
+            raise invalid("label", f"has {len(message.label)} characters, may have {_MAX_LABEL_CHARACTERS}")
         made, key = self._tenants.add_key(message.tenant, actor, label=message.label, lifetime_s=_lifetime_s(message))
         return pb.CreateKeyResponse(key=wire.key_to_proto(key), secret=made.text)
 

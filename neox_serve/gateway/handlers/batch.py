@@ -26,10 +26,10 @@ from neox_serve.wire import admin_messages
 from neox_serve.wire import batch_messages as wire
 
 _OPERATORS = frozenset({Role.OPERATOR, Role.ADMIN})
-_DEFAULT_CONCURRENCY, _MOST_CONCURRENCY = 32, 1024
-_DEFAULT_PATIENCE_S, _MOST_PATIENCE_S = 600.0, 7 * 86_400.0
-_MOST_NAME_CHARACTERS = 1_024
-_MOST_OPTIONS_CHARACTERS = 65_536
+_DEFAULT_CONCURRENCY, _MAX_CONCURRENCY = 32, 1024
+_DEFAULT_PATIENCE_S, _MAX_PATIENCE_S = 600.0, 7 * 86_400.0
+_MAX_NAME_CHARACTERS = 1_024
+_MAX_OPTIONS_CHARACTERS = 65_536
 _WATCH_INTERVAL_S = 0.5
 
 
@@ -86,7 +86,7 @@ class Batch:
 
     def _create(self, call: Call, message: pb.CreateJobRequest) -> Job:
         tenant = call.tenant
-        kind, work = checked_work(message, self._served.most_adapter_rank, tenant, operator=_is_operator(call))
+        kind, work = checked_work(message, self._served.max_adapter_rank, tenant, operator=_is_operator(call))
         if not self._store.has(tenant.name, message.request_id):
             check_possible(work, self._served, tenant)
         return self._store.create(tenant.name, kind, work, message.request_id)
@@ -95,14 +95,14 @@ class Batch:
         return await asyncio.to_thread(self._store.job, call.tenant.name, job_id)
 
 
-def checked_work(message: pb.CreateJobRequest, most_adapter_rank: int, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
+def checked_work(message: pb.CreateJobRequest, max_adapter_rank: int, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
     """What the job is to do, and the kind of that. Raises INVALID_ARGUMENT naming every wrong field."""
     wrong = Violations()
     if message.request_id:
         wrong.require(is_request_id(message.request_id), "request_id", message.request_id, REQUEST_ID_ALLOWED)
     work: Work
     if message.WhichOneof("work") == "finetune":
-        kind, work = FINETUNE, _finetune(wrong, message.finetune, most_adapter_rank, tenant, operator=operator)
+        kind, work = FINETUNE, _finetune(wrong, message.finetune, max_adapter_rank, tenant, operator=operator)
     elif message.WhichOneof("work") == "evaluate":
         kind, work = EVALUATE, _evaluate(wrong, message.evaluate, operator=operator)
     elif message.WhichOneof("work") == "quantize":
@@ -135,9 +135,9 @@ def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     files = {"rows.input": rows.input, "rows.output": rows.output, "rows.set_aside": rows.set_aside}
     _check_files(wrong, files, operator=operator)
     concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
-    wrong.require(concurrency <= _MOST_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MOST_CONCURRENCY}]")
+    wrong.require(concurrency <= _MAX_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MAX_CONCURRENCY}]")
     patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
-    wrong.require(0 < patience_s <= _MOST_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MOST_PATIENCE_S:g}] s")
+    wrong.require(0 < patience_s <= _MAX_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MAX_PATIENCE_S:g}] s")
     options = _options(wrong, rows.options_json)
     wrong.require(operator or not rows.own_engine, "rows.own_engine", rows.own_engine, "absent but for operators")
     if rows.into:
@@ -145,7 +145,7 @@ def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into, rows.own_engine)
 
 
-def _finetune(wrong: Violations, message: pb.FinetuneWork, most_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
+def _finetune(wrong: Violations, message: pb.FinetuneWork, max_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
     files = {"finetune.input": message.input, "finetune.set_aside": message.set_aside}
     _check_files(wrong, files, operator=operator)
     work = wire.finetune_from_proto(message)
@@ -155,7 +155,7 @@ def _finetune(wrong: Violations, message: pb.FinetuneWork, most_rank: int, tenan
         work = replace(work, adapter=registered_name(tenant.name, work.adapter, for_all=operator))
         for name, value, allowed in work.problems():
             wrong.require(False, f"finetune.{name}", value, allowed)
-    wrong.require(work.rank <= most_rank, "finetune.rank", work.rank, f"at most {most_rank}, which this cluster serves (max_lora_rank)")
+    wrong.require(work.rank <= max_rank, "finetune.rank", work.rank, f"at most {max_rank}, which this cluster serves (max_lora_rank)")
     return work
 
 
@@ -191,10 +191,10 @@ def _check_files(wrong: Violations, files: Mapping[str, str], *, operator: bool)
 
 
 def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> None:
-    allowed = f"a name of 1 to {_MOST_NAME_CHARACTERS} characters in the tenant's folder, without '..'"
+    allowed = f"a name of 1 to {_MAX_NAME_CHARACTERS} characters in the tenant's folder, without '..'"
     path = PurePosixPath(name)
     inside = operator or not (path.is_absolute() or "://" in name)
-    good = 0 < len(name) <= _MOST_NAME_CHARACTERS and "\0" not in name and ".." not in path.parts and bool(path.name)
+    good = 0 < len(name) <= _MAX_NAME_CHARACTERS and "\0" not in name and ".." not in path.parts and bool(path.name)
     wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path or URL")
 
 
@@ -207,8 +207,8 @@ def _check_target(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> No
 
 
 def _options(wrong: Violations, text: str) -> Any:
-    if len(text) > _MOST_OPTIONS_CHARACTERS:
-        wrong.add("rows.options_json", f"has {len(text)} characters, may have {_MOST_OPTIONS_CHARACTERS}")
+    if len(text) > _MAX_OPTIONS_CHARACTERS:
+        wrong.add("rows.options_json", f"has {len(text)} characters, may have {_MAX_OPTIONS_CHARACTERS}")
         return {}
     try:
         options = json.loads(text or "{}")

@@ -38,7 +38,7 @@ class Embedding:
 
     async def _requests(self, call: Call, message: inference_service_pb2.EmbedRequest) -> list[EmbeddingRequest]:
         limits = validation.check_embed(message, self._served.seen_by(call.tenant))
-        room = prompts.embedding_room(message.truncation, limits.context_tokens)
+        room = prompts.embedding_room(message.truncation, limits.max_model_len)
         clock = asyncio.get_running_loop().time
         began_s = clock()
         fitted = await prompts.fit_prompts(message.inputs, "inputs[{}]", room, self._tokenizer)

@@ -60,7 +60,7 @@ def _capabilities(served: Served) -> list[model_service_pb2.Capability.ValueType
 
 def _limits(limits: ModelLimits) -> model_service_pb2.ModelLimits:
     return model_service_pb2.ModelLimits(
-        context_tokens=limits.context_tokens,
+        max_model_len=limits.max_model_len,
         vocabulary_size=limits.vocabulary_size,
         prompts_per_request=limits.prompts_per_request,
         n=limits.n,

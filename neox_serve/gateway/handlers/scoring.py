@@ -70,8 +70,8 @@ class Scoring:
         return context or nothing, continuation
 
     def _prepared(self, call: Call, message: pb.ScoreRequest, pairs: Sequence[Pair], limits: ModelLimits) -> list[Prepared]:
-        what = f"the context of {limits.context_tokens} tokens with one to generate"
-        room, prepared = prompts.Room(limits.context_tokens - 1, what, message.truncation), []
+        what = f"the context of {limits.max_model_len} tokens with one to generate"
+        room, prepared = prompts.Room(limits.max_model_len - 1, what, message.truncation), []
         for index, (context, continuation) in enumerate(pairs):
             ids, truncated = prompts.fit_pair(context, continuation, f"items[{index}]", room)
             request = GenerationRequest(

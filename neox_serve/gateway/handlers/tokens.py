@@ -5,7 +5,7 @@ import asyncio
 from neox_serve.gateway.requests import validation
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.server.calls import Call
-from neox_serve.model.tokenizer import MOST_CHARACTERS_ON_THE_LOOP, Tokenizer
+from neox_serve.model.tokenizer import MAX_CHARACTERS_ON_THE_LOOP, Tokenizer
 from neox_serve.v1 import token_service_pb2
 
 
@@ -27,14 +27,14 @@ class Tokens:
         """Token ids to texts. Raises ServeError."""
         validation.check_detokenize(message, self._served)
         call.tokens.prompt = sum(len(sequence.ids) for sequence in message.sequences)
-        if call.tokens.prompt <= MOST_CHARACTERS_ON_THE_LOOP:
+        if call.tokens.prompt <= MAX_CHARACTERS_ON_THE_LOOP:
             texts = self._texts(message)
         else:
             texts = await asyncio.to_thread(self._texts, message)
         return token_service_pb2.DetokenizeResponse(request_id=call.request_id, model=self._served.model, texts=texts)
 
     async def _tokenized(self, text: str, include_offsets: bool) -> token_service_pb2.TokenizedText:
-        if len(text) <= MOST_CHARACTERS_ON_THE_LOOP:
+        if len(text) <= MAX_CHARACTERS_ON_THE_LOOP:
             return self._tokenized_now(text, include_offsets)
         return await asyncio.to_thread(self._tokenized_now, text, include_offsets)
 

@@ -27,7 +27,7 @@ class Completer:
 
     async def reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
         """Reserves the most that the call may use. Raises ServeError."""
-        most = sum(len(one.request.prompt_token_ids) + one.request.most_output_tokens for one in prepared)
+        most = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
         call.reservation = await self._dispatcher.reserve(call.tenant, most)
 
     async def open(self, call: Call, prepared: Prepared) -> GenerationStream:

@@ -9,8 +9,8 @@ from neox_serve.core.tenancy.tenants import PriorityClass, Tenant
 from neox_serve.core.types import GenerationRequest, ModelLimits
 from neox_serve.gateway.requests import prompts, validation
 from neox_serve.gateway.requests.chats import Chats
-from neox_serve.gateway.requests.guides import is_quick
 from neox_serve.gateway.requests.served import Served
+from neox_serve.gateway.requests.structured_outputs import is_quick
 from neox_serve.gateway.server.calls import Call, TokenCount
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -85,13 +85,13 @@ class Preparer:
         beam: generation_pb2.BeamSearch | None,
     ) -> list[Prepared]:
         texts = await self._chats.as_texts(texts, path, message.adapter)
-        fitted = await self._fitted(call, texts, path, prompts.generation_room(message.parameters, limits.context_tokens))
+        fitted = await self._fitted(call, texts, path, prompts.generation_room(message.parameters, limits.max_model_len))
         return [
             Prepared(
                 generation_request(
                     request_id=call.request_id if len(fitted) == 1 else f"{call.request_id}#{index}",
                     prompt_token_ids=prompt.token_ids,
-                    max_tokens=prompts.output_tokens(prompt, path.format(index), message.parameters.stopping, limits.context_tokens),
+                    max_tokens=prompts.output_tokens(prompt, path.format(index), message.parameters.stopping, limits.max_model_len),
                     parameters=message.parameters,
                     beam=beam,
                     adapter=message.adapter,

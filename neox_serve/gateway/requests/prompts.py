@@ -27,18 +27,18 @@ class FittedPrompt:
     truncated_tokens: int
 
 
-def generation_room(parameters: generation_pb2.GenerationParameters, context_tokens: int) -> Room:
+def generation_room(parameters: generation_pb2.GenerationParameters, max_model_len: int) -> Room:
     """The room for a prompt beside max_tokens or, where that is absent, beside one token."""
     if not parameters.stopping.HasField("max_tokens"):
-        return Room(context_tokens - 1, f"the context of {context_tokens} tokens with one to generate", parameters.truncation)
+        return Room(max_model_len - 1, f"the context of {max_model_len} tokens with one to generate", parameters.truncation)
     output = parameters.stopping.max_tokens
-    what = f"the context of {context_tokens} tokens with max_tokens {output}"
-    return Room(context_tokens - output, what, parameters.truncation)
+    what = f"the context of {max_model_len} tokens with max_tokens {output}"
+    return Room(max_model_len - output, what, parameters.truncation)
 
 
-def embedding_room(truncation: generation_pb2.Truncation.ValueType, context_tokens: int) -> Room:
+def embedding_room(truncation: generation_pb2.Truncation.ValueType, max_model_len: int) -> Room:
     """The room for an input to embed: the whole context."""
-    return Room(context_tokens, f"the context of {context_tokens} tokens", truncation)
+    return Room(max_model_len, f"the context of {max_model_len} tokens", truncation)
 
 
 async def fit_prompts(prompts: Sequence[generation_pb2.Prompt], path: str, room: Room, tokenizer: Tokenizer) -> list[FittedPrompt]:
@@ -60,12 +60,12 @@ def fit_pair(context: TokenIds, continuation: TokenIds, path: str, room: Room) -
     return (*context[excess:], *continuation), excess
 
 
-def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stopping, context_tokens: int) -> int:
+def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stopping, max_model_len: int) -> int:
     """The most tokens to generate after this prompt. Raises INVALID_ARGUMENT where min_tokens is beyond them."""
-    rest = context_tokens - len(prompt.token_ids)
+    rest = max_model_len - len(prompt.token_ids)
     most = stopping.max_tokens if stopping.HasField("max_tokens") else rest
     if stopping.min_tokens > most:
-        description = f"got {stopping.min_tokens}, must be at most {most}: what {path} leaves of the context of {context_tokens} tokens"
+        description = f"got {stopping.min_tokens}, must be at most {most}: what {path} leaves of the context of {max_model_len} tokens"
         raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation("parameters.stopping.min_tokens", description)])
     return most
 
@@ -73,7 +73,7 @@ def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stop
 async def _token_ids(prompt: generation_pb2.Prompt, path: str, room: Room, tokenizer: Tokenizer) -> TokenIds:
     if prompt.WhichOneof("content") == "token_ids":
         return tuple(prompt.token_ids.ids)
-    least = tokenizer.least_tokens(prompt.text)
+    least = tokenizer.fewest_tokens(prompt.text)
     if room.truncation == generation_pb2.TRUNCATION_UNSPECIFIED and least > room.tokens:
         raise _too_long({path: least - room.tokens}, room, bound="at least ")
     ids = await tokenizer.encode_aside(prompt.text)
@@ -93,4 +93,4 @@ def _too_long(excesses: dict[str, int], room: Room, bound: str = "") -> ServeErr
         FieldViolation(path, f"got {bound}{room.tokens + excess} tokens, must be at most {room.tokens} for {room.what}: {excess} too many")
         for path, excess in excesses.items()
     ]
-    return refusal(Reason.PROMPT_TOO_LONG, violations, excess_tokens=str(max(excesses.values())), most_prompt_tokens=str(room.tokens))
+    return refusal(Reason.PROMPT_TOO_LONG, violations, excess_tokens=str(max(excesses.values())), max_prompt_tokens=str(room.tokens))

@@ -28,7 +28,7 @@ class Served:
     adapters: tuple[str, ...]
     local_adapters: Mapping[str, Path]
     registry: AdapterRegistry
-    most_adapter_rank: int
+    max_adapter_rank: int
     limits: dict[Pool, ModelLimits]
     default_pooling: Pooling
     embedding_dimensions: int
@@ -51,7 +51,7 @@ class Served:
             adapters=tuple(adapter.name for adapter in settings.model.adapters),
             local_adapters=local,
             registry=AdapterRegistry(settings.model.registry),
-            most_adapter_rank=settings.generation.engine.max_lora_rank,
+            max_adapter_rank=settings.generation.engine.max_lora_rank,
             limits=limits,
             default_pooling=settings.embedding.default_pooling,
             embedding_dimensions=facts.hidden_size,
@@ -101,7 +101,7 @@ class Served:
 
 def _limits(settings: Settings, facts: ModelFacts, engine: EngineSettings) -> ModelLimits:
     return ModelLimits(
-        context_tokens=engine.max_model_tokens or facts.positions,
+        max_model_len=engine.max_model_len or facts.positions,
         vocabulary_size=facts.vocabulary_size,
         prompts_per_request=settings.limits.prompts_per_request,
         n=settings.limits.n,

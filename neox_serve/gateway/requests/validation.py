@@ -12,15 +12,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from neox_serve.core.types import ModelLimits, Pool
-from neox_serve.gateway.requests.guides import check_guide
 from neox_serve.gateway.requests.served import Served
+from neox_serve.gateway.requests.structured_outputs import check_guide
 from neox_serve.gateway.requests.violations import Violations
 from neox_serve.model.chat import ROLES
 from neox_serve.v1 import generation_pb2, inference_service_pb2, token_service_pb2
 
-MOST_MESSAGES = 1_000
-MOST_LOGIT_BIASES = 1_024
-MOST_STOP_SEQUENCE_BYTES = 256
+MAX_MESSAGES = 1_000
+MAX_LOGIT_BIASES = 1_024
+MAX_STOP_SEQUENCE_BYTES = 256
 SEEDS = 2**63
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -198,8 +198,8 @@ def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits,
 
 
 def _check_chat(chat: generation_pb2.Chat, path: str, violations: Violations) -> None:
-    violations.count(len(chat.messages), f"{path}.messages", MOST_MESSAGES, least=1)
-    for index, message in enumerate(chat.messages[:MOST_MESSAGES]):
+    violations.count(len(chat.messages), f"{path}.messages", MAX_MESSAGES, least=1)
+    for index, message in enumerate(chat.messages[:MAX_MESSAGES]):
         violations.require(message.role in ROLES, f"{path}.messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
 
 
@@ -222,7 +222,7 @@ def _check_sampling(sampling: generation_pb2.Sampling, path: str, limits: ModelL
     if sampling.HasField("seed"):
         violations.require(sampling.seed < SEEDS, f"{path}.seed", sampling.seed, "in [0, 2^63)")
     biases = sampling.logit_bias
-    violations.count(len(biases), f"{path}.logit_bias", MOST_LOGIT_BIASES)
+    violations.count(len(biases), f"{path}.logit_bias", MAX_LOGIT_BIASES)
     for token_id, bias in biases.items():
         where = f"{path}.logit_bias[{token_id}]"
         violations.require(token_id < limits.vocabulary_size, where, token_id, f"a token id in [0, {limits.vocabulary_size})")
@@ -230,15 +230,15 @@ def _check_sampling(sampling: generation_pb2.Sampling, path: str, limits: ModelL
 
 
 def _check_stopping(stopping: generation_pb2.Stopping, path: str, limits: ModelLimits, violations: Violations) -> None:
-    most_tokens = limits.context_tokens - 1  # a prompt has at least one
-    Range("max_tokens", 1, most_tokens).check(stopping, path, violations)
-    most = min(stopping.max_tokens, most_tokens) if stopping.HasField("max_tokens") else most_tokens
+    max_tokens = limits.max_model_len - 1  # a prompt has at least one
+    Range("max_tokens", 1, max_tokens).check(stopping, path, violations)
+    most = min(stopping.max_tokens, max_tokens) if stopping.HasField("max_tokens") else max_tokens
     Range("min_tokens", 0, most).check(stopping, path, violations)
     violations.count(len(stopping.stop_sequences), f"{path}.stop_sequences", limits.stop_sequences)
     for index, text in enumerate(stopping.stop_sequences[: limits.stop_sequences]):
         size = len(text.encode())
         violations.require(
-            1 <= size <= MOST_STOP_SEQUENCE_BYTES, f"{path}.stop_sequences[{index}]", text, f"1 to {MOST_STOP_SEQUENCE_BYTES} bytes"
+            1 <= size <= MAX_STOP_SEQUENCE_BYTES, f"{path}.stop_sequences[{index}]", text, f"1 to {MAX_STOP_SEQUENCE_BYTES} bytes"
         )
     violations.count(len(stopping.stop_token_ids), f"{path}.stop_token_ids", limits.stop_token_ids)
     violations.token_ids(stopping.stop_token_ids, f"{path}.stop_token_ids", limits.vocabulary_size)

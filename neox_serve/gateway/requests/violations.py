@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from neox_serve.core.errors import FieldViolation, Reason, ServeError
 
-_MOST_VALUE_CHARACTERS = 64
+_MAX_VALUE_CHARACTERS = 64
 
 
 def show(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= _MOST_VALUE_CHARACTERS else f"{text[:_MOST_VALUE_CHARACTERS]}…"
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}…"
 
 
 @dataclass(slots=True)

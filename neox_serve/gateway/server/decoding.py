@@ -24,14 +24,14 @@ TRANSPORT_LIMIT_FACTOR = 4
 class Decoder(Generic[M]):
     """Decodes one type of request."""
 
-    def __init__(self, message_type: type[M], most_bytes: int) -> None:
+    def __init__(self, message_type: type[M], max_bytes: int) -> None:
         self._type = message_type
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._twin = _bytes_twin(cast("Descriptor", message_type.DESCRIPTOR))
 
     def decode(self, raw: bytes) -> M:
         """The message. Raises ServeError: REQUEST_TOO_LARGE, or INVALID_ARGUMENT naming the fields."""
-        if len(raw) > self._most_bytes:
+        if len(raw) > self._max_bytes:
             raise self._too_large(len(raw))
         try:
             message = self._type.FromString(raw)
@@ -46,8 +46,8 @@ class Decoder(Generic[M]):
     def _too_large(self, size: int) -> ServeError:
         return ServeError(
             Reason.REQUEST_TOO_LARGE,
-            f"the request has {size} bytes, must be at most {self._most_bytes}",
-            metadata={"request_bytes": str(size), "most_request_bytes": str(self._most_bytes)},
+            f"the request has {size} bytes, must be at most {self._max_bytes}",
+            metadata={"request_bytes": str(size), "max_request_bytes": str(self._max_bytes)},
         )
 
     def _undecodable(self, raw: bytes) -> list[FieldViolation]:

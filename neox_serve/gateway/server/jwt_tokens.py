@@ -19,7 +19,7 @@ from neox_serve.settings.cluster import JwtSettings
 _log = structlog.get_logger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-MOST_CHARACTERS = 8_192
+MAX_CHARACTERS = 8_192
 """A longer token is refused unread."""
 REFRESH_S = 300.0
 """Between two looks at the provider's keys, where nothing asks for one earlier."""
@@ -57,8 +57,8 @@ class JwtVerifier:
 
     def tenant(self, token: str) -> tuple[str, str]:
         """The tenant's name and the subject that a token speaks for. Raises UNAUTHENTICATED, saying what is wrong but never the token."""
-        if len(token) > MOST_CHARACTERS:
-            raise _refused(f"the token has {len(token)} characters, may have {MOST_CHARACTERS}")
+        if len(token) > MAX_CHARACTERS:
+            raise _refused(f"the token has {len(token)} characters, may have {MAX_CHARACTERS}")
         try:
             claims = self._claims(token)
         except jwt.PyJWTError as error:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from neox_serve.core.prefix_cache.salt import cache_salt
 from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch.protocol import Dispatcher
-from neox_serve.gateway.handlers.admin import AdminDesk, off_loop
+from neox_serve.gateway.handlers.admin import AdminBackend, off_loop
 from neox_serve.gateway.handlers.batch import Batch
 from neox_serve.gateway.handlers.embedding import Embedding
 from neox_serve.gateway.handlers.estimation import Estimation
@@ -43,7 +43,7 @@ def methods(
     platform: Platform | None,
 ) -> tuple[Method, ...]:
     """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
-    most_bytes = served.limits[Pool.GENERATION].request_bytes
+    max_bytes = served.limits[Pool.GENERATION].request_bytes
     salts = _salts(platform)
     generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
     embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
@@ -57,31 +57,31 @@ def methods(
 
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
     return (
-        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, most_bytes), unary=generation.generate, metered=True),
+        Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, max_bytes), unary=generation.generate, metered=True),
         Method(
             INFERENCE,
             "StreamGenerate",
-            Decoder(inference.StreamGenerateRequest, most_bytes),
+            Decoder(inference.StreamGenerateRequest, max_bytes),
             stream=generation.stream_generate,
             metered=True,
         ),
-        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, most_bytes), unary=embedding.embed, metered=True),
-        Method(INFERENCE, "Score", Decoder(inference.ScoreRequest, most_bytes), unary=scoring.score, metered=True),
-        Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, most_bytes), unary=estimation.estimate),
-        Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, most_bytes), unary=tokens.tokenize),
-        Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, most_bytes), unary=tokens.detokenize),
-        Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, most_bytes), unary=models.list_models, bounded=False),
-        Method(MODELS, "GetModel", Decoder(model.GetModelRequest, most_bytes), unary=models.get_model, bounded=False),
-        Method(OPS, "DrainReplica", Decoder(operations.DrainReplicaRequest, most_bytes), unary=ops.drain_replica, bounded=False),
+        Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, max_bytes), unary=embedding.embed, metered=True),
+        Method(INFERENCE, "Score", Decoder(inference.ScoreRequest, max_bytes), unary=scoring.score, metered=True),
+        Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, max_bytes), unary=estimation.estimate),
+        Method(TOKENS, "Tokenize", Decoder(token.TokenizeRequest, max_bytes), unary=tokens.tokenize),
+        Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, max_bytes), unary=tokens.detokenize),
+        Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, max_bytes), unary=models.list_models, bounded=False),
+        Method(MODELS, "GetModel", Decoder(model.GetModelRequest, max_bytes), unary=models.get_model, bounded=False),
+        Method(OPS, "DrainReplica", Decoder(operations.DrainReplicaRequest, max_bytes), unary=ops.drain_replica, bounded=False),
         Method(
             OPS,
             "GetClusterStatus",
-            Decoder(operations.GetClusterStatusRequest, most_bytes),
+            Decoder(operations.GetClusterStatusRequest, max_bytes),
             unary=ops.get_cluster_status,
             bounded=False,
         ),
-        *(_admin_methods(platform, most_bytes) if platform else ()),
-        *(_batch_methods(Batch(platform.jobs, served, draining), most_bytes) if platform else ()),
+        *(_admin_methods(platform, max_bytes) if platform else ()),
+        *(_batch_methods(Batch(platform.jobs, served, draining), max_bytes) if platform else ()),
     )
 
 
@@ -93,19 +93,19 @@ def _salts(platform: Platform | None) -> Salts:
     return lambda tenant: cache_salt(secret, tenant.name)
 
 
-def _batch_methods(service: Batch, most_bytes: int) -> tuple[Method, ...]:
+def _batch_methods(service: Batch, max_bytes: int) -> tuple[Method, ...]:
     return (
-        Method(BATCH, "CreateJob", Decoder(batch.CreateJobRequest, most_bytes), unary=service.create_job),
-        Method(BATCH, "GetJob", Decoder(batch.GetJobRequest, most_bytes), unary=service.get_job),
-        Method(BATCH, "ListJobs", Decoder(batch.ListJobsRequest, most_bytes), unary=service.list_jobs),
-        Method(BATCH, "ReadJobLog", Decoder(batch.ReadJobLogRequest, most_bytes), unary=service.read_job_log),
-        Method(BATCH, "CancelJob", Decoder(batch.CancelJobRequest, most_bytes), unary=service.cancel_job),
-        Method(BATCH, "WatchJob", Decoder(batch.WatchJobRequest, most_bytes), stream=service.watch_job),
+        Method(BATCH, "CreateJob", Decoder(batch.CreateJobRequest, max_bytes), unary=service.create_job),
+        Method(BATCH, "GetJob", Decoder(batch.GetJobRequest, max_bytes), unary=service.get_job),
+        Method(BATCH, "ListJobs", Decoder(batch.ListJobsRequest, max_bytes), unary=service.list_jobs),
+        Method(BATCH, "ReadJobLog", Decoder(batch.ReadJobLogRequest, max_bytes), unary=service.read_job_log),
+        Method(BATCH, "CancelJob", Decoder(batch.CancelJobRequest, max_bytes), unary=service.cancel_job),
+        Method(BATCH, "WatchJob", Decoder(batch.WatchJobRequest, max_bytes), stream=service.watch_job),
     )
 
 
-def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:
-    desk = AdminDesk(platform.tenants, platform.usage, platform.secret)
+def _admin_methods(platform: Platform, max_bytes: int) -> tuple[Method, ...]:
+    desk = AdminBackend(platform.tenants, platform.usage, platform.secret)
     answers: tuple[tuple[type[Message], Callable[[Any, str], Message]], ...] = (
         (admin.CreateTenantRequest, desk.create_tenant),
         (admin.GetTenantRequest, desk.get_tenant),
@@ -124,7 +124,7 @@ def _admin_methods(platform: Platform, most_bytes: int) -> tuple[Method, ...]:
         Method(
             ADMIN,
             request.DESCRIPTOR.name.removesuffix("Request"),
-            Decoder(request, most_bytes),
+            Decoder(request, max_bytes),
             unary=off_loop(answer, refresh),
             bounded=False,
         )

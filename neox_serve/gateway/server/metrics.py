@@ -14,7 +14,7 @@ _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2
 
 
 _TENANT_BUCKETS_S = (0.05, 0.25, 1, 5, 30)
-_MOST_TENANTS = 50
+_MAX_TENANTS = 50
 _TENANT_CANDIDATES = 1_000
 _TENANT_HALF_LIFE_S = 3_600.0
 OTHER_TENANTS = "other"
@@ -23,11 +23,11 @@ OTHER_TENANTS = "other"
 class GatewayMetrics:
     """Counts calls as they begin and end; what can be asked for is asked for when the page is read.
 
-    most_tenants: those that used most tokens lately have series of their own, all others share `other`. A tenant that loses its place loses
+    max_tenants: those that used most tokens lately have series of their own, all others share `other`. A tenant that loses its place loses
     its series, and begins anew at zero if it comes back: `rate` takes that for a restart, and no counter of another jumps.
     """
 
-    def __init__(self, dispatcher: Dispatcher, most_tenants: int = _MOST_TENANTS) -> None:
+    def __init__(self, dispatcher: Dispatcher, max_tenants: int = _MAX_TENANTS) -> None:
         self._registry = registry = CollectorRegistry()
         self._calls = Counter("neox_gateway_calls", "Calls that ended", ["method", "code", "reason"], registry=registry)
         self._in_flight = Gauge("neox_gateway_calls_in_flight", "Calls that have not ended", ["method"], registry=registry)
@@ -58,7 +58,7 @@ class GatewayMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self._tenants = HeavyHitters(most_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
+        self._tenants = HeavyHitters(max_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
         self._tenant_calls = Counter("neox_gateway_tenant_calls", "Calls that ended, by tenant", ["tenant", "code"], registry=registry)
         self._tenant_tokens = Counter("neox_gateway_tenant_tokens", "Tokens of calls that ended", ["tenant", "kind"], registry=registry)
         self._tenant_ttft = Histogram(

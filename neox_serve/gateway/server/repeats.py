@@ -53,11 +53,11 @@ class Run:
 
 
 class Repeats:
-    """All calls that have an id of their client's. memory_s: how long an answer is kept; most_bytes: how much of them. clock: seconds."""
+    """All calls that have an id of their client's. memory_s: how long an answer is kept; max_bytes: how much of them. clock: seconds."""
 
-    def __init__(self, *, memory_s: float, most_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(self, *, memory_s: float, max_bytes: int, clock: Callable[[], float]) -> None:
         self._memory_s = memory_s
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._clock = clock
         self._running: dict[Key, Run] = {}
         self._ended: OrderedDict[Key, tuple[float, Run]] = OrderedDict()
@@ -100,7 +100,7 @@ class Repeats:
         now_s = self._clock()
         while self._ended:
             ended_s, run = next(iter(self._ended.values()))
-            if now_s - ended_s < self._memory_s and self._bytes <= self._most_bytes:
+            if now_s - ended_s < self._memory_s and self._bytes <= self._max_bytes:
                 return
             self._ended.popitem(last=False)
             self._bytes -= run.size_bytes

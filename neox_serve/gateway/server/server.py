@@ -75,7 +75,7 @@ class GatewayServer:
         )
         self._tracing = Tracing(settings.tracing, "gateway")
         limits = settings.limits
-        self.repeats = Repeats(memory_s=limits.repeat_memory_s, most_bytes=limits.repeat_memory_bytes, clock=time.monotonic)
+        self.repeats = Repeats(memory_s=limits.repeat_memory_s, max_bytes=limits.repeat_memory_bytes, clock=time.monotonic)
         self._runner = CallRunner(
             gateway_id=gateway_id,
             settings=settings.gateway,
@@ -231,7 +231,7 @@ def _not_kept(_record: UsageRecord) -> None:
 
 def _limits(settings: GatewaySettings, request_bytes: int) -> Limits:
     return Limits(
-        most_message_bytes=TRANSPORT_LIMIT_FACTOR * request_bytes,
+        max_message_bytes=TRANSPORT_LIMIT_FACTOR * request_bytes,
         # Above the cap on requests: what is beyond it must arrive, to be refused with a reason instead of waiting unseen in its client.
-        most_streams=4 * settings.max_concurrent_requests + 100,
+        max_streams=4 * settings.max_concurrent_requests + 100,
     )

@@ -143,9 +143,9 @@ class ConnectGatewayResponse(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
-    GIVE_WAY_LEASE_ID_FIELD_NUMBER: _builtins.int
+    PREEMPT_LEASE_ID_FIELD_NUMBER: _builtins.int
     ESTIMATE_FIELD_NUMBER: _builtins.int
-    give_way_lease_id: _builtins.int
+    preempt_lease_id: _builtins.int
     """A lease whose request should come back and wait for a more important one, if it has no token out yet; otherwise nothing happens."""
     @_builtins.property
     def admit(self) -> Global___AdmitResponse: ...
@@ -166,14 +166,14 @@ class ConnectGatewayResponse(_message.Message):
         replicas: Global___ReplicaSet | None = ...,
         view: Global___ClusterView | None = ...,
         reserve: Global___ReserveResponse | None = ...,
-        give_way_lease_id: _builtins.int = ...,
+        preempt_lease_id: _builtins.int = ...,
         estimate: Global___EstimateResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "give_way_lease_id", b"give_way_lease_id", "message", b"message", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "message", b"message", "preempt_lease_id", b"preempt_lease_id", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "give_way_lease_id", b"give_way_lease_id", "message", b"message", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "estimate", b"estimate", "message", b"message", "preempt_lease_id", b"preempt_lease_id", "replicas", b"replicas", "reserve", b"reserve", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["admit", "replicas", "view", "reserve", "give_way_lease_id", "estimate"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["admit", "replicas", "view", "reserve", "preempt_lease_id", "estimate"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -42,7 +42,7 @@ class OpenAiSpec:
         async with self._session() as session:
             yield OpenAiTarget(session, self.model)
 
-    async def context_tokens(self) -> int | None:
+    async def max_model_len(self) -> int | None:
         """Most tokens of the model, as vLLM's server says; None where it does not. Raises TargetError where it cannot be asked."""
         try:
             async with self._session() as session, session.get("/v1/models") as response:

@@ -19,7 +19,7 @@ TWO_GATEWAYS, VLLM_GRPC = "neox-serve, two gateways", "vLLM gRPC server"
 SERVE_LLM, SERVE_LLM_UNBATCHED = "ray.serve.llm", "ray.serve.llm, 0 ms"
 MANY, MOST, ONE = "64 streams", "128 streams", "1 stream"
 OPEN_SHARES = (0.3, 0.6, 0.8)
-_LEAST_REQUESTS = 64
+_MIN_REQUESTS = 64
 """Of a closed loop: with two requests a stream, eight streams would be done in two seconds."""
 
 VALUES: dict[str, Any] = {"generation": {"engine": {"dtype": "auto", "max_num_seqs": 128, "kv_cache_gib": 0.5, "executor_backend": "uni"}}}
@@ -68,7 +68,7 @@ def workloads(size: Size) -> list[Workload]:
     """Many streams for throughput, one stream for the time that serving adds to the first token."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     many = [
-        Workload(f"{streams} streams", streams, max(_LEAST_REQUESTS, streams * size.requests_per_stream), 64, 128, vocabulary_size)
+        Workload(f"{streams} streams", streams, max(_MIN_REQUESTS, streams * size.requests_per_stream), 64, 128, vocabulary_size)
         for streams in size.streams
     ]
     return [*many, Workload(ONE, 1, size.lone_requests, prompt_tokens=64, output_tokens=32, vocabulary_size=vocabulary_size)]

@@ -242,7 +242,7 @@ def engine_values(settings: Settings) -> dict[str, Any]:
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,
         "distributed_executor_backend": executor_backend(engine, settings.generation.replicas),
-        "max_model_len": engine.max_model_tokens,
+        "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "block_size": engine.block_size,

@@ -1,6 +1,7 @@
 """vLLM's offline `LLM.generate` against a bulk job on the same rows.
 
-Run as `python -m tests.bench.jobs.offline_host SETTINGS ROWS ROUNDS FOLDER`. Both take turns on one engine with the same cores and memory. Prints two lists of tokens per second.
+Run as `python -m tests.bench.jobs.offline_host SETTINGS ROWS ROUNDS FOLDER`. Both take turns on one engine with the same cores and memory.
+Prints two lists of tokens per second.
 
 The job is the command with --own-engine, whole, but for the engine that it would start: it is given that of `LLM`.
 """

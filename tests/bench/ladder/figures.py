@@ -10,9 +10,9 @@ from tests.bench.ladder.stamps import Lag
 from tests.bench.spreads import Spread, ratios, spread
 from tests.bench.workloads import Workload
 
-MOST_LAG_S = 0.010
+MAX_LAG_S = 0.010
 """The p99 token lag beyond which a load is not carried."""
-_LEAST_PACE_FRACTION = 0.95
+_MIN_PACE_FRACTION = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Measured:
     @property
     def carried(self) -> bool:
         """Whether every token came, in time."""
-        return not self.summary.failed and self.lag.p99_s <= MOST_LAG_S and self.pace_fraction >= _LEAST_PACE_FRACTION
+        return not self.summary.failed and self.lag.p99_s <= MAX_LAG_S and self.pace_fraction >= _MIN_PACE_FRACTION
 
     def cpu_us_per_token(self, role: str) -> float:
         """CPU microseconds of a role's processes."""
@@ -116,7 +116,7 @@ class Ladder:
         _require(stalls, rung or self.top)
         return ratios([stall.beside_stalled.p99_s for stall in stalls], [stall.healthy.p99_s for stall in stalls])
 
-    def most_carried(self, rung: str | None = None) -> Spread:
+    def max_carried(self, rung: str | None = None) -> Spread:
         """The most tok/s with the p99 lag in bounds; 0 where not even the fewest streams were carried."""
         return self.of(rung or self.top, lambda climb: climb.highest.summary.output_throughput if climb.highest else 0.0)
 

@@ -34,7 +34,7 @@ def rung_figures(ladder: Ladder, rung: str) -> dict[str, Spread]:
         "added TTFT p50 ms": ladder.added_ttft_ms(rung),
         "added TTFT p99 ms": ladder.added_p99_ttft_ms(rung),
         **figures,
-        "most tok/s carried": ladder.most_carried(rung),
+        "most tok/s carried": ladder.max_carried(rung),
     }
 
 

@@ -15,7 +15,7 @@ from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.comparison import Curve, Job, Point, cheapest, compare, run
 from autoscaling.simulator.contenders import CONTENDERS, ORACLE, OURS, PEERS
-from autoscaling.simulator.least import least_gpu_hours
+from autoscaling.simulator.least import min_gpu_hours
 from autoscaling.simulator.pools import Hardware
 from autoscaling.simulator.setting import Setting
 from autoscaling.simulator.workloads import Bursts, Workload
@@ -25,7 +25,7 @@ STARTUPS_S = (30.0, 90.0, 240.0)
 SEEDS = (0, 1, 2, 3, 4)
 _DAY_S = 9000.0
 _WARMUP_S = 900.0
-_MOST_REPLICAS = 64
+_MAX_REPLICAS = 64
 _PEERS_KEPT = 2
 _FINE, _FINE_AROUND = 4, 2
 
@@ -53,7 +53,7 @@ TRAFFIC = ("azure", "servegen", "diurnal")
 def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> Setting:
     """A pool on pairs of A100s."""
     hardware = Hardware()
-    spec = hardware.spec(1, _MOST_REPLICAS, startup_s, Targets())
+    spec = hardware.spec(1, _MAX_REPLICAS, startup_s, Targets())
     return Setting(spec, hardware.shape(), startup_s, initial_replicas=initial_replicas, warmup_s=_WARMUP_S, seed=seed)
 
 
@@ -61,13 +61,13 @@ def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> Setting:
 class Compared:
     """One workload and start-up time with one seed: the points that keep the promise, by contender; None where none did.
 
-    least_gpu_hours: that computing alone takes.
+    min_gpu_hours: that computing alone takes.
     """
 
     seed: int
     curves: Mapping[str, Curve]
     promise: float
-    least_gpu_hours: float
+    min_gpu_hours: float
 
     def best(self, name: str) -> Point | None:
         """A contender's cheapest."""
@@ -88,7 +88,7 @@ class Compared:
     def over_least(self) -> float:
         """Our GPU-hours over what computing alone takes; infinite where we keep no promise."""
         ours = self.best(OURS)
-        return ours.gpu_hours / self.least_gpu_hours if ours else float("inf")
+        return ours.gpu_hours / self.min_gpu_hours if ours else float("inf")
 
 
 def measure(
@@ -106,7 +106,7 @@ def measure(
         fine = _FINE_AROUND if found else _FINE
         around = {name: best.knob for name in contenders if (best := found[0].best(name))} if found else None
         curves = compare(contenders, given.workload, which, executor, fine=fine, progress=progress, around=around)
-        least = least_gpu_hours(given.workload.requests(seed), which.spec, which.warmup_s, given.workload.duration_s)
+        least = min_gpu_hours(given.workload.requests(seed), which.spec, which.warmup_s, given.workload.duration_s)
         found.append(Compared(seed, curves, which.spec.targets.attainment_fraction, least))
         if len(found) == 1:
             contenders = [OURS, ORACLE, *_cheapest_peers(found[0])]
@@ -152,7 +152,7 @@ class Row:
     attainment_fraction: float | None
     knob: float | None
     reversals: int | None
-    least_gpu_hours: float
+    min_gpu_hours: float
     curve: tuple[tuple[float, float, float], ...]
 
 
@@ -170,7 +170,7 @@ def rows(compared: Compared, startup_s: float) -> list[Row]:
                 best.attainment_fraction if best else None,
                 best.knob if best else None,
                 best.outcome.reversals(2 * startup_s) if best else None,
-                compared.least_gpu_hours,
+                compared.min_gpu_hours,
                 points,
             )
         )
@@ -183,7 +183,7 @@ def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
     ratios = f"{over_best_peer(found):.2f} of the best peer, {over_oracle(found):.2f} of the oracle"
     lines = [
         f"{name}, start-up {startup_s:.0f} s: {ratios}, {reversals_a_day(found, startup_s):.0f} reversals",
-        f"Computing alone takes {found[0].least_gpu_hours:.1f} GPU-hours; ours {least:.2f} times that, median over seeds.",
+        f"Computing alone takes {found[0].min_gpu_hours:.1f} GPU-hours; ours {least:.2f} times that, median over seeds.",
     ]
     for row in rows(found[0], startup_s):
         what = (

@@ -50,7 +50,7 @@ async def tokens(engine: Engine, adapter: str | None) -> tuple[int, ...]:
     return tuple((await ask(engine, replace(REQUEST, adapter=adapter), f"{adapter}-key")).token_ids())
 
 
-async def test_adapters_are_loaded_when_named_and_the_least_recently_used_leaves(engine: Engine) -> None:
+async def test_adapters_are_loaded_when_named_and_the_min_recently_used_leaves(engine: Engine) -> None:
     assert engine.stats().adapters == {"pinned"}
     base, first = await tokens(engine, None), await tokens(engine, "first")
     assert first != base

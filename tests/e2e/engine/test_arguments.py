@@ -67,7 +67,7 @@ def test_vllm_refusal_is_a_settings_error(gpt_neox_20b: Path) -> None:
 
 
 def test_generation_settings_reach_vllm() -> None:
-    asked = settings(Pool.GENERATION, kv_cache_gib=0.25, block_size=32, max_num_seqs=4, max_model_tokens=512, extra_arguments={"seed": 7})
+    asked = settings(Pool.GENERATION, kv_cache_gib=0.25, block_size=32, max_num_seqs=4, max_model_len=512, extra_arguments={"seed": 7})
     config = config_of(Pool.GENERATION, asked, model_files.locate("builtin", None))
     assert config.cache_config.kv_cache_memory_bytes == 1 << 28
     assert (config.cache_config.block_size, config.scheduler_config.max_num_seqs) == (32, 4)
@@ -125,7 +125,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
 
 
 BAD = [
-    pytest.param({"max_model_tokens": 4096}, "max_model_tokens: 4096", id="our check"),
+    pytest.param({"max_model_len": 4096}, "max_model_len: 4096", id="our check"),
     pytest.param({"quantization": "four-bit"}, "quantization: 'four-bit'", id="name"),
     pytest.param({"extra_arguments": {"scheduling_policy": "seven"}}, "vLLM refuses these arguments", id="vLLM's check"),
 ]

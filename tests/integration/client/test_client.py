@@ -76,7 +76,7 @@ async def test_tokens_go_there_and_back(ask: Any) -> None:
 async def test_models_tell_capabilities_and_limits(ask: Any) -> None:
     (model,) = await ask("models")
     assert model == await ask("model", "scripted")
-    assert (model.capabilities, model.limits.context_tokens) == (frozenset({"generate", "embed"}), 2048)
+    assert (model.capabilities, model.limits.max_model_len) == (frozenset({"generate", "embed"}), 2048)
     assert (model.embedding.default_pooling, model.ready_generation_replicas) == (Pooling.MEAN, 2)
     with pytest.raises(ServeError) as caught:
         await ask("model", "other")

@@ -154,7 +154,7 @@ async def test_bytes_that_are_no_message_are_refused(path: str, stubs: Stubs) ->
 async def test_message_over_the_limit_is_refused_with_details(path: str, stubs: Stubs) -> None:
     error = await refused_raw(stubs, path, b"x" * (REQUEST_BYTES + 1))
     assert error.reason is Reason.REQUEST_TOO_LARGE
-    assert error.metadata["most_request_bytes"] == str(REQUEST_BYTES)
+    assert error.metadata["max_request_bytes"] == str(REQUEST_BYTES)
 
 
 async def test_message_over_the_limit_of_the_transport_is_refused(stubs: Stubs) -> None:

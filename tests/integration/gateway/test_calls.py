@@ -131,7 +131,7 @@ SERVED = """
 name: "served-name" source: "builtin" revision: "v2"
 capabilities: [CAPABILITY_GENERATE, CAPABILITY_GUIDED_OUTPUT, CAPABILITY_BEAM_SEARCH, CAPABILITY_EMBED, CAPABILITY_ADAPTERS]
 limits {
-  context_tokens: 1024 vocabulary_size: 4096 prompts_per_request: 5 n: 6 beam_width: 7 logprobs: 8 stop_sequences: 16 request_bytes: 9000
+  max_model_len: 1024 vocabulary_size: 4096 prompts_per_request: 5 n: 6 beam_width: 7 logprobs: 8 stop_sequences: 16 request_bytes: 9000
 }
 adapters: ["legal", "medical"]
 embedding { dimensions: 256 default_pooling: POOLING_LAST layer: 4 final_layer_norm: false }
@@ -144,7 +144,7 @@ async def test_model_is_told_in_every_field(dispatcher: ScriptedDispatcher) -> N
     sections: dict[str, Any] = {
         "model": {"name": "served-name", "revision": "v2", "adapters": [{"name": name, "path": name} for name in ("legal", "medical")]},
         "limits": {"prompts_per_request": 5, "n": 6, "beam_width": 7, "logprobs": 8, "request_bytes": 9000},
-        "generation": {"engine": {"max_model_tokens": 1024}},
+        "generation": {"engine": {"max_model_len": 1024}},
         "embedding": {"default_pooling": "last", "layer": 4},
     }
     async with running_gateway(dispatcher, **sections) as server, connected(server.port) as stubs:

@@ -14,7 +14,7 @@ from tests.fakes.link_cluster import until
 from tests.fakes.scripted_dispatcher import ScriptedDispatcher
 
 CONNECTIONS = 10_000
-MOST_BYTES_EACH = 64 * 1024
+MAX_BYTES_EACH = 64 * 1024
 # Opens connections that say hello in HTTP/2 and nothing more, tells that they are open, and holds them until its input ends.
 CROWD = """
 import resource, socket, sys
@@ -32,11 +32,11 @@ sys.stdin.read()
 
 
 async def test_ten_thousand_connections_are_held_and_calls_of_others_are_served() -> None:
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most_files < CONNECTIONS + 1_000:
-        pytest.skip(f"this user may have {most_files} files open")
+    _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if max_files < CONNECTIONS + 1_000:
+        pytest.skip(f"this user may have {max_files} files open")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], CONNECTIONS + 1_000), most_files))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], CONNECTIONS + 1_000), max_files))
     gateway = {"host": "0.0.0.0"}
     async with (
         running_gateway(ScriptedDispatcher(), gateway=gateway, access={"anonymous": True}) as server,
@@ -55,7 +55,7 @@ async def test_ten_thousand_connections_are_held_and_calls_of_others_are_served(
         each = (psutil.Process().memory_info().rss - empty) / CONNECTIONS
         for _ in range(20):
             await client.generate("a", timeout_s=1)
-        assert each < MOST_BYTES_EACH
+        assert each < MAX_BYTES_EACH
         await asyncio.wait_for(crowd.communicate(b""), 30)
         await until(lambda: server.connections <= 2, 60)
         await client.generate("a", timeout_s=1)

@@ -110,7 +110,7 @@ async def _reason(call: Any) -> Reason:
 
 def test_answers_are_forgotten_by_age_and_by_size() -> None:
     now_s = 0.0
-    repeats = Repeats(memory_s=10.0, most_bytes=100, clock=lambda: now_s)
+    repeats = Repeats(memory_s=10.0, max_bytes=100, clock=lambda: now_s)
 
     def answer(name: str, size: int) -> None:
         run = repeats.begin(("t", "m", name), b"raw")
@@ -133,6 +133,6 @@ def test_answers_are_forgotten_by_age_and_by_size() -> None:
 
 
 def test_tenants_do_not_share_ids() -> None:
-    repeats = Repeats(memory_s=10.0, most_bytes=100, clock=lambda: 0.0)
+    repeats = Repeats(memory_s=10.0, max_bytes=100, clock=lambda: 0.0)
     repeats.begin(("a", "m", "id"), b"raw")
     assert repeats.find(("b", "m", "id"), b"raw") is None

@@ -56,7 +56,7 @@ def prompt(*ids: int) -> generation_pb2.Prompt:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_call_reserves_the_most_it_may_use_and_settles_what_it_used(
+async def test_call_reserves_the_max_it_may_use_and_settles_what_it_used(
     client: AsyncClient, dispatcher: ScriptedDispatcher, streamed: bool
 ) -> None:
     dispatcher.script = Script(tokens=4)

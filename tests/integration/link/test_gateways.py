@@ -80,8 +80,8 @@ async def test_gateway_that_stops_reading_loses_its_link_and_no_one_else_notices
             return wire.commands([wire.generation_to_proto(1, generation())], [], [])
 
     silent = Tracing(TracingSettings(), "engine")
-    session = EngineLinkSession(number=1, engine=engine, admit=lambda: None, on_ended=lambda: None, tracing=silent, most_backlog_deltas=100)
-    parts = [asyncio.ensure_future(session.obey(Submits())), asyncio.ensure_future(session.write_to(Stuck()))]
+    session = EngineLinkSession(number=1, engine=engine, admit=lambda: None, on_ended=lambda: None, tracing=silent, max_backlog_deltas=100)
+    parts = [asyncio.ensure_future(session.handle_commands(Submits())), asyncio.ensure_future(session.write_to(Stuck()))]
     ended = asyncio.ensure_future(session.ended())
     await until(lambda: engine.live)
     for _ in range(110):

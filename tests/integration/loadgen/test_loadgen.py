@@ -67,7 +67,7 @@ async def test_gateway_refusal_is_told_with_its_status() -> None:
 
 async def test_gateway_prompts_of_text_are_counted_by_the_gateway(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "def f(x):", "max_tokens": 3}\n')
-    prompts = recorded_in(tmp_path / "p.jsonl", context_tokens=100, vocabulary_size=800)
+    prompts = recorded_in(tmp_path / "p.jsonl", max_model_len=100, vocabulary_size=800)
     async with running_gateway(ScriptedDispatcher(Script(tokens=None))) as gateway:
         (one,) = (await run(GatewaySpec(f"127.0.0.1:{gateway.port}"), Load(prompts, ClosedLoop(1)))).records
     assert (one.prompt_tokens > 1, len(one.token_ids)) == (True, 3)
@@ -172,7 +172,7 @@ async def test_openai_server_closed_loop_gives_a_whole_record_for_each_request()
 
 async def test_openai_server_refuses_one_prompt_and_counts_the_other(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "good", "max_tokens": 3}\n{"prompt": "bad", "max_tokens": 3}\n')
-    prompts = recorded_in(tmp_path / "p.jsonl", context_tokens=100, vocabulary_size=800)
+    prompts = recorded_in(tmp_path / "p.jsonl", max_model_len=100, vocabulary_size=800)
     async with openai_server() as (url, _):
         good, bad = (await run(OpenAiSpec(url, "m"), Load(prompts, ClosedLoop(1)))).records
     assert (good.error, good.prompt_tokens, good.token_ids) == (None, 9, (0, 1, 2))
@@ -184,8 +184,8 @@ async def test_openai_server_says_its_context_over_tls(tmp_path: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair.certificate, pair.key)
     async with openai_server(context) as (url, _):
-        assert await OpenAiSpec(url, "m", root_ca=root).context_tokens() == 77
+        assert await OpenAiSpec(url, "m", root_ca=root).max_model_len() == 77
         with pytest.raises(TargetError, match="serves no model 'other', only m"):
-            await OpenAiSpec(url, "other", root_ca=root).context_tokens()
+            await OpenAiSpec(url, "other", root_ca=root).max_model_len()
         with pytest.raises(TargetError, match="certificate verify failed"):
-            await OpenAiSpec(url, "m").context_tokens()
+            await OpenAiSpec(url, "m").max_model_len()

@@ -21,7 +21,7 @@ class Account:
     def __init__(self) -> None:
         self.used = 0
         self.running = 0
-        self.most_running = 0
+        self.max_running_jobs = 0
         self.refused: list[ServeError] = []
         self.rng = Random(0)
 
@@ -34,7 +34,7 @@ class Account:
             self.refused.append(error)
             return
         self.running += 1
-        self.most_running = max(self.most_running, self.running)
+        self.max_running_jobs = max(self.max_running_jobs, self.running)
         await asyncio.sleep(self.rng.random() * 0.05)
         used = self.rng.randint(0, most)
         self.used += used
@@ -60,7 +60,7 @@ async def test_quotas_hold_at_256_calls_at_a_time_across_two_gateways() -> None:
         await asyncio.gather(*(client(number) for number in range(256)))
         assert account.used <= LIMIT
         assert account.used > LIMIT - 256 * 200 / 4  # and it is not that everybody was turned away
-        assert 0 < account.most_running <= 200
+        assert 0 < account.max_running_jobs <= 200
         assert {error.reason for error in account.refused} == {Reason.QUOTA_EXCEEDED}
         assert all(error.retry_after_s and error.quota_violations for error in account.refused)
 

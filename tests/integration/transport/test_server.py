@@ -21,7 +21,7 @@ from neox_serve.transport.connection import Limits
 from neox_serve.transport.server import Server
 from tests.fakes.certificates import make_authority
 
-LIMITS = Limits(most_message_bytes=5_000_000, most_streams=1000)
+LIMITS = Limits(max_message_bytes=5_000_000, max_streams=1000)
 PATIENCE_S = 30
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 

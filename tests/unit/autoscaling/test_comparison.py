@@ -8,7 +8,7 @@ from autoscaling.signals import Targets
 from autoscaling.simulator.comparison import Curve, Point, cheapest
 from autoscaling.simulator.contenders import CONTENDERS
 from autoscaling.simulator.engine import Request, Urgency
-from autoscaling.simulator.least import least_gpu_hours
+from autoscaling.simulator.least import min_gpu_hours
 from autoscaling.simulator.outcome import Outcome
 from autoscaling.simulator.pools import Hardware
 
@@ -68,7 +68,7 @@ def test_search_that_nothing_satisfies_ends() -> None:
     assert len(searched(Curve("forecast", [], around=2.0), math.inf, fine=4)) == 7
 
 
-def test_least_is_the_work_of_what_the_promise_does_not_spare() -> None:
+def test_min_is_the_work_of_what_the_promise_does_not_spare() -> None:
     spec = Hardware().spec(1, 8, 30.0, Targets(attainment_fraction=0.5))
     one_s = spec.capacity.request_work_s(500, 100) / (1 - spec.capacity.fixed_s / spec.targets.tpot_s)
     requests = [
@@ -77,7 +77,7 @@ def test_least_is_the_work_of_what_the_promise_does_not_spare() -> None:
         Request(11.0, 1500, 500),  # the dearest half
         Request(12.0, 500, 100, urgency=Urgency.BULK),
     ]
-    assert least_gpu_hours(requests, spec, 5.0, 20.0) == pytest.approx(one_s * spec.gpus_per_replica / 3600)
-    assert least_gpu_hours([], spec, 5.0, 20.0) == 0
+    assert min_gpu_hours(requests, spec, 5.0, 20.0) == pytest.approx(one_s * spec.gpus_per_replica / 3600)
+    assert min_gpu_hours([], spec, 5.0, 20.0) == 0
     impossible = Hardware().spec(1, 8, 30.0, Targets(tpot_s=0.001))
-    assert least_gpu_hours(requests, impossible, 5.0, 20.0) == math.inf
+    assert min_gpu_hours(requests, impossible, 5.0, 20.0) == math.inf

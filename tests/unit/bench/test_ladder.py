@@ -175,7 +175,7 @@ def test_ladder_lag_beside_a_stalled_client_is_over_that_without_round_by_round(
 
 
 def test_ladder_round_that_carried_nothing_counts_as_zero() -> None:
-    found = ladder().most_carried()
+    found = ladder().max_carried()
     assert found.low == 0.0
     assert found.high > 0.0
 

@@ -18,7 +18,7 @@ def use(slots: AdapterSlots, name: str, *in_use: str) -> Load | None:
     return step
 
 
-def test_least_recently_used_adapter_leaves_first() -> None:
+def test_min_recently_used_adapter_leaves_first() -> None:
     slots = AdapterSlots(2)
     assert [use(slots, name) for name in ("a", "b", "a", "c")] == [Load(), Load(), None, Load("b")]
     assert slots.loaded == {"a", "c"}

@@ -88,7 +88,7 @@ def test_check_20b_on_two_gpus_passes() -> None:
         ({"executor_backend": "ray"}, "executor_backend: 'ray'", "auto, mp or uni"),
         ({"executor_backend": "uni", "tensor_parallel_size": 2}, "executor_backend: 'uni'", "exactly one"),
         ({"executor_backend": "uni", "cpu_threads_bind": "0-1"}, "cpu_threads_bind: '0-1'", "auto or nobind"),
-        ({"max_model_tokens": 4096}, "max_model_tokens: 4096", "2048 positions"),
+        ({"max_model_len": 4096}, "max_model_len: 4096", "2048 positions"),
         ({"max_num_batched_tokens": 64}, "max_num_batched_tokens: 64", "max_num_seqs, 128"),
         ({"kv_cache_gib": 15}, "kv_cache_gib: 15", "16.0 GiB"),
         ({"kv_cache_gib": 0.001}, "kv_cache_gib: 0.001", "at least 0.023"),
@@ -107,8 +107,8 @@ def test_check_bad_engine_setting_names_key_value_and_what_is_allowed(engine: di
 
 
 def test_check_reports_all_bad_settings_at_once() -> None:
-    lines = problems(settings(tensor_parallel_size=3, max_model_tokens=9999)).splitlines()
-    assert {line.split(":")[0].rpartition(".")[2] for line in lines} >= {"tensor_parallel_size", "max_model_tokens"}
+    lines = problems(settings(tensor_parallel_size=3, max_model_len=9999)).splitlines()
+    assert {line.split(":")[0].rpartition(".")[2] for line in lines} >= {"tensor_parallel_size", "max_model_len"}
 
 
 def test_check_embedding_batch_must_hold_a_whole_input() -> None:

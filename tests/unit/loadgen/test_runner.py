@@ -33,14 +33,14 @@ class EchoTarget:
     """Answers with the prompt, one token a payload; fails or garbles where told. hangs_from: this request and later ones never end."""
 
     def __init__(self, failure: Exception | None = None, garbles_at: int = -1, hangs_from: int = 1_000) -> None:
-        self.in_flight = self.most_in_flight = self.sent = 0
+        self.in_flight = self.max_in_flight = self.sent = 0
         self._failure, self._garbles_at, self._hangs_from = failure, garbles_at, hangs_from
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
         """Stamps the first tokens of the prompt. The second request fails."""
         number, self.sent = self.sent, self.sent + 1
         self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         for token_id in prompt[:output_tokens]:
             stamp("garbled" if number == self._garbles_at else token_id)
         if number >= self._hangs_from:
@@ -67,7 +67,7 @@ async def test_closed_loop_records_come_in_the_order_of_the_prompts() -> None:
     assert [one.token_ids for one in records] == [tuple(request.prompt[:3]) for request in WORKLOAD.requests()]
     assert [one.prompt_tokens for one in records] == [4] * 5
     assert ended == [1, 2, 3, 4, 5]
-    assert target.most_in_flight == 2
+    assert target.max_in_flight == 2
 
 
 async def test_closed_loop_next_request_is_meant_to_start_when_the_one_before_ends() -> None:
@@ -103,7 +103,7 @@ async def test_open_loop_sends_without_waiting_for_answers() -> None:
     run = runner(target, Replay(), workload=AtOnce(((1,), (2,), (3,))))
     await run.run()
     records = run.outcome().records
-    assert target.most_in_flight == 3
+    assert target.max_in_flight == 3
     assert len({one.intended_s for one in records}) == 1
     assert [one.token_ids for one in records] == [(1,), (2,), (3,)]
 
@@ -113,7 +113,7 @@ async def test_open_loop_with_a_cap_holds_requests_back_and_their_records_are_la
     run = runner(target, Replay(), workload=AtOnce(((1,), (2,), (3,))), max_in_flight=1)
     await run.run()
     first, second, third = run.outcome().records
-    assert target.most_in_flight == 1
+    assert target.max_in_flight == 1
     assert (second.late_s >= first.e2e_s, third.late_s >= second.e2e_s) == (True, True)
 
 

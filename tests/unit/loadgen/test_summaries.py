@@ -75,7 +75,7 @@ def test_summary_failed_requests_count_as_failed_and_nowhere_else() -> None:
     assert (summary.total_output_tokens, summary.duration, summary.output_throughput) == (2, 4.0, 0.5)
 
 
-def test_summary_tells_the_most_frequent_errors_first() -> None:
+def test_summary_tells_the_max_frequent_errors_first() -> None:
     summary = summarize([lost(0.0, 1.0, error) for error in ("a", "b", "b", "c", "d", "e", "f", "f")])
     assert list(summary.errors.items()) == [("b", 2), ("f", 2), ("a", 1), ("c", 1), ("d", 1)]
 

@@ -16,7 +16,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,40
 def recorded(path: Path, text: str | list[Any], **options: Any) -> Recorded:
     """A recording with this text, or these objects one a line."""
     path.write_text(text if isinstance(text, str) else "".join(f"{json.dumps(line)}\n" for line in text))
-    return recorded_in(path, **{"context_tokens": 100, "vocabulary_size": 800, **options})
+    return recorded_in(path, **{"max_model_len": 100, "vocabulary_size": 800, **options})
 
 
 def mooncake(timestamp: int, input_length: int, *hash_ids: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_azure_requests_have_recorded_times_and_clipped_lengths(tmp_path: Path) 
 
 def test_mooncake_equal_hash_ids_give_equal_tokens_in_scaled_blocks(tmp_path: Path) -> None:
     lines = [mooncake(0, 1100, 1, 2, 3), mooncake(500, 1536, 1, 2, 4), mooncake(600, 40, 1)]
-    workload = recorded(tmp_path / "t.jsonl", lines, context_tokens=1000)
+    workload = recorded(tmp_path / "t.jsonl", lines, max_model_len=1000)
     first, second, short = (request.prompt for request in workload.requests())
     assert workload.kind is TraceKind.MOONCAKE
     assert (len(first), len(second), len(short)) == (138, 192, 5)
@@ -63,7 +63,7 @@ def test_mooncake_equal_hash_ids_give_equal_tokens_in_scaled_blocks(tmp_path: Pa
 
 def test_mooncake_clipped_prompt_keeps_its_prefix(tmp_path: Path) -> None:
     lines = [mooncake(0, 1536, 1, 2, 4)]
-    whole, clipped = (recorded(tmp_path / "t.jsonl", lines, context_tokens=size) for size in (1000, 90))
+    whole, clipped = (recorded(tmp_path / "t.jsonl", lines, max_model_len=size) for size in (1000, 90))
     assert next(clipped.requests()).prompt == next(whole.requests()).prompt[:87]
 
 
@@ -123,10 +123,10 @@ def test_file_that_is_wrong_is_refused_with_line_field_and_value(tmp_path: Path,
 
 def test_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="No such file"):
-        recorded_in(tmp_path / "none.jsonl", context_tokens=100, vocabulary_size=800)
+        recorded_in(tmp_path / "none.jsonl", max_model_len=100, vocabulary_size=800)
 
 
-@pytest.mark.parametrize(("options", "said"), [({"divisor": 7}, "divisor 7"), ({"context_tokens": 1}, "context_tokens 1")])
+@pytest.mark.parametrize(("options", "said"), [({"divisor": 7}, "divisor 7"), ({"max_model_len": 1}, "max_model_len 1")])
 def test_recording_with_impossible_values_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         recorded(tmp_path / "t.csv", AZURE, **options)

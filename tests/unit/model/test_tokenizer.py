@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neox_serve.model.tokenizer import MOST_CHARACTERS_ON_THE_LOOP, Tokenizer, TokenizerError
+from neox_serve.model.tokenizer import MAX_CHARACTERS_ON_THE_LOOP, Tokenizer, TokenizerError
 from tests.fakes.gateways import builtin_facts, builtin_tokenizer
 
 texts = st.text(st.characters(codec="utf-8"), max_size=200)
@@ -20,9 +20,9 @@ def test_decode_of_encode_is_the_text_in_composed_form(text: str) -> None:
 
 
 @given(texts)
-def test_least_tokens_is_a_lower_bound(text: str) -> None:
+def test_min_tokens_is_a_lower_bound(text: str) -> None:
     tokenizer = builtin_tokenizer()
-    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
 
 
 @given(texts)
@@ -36,7 +36,7 @@ def test_offsets_cover_the_text_in_code_points(text: str) -> None:
 def test_long_text_gives_the_same_ids_on_either_path() -> None:
     tokenizer = builtin_tokenizer()
     line = "for item in items:\n        print(item)\n"
-    text = line * (MOST_CHARACTERS_ON_THE_LOOP // len(line) + 2)
+    text = line * (MAX_CHARACTERS_ON_THE_LOOP // len(line) + 2)
     assert tokenizer.encode(text) == tokenizer.encode(line) * (len(text) // len(line))
 
 

@@ -64,6 +64,6 @@ def test_config_20b_places_a_replica_with_both_its_gpus(pool: Pool) -> None:
 
 
 def test_config_check_names_what_cannot_work() -> None:
-    done = CliRunner().invoke(app, ["config", "check", "--set", "generation.engine.max_model_tokens=100000"])
+    done = CliRunner().invoke(app, ["config", "check", "--set", "generation.engine.max_model_len=100000"])
     assert done.exit_code == 1
-    assert "generation.engine.max_model_tokens" in done.stderr
+    assert "generation.engine.max_model_len" in done.stderr

@@ -15,7 +15,7 @@ from neox_serve.transport.connection import Limits
 from neox_serve.transport.framing import framed
 from tests.fakes.http2_client import Http2Client, finder
 
-LIMITS = Limits(most_message_bytes=1000, most_streams=100)
+LIMITS = Limits(max_message_bytes=1000, max_streams=100)
 LARGE = b"x" * 3000
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = "0", "1", "2", "4", "8", "12", "13"
 

@@ -19,7 +19,7 @@ from neox_serve.transport.connection import Limits
 from neox_serve.transport.framing import framed
 from tests.fakes.http2_client import Http2Client, finder
 
-LIMITS = Limits(most_message_bytes=1000, most_streams=10)
+LIMITS = Limits(max_message_bytes=1000, max_streams=10)
 AT_ONCE = replace(LIMITS, keepalive_s=0.0, keepalive_timeout_s=0.0)
 OK = "0"
 
@@ -147,7 +147,7 @@ async def test_flood_of_requests_reset_at_once_ends_the_connection() -> None:
 async def test_calls_given_up_after_they_began_are_never_too_many() -> None:
     under_test = client()
     for _ in range(100):
-        streams = [under_test.open("/t/Wait") for _ in range(LIMITS.most_streams)]
+        streams = [under_test.open("/t/Wait") for _ in range(LIMITS.max_streams)]
         await under_test.exchange(turns=1)
         for stream_id in streams:
             under_test.h2.reset_stream(stream_id)
@@ -166,7 +166,7 @@ async def test_headers_without_end_close_the_connection() -> None:
 async def test_headers_beyond_the_limit_close_the_connection() -> None:
     under_test = client()
     task = await running(under_test)
-    under_test.open("/t/Echo", ("mine", "x" * LIMITS.most_header_bytes))
+    under_test.open("/t/Echo", ("mine", "x" * LIMITS.max_header_bytes))
     await assert_over(under_test, task, ErrorCodes.ENHANCE_YOUR_CALM)
 
 
@@ -175,7 +175,7 @@ async def test_streams_beyond_the_limit_close_the_connection() -> None:
     task = await running(under_test)
     under_test.h2.remote_settings.max_concurrent_streams = 1000
     under_test.h2.remote_settings.acknowledge()
-    for _ in range(LIMITS.most_streams):
+    for _ in range(LIMITS.max_streams):
         under_test.open("/t/Wait")
     await assert_over(under_test, task, ErrorCodes.PROTOCOL_ERROR)
 

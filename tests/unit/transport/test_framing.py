@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from neox_serve.transport.framing import MessageReader, StatusError, framed, metadata_headers, metadata_of, status_headers, timeout_s
 
-MOST_BYTES = 1000
+MAX_BYTES = 1000
 
 
 def reader(encoding: str = "identity") -> MessageReader:
-    return MessageReader(MOST_BYTES, encoding)
+    return MessageReader(MAX_BYTES, encoding)
 
 
 def compressed(payload: bytes) -> bytes:
@@ -47,15 +47,15 @@ def test_reader_after_part_of_a_message_is_in_one() -> None:
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_reader_of_a_compressed_message_inflates_it(encoding: str, compress: object) -> None:
     assert callable(compress)
-    assert reader(encoding).feed(compressed(compress(b"x" * MOST_BYTES))) == [b"x" * MOST_BYTES]
+    assert reader(encoding).feed(compressed(compress(b"x" * MAX_BYTES))) == [b"x" * MAX_BYTES]
 
 
 @pytest.mark.parametrize(
     ("encoding", "data", "code"),
     [
-        ("identity", framed(b"x" * (MOST_BYTES + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        ("gzip", compressed(gzip.compress(b"x" * 10**7)[:MOST_BYTES]), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        ("deflate", compressed(zlib.compress(b"x" * (MOST_BYTES + 1))), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("identity", framed(b"x" * (MAX_BYTES + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("gzip", compressed(gzip.compress(b"x" * 10**7)[:MAX_BYTES]), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("deflate", compressed(zlib.compress(b"x" * (MAX_BYTES + 1))), grpc.StatusCode.RESOURCE_EXHAUSTED),
         ("gzip", compressed(b"no gzip"), grpc.StatusCode.INTERNAL),
         ("gzip", compressed(gzip.compress(b"some text")[:-9]), grpc.StatusCode.INTERNAL),
         ("gzip", compressed(gzip.compress(b"some text") + b"more"), grpc.StatusCode.INTERNAL),

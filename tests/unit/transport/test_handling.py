@@ -13,7 +13,7 @@ from neox_serve.transport.connection import Limits
 from neox_serve.transport.framing import StatusError, framed
 from tests.fakes.http2_client import Http2Client, finder
 
-LIMITS = Limits(most_message_bytes=1000, most_streams=100)
+LIMITS = Limits(max_message_bytes=1000, max_streams=100)
 OK, CANCELLED, UNKNOWN, NOT_FOUND, UNIMPLEMENTED, INTERNAL = "0", "1", "2", "5", "12", "13"
 NUMBERS: dict[str, Any] = {"request_deserializer": int, "response_serializer": lambda number: b"%d" % number}
 

@@ -17,7 +17,7 @@ from neox_serve.transport.connection import Limits
 from neox_serve.transport.framing import framed
 from tests.fakes.http2_client import Http2Client, finder
 
-LIMITS = Limits(most_message_bytes=100_000, most_streams=100)
+LIMITS = Limits(max_message_bytes=100_000, max_streams=100)
 CONNECTION_WINDOW_BYTES = 65_535
 OK, RESOURCE_EXHAUSTED = "0", "8"
 
@@ -176,7 +176,7 @@ async def test_blocked_call_that_is_given_up_leaves_nothing() -> None:
 
 
 async def test_client_that_asks_and_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending_module, "_MOST_UNREAD_BYTES", 1000)
+    monkeypatch.setattr(sending_module, "_MAX_UNREAD_BYTES", 1000)
     under_test = client()
     await under_test.exchange()
     before = len(under_test.socket.writes)
@@ -188,7 +188,7 @@ async def test_client_that_asks_and_does_not_read_is_dropped(monkeypatch: pytest
 
 
 async def test_client_that_reads_at_last_may_ask_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending_module, "_MOST_UNREAD_BYTES", 1000)
+    monkeypatch.setattr(sending_module, "_MAX_UNREAD_BYTES", 1000)
     under_test = client()
     for _ in range(100):
         under_test.connection.pause_writing()

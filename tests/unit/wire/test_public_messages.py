@@ -141,7 +141,7 @@ def test_chunks_joined_give_the_deltas_joined_however_they_were_batched(batches:
 
 
 @given(st.lists(deltas, max_size=12))
-def test_a_batch_gives_at_most_one_chunk_an_index(batch: list[SequenceDelta]) -> None:
+def test_a_batch_gives_at_max_one_chunk_an_index(batch: list[SequenceDelta]) -> None:
     raws = wire.ChunkWriter().write_sequences(batch)
     indices = [inference_service_pb2.StreamGenerateResponse.FromString(raw).chunk.index for raw in raws]
     assert len(indices) == len(set(indices))

@@ -18,8 +18,8 @@ from neox_serve.loadgen.summaries import summarize
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.workloads import Synthetic
 
-ENDPOINT = Endpoint("neox-serve", "a:1", "m", context_tokens=100, vocabulary_size=800, target=GatewaySpec("a:1"))
-UNSAID = Endpoint("openai", "http://a", "m", context_tokens=None, vocabulary_size=800, target=GatewaySpec("a:1"))
+ENDPOINT = Endpoint("neox-serve", "a:1", "m", max_model_len=100, vocabulary_size=800, target=GatewaySpec("a:1"))
+UNSAID = Endpoint("openai", "http://a", "m", max_model_len=None, vocabulary_size=800, target=GatewaySpec("a:1"))
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,40,10\n2023-11-16 18:17:04,800,30\n"
 
 
@@ -114,7 +114,7 @@ def test_plan_that_does_not_fit_into_the_context_is_refused() -> None:
 def test_plan_of_a_trace_for_a_context_that_nobody_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="does not say"):
         plan(Options(trace=azure(tmp_path)), UNSAID)
-    assert plan(Options(trace=azure(tmp_path), context_tokens=50), UNSAID).notes[0].endswith("context of 50 tokens.")
+    assert plan(Options(trace=azure(tmp_path), max_model_len=50), UNSAID).notes[0].endswith("context of 50 tokens.")
 
 
 def test_notes_say_what_makes_figures_doubtful() -> None:

@@ -146,7 +146,7 @@ def test_20b_replica_gets_a_pod_with_two_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parallel", "per_worker", "gpus_per_pod", "most_pods"),
+    ("parallel", "per_worker", "gpus_per_pod", "max_pods"),
     [
         ({"tensor_parallel_size": 2}, 1, 2, 3),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, 1, 4, 3),
@@ -155,10 +155,10 @@ def test_20b_replica_gets_a_pod_with_two_gpus() -> None:
         ({}, 0, 0, 3),
     ],
 )
-def test_engine_group_is_sized_by_workers_and_replicas(parallel: Any, per_worker: float, gpus_per_pod: int, most_pods: int) -> None:
+def test_engine_group_is_sized_by_workers_and_replicas(parallel: Any, per_worker: float, gpus_per_pod: int, max_pods: int) -> None:
     settings = with_engine(parallel, {"min": 1, "initial": 1, "max": 3, "gpus_per_worker": per_worker})
     group = groups(settings)["generation"]
-    assert (gpus(group), group["maxReplicas"]) == (gpus_per_pod, most_pods)
+    assert (gpus(group), group["maxReplicas"]) == (gpus_per_pod, max_pods)
     assert "embedding" not in groups(settings)
 
 

@@ -11,7 +11,7 @@ from cluster.cli import app
 from cluster.local import cluster as local
 from cluster.local import state
 
-BAD = ("--set", "embedding.engine.max_model_tokens=100000")
+BAD = ("--set", "embedding.engine.max_model_len=100000")
 ELSEWHERE = ("--set", "ray.address=10.0.0.1:6379")
 
 
@@ -51,14 +51,14 @@ def running(state_folder: Path) -> None:
 def test_up_with_an_engine_that_cannot_work_never_starts_ray() -> None:
     done = CliRunner().invoke(app, ["up", *BAD])
     assert done.exit_code == 1
-    assert "embedding.engine.max_model_tokens: 100000" in done.stderr
+    assert "embedding.engine.max_model_len: 100000" in done.stderr
 
 
 @pytest.mark.usefixtures("running")
 def test_apply_of_an_engine_that_cannot_work_never_reaches_the_cluster() -> None:
     done = CliRunner().invoke(app, ["apply", *BAD])
     assert done.exit_code == 1
-    assert "embedding.engine.max_model_tokens: 100000" in done.stderr
+    assert "embedding.engine.max_model_len: 100000" in done.stderr
 
 
 @pytest.mark.usefixtures("running")

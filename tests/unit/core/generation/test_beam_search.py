@@ -29,7 +29,7 @@ def run(state: BeamSearch, model: dict[int, float]) -> BeamSearch:
     return state
 
 
-def test_advance_keeps_the_most_likely_beams_of_all() -> None:
+def test_advance_keeps_the_max_likely_beams_of_all() -> None:
     state = search(2, 2).advance([[position(1, -1.0), position(2, -2.0), position(3, -3.0)]])
     state = state.advance([[position(1, -5.0), position(2, -1.5)], [position(3, -0.1)]])
     assert [beam.token_ids for beam in state.active] == [(2, 3), (1, 2)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.core.jobs.job import (
-    MOST_FRUITLESS_RUNS,
+    MAX_FRUITLESS_RUNS,
     NO_REPORT,
     End,
     Job,
@@ -56,9 +56,9 @@ def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, re
 
 
 def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
-    job, last = replace(JOB, fruitless_runs=MOST_FRUITLESS_RUNS - 1, rows_before_run=7), Report(Progress(10, 7))
+    job, last = replace(JOB, fruitless_runs=MAX_FRUITLESS_RUNS - 1, rows_before_run=7), Report(Progress(10, 7))
     assert next_step(job, RunStatus.FAILED, last, "killed") == End(
-        JobState.FAILED, f"{MOST_FRUITLESS_RUNS} runs in a row died without settling a row: killed"
+        JobState.FAILED, f"{MAX_FRUITLESS_RUNS} runs in a row died without settling a row: killed"
     )
     assert next_step(job, RunStatus.FAILED, Report(Progress(10, 8))) == Start(1)
 

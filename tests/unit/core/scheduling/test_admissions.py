@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Answer, GiveWay, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Answer, Preempt, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.fair_queue import QueueLimits
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
-LIMITS = QueueLimits(most_requests=4, longest_wait_s=30.0)
+LIMITS = QueueLimits(max_requests=4, longest_wait_s=30.0)
 
 
 def demand(tenant: str = "a", **terms: Any) -> Demand:
@@ -74,7 +74,7 @@ def test_request_given_up_while_it_waits_is_forgotten() -> None:
     assert told(asked.ask("g", 3, demand(), 1.0)) == [(3, Grant("r"))]
 
 
-def test_full_queue_pushes_out_the_least_important_with_a_time_to_come_back() -> None:
+def test_full_queue_pushes_out_the_min_important_with_a_time_to_come_back() -> None:
     asked = admissions()
     asked.ask("g", 1, demand(priority=PriorityClass.INTERACTIVE), 0.0)
     for lease_id in range(2, 6):
@@ -116,7 +116,7 @@ def test_running_bulk_request_is_asked_to_give_way_to_a_more_important_one_the_n
     for lease_id in (1, 2):
         asked.ask("g", lease_id, demand("bulk", priority=PriorityClass.BULK), 0.0)
     assert told(asked.ask("g", 3, demand("bulk", priority=PriorityClass.BULK), 0.0)) == [(3, Queued())]
-    assert told(asked.ask("g", 4, demand(), 0.0)) == [(4, Queued()), (2, GiveWay())]
+    assert told(asked.ask("g", 4, demand(), 0.0)) == [(4, Queued()), (2, Preempt())]
     asked.settle("g", Settled(2), 0.1)  # it had no token out, and comes again
     assert told(asked.ask("g", 5, demand("bulk", priority=PriorityClass.BULK, waited_s=0.1), 0.1)) == [(5, Queued())]
     assert told(asked.next(0.1)) == [(4, Grant("r"))]
@@ -176,7 +176,7 @@ class AllAnswered(RuleBasedStateMachine):
             match answer.what:
                 case Queued():
                     assert answer.lease_id in self.waiting
-                case GiveWay():
+                case Preempt():
                     assert answer.lease_id in self.running
                 case Grant():
                     self.finals[answer.lease_id] += 1
@@ -222,7 +222,7 @@ class AllAnswered(RuleBasedStateMachine):
     def books_agree(self) -> None:
         if hasattr(self, "asked"):
             assert set(self.finals.values()) <= {1}
-            assert len(self.asked.queue) == len(self.waiting) <= LIMITS.most_requests
+            assert len(self.asked.queue) == len(self.waiting) <= LIMITS.max_requests
             assert self.state.outstanding("r").requests == len(self.running) <= 3
 
 

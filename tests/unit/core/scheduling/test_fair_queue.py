@@ -25,7 +25,7 @@ def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> Waiting:
         "weight": 1.0,
         "priority": PriorityClass.DEFAULT,
         "prompt_tokens": 10,
-        "most_output_tokens": 10,
+        "max_output_tokens": 10,
     }
     return Waiting(key=("gateway", next(_keys)), tenant=tenant, came_s=came_s, **(values | changes))
 
@@ -58,8 +58,8 @@ def test_weight_gives_its_share() -> None:
 
 
 def test_long_requests_count_for_more_than_short_ones() -> None:
-    long = [request("long", most_output_tokens=100) for _ in range(10)]
-    short = [request("short", most_output_tokens=10) for _ in range(40)]
+    long = [request("long", max_output_tokens=100) for _ in range(10)]
+    short = [request("short", max_output_tokens=10) for _ in range(40)]
     first = drain(queue(*long, *short))[:22]
     served = {name: sum(one.tokens for one in first if one.tenant == name) for name in ("long", "short")}
     assert served["long"] == pytest.approx(served["short"], rel=0.5)
@@ -114,8 +114,8 @@ def test_tenant_that_comes_back_has_saved_nothing_up() -> None:
     assert 4 <= sum(one.tenant == "idle" for one in order[:10]) <= 6
 
 
-def test_full_queue_sheds_the_lowest_class_then_who_was_served_most_then_the_newest() -> None:
-    limits = QueueLimits(most_requests=3)
+def test_full_queue_sheds_the_lowest_class_then_who_was_served_max_then_the_newest() -> None:
+    limits = QueueLimits(max_requests=3)
     keep, bulk_old, bulk_new = request("a"), request("b", priority=PriorityClass.BULK), request("c", priority=PriorityClass.BULK)
     fair = queue(keep, bulk_old, limits=limits)
     fair.charge_dispatch(request("b", priority=PriorityClass.BULK))
@@ -127,7 +127,7 @@ def test_full_queue_sheds_the_lowest_class_then_who_was_served_most_then_the_new
 
 
 def test_queue_is_bounded_by_tokens_too() -> None:
-    fair = queue(request(), limits=QueueLimits(most_tokens=30))
+    fair = queue(request(), limits=QueueLimits(max_tokens=30))
     assert fair.put(big := request(prompt_tokens=20), 0.0) == (big,)
     assert fair.depth(G) == (1, 20)
 
@@ -152,7 +152,7 @@ def test_expected_wait_counts_higher_classes_and_a_fair_share_of_the_others() ->
 
 def test_what_a_tenant_generates_is_expected_of_it_and_corrected() -> None:
     fair = queue()
-    one = request(most_output_tokens=1_000)
+    one = request(max_output_tokens=1_000)
     charged = fair.charge_dispatch(one)
     assert charged == cost(10, 0, 1_000)
     fair.charge_end(one, charged, 0, 20)
@@ -182,7 +182,7 @@ def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list
     """Source of the bound: theorem 4.4 of the paper: 2 x the most that the running batch may cost, here that of `slots` requests."""
     rng = Random(0)
     fair = queue()
-    sent = [request(name, weight=w, prompt_tokens=p, most_output_tokens=o) for p, o in sizes for name, w in (("a", weight), ("b", 1.0))]
+    sent = [request(name, weight=w, prompt_tokens=p, max_output_tokens=o) for p, o in sizes for name, w in (("a", weight), ("b", 1.0))]
     for one in sent:
         fair.put(one, 0.0)
     most = max(cost(p, 0, o) for p, o in sizes) / min(weight, 1.0)
@@ -194,7 +194,7 @@ def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list
         if not running:
             break
         ended, charged = running.pop(rng.randrange(len(running)))
-        output = rng.randint(0, ended.most_output_tokens)
+        output = rng.randint(0, ended.max_output_tokens)
         fair.charge_end(ended, charged, 0, output)
         served[ended.tenant] += cost(ended.prompt_tokens, 0, output) / ended.weight
         assert abs(served["a"] - served["b"]) <= 2 * slots * most + most
@@ -205,7 +205,7 @@ class Fair(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.fair = FairQueue(QueueLimits(most_requests=8, most_tokens=200, longest_wait_s=50.0))
+        self.fair = FairQueue(QueueLimits(max_requests=8, max_tokens=200, longest_wait_s=50.0))
         self.now_s = 0.0
         self.here: dict[Any, tuple[Waiting, int]] = {}
         self.unserved: dict[tuple[Lane, PriorityClass], float] = {}

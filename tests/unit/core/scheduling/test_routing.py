@@ -150,7 +150,7 @@ def test_power_of_two_never_takes_the_one_worst_candidate(candidates: list[Candi
 
 
 @given(SOME, st.integers())
-def test_least_tokens_takes_the_least_of_all(candidates: list[Candidate], seed: int) -> None:
+def test_min_tokens_takes_the_min_of_all(candidates: list[Candidate], seed: int) -> None:
     assert score(picked("least-tokens", candidates, seed=seed)) == min(map(score, candidates))
 
 
@@ -180,9 +180,16 @@ def holdings(demand: Demand, **blocks: int) -> Holdings:
 
 
 def route(
-    name: str, candidates: Iterable[Candidate], demand: Demand, known: Holdings = NO_HOLDINGS, lead_tokens: int = 500, seed: int = 0
+    name: str,
+    candidates: Iterable[Candidate],
+    demand: Demand,
+    known: Holdings = NO_HOLDINGS,
+    imbalance_threshold_tokens: int = 500,
+    seed: int = 0,
 ) -> Route:
-    choice = choose_from_roster(POLICIES[name], Roster(candidates), demand, Random(seed), holdings=known, lead_tokens=lead_tokens)
+    choice = choose_from_roster(
+        POLICIES[name], Roster(candidates), demand, Random(seed), holdings=known, imbalance_threshold_tokens=imbalance_threshold_tokens
+    )
     assert isinstance(choice, Route)
     return choice
 
@@ -220,9 +227,9 @@ def test_kv_aware_between_equal_holders_takes_the_less_loaded() -> None:
     assert route("kv-aware", pool, LONG, holdings(LONG, a=8, b=8)).replica is pool[2].replica
 
 
-def test_kv_aware_without_a_holder_takes_the_least_loaded() -> None:
+def test_kv_aware_without_a_holder_takes_the_min_loaded() -> None:
     pool = [candidate("a", 300), candidate("b", 200)]
-    assert route("kv-aware", pool, LONG) == Route(pool[1].replica, 0, Why.LEAST_LOADED, 2)
+    assert route("kv-aware", pool, LONG) == Route(pool[1].replica, 0, Why.FEWEST_TOKENS, 2)
 
 
 def test_kv_aware_in_a_large_pool_finds_the_one_holder() -> None:
@@ -269,7 +276,7 @@ def test_affinity_past_the_lead_goes_to_another(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["session", "prefix-affinity"])
-def test_affinity_without_a_key_takes_the_least_loaded(policy: str) -> None:
+def test_affinity_without_a_key_takes_the_min_loaded(policy: str) -> None:
     assert affine(policy, DEMAND, [candidate("a", 5), candidate("b", 4)]) == "b"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neox_serve.core.cluster import Lease, Settled
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.continuation import MOST_CONTINUATIONS
+from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
 from neox_serve.core.generation.replacement import replica_lost
 from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
 from neox_serve.gateway.dispatch.engine_link import DeltaReceiver, EngineLink
@@ -144,7 +144,7 @@ def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list
     world = asyncio.run(live())
     assert world.ends == 1
     assert world.settled == Counter(lease.lease_id for lease in world.placed)
-    assert len(world.placed) <= 1 + MOST_CONTINUATIONS
+    assert len(world.placed) <= 1 + MAX_CONTINUATIONS
     for request in world.requests:
         assert len(request.prompt_token_ids) + request.stopping.max_tokens == 1 + REQUEST.stopping.max_tokens, "a token more, or less"
     assert len(world.errors) <= 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import TokenIds
 from neox_serve.gateway.requests import prompts
-from neox_serve.model.tokenizer import MOST_CHARACTERS_ON_THE_LOOP
+from neox_serve.model.tokenizer import MAX_CHARACTERS_ON_THE_LOOP
 from neox_serve.v1 import generation_pb2
 from tests.fakes.gateways import builtin_tokenizer
 
@@ -95,5 +95,5 @@ def test_long_text_is_tokenized_beside_the_loop() -> None:
             turns += 1
         return turns
 
-    assert len(text) > MOST_CHARACTERS_ON_THE_LOOP
+    assert len(text) > MAX_CHARACTERS_ON_THE_LOOP
     assert asyncio.run(turns_while_encoding()) > 20

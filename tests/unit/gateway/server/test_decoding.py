@@ -11,8 +11,8 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.gateway.server.decoding import Decoder
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 
-MOST_BYTES = 4096
-DECODER = Decoder(inference_service_pb2.GenerateRequest, MOST_BYTES)
+MAX_BYTES = 4096
+DECODER = Decoder(inference_service_pb2.GenerateRequest, MAX_BYTES)
 WHOLE = inference_service_pb2.GenerateRequest(
     request_id="id-placeholder",
     prompts=[generation_pb2.Prompt(text="good"), generation_pb2.Prompt(text="bad-text-here")],
@@ -79,9 +79,9 @@ def test_message_of_another_type_is_refused() -> None:
 
 
 def test_message_over_the_limit_says_by_how_much() -> None:
-    error = refused(b"x" * (MOST_BYTES + 1))
+    error = refused(b"x" * (MAX_BYTES + 1))
     assert error.reason is Reason.REQUEST_TOO_LARGE
-    assert error.metadata == {"request_bytes": str(MOST_BYTES + 1), "most_request_bytes": str(MOST_BYTES)}
+    assert error.metadata == {"request_bytes": str(MAX_BYTES + 1), "max_request_bytes": str(MAX_BYTES)}
 
 
 @given(st.binary(max_size=200))

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.gateway.server.jwt_tokens import MOST_CHARACTERS, REFRESH_S, SOONEST_REFRESH_S, JwtVerifier
+from neox_serve.gateway.server.jwt_tokens import MAX_CHARACTERS, REFRESH_S, SOONEST_REFRESH_S, JwtVerifier
 from neox_serve.settings import SettingsError
 from neox_serve.settings.cluster import JwtSettings
 
@@ -100,7 +100,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "no tenant": (lambda: token(tenant=None), "must be texts"),
     "tenant that is no text": (lambda: token(tenant=7), "must be texts"),
     "no token": (lambda: "hello", "cannot be read"),
-    "oversized": (lambda: token(filler="x" * MOST_CHARACTERS), f"may have {MOST_CHARACTERS}"),
+    "oversized": (lambda: token(filler="x" * MAX_CHARACTERS), f"may have {MAX_CHARACTERS}"),
 }
 
 

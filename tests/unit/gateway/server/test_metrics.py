@@ -25,7 +25,7 @@ def tokens_by_tenant(metrics: GatewayMetrics) -> dict[str, float]:
 
 
 async def test_metrics_name_the_largest_tenants_and_no_counter_takes_over_what_another_had() -> None:
-    metrics = GatewayMetrics(ScriptedDispatcher(), most_tenants=2)
+    metrics = GatewayMetrics(ScriptedDispatcher(), max_tenants=2)
     task = asyncio.current_task()
     assert task is not None
 

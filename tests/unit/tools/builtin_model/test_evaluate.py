@@ -14,7 +14,7 @@ def test_sliding_windows_score_each_token_but_the_first_once(length: int) -> Non
     assert scored == list(range(1, length))
 
 
-def test_sliding_windows_fit_the_context_and_leave_at_least_the_stride_before_a_token() -> None:
+def test_sliding_windows_fit_the_context_and_leave_at_min_the_stride_before_a_token() -> None:
     for window in list(sliding_windows(100, 8, 4)):
         assert window.end - window.start <= 8
         assert window.start == 0 or window.scored_from - window.start >= 4

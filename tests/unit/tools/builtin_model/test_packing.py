@@ -11,12 +11,12 @@ def numbered_stream(blocks: int) -> Tokens:
     return np.arange(blocks * BLOCK_TOKENS, dtype=np.uint16)
 
 
-def batches(stream: Tokens, count: int, context_tokens: int, *, position: DataPosition | None = None) -> list[Batch]:
+def batches(stream: Tokens, count: int, sequence_tokens: int, *, position: DataPosition | None = None) -> list[Batch]:
     """`count` batches of 4096 tokens one after another."""
     found: list[Batch] = []
     position = position or DataPosition()
     for _ in range(count):
-        found.append(next_batch(stream, position, context_tokens=context_tokens, batch_tokens=4096, seed=3))
+        found.append(next_batch(stream, position, sequence_tokens=sequence_tokens, batch_tokens=4096, seed=3))
         position = found[-1].next_position
     return found
 
@@ -35,10 +35,10 @@ def test_pack_stream_with_the_same_seed_is_the_same_and_with_another_differs() -
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("context_tokens", [256, 512, 2048])
-def test_next_batch_over_one_epoch_deals_every_token_once(context_tokens: int) -> None:
+@pytest.mark.parametrize("sequence_tokens", [256, 512, 2048])
+def test_next_batch_over_one_epoch_deals_every_token_once(sequence_tokens: int) -> None:
     blocks = 16
-    dealt = np.concatenate([batch.tokens.ravel() for batch in batches(numbered_stream(blocks), blocks // 2, context_tokens)])
+    dealt = np.concatenate([batch.tokens.ravel() for batch in batches(numbered_stream(blocks), blocks // 2, sequence_tokens)])
     assert np.array_equal(np.sort(dealt), np.arange(blocks * BLOCK_TOKENS))
 
 
@@ -70,5 +70,5 @@ def test_next_batch_in_the_second_epoch_uses_another_order() -> None:
 
 
 def test_next_batch_with_sizes_that_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="context_tokens 300 must divide"):
+    with pytest.raises(ValueError, match="sequence_tokens 300 must divide"):
         batches(numbered_stream(4), 1, 300)

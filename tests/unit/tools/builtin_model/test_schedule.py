@@ -26,7 +26,7 @@ def test_learning_rate_at_the_start_is_not_zero() -> None:
 
 @pytest.mark.parametrize(("fraction", "tokens"), [(0.0, 256), (0.49, 256), (0.5, 512), (0.9, 2048), (1.0, 2048)])
 def test_context_grows_with_the_spent_fraction(fraction: float, tokens: int) -> None:
-    assert SCHEDULE.context_tokens(fraction) == tokens
+    assert SCHEDULE.sequence_tokens(fraction) == tokens
 
 
 def test_annealing_begins_when_the_rate_begins_to_fall() -> None:

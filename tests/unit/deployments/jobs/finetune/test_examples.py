@@ -11,9 +11,9 @@ from neox_serve.model.chat import DEFAULT_TEMPLATE
 END = "|"
 
 
-def reader(template: str = DEFAULT_TEMPLATE, most_tokens: int = 200) -> Reader:
+def reader(template: str = DEFAULT_TEMPLATE, max_tokens: int = 200) -> Reader:
     """A token a character."""
-    return Reader(lambda text: [ord(character) for character in text], template, END, most_tokens)
+    return Reader(lambda text: [ord(character) for character in text], template, END, max_tokens)
 
 
 def told(example: Example) -> tuple[str, str]:

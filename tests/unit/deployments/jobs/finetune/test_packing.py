@@ -29,7 +29,7 @@ def test_examples_are_packed_whole_and_once(lengths: list[int]) -> None:
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=60))
-def test_sequences_are_at_most_the_bound_of_first_fit(lengths: list[int]) -> None:
+def test_sequences_are_at_max_the_bound_of_first_fit(lengths: list[int]) -> None:
     packed = pack([example(length) for length in lengths], PADDING)
     fewest = -(-sum(lengths) // packed.token_ids.shape[1])
     half_empty = sum((packed.owners[row] != UNUSED).sum() * 2 < packed.token_ids.shape[1] for row in range(len(packed)))

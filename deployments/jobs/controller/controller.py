@@ -74,7 +74,7 @@ class Runs(Protocol):
         """What one has written so far."""
 
 
-class JobKeeper:
+class JobController:
     """Calls block; `run` makes them off the event loop. clock: seconds since the epoch."""
 
     def __init__(
@@ -111,7 +111,7 @@ class JobKeeper:
             elif job.cancel_asked:
                 self._attempt(self._end, job, End(JobState.CANCELLED, "cancelled"))
         ready = [job for job in jobs if job.state is JobState.RUNNING or self._attempt(self._may_start, job)]
-        for job in to_start(ready, self._places.most_running):
+        for job in to_start(ready, self._places.max_running_jobs):
             self._attempt(self._start, job, Start())
 
     def _may_start(self, job: Job) -> bool:
@@ -230,12 +230,12 @@ class JobKeeper:
 
 
 @asynccontextmanager
-async def open_keeper(settings: Settings, runs: Runs, quotas: TokenQuotas) -> AsyncIterator[JobKeeper]:
+async def open_controller(settings: Settings, runs: Runs, quotas: TokenQuotas) -> AsyncIterator[JobController]:
     """The cluster's keeper, with its database open as long as the block lasts. Raises SettingsError."""
     secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
     engine = await asyncio.to_thread(open_database, database_url(settings))
     try:
         accounts = Accounts(UsageStore(engine), secret, settings.model.name, quotas)
-        yield JobKeeper(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings), accounts)
+        yield JobController(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings), accounts)
     finally:
         await asyncio.to_thread(engine.dispose)

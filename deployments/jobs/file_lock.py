@@ -9,7 +9,7 @@ from deployments.jobs.failures import JobError
 
 
 @contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
+def file_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds the lock of a folder, which is made. Raises JobError where another process has it, saying that it does `what`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -5,10 +5,10 @@ import sys
 
 SETTLED = """
 import gc, os, threading
-from deployments.settling import settle
+from deployments.process_tuning import tune_process
 
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-settle()
+tune_process()
 later = threading.Thread(target=threading.Event().wait, daemon=True)
 later.start()
 threads = [int(thread) for thread in os.listdir("/proc/self/task")]

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from deployments.jobs.controller.accounts import Accounts
 from deployments.jobs.controller.commands import Places
-from deployments.jobs.controller.keeper import JobKeeper
+from deployments.jobs.controller.controller import JobController
 from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
 from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
 from deployments.jobs.quantize.arguments import parse_arguments as parse_quantize
@@ -46,15 +46,15 @@ class World:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
-        self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", most_running=2)
+        self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", max_running_jobs=2)
         self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
         self.ledger, self.router_away = QuotaLedger(Random(1)), False
-        self.keeper = self.new_keeper()
+        self.keeper = self.new_controller()
 
-    def new_keeper(self, **places: Any) -> JobKeeper:
+    def new_controller(self, **places: Any) -> JobController:
         """One that knows nothing of what was before."""
         accounts = Accounts(self.usage, SECRET, "neox", self)
-        return JobKeeper(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: NOW_S)
+        return JobController(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: NOW_S)
 
     def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         self.charged |= {source: list(entries) for source, entries in spent.items()}
@@ -150,7 +150,7 @@ def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
 def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
     world.runs.statuses.clear()
-    keeper = world.new_keeper()
+    keeper = world.new_controller()
     keeper.look_after()
     assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
     keeper.look_after()
@@ -169,7 +169,7 @@ def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: Wor
 
 def test_two_keepers_start_a_job_once(world: World) -> None:
     job = world.new_job()
-    other = world.new_keeper()
+    other = world.new_controller()
     (seen,) = world.store.open_jobs()
     world.keeper.look_after()
     other._start(seen, Start())
@@ -246,7 +246,7 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
 
 def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
     """A job that trains an adapter, in a world with a registry."""
-    world.keeper = world.new_keeper(model=ModelSettings(registry=folder / "registry"))
+    world.keeper = world.new_controller(model=ModelSettings(registry=folder / "registry"))
     return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", adapter, "bad.jsonl", rank=4))
 
 
@@ -279,7 +279,7 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
 
 def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_keeper(tasks=tmp_path / "tasks")
+    world.keeper = world.new_controller(tasks=tmp_path / "tasks")
     job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
     told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
     assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)
@@ -294,7 +294,7 @@ def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world:
 
 def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_keeper(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
+    world.keeper = world.new_controller(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
     job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
     told = parse_quantize(shlex.split(world.runs.entrypoints[job.run_id])[3:])
     folder = f"{world.places.folder}/acme"
@@ -311,7 +311,7 @@ def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_with
 
 def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_keeper(engine_gpus={Pool.GENERATION: 4.0})
+    world.keeper = world.new_controller(engine_gpus={Pool.GENERATION: 4.0})
     own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
     assert world.runs.job(own.run_id).own_engine
     assert (world.runs.gpus[own.run_id], own.key_id) == (4.0, "")
@@ -378,7 +378,7 @@ def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> 
 def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
-    world.keeper = world.new_keeper()
+    world.keeper = world.new_controller()
     world.runs.statuses.clear()
     failed = world.look(job)
     assert (failed.state, "model.registry" in failed.message) == (JobState.FAILED, True)

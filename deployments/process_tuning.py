@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 
 
-def settle() -> None:
+def tune_process() -> None:
     """Keeps the garbage collector away from what lives as long as the process does, and this process off cores that a model computes on."""
     # A full collection over Ray's, vLLM's and our modules stops every stream for 50 to 80 ms; after this it passes over them.
     gc.collect()

@@ -13,11 +13,11 @@ from jsonschema.exceptions import SchemaError
 from neox_serve.gateway.requests.violations import Violations, show
 from neox_serve.v1 import generation_pb2
 
-MOST_GUIDE_BYTES = 65_536
-MOST_CHOICES = 256
+MAX_GUIDE_BYTES = 65_536
+MAX_CHOICES = 256
 
 # Checking a schema takes about 15 us a byte; above this it would hold up open streams for more than about 4 ms.
-_MOST_BYTES_ON_THE_LOOP = 256
+_MAX_BYTES_ON_THE_LOOP = 256
 
 # Python's own module lacks these classes, which the backends know.
 _UNICODE_CLASS = re.compile(r"\\[pP](\{[^{}]*\}|[A-Z])")
@@ -25,14 +25,14 @@ _UNICODE_CLASS = re.compile(r"\\[pP](\{[^{}]*\}|[A-Z])")
 
 def is_quick(message: generation_pb2.GuidedOutput) -> bool:
     """Whether the check may run on the event loop."""
-    return message.ByteSize() <= _MOST_BYTES_ON_THE_LOOP
+    return message.ByteSize() <= _MAX_BYTES_ON_THE_LOOP
 
 
 def check_guide(message: generation_pb2.GuidedOutput, path: str, violations: Violations) -> None:
     """Notes what is wrong with a guide that is there."""
     size = message.ByteSize()
-    if size > MOST_GUIDE_BYTES:
-        violations.add(path, f"got {size} bytes, must be at most {MOST_GUIDE_BYTES} in all")
+    if size > MAX_GUIDE_BYTES:
+        violations.add(path, f"got {size} bytes, must be at most {MAX_GUIDE_BYTES} in all")
         return
     match message.WhichOneof("guide"):
         case "json_schema":
@@ -78,7 +78,7 @@ def _check_regex(pattern: str, path: str, violations: Violations) -> None:
 
 
 def _check_choices(texts: list[str], path: str, violations: Violations) -> None:
-    violations.count(len(texts), path, MOST_CHOICES, least=1)
+    violations.count(len(texts), path, MAX_CHOICES, least=1)
     seen: dict[str, Any] = {}
     for index, text in enumerate(texts):
         violations.require(bool(text), f"{path}[{index}]", text, "a text that is not empty")
