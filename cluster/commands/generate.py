@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SAMPLING = "Sampling"
 _STOPPING = "Stopping"
-_GUIDE = "Guided output"
+_STRUCTURED_OUTPUT = "Structured output"
 _BEAMS = "Beam search"
 _STREAM = "Streaming"
 
@@ -59,9 +59,9 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
     stop_token_id: Annotated[list[int] | None, _option(_STOPPING, "Token that ends generation; repeatable.")] = None,
     ignore_eos: Annotated[bool, _option(_STOPPING, "Go on past the end-of-text token.", "--ignore-eos")] = False,
     include_stop: Annotated[bool, _option(_STOPPING, "Leave the matched stop text in the output.", "--include-stop")] = False,
-    json_schema: Annotated[str | None, _option(_GUIDE, "JSON Schema, or @FILE with one.")] = None,
-    regex: Annotated[str | None, _option(_GUIDE, "Pattern that the whole output matches.")] = None,
-    choice: Annotated[list[str] | None, _option(_GUIDE, "One of these texts; repeatable.")] = None,
+    json_schema: Annotated[str | None, _option(_STRUCTURED_OUTPUT, "JSON Schema, or @FILE with one.")] = None,
+    regex: Annotated[str | None, _option(_STRUCTURED_OUTPUT, "Pattern that the whole output matches.")] = None,
+    choice: Annotated[list[str] | None, _option(_STRUCTURED_OUTPUT, "One of these texts; repeatable.")] = None,
     beam_width: Annotated[int | None, _option(_BEAMS, "Beams kept.")] = None,
     length_penalty: Annotated[float | None, _option(_BEAMS, "Above 1 favours long texts.")] = None,
     num_return: Annotated[int | None, _option(_BEAMS, "Beams returned.")] = None,

@@ -299,7 +299,7 @@ _SAMPLING = (
     "logit_bias",
 )
 _STOPPING = ("max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "include_stop_in_output")
-_GUIDES = ("json_schema", "regex", "choice")
+_STRUCTURED_OUTPUTS = ("json_schema", "regex", "choice")
 _COUNTS = ("n", "logprobs", "prompt_logprobs")
 
 
@@ -312,19 +312,19 @@ def _parameters(options: Mapping[str, Any]) -> generation_pb2.GenerationParamete
     set_fields(parameters, "parameters.", {name: options.get(name) for name in _COUNTS})
     set_fields(parameters, "parameters.", {"truncation": word(_TRUNCATIONS, "truncation", options)})
     set_fields(parameters, "parameters.", {"on_deadline": word(_DEADLINE_BEHAVIORS, "on_deadline", options)})
-    _guide(parameters, {name: options[name] for name in _GUIDES if options.get(name) is not None})
+    _structured_output(parameters, {name: options[name] for name in _STRUCTURED_OUTPUTS if options.get(name) is not None})
     return parameters
 
 
-def _guide(parameters: generation_pb2.GenerationParameters, guides: Mapping[str, Any]) -> None:
-    path = "parameters.guided_output"
-    if len(guides) > 1:
-        raise invalid(path, f"at most one guide may be given, got {', '.join(guides)}")
-    for name, value in guides.items():
+def _structured_output(parameters: generation_pb2.GenerationParameters, structured_outputs: Mapping[str, Any]) -> None:
+    path = "parameters.structured_output"
+    if len(structured_outputs) > 1:
+        raise invalid(path, f"at most one structured output may be given, got {', '.join(structured_outputs)}")
+    for name, value in structured_outputs.items():
         if name == "choice":
-            set_fields(parameters.guided_output.choice, f"{path}.choice.", {"texts": value})
+            set_fields(parameters.structured_output.choice, f"{path}.choice.", {"texts": value})
         else:
-            set_fields(parameters.guided_output, f"{path}.", {name: value if isinstance(value, str) else json.dumps(value)})
+            set_fields(parameters.structured_output, f"{path}.", {name: value if isinstance(value, str) else json.dumps(value)})
 
 
 def _prompts(path: str, prompts: Prompt | Sequence[Prompt]) -> Iterable[generation_pb2.Prompt]:

@@ -38,7 +38,7 @@ class ModelCallOptions(CallOptions, total=False):
 class GenerationOptions(ModelCallOptions, total=False):
     """Options of `generate` and `stream`. Ranges and defaults: GenerationParameters in protos/neox_serve/v1/generation.proto.
 
-    stop: one or many stop sequences. json_schema (as text or mapping), regex and choice guide the output; at most one of them.
+    stop: one or many stop sequences. json_schema (as text or mapping), regex and choice constrain the output; at most one of them.
     logprobs, prompt_logprobs: alternatives at each position. truncation: which end of an over-long prompt stays.
     on_deadline "partial": what there is comes back shortly before `timeout_s` passes, with finish reason DEADLINE.
     """

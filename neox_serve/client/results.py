@@ -174,7 +174,7 @@ class EmbeddingFacts:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A served model. capabilities: of generate, embed, guided_output, beam_search, adapters."""
+    """A served model. capabilities: of generate, embed, structured_output, beam_search, adapters."""
 
     name: str
     source: str

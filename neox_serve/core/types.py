@@ -87,7 +87,7 @@ class Choice:
     texts: tuple[str, ...]
 
 
-Guide = JsonSchema | Regex | Choice
+StructuredOutput = JsonSchema | Regex | Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class GenerationRequest:
     prompt_token_ids: TokenIds
     stopping: Stopping
     sampling: Sampling = Sampling()
-    guide: Guide | None = None
+    structured_output: StructuredOutput | None = None
     beam: Beam | None = None
     n: int = 1
     logprobs: int | None = None

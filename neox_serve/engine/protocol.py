@@ -28,8 +28,8 @@ class Engine(Protocol):
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
         """Admits a request; returns once it is queued. `key` is unique among the engine's live requests.
 
-        Raises ServeError: INVALID_ARGUMENT where the engine refuses a parameter (a guide that does not compile, say), UNKNOWN_ADAPTER,
-        REPLICA_LOST where the engine is dead. Then no delta follows.
+        Raises ServeError: INVALID_ARGUMENT where the engine refuses a parameter (a structured output that does not compile, say),
+        UNKNOWN_ADAPTER, REPLICA_LOST where the engine is dead. Then no delta follows.
         """
 
     async def embed(self, key: Hashable, request: EmbeddingRequest) -> EmbeddingResult:

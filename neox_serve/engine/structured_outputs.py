@@ -1,41 +1,41 @@
-"""What is checked of a guide before any grammar is built, and the names of the fields it comes from."""
+"""What is checked of a structured output before any grammar is built, and the names of the fields it comes from."""
 
 import json
 
 from neox_serve.core.errors import ServeError, invalid
-from neox_serve.core.types import Choice, Guide, JsonSchema, Regex
+from neox_serve.core.types import Choice, JsonSchema, Regex, StructuredOutput
 
-_PREFIX = "parameters.guided_output."
-_FIELDS: dict[type[Guide], str] = {JsonSchema: "json_schema", Regex: "regex", Choice: "choice"}
-
-
-def field_path(guide: Guide) -> str:
-    """The request field that a guide comes from."""
-    return _PREFIX + _FIELDS[type(guide)]
+_PREFIX = "parameters.structured_output."
+_FIELDS: dict[type[StructuredOutput], str] = {JsonSchema: "json_schema", Regex: "regex", Choice: "choice"}
 
 
-def refusal(guide: Guide, why: str) -> ServeError:
-    """The error for a guide that cannot be followed."""
-    return invalid(field_path(guide), why)
+def field_path(structured_output: StructuredOutput) -> str:
+    """The request field that a structured output comes from."""
+    return _PREFIX + _FIELDS[type(structured_output)]
 
 
-def check_syntax(guide: Guide) -> None:
+def refusal(structured_output: StructuredOutput, why: str) -> ServeError:
+    """The error for a structured output that cannot be followed."""
+    return invalid(field_path(structured_output), why)
+
+
+def check_syntax(structured_output: StructuredOutput) -> None:
     """Raises INVALID_ARGUMENT for a schema that is no JSON object, an empty pattern or a choice of nothing."""
-    match guide:
+    match structured_output:
         case JsonSchema(schema):
-            _check_schema(guide, schema)
+            _check_schema(structured_output, schema)
         case Regex(pattern):
             if not pattern:
-                raise refusal(guide, "must not be empty")
+                raise refusal(structured_output, "must not be empty")
         case Choice(texts):
             if not texts or not all(texts):
-                raise refusal(guide, "must hold at least one text, none of them empty")
+                raise refusal(structured_output, "must hold at least one text, none of them empty")
 
 
-def _check_schema(guide: Guide, schema: str) -> None:
+def _check_schema(structured_output: StructuredOutput, schema: str) -> None:
     try:
         value = json.loads(schema)
     except (ValueError, RecursionError) as error:
-        raise refusal(guide, f"is not valid JSON: {error}") from error
+        raise refusal(structured_output, f"is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise refusal(guide, f"must be a JSON object, got {type(value).__name__}")
+        raise refusal(structured_output, f"must be a JSON object, got {type(value).__name__}")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eneox_serve/v1/generation.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\"v\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.neox_serve.v1.ChatH\x00\x42\t\n\x07\x63ontent\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.neox_serve.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xba\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.neox_serve.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xbe\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x06 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokens\"i\n\x0cGuidedOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x16.neox_serve.v1.ChoicesH\x00\x42\x07\n\x05guide\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\xf1\x02\n\x14GenerationParameters\x12)\n\x08sampling\x18\x01 \x01(\x0b\x32\x17.neox_serve.v1.Sampling\x12)\n\x08stopping\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.Stopping\x12\x32\n\rguided_output\x18\x03 \x01(\x0b\x32\x1b.neox_serve.v1.GuidedOutput\x12\x0e\n\x01n\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08logprobs\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x06 \x01(\rH\x02\x88\x01\x01\x12-\n\ntruncation\x18\x07 \x01(\x0e\x32\x19.neox_serve.v1.Truncation\x12\x34\n\x0bon_deadline\x18\x08 \x01(\x0e\x32\x1f.neox_serve.v1.DeadlineBehaviorB\x04\n\x02_nB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"x\n\nBeamSearch\x12\x12\n\nbeam_width\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nnum_return\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_length_penaltyB\r\n\x0b_num_return\"M\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\"q\n\x10PositionLogprobs\x12*\n\x05token\x18\x01 \x01(\x0b\x32\x1b.neox_serve.v1.TokenLogprob\x12\x31\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x1b.neox_serve.v1.TokenLogprob\"~\n\x06\x46inish\x12\r\n\x05index\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.neox_serve.v1.FinishReason\x12\x17\n\rstop_sequence\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x06\n\x04stop\"\xb4\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x15.neox_serve.v1.Finish\x12\x31\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"j\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x18\n\x10truncated_tokens\x18\x04 \x01(\r\"\xc2\x01\n\x07Timings\x12/\n\x0ctokenization\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tadmission\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\\\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x17\n\x13TRUNCATION_KEEP_END\x10\x01\x12\x19\n\x15TRUNCATION_KEEP_START\x10\x02*[\n\x10\x44\x65\x61\x64lineBehavior\x12!\n\x1d\x44\x45\x41\x44LINE_BEHAVIOR_UNSPECIFIED\x10\x00\x12$\n DEADLINE_BEHAVIOR_RETURN_PARTIAL\x10\x01*\x9f\x01\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PRIORITY_CLASS_SYSTEM\x10\x01\x12\x1e\n\x1aPRIORITY_CLASS_INTERACTIVE\x10\x02\x12\x1a\n\x16PRIORITY_CLASS_DEFAULT\x10\x03\x12\x17\n\x13PRIORITY_CLASS_BULK\x10\x04*{\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eneox_serve/v1/generation.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\"v\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.neox_serve.v1.ChatH\x00\x42\t\n\x07\x63ontent\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.neox_serve.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xba\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.neox_serve.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xbe\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x06 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokens\"r\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x16.neox_serve.v1.ChoicesH\x00\x42\x0c\n\nconstraint\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\xf9\x02\n\x14GenerationParameters\x12)\n\x08sampling\x18\x01 \x01(\x0b\x32\x17.neox_serve.v1.Sampling\x12)\n\x08stopping\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.Stopping\x12:\n\x11structured_output\x18\x03 \x01(\x0b\x32\x1f.neox_serve.v1.StructuredOutput\x12\x0e\n\x01n\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08logprobs\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x06 \x01(\rH\x02\x88\x01\x01\x12-\n\ntruncation\x18\x07 \x01(\x0e\x32\x19.neox_serve.v1.Truncation\x12\x34\n\x0bon_deadline\x18\x08 \x01(\x0e\x32\x1f.neox_serve.v1.DeadlineBehaviorB\x04\n\x02_nB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"x\n\nBeamSearch\x12\x12\n\nbeam_width\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nnum_return\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_length_penaltyB\r\n\x0b_num_return\"M\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\"q\n\x10PositionLogprobs\x12*\n\x05token\x18\x01 \x01(\x0b\x32\x1b.neox_serve.v1.TokenLogprob\x12\x31\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x1b.neox_serve.v1.TokenLogprob\"~\n\x06\x46inish\x12\r\n\x05index\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.neox_serve.v1.FinishReason\x12\x17\n\rstop_sequence\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x06\n\x04stop\"\xb4\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x15.neox_serve.v1.Finish\x12\x31\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1f.neox_serve.v1.PositionLogprobs\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"j\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x18\n\x10truncated_tokens\x18\x04 \x01(\r\"\xc2\x01\n\x07Timings\x12/\n\x0ctokenization\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tadmission\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\\\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x17\n\x13TRUNCATION_KEEP_END\x10\x01\x12\x19\n\x15TRUNCATION_KEEP_START\x10\x02*[\n\x10\x44\x65\x61\x64lineBehavior\x12!\n\x1d\x44\x45\x41\x44LINE_BEHAVIOR_UNSPECIFIED\x10\x00\x12$\n DEADLINE_BEHAVIOR_RETURN_PARTIAL\x10\x01*\x9f\x01\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PRIORITY_CLASS_SYSTEM\x10\x01\x12\x1e\n\x1aPRIORITY_CLASS_INTERACTIVE\x10\x02\x12\x1a\n\x16PRIORITY_CLASS_DEFAULT\x10\x03\x12\x17\n\x13PRIORITY_CLASS_BULK\x10\x04*{\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_TRUNCATION']._serialized_start=2401
-  _globals['_TRUNCATION']._serialized_end=2493
-  _globals['_DEADLINEBEHAVIOR']._serialized_start=2495
-  _globals['_DEADLINEBEHAVIOR']._serialized_end=2586
-  _globals['_PRIORITYCLASS']._serialized_start=2589
-  _globals['_PRIORITYCLASS']._serialized_end=2748
-  _globals['_FINISHREASON']._serialized_start=2750
-  _globals['_FINISHREASON']._serialized_end=2873
+  _globals['_TRUNCATION']._serialized_start=2418
+  _globals['_TRUNCATION']._serialized_end=2510
+  _globals['_DEADLINEBEHAVIOR']._serialized_start=2512
+  _globals['_DEADLINEBEHAVIOR']._serialized_end=2603
+  _globals['_PRIORITYCLASS']._serialized_start=2606
+  _globals['_PRIORITYCLASS']._serialized_end=2765
+  _globals['_FINISHREASON']._serialized_start=2767
+  _globals['_FINISHREASON']._serialized_end=2890
   _globals['_PROMPT']._serialized_start=81
   _globals['_PROMPT']._serialized_end=199
   _globals['_CHAT']._serialized_start=201
@@ -56,24 +56,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=648
   _globals['_STOPPING']._serialized_start=772
   _globals['_STOPPING']._serialized_end=962
-  _globals['_GUIDEDOUTPUT']._serialized_start=964
-  _globals['_GUIDEDOUTPUT']._serialized_end=1069
-  _globals['_CHOICES']._serialized_start=1071
-  _globals['_CHOICES']._serialized_end=1095
-  _globals['_GENERATIONPARAMETERS']._serialized_start=1098
-  _globals['_GENERATIONPARAMETERS']._serialized_end=1467
-  _globals['_BEAMSEARCH']._serialized_start=1469
-  _globals['_BEAMSEARCH']._serialized_end=1589
-  _globals['_TOKENLOGPROB']._serialized_start=1591
-  _globals['_TOKENLOGPROB']._serialized_end=1668
-  _globals['_POSITIONLOGPROBS']._serialized_start=1670
-  _globals['_POSITIONLOGPROBS']._serialized_end=1783
-  _globals['_FINISH']._serialized_start=1785
-  _globals['_FINISH']._serialized_end=1911
-  _globals['_COMPLETION']._serialized_start=1914
-  _globals['_COMPLETION']._serialized_end=2094
-  _globals['_USAGE']._serialized_start=2096
-  _globals['_USAGE']._serialized_end=2202
-  _globals['_TIMINGS']._serialized_start=2205
-  _globals['_TIMINGS']._serialized_end=2399
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=964
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=1078
+  _globals['_CHOICES']._serialized_start=1080
+  _globals['_CHOICES']._serialized_end=1104
+  _globals['_GENERATIONPARAMETERS']._serialized_start=1107
+  _globals['_GENERATIONPARAMETERS']._serialized_end=1484
+  _globals['_BEAMSEARCH']._serialized_start=1486
+  _globals['_BEAMSEARCH']._serialized_end=1606
+  _globals['_TOKENLOGPROB']._serialized_start=1608
+  _globals['_TOKENLOGPROB']._serialized_end=1685
+  _globals['_POSITIONLOGPROBS']._serialized_start=1687
+  _globals['_POSITIONLOGPROBS']._serialized_end=1800
+  _globals['_FINISH']._serialized_start=1802
+  _globals['_FINISH']._serialized_end=1928
+  _globals['_COMPLETION']._serialized_start=1931
+  _globals['_COMPLETION']._serialized_end=2111
+  _globals['_USAGE']._serialized_start=2113
+  _globals['_USAGE']._serialized_end=2219
+  _globals['_TIMINGS']._serialized_start=2222
+  _globals['_TIMINGS']._serialized_end=2416
 # @@protoc_insertion_point(module_scope)

@@ -104,7 +104,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """End of text, a stop sequence, a stop token id, or the end of what guided output allows."""
+    """End of text, a stop sequence, a stop token id, or the end of what structured output allows."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens reached."""
     FINISH_REASON_DEADLINE: _FinishReason.ValueType  # 3
@@ -115,7 +115,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""End of text, a stop sequence, a stop token id, or the end of what guided output allows."""
+"""End of text, a stop sequence, a stop token id, or the end of what structured output allows."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens reached."""
 FINISH_REASON_DEADLINE: FinishReason.ValueType  # 3
@@ -393,7 +393,7 @@ class Stopping(_message.Message):
 Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
 @_typing.final
-class GuidedOutput(_message.Message):
+class StructuredOutput(_message.Message):
     """Restricts the output to a language. At most 64 KiB in all."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -402,7 +402,7 @@ class GuidedOutput(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema (draft 2020-12, the subset of the guided-decoding backend), as JSON text."""
+    """A JSON Schema (draft 2020-12, the subset of the structured-output backend), as JSON text."""
     regex: _builtins.str
     """A regular expression that the whole output matches."""
     @_builtins.property
@@ -416,19 +416,19 @@ class GuidedOutput(_message.Message):
         regex: _builtins.str = ...,
         choice: Global___Choices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "guide", b"guide", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "guide", b"guide", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_guide: _TypeAlias = _typing.Literal["json_schema", "regex", "choice"]  # noqa: Y015
-    _WhichOneofArgType_guide: _TypeAlias = _typing.Literal["guide", b"guide"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_guide) -> _WhichOneofReturnType_guide | None: ...
+    _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "regex", "choice"]  # noqa: Y015
+    _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_constraint) -> _WhichOneofReturnType_constraint | None: ...
 
-Global___GuidedOutput: _TypeAlias = GuidedOutput  # noqa: Y015
+Global___StructuredOutput: _TypeAlias = StructuredOutput  # noqa: Y015
 
 @_typing.final
 class Choices(_message.Message):
-    """Alternatives for guided output."""
+    """Alternatives for structured output."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -458,7 +458,7 @@ class GenerationParameters(_message.Message):
 
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
-    GUIDED_OUTPUT_FIELD_NUMBER: _builtins.int
+    STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
@@ -478,22 +478,22 @@ class GenerationParameters(_message.Message):
     @_builtins.property
     def stopping(self) -> Global___Stopping: ...
     @_builtins.property
-    def guided_output(self) -> Global___GuidedOutput: ...
+    def structured_output(self) -> Global___StructuredOutput: ...
     def __init__(
         self,
         *,
         sampling: Global___Sampling | None = ...,
         stopping: Global___Stopping | None = ...,
-        guided_output: Global___GuidedOutput | None = ...,
+        structured_output: Global___StructuredOutput | None = ...,
         n: _builtins.int | None = ...,
         logprobs: _builtins.int | None = ...,
         prompt_logprobs: _builtins.int | None = ...,
         truncation: Global___Truncation.ValueType = ...,
         on_deadline: Global___DeadlineBehavior.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "guided_output", b"guided_output", "logprobs", b"logprobs", "n", b"n", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "logprobs", b"logprobs", "n", b"n", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "structured_output", b"structured_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "guided_output", b"guided_output", "logprobs", b"logprobs", "n", b"n", "on_deadline", b"on_deadline", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "logprobs", b"logprobs", "n", b"n", "on_deadline", b"on_deadline", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "structured_output", b"structured_output", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

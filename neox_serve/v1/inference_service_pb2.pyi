@@ -73,7 +73,7 @@ class GenerateRequest(_message.Message):
     def parameters(self) -> _generation_pb2.GenerationParameters: ...
     @_builtins.property
     def beam_search(self) -> _generation_pb2.BeamSearch:
-        """Beam search instead of sampling; then sampling, guided_output, n, logprobs, prompt_logprobs and min_tokens must be absent."""
+        """Beam search instead of sampling; then sampling, structured_output, n, logprobs, prompt_logprobs and min_tokens must be absent."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from neox_serve.v1 import inference_service_pb2 as neox__serve_dot_v1_dot_inference__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!neox_serve/v1/model_service.proto\x12\rneox_serve.v1\x1a%neox_serve/v1/inference_service.proto\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.neox_serve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.neox_serve.v1.Model\"\x9d\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12/\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0e\x32\x19.neox_serve.v1.Capability\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.neox_serve.v1.ModelLimits\x12\x10\n\x08\x61\x64\x61pters\x18\x06 \x03(\t\x12\x30\n\tembedding\x18\x07 \x01(\x0b\x32\x1d.neox_serve.v1.EmbeddingFacts\x12!\n\x19ready_generation_replicas\x18\x08 \x01(\r\x12 \n\x18ready_embedding_replicas\x18\t \x01(\r\"\xba\x01\n\x0bModelLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x1b\n\x13prompts_per_request\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nbeam_width\x18\x05 \x01(\r\x12\x10\n\x08logprobs\x18\x06 \x01(\r\x12\x16\n\x0estop_sequences\x18\x07 \x01(\r\x12\x15\n\rrequest_bytes\x18\x08 \x01(\r\"~\n\x0e\x45mbeddingFacts\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12/\n\x0f\x64\x65\x66\x61ult_pooling\x18\x02 \x01(\x0e\x32\x16.neox_serve.v1.Pooling\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x18\n\x10\x66inal_layer_norm\x18\x04 \x01(\x08*\xaa\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41PABILITY_GENERATE\x10\x01\x12\x14\n\x10\x43\x41PABILITY_EMBED\x10\x02\x12\x1c\n\x18\x43\x41PABILITY_GUIDED_OUTPUT\x10\x03\x12\x1a\n\x16\x43\x41PABILITY_BEAM_SEARCH\x10\x04\x12\x17\n\x13\x43\x41PABILITY_ADAPTERS\x10\x05\x32\xae\x01\n\x0cModelService\x12Q\n\nListModels\x12 .neox_serve.v1.ListModelsRequest\x1a!.neox_serve.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.neox_serve.v1.GetModelRequest\x1a\x1f.neox_serve.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!neox_serve/v1/model_service.proto\x12\rneox_serve.v1\x1a%neox_serve/v1/inference_service.proto\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.neox_serve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.neox_serve.v1.Model\"\x9d\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12/\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0e\x32\x19.neox_serve.v1.Capability\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.neox_serve.v1.ModelLimits\x12\x10\n\x08\x61\x64\x61pters\x18\x06 \x03(\t\x12\x30\n\tembedding\x18\x07 \x01(\x0b\x32\x1d.neox_serve.v1.EmbeddingFacts\x12!\n\x19ready_generation_replicas\x18\x08 \x01(\r\x12 \n\x18ready_embedding_replicas\x18\t \x01(\r\"\xba\x01\n\x0bModelLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x1b\n\x13prompts_per_request\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nbeam_width\x18\x05 \x01(\r\x12\x10\n\x08logprobs\x18\x06 \x01(\r\x12\x16\n\x0estop_sequences\x18\x07 \x01(\r\x12\x15\n\rrequest_bytes\x18\x08 \x01(\r\"~\n\x0e\x45mbeddingFacts\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12/\n\x0f\x64\x65\x66\x61ult_pooling\x18\x02 \x01(\x0e\x32\x16.neox_serve.v1.Pooling\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x18\n\x10\x66inal_layer_norm\x18\x04 \x01(\x08*\xae\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41PABILITY_GENERATE\x10\x01\x12\x14\n\x10\x43\x41PABILITY_EMBED\x10\x02\x12 \n\x1c\x43\x41PABILITY_STRUCTURED_OUTPUT\x10\x03\x12\x1a\n\x16\x43\x41PABILITY_BEAM_SEARCH\x10\x04\x12\x17\n\x13\x43\x41PABILITY_ADAPTERS\x10\x05\x32\xae\x01\n\x0cModelService\x12Q\n\nListModels\x12 .neox_serve.v1.ListModelsRequest\x1a!.neox_serve.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.neox_serve.v1.GetModelRequest\x1a\x1f.neox_serve.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neox_serve.v1.model_service
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAPABILITY']._serialized_start=868
-  _globals['_CAPABILITY']._serialized_end=1038
+  _globals['_CAPABILITY']._serialized_end=1042
   _globals['_LISTMODELSREQUEST']._serialized_start=91
   _globals['_LISTMODELSREQUEST']._serialized_end=110
   _globals['_LISTMODELSRESPONSE']._serialized_start=112
@@ -48,6 +48,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELLIMITS']._serialized_end=737
   _globals['_EMBEDDINGFACTS']._serialized_start=739
   _globals['_EMBEDDINGFACTS']._serialized_end=865
-  _globals['_MODELSERVICE']._serialized_start=1041
-  _globals['_MODELSERVICE']._serialized_end=1215
+  _globals['_MODELSERVICE']._serialized_start=1045
+  _globals['_MODELSERVICE']._serialized_end=1219
 # @@protoc_insertion_point(module_scope)

@@ -31,8 +31,8 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     """Generate and StreamGenerate."""
     CAPABILITY_EMBED: _Capability.ValueType  # 2
     """Embed."""
-    CAPABILITY_GUIDED_OUTPUT: _Capability.ValueType  # 3
-    """GenerationParameters.guided_output."""
+    CAPABILITY_STRUCTURED_OUTPUT: _Capability.ValueType  # 3
+    """GenerationParameters.structured_output."""
     CAPABILITY_BEAM_SEARCH: _Capability.ValueType  # 4
     """GenerateRequest.beam_search."""
     CAPABILITY_ADAPTERS: _Capability.ValueType  # 5
@@ -46,8 +46,8 @@ CAPABILITY_GENERATE: Capability.ValueType  # 1
 """Generate and StreamGenerate."""
 CAPABILITY_EMBED: Capability.ValueType  # 2
 """Embed."""
-CAPABILITY_GUIDED_OUTPUT: Capability.ValueType  # 3
-"""GenerationParameters.guided_output."""
+CAPABILITY_STRUCTURED_OUTPUT: Capability.ValueType  # 3
+"""GenerationParameters.structured_output."""
 CAPABILITY_BEAM_SEARCH: Capability.ValueType  # 4
 """GenerateRequest.beam_search."""
 CAPABILITY_ADAPTERS: Capability.ValueType  # 5

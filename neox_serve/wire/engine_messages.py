@@ -15,7 +15,6 @@ from neox_serve.core.types import (
     Finish,
     FinishReason,
     GenerationRequest,
-    Guide,
     JsonSchema,
     Pooling,
     PositionLogprobs,
@@ -24,6 +23,7 @@ from neox_serve.core.types import (
     Sampling,
     SequenceDelta,
     Stopping,
+    StructuredOutput,
     TokenLogprob,
 )
 from neox_serve.internal.v1 import engine_link_pb2 as pb
@@ -73,7 +73,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
         traceparent=request.traceparent,
         tokens_a_delta=request.tokens_a_delta,
     )
-    _set_guide(message, request.guide)
+    _set_structured_output(message, request.structured_output)
     if request.beam:
         message.beam_width = request.beam.width
         message.length_penalty = request.beam.length_penalty
@@ -88,7 +88,7 @@ def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
         prompt_token_ids=tuple(message.prompt_token_ids),
         stopping=_stopping_from_proto(message),
         sampling=_sampling_from_proto(message),
-        guide=_guide_from_proto(message),
+        structured_output=_structured_output_from_proto(message),
         beam=Beam(message.beam_width, message.length_penalty, message.num_return) if message.beam_width else None,
         n=message.n,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
@@ -125,8 +125,8 @@ def _sampling_from_proto(message: pb.SubmitGeneration) -> Sampling:
     )
 
 
-def _set_guide(message: pb.SubmitGeneration, guide: Guide | None) -> None:
-    match guide:
+def _set_structured_output(message: pb.SubmitGeneration, structured_output: StructuredOutput | None) -> None:
+    match structured_output:
         case JsonSchema(schema):
             message.json_schema = schema
         case Regex(pattern):
@@ -137,8 +137,8 @@ def _set_guide(message: pb.SubmitGeneration, guide: Guide | None) -> None:
             pass
 
 
-def _guide_from_proto(message: pb.SubmitGeneration) -> Guide | None:
-    match message.WhichOneof("guide"):
+def _structured_output_from_proto(message: pb.SubmitGeneration) -> StructuredOutput | None:
+    match message.WhichOneof("constraint"):
         case "json_schema":
             return JsonSchema(message.json_schema)
         case "regex":

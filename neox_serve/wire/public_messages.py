@@ -13,7 +13,6 @@ from neox_serve.core.types import (
     Finish,
     FinishReason,
     GenerationRequest,
-    Guide,
     JsonSchema,
     Pooling,
     PositionLogprobs,
@@ -21,6 +20,7 @@ from neox_serve.core.types import (
     Sampling,
     SequenceDelta,
     Stopping,
+    StructuredOutput,
     TokenIds,
     TokenLogprob,
 )
@@ -69,7 +69,7 @@ def generation_request(
         prompt_token_ids=prompt_token_ids,
         stopping=_stopping(parameters.stopping, max_tokens),
         sampling=_sampling(parameters.sampling),
-        guide=_guide(parameters.guided_output),
+        structured_output=_structured_output(parameters.structured_output),
         beam=None if beam is None else _beam(beam),
         adapter=adapter or None,
         cache_salt=cache_salt,
@@ -177,8 +177,8 @@ def _stopping(message: generation_pb2.Stopping, max_tokens: int) -> Stopping:
     )
 
 
-def _guide(message: generation_pb2.GuidedOutput) -> Guide | None:
-    match message.WhichOneof("guide"):
+def _structured_output(message: generation_pb2.StructuredOutput) -> StructuredOutput | None:
+    match message.WhichOneof("constraint"):
         case "json_schema":
             return JsonSchema(message.json_schema)
         case "regex":

@@ -13,11 +13,11 @@ from neox_serve.core.types import (
     Finish,
     FinishReason,
     GenerationRequest,
-    Guide,
     JsonSchema,
     PositionLogprobs,
     Sampling,
     Stopping,
+    StructuredOutput,
 )
 from neox_serve.engine.detokenizer import TextStream
 from tests.engines import MAX_NUM_SEQS, Subject
@@ -278,7 +278,7 @@ async def test_beam_search_can_be_aborted(generator: Subject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("guide", "field"),
+    ("structured_output", "field"),
     [
         (JsonSchema("{"), "json_schema"),
         (JsonSchema("[1]"), "json_schema"),
@@ -286,11 +286,13 @@ async def test_beam_search_can_be_aborted(generator: Subject) -> None:
         (Choice(()), "choice"),
     ],
 )
-async def test_guide_that_cannot_be_followed_is_refused_by_name(generator: Subject, guide: Guide, field: str) -> None:
+async def test_structured_output_that_cannot_be_followed_is_refused_by_name(
+    generator: Subject, structured_output: StructuredOutput, field: str
+) -> None:
     with pytest.raises(ServeError) as raised:
-        await ask(generator.engine, replace(REQUEST, guide=guide))
+        await ask(generator.engine, replace(REQUEST, structured_output=structured_output))
     assert raised.value.reason is Reason.INVALID_ARGUMENT
-    assert [violation.field for violation in raised.value.violations] == [f"parameters.guided_output.{field}"]
+    assert [violation.field for violation in raised.value.violations] == [f"parameters.structured_output.{field}"]
     assert await settled(generator)
 
 

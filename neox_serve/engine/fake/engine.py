@@ -132,8 +132,8 @@ class FakeEngine:
         """Queues the request. Raises ServeError."""
         await self.check_health()
         self._check(request.adapter)
-        if request.guide is not None:
-            structured_outputs.check_syntax(request.guide)
+        if request.structured_output is not None:
+            structured_outputs.check_syntax(request.structured_output)
         fault = self._faults(request)
         if fault is not None and fault.after_tokens is None:
             raise fault.error

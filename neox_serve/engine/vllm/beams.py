@@ -26,8 +26,8 @@ class Found:
 
 def check(request: GenerationRequest) -> None:
     """Raises INVALID_ARGUMENT for what does not go with beams: these grow by likelihood alone, all at the same pace."""
-    if request.guide is not None:
-        raise invalid("parameters.guided_output", "does not go with beam search")
+    if request.structured_output is not None:
+        raise invalid("parameters.structured_output", "does not go with beam search")
     if request.stopping.stop_sequences:
         raise invalid("parameters.stopping.stop_sequences", "do not go with beam search; stop_token_ids do")
     if request.prompt_logprobs is not None:

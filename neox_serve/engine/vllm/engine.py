@@ -168,9 +168,9 @@ class VllmEngine:
         Building a grammar to see whether it can be built takes time; that happens off the event loop.
         """
         params = [vllm_requests.sampling_params(request, index) for index in range(request.n)]
-        if request.guide is None:
+        if request.structured_output is None:
             return [self._core_request(request.prompt_token_ids, each, request.cache_salt, adapter) for each in params]
-        structured_outputs.check_syntax(request.guide)
+        structured_outputs.check_syntax(request.structured_output)
         ids, salt = request.prompt_token_ids, request.cache_salt
         return [await asyncio.to_thread(self._core_request, ids, each, salt, adapter) for each in params]
 
@@ -317,7 +317,11 @@ class VllmEngine:
 
     def _explained(self, request: GenerationRequest, error: Exception) -> ServeError:
         ours = error if isinstance(error, ServeError) else translate(error)
-        return ours if request.guide is None or ours.violations else vllm_requests.explain_guide(request.guide, ours)
+        return (
+            ours
+            if request.structured_output is None or ours.violations
+            else vllm_requests.explain_structured_output(request.structured_output, ours)
+        )
 
     def _check_alive(self) -> None:
         if self._closed or self._port.errored:

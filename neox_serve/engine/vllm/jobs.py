@@ -98,9 +98,15 @@ class Job:
         return PromptFacts(output.num_cached_tokens or 0, entries)
 
     def _failed(self, finish_reason: str) -> ServeError:
-        """A guided sequence that fails before its first token is one whose grammar the engine core could not build."""
-        if finish_reason == "error" and self.request.guide is not None and not any(sequence.tokens for sequence in self.sequences):
-            return structured_outputs.refusal(self.request.guide, "cannot be followed: the engine could not build a grammar from it")
+        """A structured-output sequence that fails before its first token is one whose grammar the engine core could not build."""
+        if (
+            finish_reason == "error"
+            and self.request.structured_output is not None
+            and not any(sequence.tokens for sequence in self.sequences)
+        ):
+            return structured_outputs.refusal(
+                self.request.structured_output, "cannot be followed: the engine could not build a grammar from it"
+            )
         return ServeError(Reason.ENGINE_FAILED, f"vLLM ended the request with {finish_reason!r}")
 
 

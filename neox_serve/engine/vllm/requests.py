@@ -8,7 +8,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.types import Choice, GenerationRequest, Guide, JsonSchema, PositionLogprobs, Regex, TokenLogprob
+from neox_serve.core.types import Choice, GenerationRequest, JsonSchema, PositionLogprobs, Regex, StructuredOutput, TokenLogprob
 from neox_serve.engine import structured_outputs
 
 Display = Callable[[int], str]
@@ -41,7 +41,7 @@ def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
         ignore_eos=stopping.ignore_eos,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if index == 0 else None,
-        structured_outputs=None if request.guide is None else _structured(request.guide),
+        structured_outputs=None if request.structured_output is None else _structured(request.structured_output),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         stream_interval=request.tokens_a_delta if not stopping.stop_sequences else None,
@@ -64,11 +64,11 @@ def positions(entries: list[Mapping[int, Logprob] | None] | None, alternatives: 
     return tuple(_position(entry, alternatives, display) for entry in entries or () if entry)
 
 
-def explain_guide(guide: Guide, error: ServeError) -> ServeError:
-    """An error about a guided request, as one about the guide's field if the engine refused it."""
+def explain_structured_output(structured_output: StructuredOutput, error: ServeError) -> ServeError:
+    """An error about a structured-output request, as one about its field if the engine refused it."""
     if error.reason is not Reason.INVALID_ARGUMENT:
         return error
-    return structured_outputs.refusal(guide, f"cannot be followed: {_COMPILER_PREFIX.sub('', error.message).strip()}")
+    return structured_outputs.refusal(structured_output, f"cannot be followed: {_COMPILER_PREFIX.sub('', error.message).strip()}")
 
 
 def _position(entry: Mapping[int, Logprob], alternatives: int, display: Display) -> PositionLogprobs:
@@ -77,8 +77,8 @@ def _position(entry: Mapping[int, Logprob], alternatives: int, display: Display)
     return PositionLogprobs(tokens[0], tuple(ranked))
 
 
-def _structured(guide: Guide) -> StructuredOutputsParams:
-    match guide:
+def _structured(structured_output: StructuredOutput) -> StructuredOutputsParams:
+    match structured_output:
         case JsonSchema(schema):
             return StructuredOutputsParams(json=schema)
         case Regex(pattern):

@@ -9,7 +9,7 @@ from neox_serve.wire.public_messages import POOLINGS
 
 _GENERATION = (
     model_service_pb2.CAPABILITY_GENERATE,
-    model_service_pb2.CAPABILITY_GUIDED_OUTPUT,
+    model_service_pb2.CAPABILITY_STRUCTURED_OUTPUT,
     model_service_pb2.CAPABILITY_BEAM_SEARCH,
 )
 

@@ -71,7 +71,7 @@ class Preparer:
 
     async def _checked(self, check: Callable[[_M, Served], ModelLimits], call: Call, message: _M) -> ModelLimits:
         served = self._served.seen_by(call.tenant)
-        if is_quick(message.parameters.guided_output):
+        if is_quick(message.parameters.structured_output):
             return check(message, served)
         return await asyncio.to_thread(check, message, served)
 

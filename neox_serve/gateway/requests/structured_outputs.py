@@ -1,6 +1,6 @@
-"""Checks of guided output: what can be said of a guide without the backend that compiles it. The engine's own check comes after.
+"""Checks of structured output: what can be checked without the backend that compiles it. The engine's own check comes after.
 
-Pure, but not quick: a schema of 64 KiB takes a second. Guides that are not `is_quick` are checked in a thread.
+Pure, but not quick: a schema of 64 KiB takes a second. Those that are not `is_quick` are checked in a thread.
 """
 
 import json
@@ -13,7 +13,7 @@ from jsonschema.exceptions import SchemaError
 from neox_serve.gateway.requests.violations import Violations, show
 from neox_serve.v1 import generation_pb2
 
-MAX_GUIDE_BYTES = 65_536
+MAX_STRUCTURED_OUTPUT_BYTES = 65_536
 MAX_CHOICES = 256
 
 # Checking a schema takes about 15 us a byte; above this it would hold up open streams for more than about 4 ms.
@@ -23,18 +23,18 @@ _MAX_BYTES_ON_THE_LOOP = 256
 _UNICODE_CLASS = re.compile(r"\\[pP](\{[^{}]*\}|[A-Z])")
 
 
-def is_quick(message: generation_pb2.GuidedOutput) -> bool:
+def is_quick(message: generation_pb2.StructuredOutput) -> bool:
     """Whether the check may run on the event loop."""
     return message.ByteSize() <= _MAX_BYTES_ON_THE_LOOP
 
 
-def check_guide(message: generation_pb2.GuidedOutput, path: str, violations: Violations) -> None:
-    """Notes what is wrong with a guide that is there."""
+def check_structured_output(message: generation_pb2.StructuredOutput, path: str, violations: Violations) -> None:
+    """Notes what is wrong with a structured output."""
     size = message.ByteSize()
-    if size > MAX_GUIDE_BYTES:
-        violations.add(path, f"got {size} bytes, must be at most {MAX_GUIDE_BYTES} in all")
+    if size > MAX_STRUCTURED_OUTPUT_BYTES:
+        violations.add(path, f"got {size} bytes, must be at most {MAX_STRUCTURED_OUTPUT_BYTES} in all")
         return
-    match message.WhichOneof("guide"):
+    match message.WhichOneof("constraint"):
         case "json_schema":
             _check_json_schema(message.json_schema, f"{path}.json_schema", violations)
         case "regex":
@@ -42,7 +42,7 @@ def check_guide(message: generation_pb2.GuidedOutput, path: str, violations: Vio
         case "choice":
             _check_choices(list(message.choice.texts), f"{path}.choice.texts", violations)
         case _:
-            violations.add(path, "has no guide, must have json_schema, regex or choice")
+            violations.add(path, "is empty; it must have json_schema, regex or choice")
 
 
 def _check_json_schema(text: str, path: str, violations: Violations) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from neox_serve.core.types import ModelLimits, Pool
 from neox_serve.gateway.requests.served import Served
-from neox_serve.gateway.requests.structured_outputs import check_guide
+from neox_serve.gateway.requests.structured_outputs import check_structured_output
 from neox_serve.gateway.requests.violations import Violations
 from neox_serve.model.chat import ROLES
 from neox_serve.v1 import generation_pb2, inference_service_pb2, token_service_pb2
@@ -69,9 +69,9 @@ LENGTH_PENALTY = Range("length_penalty", -5, 5)
 CHUNK_INTERVAL_S = Range("min_chunk_interval", 0, 10)
 CHUNK_TOKENS = Range("min_chunk_tokens", 1, 1_024)
 
-_NOT_WITH_BEAMS: tuple[Literal["sampling", "guided_output", "n", "logprobs", "prompt_logprobs"], ...] = (
+_NOT_WITH_BEAMS: tuple[Literal["sampling", "structured_output", "n", "logprobs", "prompt_logprobs"], ...] = (
     "sampling",
-    "guided_output",
+    "structured_output",
     "n",
     "logprobs",
     "prompt_logprobs",
@@ -207,8 +207,8 @@ def _check_parameters(parameters: generation_pb2.GenerationParameters, limits: M
     path = "parameters"
     _check_sampling(parameters.sampling, f"{path}.sampling", limits, violations)
     _check_stopping(parameters.stopping, f"{path}.stopping", limits, violations)
-    if parameters.HasField("guided_output"):
-        check_guide(parameters.guided_output, f"{path}.guided_output", violations)
+    if parameters.HasField("structured_output"):
+        check_structured_output(parameters.structured_output, f"{path}.structured_output", violations)
     for bound in (Range("n", 1, limits.n), Range("logprobs", 0, limits.logprobs), Range("prompt_logprobs", 0, limits.logprobs)):
         bound.check(parameters, path, violations)
     _check_enum(parameters.truncation, generation_pb2.Truncation, f"{path}.truncation", violations)

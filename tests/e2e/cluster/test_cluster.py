@@ -58,7 +58,7 @@ def test_many_prompts_n_logprobs_and_stop(client: Client) -> None:
             assert "\n" not in completion.text
 
 
-def test_guided_output_follows_schema_regex_and_choice(client: Client) -> None:
+def test_structured_output_follows_schema_regex_and_choice(client: Client) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
     assert isinstance(json.loads(client.generate("answer: ", json_schema=schema, max_tokens=60, temperature=0.0).text)["ok"], bool)
     assert client.generate("answer: ", regex="[0-9]{3}", max_tokens=12, temperature=0.0).text.isdigit()

@@ -12,8 +12,8 @@ from neox_serve.settings import restore
 from tests.bench.engines.engine_comparison import VALUES
 from tests.bench.engines.systems import openai_server_flags
 
-# Limits of single requests, which the bench does not touch, and settings of guided output and of images, which it does not use; and vLLM's
-# own log of its throughput: all systems keep its metrics.
+# Limits of single requests, which the bench does not touch, and settings of structured output and of images, which it does not use; and
+# vLLM's own log of its throughput: all systems keep its metrics.
 _NOT_OF_SPEED = {"disable_log_stats", "max_logprobs", "mm_device_do_normalize", "structured_outputs_config", "runner"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.beam_search import BeamSearch
-from neox_serve.core.types import Beam, Choice, FinishReason, GenerationRequest, Guide, JsonSchema, Regex, Sampling, Stopping
+from neox_serve.core.types import Beam, Choice, FinishReason, GenerationRequest, JsonSchema, Regex, Sampling, Stopping, StructuredOutput
 from neox_serve.engine.protocol import Engine
 from neox_serve.model import model_files
 from neox_serve.model.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ async def test_beam_of_one_is_greedy(generation_engine: Engine, request_: Genera
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"guide": Choice(("a",))}, "parameters.guided_output"),
+        ({"structured_output": Choice(("a",))}, "parameters.structured_output"),
         ({"stopping": Stopping(max_tokens=4, stop_sequences=("x",))}, "parameters.stopping.stop_sequences"),
         ({"prompt_logprobs": 1}, "parameters.prompt_logprobs"),
     ],
@@ -127,7 +127,7 @@ SCHEMA = {
 
 
 async def test_json_schema_gives_json_of_the_schema(generation_engine: Engine, request_: GenerationRequest) -> None:
-    request = stopping(replace(request_, guide=JsonSchema(json.dumps(SCHEMA))), max_tokens=60, ignore_eos=False)
+    request = stopping(replace(request_, structured_output=JsonSchema(json.dumps(SCHEMA))), max_tokens=60, ignore_eos=False)
     answer = await ask(generation_engine, request)
     jsonschema.validate(json.loads(answer.text()), SCHEMA)
     finish = answer.parts()[-1].finish
@@ -137,15 +137,17 @@ async def test_json_schema_gives_json_of_the_schema(generation_engine: Engine, r
 
 async def test_regex_and_choice_give_what_they_allow(generation_engine: Engine, request_: GenerationRequest) -> None:
     base = stopping(request_, max_tokens=40, ignore_eos=False)
-    number = await ask(generation_engine, replace(base, guide=Regex(r"\d{3}-\d{4}")))
+    number = await ask(generation_engine, replace(base, structured_output=Regex(r"\d{3}-\d{4}")))
     assert re.fullmatch(r"\d{3}-\d{4}", number.text())
     choices = ("中文字符", "👍🏽 emoji", "plain")
     for seed in range(3):
-        chosen = await ask(generation_engine, replace(base, guide=Choice(choices), sampling=Sampling(temperature=1.5, seed=seed)))
+        chosen = await ask(
+            generation_engine, replace(base, structured_output=Choice(choices), sampling=Sampling(temperature=1.5, seed=seed))
+        )
         assert chosen.text() in choices
 
 
-HOSTILE: list[tuple[Guide, str]] = [
+HOSTILE: list[tuple[StructuredOutput, str]] = [
     (Regex("("), "regex"),
     (Regex("(?=a)b"), "regex"),
     (Regex("a**"), "regex"),
@@ -159,28 +161,32 @@ HOSTILE: list[tuple[Guide, str]] = [
 ]
 
 
-async def test_guides_that_cannot_be_followed_are_refused_and_harm_nobody(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_structured_outputs_that_cannot_be_followed_are_refused_and_harm_nobody(
+    generation_engine: Engine, request_: GenerationRequest
+) -> None:
     sink = RecordingSink()
     await generation_engine.generate("bystander", stopping(request_, max_tokens=150), sink)
     await sink.until("bystander", deltas=1)
 
-    async def refused(number: int, guide: Guide, field: str) -> None:
+    async def refused(number: int, structured_output: StructuredOutput, field: str) -> None:
         with pytest.raises(ServeError) as raised:
-            await ask(generation_engine, replace(request_, guide=guide), number)
+            await ask(generation_engine, replace(request_, structured_output=structured_output), number)
         assert raised.value.reason is Reason.INVALID_ARGUMENT
-        assert [violation.field for violation in raised.value.violations] == [f"parameters.guided_output.{field}"]
+        assert [violation.field for violation in raised.value.violations] == [f"parameters.structured_output.{field}"]
         assert "/project/" not in raised.value.message
 
-    await asyncio.gather(*(refused(number, guide, field) for number, (guide, field) in enumerate(HOSTILE)))
+    await asyncio.gather(*(refused(number, structured_output, field) for number, (structured_output, field) in enumerate(HOSTILE)))
     deltas = await sink.until("bystander")
     assert deltas[-1].failure is None
     assert sum(len(part.token_ids) for delta in deltas for part in delta.sequences) == 150
     await generation_engine.check_health()
 
 
-async def test_guide_that_takes_long_to_build_does_not_hold_up_others(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_structured_output_that_takes_long_to_build_does_not_hold_up_others(
+    generation_engine: Engine, request_: GenerationRequest
+) -> None:
     heavy = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 500} for n in range(60)}}
-    slow = asyncio.create_task(ask(generation_engine, replace(request_, guide=JsonSchema(json.dumps(heavy))), "slow"))
+    slow = asyncio.create_task(ask(generation_engine, replace(request_, structured_output=JsonSchema(json.dumps(heavy))), "slow"))
     sink = RecordingSink()
     await generation_engine.generate("bystander", stopping(request_, max_tokens=30), sink)
     await sink.until("bystander")

@@ -1,7 +1,7 @@
 """Text of every language out of vLLM with GPT-NeoX-20B's tokenizer: whole characters only, and the stream joined is the text.
 
-The model has random weights; guided choice makes it write what a test wants. Its worker runs in the engine core's process ("uni"), whose
-tokens are held to transformers' here.
+The model has random weights; structured output makes it write what a test wants. Its worker runs in the engine core's process ("uni"),
+whose tokens are held to transformers' here.
 """
 
 import json
@@ -70,7 +70,7 @@ async def test_worker_in_the_engine_core_gives_the_tokens_of_transformers(engine
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_stream_of_any_language_joins_to_the_text_in_whole_characters(engine: Engine, text: str) -> None:
-    answer = await ask(engine, replace(REQUEST, guide=Choice((text,))))
+    answer = await ask(engine, replace(REQUEST, structured_output=Choice((text,))))
     assert answer.text() == text
     assert "\ufffd" not in "".join(part.text for part in answer.parts())
     assert len(answer.parts()) == len(answer.token_ids()), "one delta a token"
@@ -79,10 +79,10 @@ async def test_stream_of_any_language_joins_to_the_text_in_whole_characters(engi
 
 async def test_max_tokens_inside_a_character_leaves_it_out(engine: Engine, checkpoint: Path) -> None:
     table = read_token_table(model_files.locate_tokenizer(str(checkpoint), None))
-    whole = await ask(engine, replace(REQUEST, guide=Choice((TEXTS[0],))))
+    whole = await ask(engine, replace(REQUEST, structured_output=Choice((TEXTS[0],))))
     cut_inside = 0
     for count in range(1, len(whole.token_ids())):
-        answer = await ask(engine, stopping(replace(REQUEST, guide=Choice((TEXTS[0],))), max_tokens=count))
+        answer = await ask(engine, stopping(replace(REQUEST, structured_output=Choice((TEXTS[0],))), max_tokens=count))
         raw = b"".join(map(table.text_bytes, answer.token_ids()))
         cut_inside += answer.text().encode() != raw
         assert TEXTS[0].startswith(answer.text())
@@ -94,7 +94,7 @@ async def test_max_tokens_inside_a_character_leaves_it_out(engine: Engine, check
 @pytest.mark.parametrize(("stop", "shown"), [("世", "中文字符:你好,"), ("好,世界", "中文字符:你"), ("。", "中文字符:你好,世界")])
 @pytest.mark.parametrize("include", [False, True])
 async def test_stop_sequence_of_whole_characters_cuts_between_them(engine: Engine, stop: str, shown: str, include: bool) -> None:
-    request = stopping(replace(REQUEST, guide=Choice((TEXTS[0],))), stop_sequences=(stop,), include_stop_in_output=include)
+    request = stopping(replace(REQUEST, structured_output=Choice((TEXTS[0],))), stop_sequences=(stop,), include_stop_in_output=include)
     answer = await ask(engine, request)
     assert answer.text() == shown + (stop if include else "")
     assert answer.parts()[-1].finish == Finish(FinishReason.STOP, stop)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from neox_serve.core.types import Choice, GenerationRequest, Guide, JsonSchema, Regex, Sampling, Stopping
+from neox_serve.core.types import Choice, GenerationRequest, JsonSchema, Regex, Sampling, Stopping, StructuredOutput
 from neox_serve.engine.vllm import requests as vllm_requests
 
 pytestmark = pytest.mark.e2e
@@ -61,7 +61,7 @@ def test_sampling_params_of_a_later_sequence_draw_anew_and_leave_the_prompt_to_t
 
 
 @pytest.mark.parametrize(
-    ("guide", "field", "value"),
+    ("structured_output", "field", "value"),
     [
         (JsonSchema('{"type": "object"}'), "json", '{"type": "object"}'),
         (Regex("[0-9]+"), "regex", "[0-9]+"),
@@ -69,8 +69,8 @@ def test_sampling_params_of_a_later_sequence_draw_anew_and_leave_the_prompt_to_t
     ],
     ids=["json", "regex", "choice"],
 )
-def test_sampling_params_guide_under_its_own_kind(guide: Guide, field: str, value: object) -> None:
-    structured = vllm_requests.sampling_params(request(guide=guide), 0).structured_outputs
+def test_sampling_params_structured_output_under_its_own_kind(structured_output: StructuredOutput, field: str, value: object) -> None:
+    structured = vllm_requests.sampling_params(request(structured_output=structured_output), 0).structured_outputs
     kinds = ("json", "regex", "choice")
     assert {kind: getattr(structured, kind) for kind in kinds} == dict.fromkeys(kinds) | {field: value}
 

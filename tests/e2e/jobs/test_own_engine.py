@@ -46,11 +46,11 @@ async def test_rows_are_completed_as_the_cluster_would(tmp_path: Path, generatio
     for row, answer in zip(plain[:3], answers, strict=False):
         asked = GenerationRequest("one", tokenizer.encode(str(row["prompt"])), Stopping(40, ignore_eos=True), Sampling(temperature=0.0))
         assert answer["completions"][0]["text"] == (await ask(generation_engine, asked)).text()
-    stopped, several, guided, ids, refused = answers[30:]
+    stopped, several, structured, ids, refused = answers[30:]
     assert stopped["completions"][0]["finish"] == {"reason": "stop", "stop": "\n"}
     assert "\n" not in stopped["completions"][0]["text"]
     assert [len(one["logprobs"]) for one in several["completions"]] == [len(one["token_ids"]) for one in several["completions"]]
-    assert re.fullmatch("[0-9]{4}", guided["completions"][0]["text"])
+    assert re.fullmatch("[0-9]{4}", structured["completions"][0]["text"])
     assert len(ids["completions"][0]["token_ids"]) == 3
     assert refused["error"]["reason"] == "UNKNOWN_ADAPTER"
     assert "35 rows" in said

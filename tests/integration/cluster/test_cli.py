@@ -117,7 +117,7 @@ async def test_generate_with_every_option_sends_it(gateway: ScriptedGateway, tmp
     for message in (request.parameters, request.parameters.sampling, request.parameters.stopping):
         assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
     assert list(request.parameters.stopping.stop_sequences) == ["END", "STOP"]
-    assert request.parameters.guided_output.json_schema == '{"type": "object"}'
+    assert request.parameters.structured_output.json_schema == '{"type": "object"}'
     assert dict(request.parameters.sampling.logit_bias) == {7: -2.5}
     assert done.stdout == "--- 0 (stop)\nHI\n--- 1 (stop)\nHI\n"
 

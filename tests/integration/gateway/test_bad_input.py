@@ -84,16 +84,16 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], Reason, str]] = {
         "parameters.stopping.stop_sequences",
     ),
     "invalid JSON schema": (
-        parameters(guidedOutput={"jsonSchema": '{"type": "nothing"}'}),
+        parameters(structuredOutput={"jsonSchema": '{"type": "nothing"}'}),
         Reason.INVALID_ARGUMENT,
-        "parameters.guided_output.json_schema",
+        "parameters.structured_output.json_schema",
     ),
     "large invalid JSON schema": (
-        parameters(guidedOutput={"jsonSchema": json.dumps({"title": "x" * 500, "type": "nothing"})}),
+        parameters(structuredOutput={"jsonSchema": json.dumps({"title": "x" * 500, "type": "nothing"})}),
         Reason.INVALID_ARGUMENT,
-        "parameters.guided_output.json_schema",
+        "parameters.structured_output.json_schema",
     ),
-    "invalid regex": (parameters(guidedOutput={"regex": "a("}), Reason.INVALID_ARGUMENT, "parameters.guided_output.regex"),
+    "invalid regex": (parameters(structuredOutput={"regex": "a("}), Reason.INVALID_ARGUMENT, "parameters.structured_output.regex"),
     "token id out of range": (
         {"prompt": {"tokenIds": {"ids": [0, 10**6]}}},
         Reason.INVALID_ARGUMENT,

@@ -129,7 +129,7 @@ async def test_reflection_alone_is_enough_to_call(server: GatewayServer) -> None
 
 SERVED = """
 name: "served-name" source: "builtin" revision: "v2"
-capabilities: [CAPABILITY_GENERATE, CAPABILITY_GUIDED_OUTPUT, CAPABILITY_BEAM_SEARCH, CAPABILITY_EMBED, CAPABILITY_ADAPTERS]
+capabilities: [CAPABILITY_GENERATE, CAPABILITY_STRUCTURED_OUTPUT, CAPABILITY_BEAM_SEARCH, CAPABILITY_EMBED, CAPABILITY_ADAPTERS]
 limits {
   max_model_len: 1024 vocabulary_size: 4096 prompts_per_request: 5 n: 6 beam_width: 7 logprobs: 8 stop_sequences: 16 request_bytes: 9000
 }

@@ -123,7 +123,10 @@ async def test_embedding_returns_the_engines_vector() -> None:
 @pytest.mark.parametrize(
     ("raised", "reason"),
     [
-        (ServeError(Reason.INVALID_ARGUMENT, "bad guide", violations=(FieldViolation("guide.regex", "bad"),)), Reason.INVALID_ARGUMENT),
+        (
+            ServeError(Reason.INVALID_ARGUMENT, "bad pattern", violations=(FieldViolation("parameters.structured_output.regex", "bad"),)),
+            Reason.INVALID_ARGUMENT,
+        ),
         (ServeError(Reason.UNKNOWN_ADAPTER, "no such adapter", {"adapter": "a"}), Reason.UNKNOWN_ADAPTER),
         (ZeroDivisionError("a bug in the engine"), Reason.ENGINE_FAILED),
     ],

@@ -39,7 +39,7 @@ async def path() -> AsyncIterator[Path]:
         {"stopping": {"maxTokens": 12}, "n": 3, "sampling": {"seed": "9"}},
         {"stopping": {"maxTokens": 12}, "logprobs": 2, "promptLogprobs": 1},
         {"stopping": {"maxTokens": 40, "stopSequences": ["tok9"]}},
-        {"stopping": {"maxTokens": 12}, "guidedOutput": {"choice": {"texts": ["yes", "no"]}}},
+        {"stopping": {"maxTokens": 12}, "structuredOutput": {"choice": {"texts": ["yes", "no"]}}},
     ],
     ids=["plain", "n", "logprobs", "stop", "choice"],
 )

@@ -74,7 +74,7 @@ def test_generate_with_every_option_fills_every_field() -> None:
             ignore_eos=True,
             include_stop_in_output=True,
         ),
-        guided_output=generation_pb2.GuidedOutput(json_schema=json.dumps({"type": "object"})),
+        structured_output=generation_pb2.StructuredOutput(json_schema=json.dumps({"type": "object"})),
         n=2,
         logprobs=0,
         prompt_logprobs=3,
@@ -128,7 +128,7 @@ def test_prompts_one_or_many_texts_or_ids_are_told_apart(prompts: Any, expected:
         ({"n": 2**40}, "parameters.n"),
         ({"truncation": "middle"}, "truncation"),
         ({"on_deadline": "panic"}, "on_deadline"),
-        ({"regex": "a", "choice": ["a"]}, "parameters.guided_output"),
+        ({"regex": "a", "choice": ["a"]}, "parameters.structured_output"),
         ({"beam_width": -2}, "beam_search.beam_width"),
     ],
 )

@@ -85,7 +85,7 @@ STOPPINGS = st.integers(1, 2048).flatmap(
     lambda most: st.builds(Stopping, st.just(most), st.integers(0, most), tuples(NAME), IDS, st.booleans(), st.booleans())
 )
 SAMPLINGS = st.builds(Sampling, F64, F64, U32, F64, F64, F64, F64, st.none() | U64, st.dictionaries(U32, F32, max_size=3))
-GUIDES = st.none() | st.builds(JsonSchema, TEXT) | st.builds(Regex, TEXT) | st.builds(Choice, tuples(TEXT))
+STRUCTURED_OUTPUTS = st.none() | st.builds(JsonSchema, TEXT) | st.builds(Regex, TEXT) | st.builds(Choice, tuples(TEXT))
 BEAMS = st.none() | st.integers(1, 8).flatmap(lambda width: st.builds(Beam, st.just(width), F64, st.integers(1, width)))
 PROMPT_IDS = st.lists(U32, min_size=1, max_size=4).map(tuple)
 GENERATIONS = st.builds(
@@ -94,7 +94,7 @@ GENERATIONS = st.builds(
     PROMPT_IDS,
     STOPPINGS,
     SAMPLINGS,
-    GUIDES,
+    STRUCTURED_OUTPUTS,
     BEAMS,
     st.integers(1, 16),
     st.none() | U32,

@@ -15,7 +15,6 @@ from neox_serve.core.types import (
     Finish,
     FinishReason,
     GenerationRequest,
-    Guide,
     JsonSchema,
     Pooling,
     PositionLogprobs,
@@ -23,6 +22,7 @@ from neox_serve.core.types import (
     Sampling,
     SequenceDelta,
     Stopping,
+    StructuredOutput,
     TokenLogprob,
 )
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -73,15 +73,15 @@ def test_every_field_arrives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "guide"),
+    ("fields", "structured_output"),
     [
         ({"jsonSchema": "{}"}, JsonSchema("{}")),
         ({"regex": "a+"}, Regex("a+")),
         ({"choice": {"texts": ["a", "b"]}}, Choice(("a", "b"))),
     ],
 )
-def test_guide_arrives(fields: dict[str, Any], guide: Guide) -> None:
-    assert core_request({"guidedOutput": fields}).guide == guide
+def test_structured_output_arrives(fields: dict[str, Any], structured_output: StructuredOutput) -> None:
+    assert core_request({"structuredOutput": fields}).structured_output == structured_output
 
 
 def test_beam_search_arrives_with_its_defaults() -> None:

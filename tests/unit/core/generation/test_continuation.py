@@ -26,14 +26,14 @@ def test_plain_requests_are_continuable(sampling: Sampling) -> None:
         replace(PLAIN, sampling=Sampling(repetition_penalty=1.1)),
         replace(PLAIN, sampling=Sampling(presence_penalty=0.1)),
         replace(PLAIN, sampling=Sampling(frequency_penalty=-0.1)),
-        replace(PLAIN, guide=Choice(("a", "b"))),
+        replace(PLAIN, structured_output=Choice(("a", "b"))),
         replace(PLAIN, beam=Beam(2)),
         replace(PLAIN, n=2),
         replace(PLAIN, logprobs=0),
         replace(PLAIN, prompt_logprobs=0),
         replace(PLAIN, stopping=Stopping(10, stop_sequences=("x",))),
     ],
-    ids=["seed", "repetition", "presence", "frequency", "guide", "beam", "n", "logprobs", "prompt logprobs", "stop sequence"],
+    ids=["seed", "repetition", "presence", "frequency", "structured_output", "beam", "n", "logprobs", "prompt logprobs", "stop sequence"],
 )
 def test_requests_with_more_state_than_their_tokens_are_not(request_: GenerationRequest) -> None:
     assert not is_continuable(request_)

@@ -141,7 +141,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"parameters": {"stopping": {"stopTokenIds": [VOCABULARY]}}}, "parameters.stopping.stop_token_ids[0]"),
     ({"parameters": {"stopping": {"maxTokens": 0}}}, "parameters.stopping.max_tokens"),
     ({"parameters": {"stopping": {"maxTokens": 5, "minTokens": 6}}}, "parameters.stopping.min_tokens"),
-    ({"parameters": {"guidedOutput": {}}}, "parameters.guided_output"),
+    ({"parameters": {"structuredOutput": {}}}, "parameters.structured_output"),
     ({"beamSearch": {}}, "beam_search.beam_width"),
     ({"beamSearch": {"beamWidth": 9}}, "beam_search.beam_width"),
     ({"beamSearch": {"beamWidth": 2, "numReturn": 3}}, "beam_search.num_return"),
@@ -165,11 +165,11 @@ def test_logit_bias_beyond_1024_entries_is_refused() -> None:
     assert refused_fields(request)[0] == f"{SAMPLING}.logit_bias"
 
 
-@pytest.mark.parametrize("companion", ["sampling", "guided_output", "n", "logprobs", "prompt_logprobs", "stopping.min_tokens"])
+@pytest.mark.parametrize("companion", ["sampling", "structured_output", "n", "logprobs", "prompt_logprobs", "stopping.min_tokens"])
 def test_beam_search_forbids_what_only_sampling_has(companion: str) -> None:
     values: dict[str, Any] = {
         "sampling": {"topP": 0.5},
-        "guided_output": {"regex": "a"},
+        "structured_output": {"regex": "a"},
         "n": 2,
         "logprobs": 1,
         "prompt_logprobs": 1,
@@ -275,11 +275,11 @@ def test_token_calls_are_checked() -> None:
     assert caught.value.violations[0].field == "sequences[1].ids[1]"
 
 
-GUIDE = "parameters.guided_output"
+STRUCTURED_OUTPUT = "parameters.structured_output"
 
 
 @pytest.mark.parametrize(
-    ("guide", "path", "says"),
+    ("structured_output", "path", "says"),
     [
         ({"jsonSchema": ""}, ".json_schema", "must be JSON"),
         ({"jsonSchema": "{"}, ".json_schema", "must be JSON"),
@@ -301,19 +301,19 @@ GUIDE = "parameters.guided_output"
         ({"choice": {"texts": ["a", "b", "a"]}}, ".choice.texts[2]", "distinct"),
     ],
 )
-def test_wrong_guide_is_named(guide: dict[str, Any], path: str, says: str) -> None:
-    (violation,) = refused(generate(parameters={"guidedOutput": guide})).violations
-    assert violation.field == GUIDE + path
+def test_wrong_structured_output_is_named(structured_output: dict[str, Any], path: str, says: str) -> None:
+    (violation,) = refused(generate(parameters={"structuredOutput": structured_output})).violations
+    assert violation.field == STRUCTURED_OUTPUT + path
     assert says in violation.description
 
 
 @pytest.mark.parametrize(
-    "guide",
+    "structured_output",
     [
         {"jsonSchema": '{"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"type": "integer"}}}'},
         {"regex": r"\p{Lu}\w+ \d{1,3}(-[A-Z])?"},
         {"choice": {"texts": ["yes", "no"]}},
     ],
 )
-def test_right_guide_passes(guide: dict[str, Any]) -> None:
-    validation.check_generate(generate(parameters={"guidedOutput": guide}), SERVED)
+def test_right_structured_output_passes(structured_output: dict[str, Any]) -> None:
+    validation.check_generate(generate(parameters={"structuredOutput": structured_output}), SERVED)

@@ -19,7 +19,7 @@ WHOLE = inference_service_pb2.GenerateRequest(
     parameters=generation_pb2.GenerationParameters(
         stopping=generation_pb2.Stopping(stop_sequences=["fine", "wrong-one"]),
         sampling=generation_pb2.Sampling(temperature=0.5, logit_bias={1: 2.0}),
-        guided_output=generation_pb2.GuidedOutput(choice=generation_pb2.Choices(texts=["choice-text"])),
+        structured_output=generation_pb2.StructuredOutput(choice=generation_pb2.Choices(texts=["choice-text"])),
     ),
 )
 
@@ -46,7 +46,7 @@ def test_good_message_is_decoded() -> None:
         ("id-placeholder", "request_id"),
         ("bad-text-here", "prompts[1].text"),
         ("wrong-one", "parameters.stopping.stop_sequences[1]"),
-        ("choice-text", "parameters.guided_output.choice.texts[0]"),
+        ("choice-text", "parameters.structured_output.choice.texts[0]"),
     ],
 )
 def test_invalid_utf8_names_the_field(text: str, path: str) -> None:
