@@ -44,7 +44,7 @@ class GatewayDeployment:
         joins = JoinServer(self._server.repeats, link_tls(settings.links))
         await joins.start(link_host(settings.router.host))
         self._to_end.push_async_callback(joins.stop)
-        dispatcher.join_address = joins.address
+        dispatcher.gateway_link_address = joins.address
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)
         await self._server.start()

@@ -65,8 +65,8 @@ class Terms:
     """On whose account and how urgently a request runs, and the span that it belongs to.
 
     weight: the tenant's share. time_left_s: until its deadline, infinite for none. waited_s: how long it has been on its way, where it
-    comes here again. traceparent: W3C's text, empty where nothing is traced. request_key: what repeats of it are known by, empty where its
-    client gave no id; takes_over: the gateway that answered it before does not know of it any more.
+    comes here again. traceparent: W3C's text, empty where nothing is traced. idempotency_key: what repeats of it are known by, empty where
+    its client gave no id; takes_over: the gateway that answered it before does not know of it any more.
     """
 
     tenant: str = ANONYMOUS
@@ -75,7 +75,7 @@ class Terms:
     time_left_s: float = math.inf
     waited_s: float = 0.0
     traceparent: str = ""
-    request_key: str = ""
+    idempotency_key: str = ""
     takes_over: bool = False
 
 

@@ -87,7 +87,7 @@ class ServeError(Exception):
         return self.reason in {Reason.REPLICA_LOST, Reason.DRAINING}
 
 
-class RepeatedElsewhere(Exception):  # noqa: N818 - nothing has failed
+class OwnedElsewhere(Exception):  # noqa: N818 - nothing has failed
     """The request repeats one that another gateway answers. address: where that one gives its answer."""
 
     def __init__(self, address: str) -> None:

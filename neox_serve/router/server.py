@@ -56,7 +56,7 @@ class _Gateway:
     gateway_id: str
     connection: int
     outbox: Outbox[pb.ConnectGatewayResponse]
-    join_address: str
+    gateway_link_address: str
 
 
 def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
@@ -196,7 +196,7 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("gateway_stream_ended", cause=str(ended))
 
     async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
-        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox(), hello.join_address)
+        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox(), hello.gateway_link_address)
         self._welcome(gateway, hello)
         try:
             await until_one_ends(self._hear(gateway, context), gateway.outbox.write_to(context))
@@ -257,13 +257,13 @@ class RouterServer(RouterLinkServiceServicer):
 
     def _repeated_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
         """Whether another gateway answers the request; then this one is told which."""
-        if not admit.request_key or not gateway.join_address:
+        if not admit.idempotency_key or not gateway.gateway_link_address:
             return False
-        owner_id = self._owners.claim(admit.request_key, gateway.gateway_id, admit.lease_id, takes_over=admit.takes_over)
+        owner_id = self._owners.claim(admit.idempotency_key, gateway.gateway_id, admit.lease_id, takes_over=admit.takes_over)
         owner = next((other for other in self._gateways.values() if other.gateway_id == owner_id), None) if owner_id else None
         if owner is None:
             return False
-        gateway.outbox.put(wire.repeat_at(admit.lease_id, owner.join_address))
+        gateway.outbox.put(wire.owned_elsewhere(admit.lease_id, owner.gateway_link_address))
         return True
 
     def _view(self) -> ClusterView:

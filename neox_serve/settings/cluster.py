@@ -17,8 +17,8 @@ class LimitSettings(Section):
     beam_width: int = Field(8, ge=1)
     logprobs: int = Field(20, ge=0)
     request_bytes: int = Field(1_572_864, ge=1024)
-    repeat_memory_s: float = Field(60.0, ge=0, description="How long a gateway gives repeats of a request_id the answer that it gave")
-    repeat_memory_bytes: int = Field(67_108_864, ge=0, description="The most that those answers take of a gateway's memory")
+    idempotency_window_s: float = Field(60.0, ge=0, description="How long a gateway returns the stored response to a repeated request_id")
+    idempotency_max_bytes: int = Field(67_108_864, ge=0, description="Memory that stored responses may take in one gateway")
 
 
 class GatewaySettings(Section):

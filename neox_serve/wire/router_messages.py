@@ -41,13 +41,13 @@ def gateway_hello(
     leases: Iterable[Lease],
     reservations: Iterable[Reservation] = (),
     spent: Iterable[Spent] = (),
-    join_address: str = "",
+    gateway_link_address: str = "",
 ) -> pb.ConnectGatewayRequest:
     """A gateway's first message: all it has in flight, and what counts in quotas of what it had."""
     hello = pb.GatewayHello(
         gateway_id=gateway_id,
         schema_version=SCHEMA_VERSION,
-        join_address=join_address,
+        gateway_link_address=gateway_link_address,
         leases=map(lease_to_proto, leases),
         reservations=map(reservation_to_proto, reservations),
         spent=[pb.Spent(tenant=one.tenant, at_s=one.at_s, requests=one.requests, tokens=one.tokens) for one in spent],
@@ -76,7 +76,7 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
         time_left_s=terms.time_left_s if math.isfinite(terms.time_left_s) else None,
         waited_s=terms.waited_s,
         traceparent=terms.traceparent,
-        request_key=terms.request_key,
+        idempotency_key=terms.idempotency_key,
         takes_over=terms.takes_over,
         adapter=demand.adapter or "",
         session=demand.session,
@@ -94,7 +94,7 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
         time_left_s=request.time_left_s if request.HasField("time_left_s") else math.inf,
         waited_s=request.waited_s,
         traceparent=request.traceparent,
-        request_key=request.request_key,
+        idempotency_key=request.idempotency_key,
         takes_over=request.takes_over,
     )
     return Demand(
@@ -218,9 +218,9 @@ def queued(lease_id: int) -> pb.ConnectGatewayResponse:
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, queued=True))
 
 
-def repeat_at(lease_id: int, address: str) -> pb.ConnectGatewayResponse:
+def owned_elsewhere(lease_id: int, address: str) -> pb.ConnectGatewayResponse:
     """Another gateway answers the request."""
-    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, repeat_at=address))
+    return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, owner_address=address))
 
 
 def preempt(lease_id: int) -> pb.ConnectGatewayResponse:

@@ -15,7 +15,7 @@ from neox_serve.client import EmbedResult, GenerateResult, calls
 from neox_serve.client.calls import Call as ClientCall
 from neox_serve.client.options import EmbedOptions, GenerateOptions, Prompt
 from neox_serve.core.cluster import Terms
-from neox_serve.core.generation.call_life import Event
+from neox_serve.core.generation.call_life import CallEvent
 from neox_serve.core.tenancy.directory import Principal
 from neox_serve.core.tenancy.tenants import ANONYMOUS, PriorityClass, Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
@@ -58,7 +58,7 @@ class OwnEngine:
         if task is None:
             raise RuntimeError("requests are made in tasks")
         call = Call(asked.method, task, asked.request_id, now_s, now_s + _FOREVER_S, _CALLER, PriorityClass.BULK)
-        call.life.advance(Event.ACCEPT)
+        call.life.advance(CallEvent.ACCEPT)
         return asked.read(await handler(call, asked.request))
 
 

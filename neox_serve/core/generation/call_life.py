@@ -24,7 +24,7 @@ class Phase(StrEnum):
     CANCELLED = "cancelled"  # the caller is gone; nothing can be sent
 
 
-class Event(StrEnum):
+class CallEvent(StrEnum):
     """What can happen to a call."""
 
     ACCEPT = "accept"
@@ -36,29 +36,29 @@ class Event(StrEnum):
     CANCEL = "cancel"
 
 
-ENDS: Mapping[Event, Phase] = {
-    Event.FINISH: Phase.FINISHED,
-    Event.EXPIRE: Phase.PARTIAL,
-    Event.FAIL: Phase.FAILED,
-    Event.CANCEL: Phase.CANCELLED,
+ENDS: Mapping[CallEvent, Phase] = {
+    CallEvent.FINISH: Phase.FINISHED,
+    CallEvent.EXPIRE: Phase.PARTIAL,
+    CallEvent.FAIL: Phase.FAILED,
+    CallEvent.CANCEL: Phase.CANCELLED,
 }
 """Events that end a call, and how."""
 
 TERMINAL = frozenset(ENDS.values())
 
-_STEPS: Mapping[tuple[Phase, Event], Phase] = {
-    (Phase.RECEIVED, Event.ACCEPT): Phase.ACCEPTED,
-    (Phase.ACCEPTED, Event.ADMIT): Phase.ADMITTED,
-    (Phase.ADMITTED, Event.ADMIT): Phase.ADMITTED,  # another of its prompts
-    (Phase.GENERATING, Event.ADMIT): Phase.GENERATING,
-    (Phase.ADMITTED, Event.OUTPUT): Phase.GENERATING,
-    (Phase.GENERATING, Event.OUTPUT): Phase.GENERATING,
+_STEPS: Mapping[tuple[Phase, CallEvent], Phase] = {
+    (Phase.RECEIVED, CallEvent.ACCEPT): Phase.ACCEPTED,
+    (Phase.ACCEPTED, CallEvent.ADMIT): Phase.ADMITTED,
+    (Phase.ADMITTED, CallEvent.ADMIT): Phase.ADMITTED,  # another of its prompts
+    (Phase.GENERATING, CallEvent.ADMIT): Phase.GENERATING,
+    (Phase.ADMITTED, CallEvent.OUTPUT): Phase.GENERATING,
+    (Phase.GENERATING, CallEvent.OUTPUT): Phase.GENERATING,
 }
 
-TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
+TRANSITIONS: Mapping[tuple[Phase, CallEvent], Phase] = {
     **_STEPS,
     **{(phase, event): end for phase in Phase if phase not in TERMINAL for event, end in ENDS.items()},
-    **{(phase, event): phase for phase in TERMINAL for event in Event},
+    **{(phase, event): phase for phase in TERMINAL for event in CallEvent},
 }
 """Every allowed step. A pair that is missing is a bug of ours (output before admission, say)."""
 
@@ -81,7 +81,7 @@ class CallLife:
         """Whether a terminal event has happened."""
         return self._phase in TERMINAL
 
-    def advance(self, event: Event) -> bool:
+    def advance(self, event: CallEvent) -> bool:
         """Takes an event; returns whether it is the one that ended the call. Raises ValueError for a step that the table lacks."""
         before = self._phase
         after = TRANSITIONS.get((before, event))

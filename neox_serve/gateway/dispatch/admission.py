@@ -12,7 +12,7 @@ from itertools import count
 from random import Random
 
 from neox_serve.core.cluster import Demand, Lease, Outstanding, Settled
-from neox_serve.core.errors import Reason, RepeatedElsewhere, ServeError
+from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
 from neox_serve.core.scheduling.roster import Candidate, Roster
@@ -42,7 +42,7 @@ class _Question:
 
     lease_id: int
     demand: Demand
-    answer: Admitted | ServeError | RepeatedElsewhere | None = None
+    answer: Admitted | ServeError | OwnedElsewhere | None = None
     queued: bool = False
     lost: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +82,7 @@ class Admission:
     async def lease(self, demand: Demand) -> Admitted:
         """A lease on a replica, maybe after waiting in the router. Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED.
 
-        Raises RepeatedElsewhere where another gateway answers the request.
+        Raises OwnedElsewhere where another gateway answers the request.
         """
         while True:
             question = self._question(demand)
@@ -114,8 +114,8 @@ class Admission:
             question.queued = True
             question.heard.set()
             return
-        if response.WhichOneof("outcome") == "repeat_at":
-            question.answer = RepeatedElsewhere(response.repeat_at)
+        if response.WhichOneof("outcome") == "owner_address":
+            question.answer = OwnedElsewhere(response.owner_address)
             del self._asked[response.lease_id]
             question.heard.set()
             return
@@ -169,7 +169,7 @@ class Admission:
         if question.answer is None:
             self._withdraw(question.lease_id)
             return None
-        if isinstance(question.answer, ServeError | RepeatedElsewhere):
+        if isinstance(question.answer, ServeError | OwnedElsewhere):
             raise question.answer
         return question.answer
 

@@ -96,7 +96,7 @@ class Dispatcher:
         self._views: dict[int, asyncio.Future[ClusterView]] = {}
         self._metrics_task: asyncio.Task[None] | None = None
         self._open = 0
-        self.join_address = ""
+        self.gateway_link_address = ""
 
     async def start(self) -> None:
         """Starts to connect to the router, and to the replicas as it names them. Does not wait for them."""
@@ -295,7 +295,7 @@ class Dispatcher:
     # The router
 
     def _hello(self) -> pb.ConnectGatewayRequest:
-        return wire.gateway_hello(self._gateway_id, self._admission.leases(), *self._reservations.hello(), self.join_address)
+        return wire.gateway_hello(self._gateway_id, self._admission.leases(), *self._reservations.hello(), self.gateway_link_address)
 
     def _on_connected(self) -> None:
         self._admission.on_router_connected()

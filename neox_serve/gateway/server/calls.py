@@ -10,7 +10,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from neox_serve.core.cluster import Terms
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.call_life import CallLife, Event
+from neox_serve.core.generation.call_life import CallEvent, CallLife
 from neox_serve.core.tenancy.directory import NOBODY, Principal
 from neox_serve.core.tenancy.tenants import PriorityClass, Tenant
 from neox_serve.gateway.dispatch.protocol import Held
@@ -67,7 +67,7 @@ class Call:
     where nothing did. session: ties it to others, for routing. routes: how each of its prompts came to its replica. predictions: of each
     prompt, the tokens thought to be cached and found to be. partial: the deadline has come, and the answer is what there is. reservation:
     of its tenant's quotas, settled when it ends. joined: it repeats another call, and shares its answer.
-    request_key, takes_over: see Terms.
+    idempotency_key, takes_over: see Terms.
     """
 
     method: str
@@ -96,7 +96,7 @@ class Call:
     interruption: ServeError | None = None
     reservation: Held | None = None
     joined: bool = False
-    request_key: str = ""
+    idempotency_key: str = ""
     takes_over: bool = False
     span: Span = INVALID_SPAN
 
@@ -125,7 +125,7 @@ class Call:
             self.priority,
             left_s,
             traceparent=traceparent(self.span),
-            request_key=self.request_key,
+            idempotency_key=self.idempotency_key,
             takes_over=self.takes_over,
         )
 
@@ -137,7 +137,7 @@ class Call:
 
     def admitted(self, admission_s: float, replica_id: str, explanation: str = "") -> None:
         """Notes that an engine has one of its prompts; of several the slowest counts, and the last one's replica."""
-        self.life.advance(Event.ADMIT)
+        self.life.advance(CallEvent.ADMIT)
         self.replica_id = replica_id
         self.routes.append(f"replica={replica_id} {explanation}".rstrip())
         self.admission_s = max(self.admission_s or 0.0, admission_s)
@@ -146,7 +146,7 @@ class Call:
         """Notes that tokens have arrived."""
         if self.first_token_at_s is None:
             self.first_token_at_s = now_s
-            self.life.advance(Event.OUTPUT)
+            self.life.advance(CallEvent.OUTPUT)
         self.last_token_at_s = now_s
 
     def timings(self, now_s: float) -> generation_pb2.Timings:

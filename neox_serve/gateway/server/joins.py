@@ -41,30 +41,30 @@ class JoinServer(GatewayLinkServiceServicer):
         """Ends what is being given."""
         await self._server.stop(_CLOSING_S)
 
-    async def Join(self, request: pb.JoinRequest, context: Any) -> AsyncIterator[pb.JoinResponse]:  # noqa: N802
+    async def FollowCall(self, request: pb.FollowCallRequest, context: Any) -> AsyncIterator[pb.FollowCallResponse]:  # noqa: N802
         """The messages of a call, as they come; its failure where it fails, or where its message is another than the one asked for."""
         position = 0
         try:
             run = self._repeats.find((request.tenant, request.method, request.request_id), request.digest)
             if run is None:
-                yield pb.JoinResponse(unknown=True)
+                yield pb.FollowCallResponse(unknown=True)
                 return
             while (message := await run.next(position)) is not None:
-                yield pb.JoinResponse(message=message)
+                yield pb.FollowCallResponse(message=message)
                 position += 1
         except ServeError as error:
-            yield pb.JoinResponse(failure=wire.refusal_to_proto(error))
+            yield pb.FollowCallResponse(failure=wire.refusal_to_proto(error))
 
 
 async def joined(address: str, key: Key, digest: bytes, tls: LinkTls | None) -> AsyncIterator[bytes]:
     """The messages of a call that another gateway runs or ran. Raises ServeError as that does; UnknownCallError before the first one."""
     tenant, method, request_id = key
-    request = pb.JoinRequest(tenant=tenant, method=method, request_id=request_id, digest=digest)
+    request = pb.FollowCallRequest(tenant=tenant, method=method, request_id=request_id, digest=digest)
     async with internal_channel(address, tls) as channel:
-        call, begun = GatewayLinkServiceStub(channel).Join(request), False
+        call, begun = GatewayLinkServiceStub(channel).FollowCall(request), False
         while True:
             try:
-                response = await read(call, pb.JoinResponse)
+                response = await read(call, pb.FollowCallResponse)
             except StreamEndedError as ended:
                 if begun:
                     return

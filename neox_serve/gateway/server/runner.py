@@ -15,8 +15,8 @@ import structlog
 from google.protobuf.message import Message
 from opentelemetry.trace import SpanKind
 
-from neox_serve.core.errors import Reason, RepeatedElsewhere, ServeError
-from neox_serve.core.generation.call_life import Event
+from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
+from neox_serve.core.generation.call_life import CallEvent
 from neox_serve.core.tenancy.access import check_role
 from neox_serve.core.tenancy.directory import NOBODY
 from neox_serve.core.tenancy.tenants import PriorityClass
@@ -88,15 +88,15 @@ class CallRunner:
         try:
             response = await self._attempt(method, call, raw, context)
         except ServeError as error:
-            self._end(method, call, Event.CANCEL if error.reason is Reason.CANCELLED else Event.FAIL, error)
+            self._end(method, call, CallEvent.CANCEL if error.reason is Reason.CANCELLED else CallEvent.FAIL, error)
             await self._abort(call, context, error)
             return b""
         except asyncio.CancelledError:
-            self._end(method, call, Event.CANCEL, self._why_cancelled(call))
+            self._end(method, call, CallEvent.CANCEL, self._why_cancelled(call))
             raise
         finally:
             self._leave(call)
-        self._end(method, call, Event.EXPIRE if call.partial else Event.FINISH, None)
+        self._end(method, call, CallEvent.EXPIRE if call.partial else CallEvent.FINISH, None)
         context.set_trailing_metadata(self._trailing(call, context))
         return response
 
@@ -165,10 +165,10 @@ class CallRunner:
             call.joined = True
             return await self._join(run, method, call, context)
         run = self._repeats.begin(key, digest)
-        call.request_key = "/".join(key)
+        call.idempotency_key = "/".join(key)
         try:
             response = await self._handle(method, call, message, context, run)
-        except RepeatedElsewhere as elsewhere:
+        except OwnedElsewhere as elsewhere:
             self._repeats.fail(key, run, ServeError(Reason.CANCELLED, "it is answered by another gateway"))
             return await self._join_elsewhere(elsewhere.address, key, raw, method, call, message, context)
         except BaseException as error:
@@ -235,7 +235,7 @@ class CallRunner:
 
     def _enter(self, method: Method, call: Call) -> None:
         if not method.bounded:
-            call.life.advance(Event.ACCEPT)
+            call.life.advance(CallEvent.ACCEPT)
             return
         if self.draining:
             raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=DRAINING_RETRY_S)
@@ -246,7 +246,7 @@ class CallRunner:
             )
         self._bounded.add(call)
         self._idle.clear()
-        call.life.advance(Event.ACCEPT)
+        call.life.advance(CallEvent.ACCEPT)
 
     def _leave(self, call: Call) -> None:
         self._bounded.discard(call)
@@ -272,7 +272,7 @@ class CallRunner:
             return deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
         return ServeError(Reason.CANCELLED, "the caller gave up")
 
-    def _end(self, method: Method, call: Call, event: Event, error: ServeError | None) -> None:
+    def _end(self, method: Method, call: Call, event: CallEvent, error: ServeError | None) -> None:
         """The call's one terminal event, with its log line, its metrics and its usage record."""
         if not call.life.advance(event):
             return

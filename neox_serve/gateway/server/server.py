@@ -75,7 +75,7 @@ class GatewayServer:
         )
         self._tracing = Tracing(settings.tracing, "gateway")
         limits = settings.limits
-        self.repeats = Repeats(memory_s=limits.repeat_memory_s, max_bytes=limits.repeat_memory_bytes, clock=time.monotonic)
+        self.repeats = Repeats(memory_s=limits.idempotency_window_s, max_bytes=limits.idempotency_max_bytes, clock=time.monotonic)
         self._runner = CallRunner(
             gateway_id=gateway_id,
             settings=settings.gateway,

@@ -18,7 +18,7 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class JoinRequest(_message.Message):
+class FollowCallRequest(_message.Message):
     """Names a call."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -47,10 +47,10 @@ class JoinRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+Global___FollowCallRequest: _TypeAlias = FollowCallRequest  # noqa: Y015
 
 @_typing.final
-class JoinResponse(_message.Message):
+class FollowCallResponse(_message.Message):
     """A message of the call, or why there are no more."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -81,4 +81,4 @@ class JoinResponse(_message.Message):
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+Global___FollowCallResponse: _TypeAlias = FollowCallResponse  # noqa: Y015

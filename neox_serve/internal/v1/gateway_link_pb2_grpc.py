@@ -35,10 +35,10 @@ class GatewayLinkServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Join = channel.unary_stream(
-                '/neox_serve.internal.v1.GatewayLinkService/Join',
-                request_serializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinRequest.SerializeToString,
-                response_deserializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinResponse.FromString,
+        self.FollowCall = channel.unary_stream(
+                '/neox_serve.internal.v1.GatewayLinkService/FollowCall',
+                request_serializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallRequest.SerializeToString,
+                response_deserializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallResponse.FromString,
                 _registered_method=True)
 
 
@@ -46,7 +46,7 @@ class GatewayLinkServiceServicer:
     """Served by every gateway, on a port of its own.
     """
 
-    def Join(self, request, context):
+    def FollowCall(self, request, context):
         """The messages that a call sends or sent to its client, from the first one on. Ends with the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -56,10 +56,10 @@ class GatewayLinkServiceServicer:
 
 def add_GatewayLinkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Join': grpc.unary_stream_rpc_method_handler(
-                    servicer.Join,
-                    request_deserializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinRequest.FromString,
-                    response_serializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinResponse.SerializeToString,
+            'FollowCall': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowCall,
+                    request_deserializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallRequest.FromString,
+                    response_serializer=neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -74,7 +74,7 @@ class GatewayLinkService:
     """
 
     @staticmethod
-    def Join(request,
+    def FollowCall(request,
             target,
             options=(),
             channel_credentials=None,
@@ -87,9 +87,9 @@ class GatewayLinkService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/neox_serve.internal.v1.GatewayLinkService/Join',
-            neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinRequest.SerializeToString,
-            neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.JoinResponse.FromString,
+            '/neox_serve.internal.v1.GatewayLinkService/FollowCall',
+            neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallRequest.SerializeToString,
+            neox__serve_dot_internal_dot_v1_dot_gateway__link__pb2.FollowCallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,7 +33,7 @@ class GatewayLinkServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayLinkServiceAsyncStub: ...
-    Join: _grpc.UnaryStreamMultiCallable[_gateway_link_pb2.JoinRequest, _gateway_link_pb2.JoinResponse]
+    FollowCall: _grpc.UnaryStreamMultiCallable[_gateway_link_pb2.FollowCallRequest, _gateway_link_pb2.FollowCallResponse]
     """The messages that a call sends or sent to its client, from the first one on. Ends with the call."""
 
 @_typing.type_check_only
@@ -41,18 +41,18 @@ class GatewayLinkServiceAsyncStub(GatewayLinkServiceStub):
     """Served by every gateway, on a port of its own."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Join: _aio.UnaryStreamMultiCallable[_gateway_link_pb2.JoinRequest, _gateway_link_pb2.JoinResponse]  # type: ignore[assignment]
+    FollowCall: _aio.UnaryStreamMultiCallable[_gateway_link_pb2.FollowCallRequest, _gateway_link_pb2.FollowCallResponse]  # type: ignore[assignment]
     """The messages that a call sends or sent to its client, from the first one on. Ends with the call."""
 
 class GatewayLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by every gateway, on a port of its own."""
 
     @_abc_1.abstractmethod
-    def Join(
+    def FollowCall(
         self,
-        request: _gateway_link_pb2.JoinRequest,
+        request: _gateway_link_pb2.FollowCallRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_gateway_link_pb2.JoinResponse], _abc.AsyncIterator[_gateway_link_pb2.JoinResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_gateway_link_pb2.FollowCallResponse], _abc.AsyncIterator[_gateway_link_pb2.FollowCallResponse]]:
         """The messages that a call sends or sent to its client, from the first one on. Ends with the call."""
 
 def add_GatewayLinkServiceServicer_to_server(servicer: GatewayLinkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -190,11 +190,11 @@ class GatewayHello(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
-    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    GATEWAY_LINK_ADDRESS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """A new one each start."""
     schema_version: _builtins.int
-    join_address: _builtins.str
+    gateway_link_address: _builtins.str
     """host:port of its GatewayLinkService; empty where it has none."""
     @_builtins.property
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
@@ -216,11 +216,11 @@ class GatewayHello(_message.Message):
         leases: _abc.Iterable[Global___Lease] | None = ...,
         reservations: _abc.Iterable[Global___Reservation] | None = ...,
         spent: _abc.Iterable[Global___Spent] | None = ...,
-        join_address: _builtins.str = ...,
+        gateway_link_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "join_address", b"join_address", "leases", b"leases", "reservations", b"reservations", "schema_version", b"schema_version", "spent", b"spent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "gateway_link_address", b"gateway_link_address", "leases", b"leases", "reservations", b"reservations", "schema_version", b"schema_version", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,7 +578,7 @@ class AdmitRequest(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
-    REQUEST_KEY_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TAKES_OVER_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Chosen by the gateway, unique for its life; the answer carries it, and so does the settlement."""
@@ -604,7 +604,7 @@ class AdmitRequest(_message.Message):
     """Ties requests together that shall meet the same replica; empty for none."""
     traceparent: _builtins.str
     """W3C trace context; empty where nothing is traced."""
-    request_key: _builtins.str
+    idempotency_key: _builtins.str
     """Tenant, method and the id that the client gave; empty where it gave none."""
     takes_over: _builtins.bool
     """The gateway that answered the request before does not know of it any more."""
@@ -635,12 +635,12 @@ class AdmitRequest(_message.Message):
         block_tokens: _builtins.int = ...,
         session: _builtins.str = ...,
         traceparent: _builtins.str = ...,
-        request_key: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
         takes_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "time_left_s", b"time_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "block_tokens", b"block_tokens", "blocks", b"blocks", "excluded_replica_ids", b"excluded_replica_ids", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_key", b"request_key", "session", b"session", "takes_over", b"takes_over", "tenant", b"tenant", "time_left_s", b"time_left_s", "traceparent", b"traceparent", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s", "adapter", b"adapter", "block_tokens", b"block_tokens", "blocks", b"blocks", "excluded_replica_ids", b"excluded_replica_ids", "idempotency_key", b"idempotency_key", "lease_id", b"lease_id", "model", b"model", "output_tokens", b"output_tokens", "pool", b"pool", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "session", b"session", "takes_over", b"takes_over", "tenant", b"tenant", "time_left_s", b"time_left_s", "traceparent", b"traceparent", "waited_s", b"waited_s", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
     _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
@@ -658,14 +658,14 @@ class AdmitResponse(_message.Message):
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
-    REPEAT_AT_FIELD_NUMBER: _builtins.int
+    OWNER_ADDRESS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     replica_id: _builtins.str
     queued: _builtins.bool
     """It waits; another answer follows."""
-    repeat_at: _builtins.str
+    owner_address: _builtins.str
     """It repeats a request of another gateway: host:port of that one's GatewayLinkService."""
     cached_tokens: _builtins.int
     """Of the prompt, tokens thought to be in the replica's prefix cache."""
@@ -680,15 +680,15 @@ class AdmitResponse(_message.Message):
         replica_id: _builtins.str = ...,
         refusal: Global___Refusal | None = ...,
         queued: _builtins.bool = ...,
-        repeat_at: _builtins.str = ...,
+        owner_address: _builtins.str = ...,
         cached_tokens: _builtins.int = ...,
         explanation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "repeat_at", b"repeat_at", "replica_id", b"replica_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "owner_address", b"owner_address", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "explanation", b"explanation", "lease_id", b"lease_id", "outcome", b"outcome", "queued", b"queued", "refusal", b"refusal", "repeat_at", b"repeat_at", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "explanation", b"explanation", "lease_id", b"lease_id", "outcome", b"outcome", "owner_address", b"owner_address", "queued", b"queued", "refusal", b"refusal", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["replica_id", "refusal", "queued", "repeat_at"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["replica_id", "refusal", "queued", "owner_address"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -49,7 +49,7 @@ async def two_gateways(**limits: Any) -> AsyncIterator[Pair]:
             joins = JoinServer(server.repeats, None)
             await joins.start("127.0.0.1")
             stack.push_async_callback(joins.stop)
-            dispatcher.join_address = joins.address
+            dispatcher.gateway_link_address = joins.address
             await cluster.start(dispatcher)
             pair.clients.append(await stack.enter_async_context(AsyncClient(f"127.0.0.1:{server.port}")))
             pair.joins.append(joins)
@@ -120,7 +120,7 @@ async def test_gateway_that_is_gone_answers_nothing_and_the_repeat_runs_here() -
 
 
 async def test_answer_that_is_forgotten_elsewhere_is_made_anew() -> None:
-    async with two_gateways(repeat_memory_s=0.0) as pair:
+    async with two_gateways(idempotency_window_s=0.0) as pair:
         await pair.clients[0].generate([5, 6], max_tokens=4, request_id="one")
         await pair.clients[1].generate([5, 6], max_tokens=4, request_id="one")
         assert len(pair.asked) == 2

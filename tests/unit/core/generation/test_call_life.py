@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neox_serve.core.generation.call_life import ENDS, TERMINAL, TRANSITIONS, CallLife, Event, Phase
+from neox_serve.core.generation.call_life import ENDS, TERMINAL, TRANSITIONS, CallEvent, CallLife, Phase
 
 
-@given(st.lists(st.sampled_from(Event)))
-def test_every_accepted_call_gets_exactly_one_terminal_event(happenings: list[Event]) -> None:
+@given(st.lists(st.sampled_from(CallEvent)))
+def test_every_accepted_call_gets_exactly_one_terminal_event(happenings: list[CallEvent]) -> None:
     life = CallLife()
     ends = 0
     first_end: Phase | None = None
-    for event in [Event.ACCEPT, *happenings, Event.FINISH]:
+    for event in [CallEvent.ACCEPT, *happenings, CallEvent.FINISH]:
         if (life.phase, event) not in TRANSITIONS:
             continue
         if life.advance(event):
@@ -25,18 +25,18 @@ def test_every_accepted_call_gets_exactly_one_terminal_event(happenings: list[Ev
     assert life.phase is first_end
 
 
-@pytest.mark.parametrize(("phase", "event"), list(itertools.product(sorted(TERMINAL), Event)))
-def test_nothing_changes_after_the_end(phase: Phase, event: Event) -> None:
+@pytest.mark.parametrize(("phase", "event"), list(itertools.product(sorted(TERMINAL), CallEvent)))
+def test_nothing_changes_after_the_end(phase: Phase, event: CallEvent) -> None:
     assert TRANSITIONS[phase, event] is phase
 
 
 @pytest.mark.parametrize(("phase", "event"), list(itertools.product(set(Phase) - TERMINAL, ENDS)))
-def test_every_live_phase_can_end_in_every_way(phase: Phase, event: Event) -> None:
+def test_every_live_phase_can_end_in_every_way(phase: Phase, event: CallEvent) -> None:
     assert TRANSITIONS[phase, event] is ENDS[event]
 
 
 def test_output_before_admission_is_a_fault() -> None:
     life = CallLife()
-    life.advance(Event.ACCEPT)
+    life.advance(CallEvent.ACCEPT)
     with pytest.raises(ValueError, match="output in phase accepted"):
-        life.advance(Event.OUTPUT)
+        life.advance(CallEvent.OUTPUT)
