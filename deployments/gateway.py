@@ -8,7 +8,7 @@ from typing import Any
 from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.process_tuning import tune_process
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.gateway.server.joins import JoinServer
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.model.model_files import locate_tokenizer, read_facts
@@ -27,7 +27,7 @@ class GatewayDeployment:
         logs.configure(settings.log, "gateway")
         gateway_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder = locate_tokenizer(settings.model.source, settings.model.revision)
-        dispatcher = Dispatcher(
+        dispatcher = LinkDispatcher(
             gateway_id=gateway_id, resolve_router=router_lookup(), metrics_text=self._metrics_text, tls=link_tls(settings.links)
         )
         platform = await Platform.open(settings, gateway_id)

@@ -150,8 +150,8 @@ class ScalingLoop:
             _internal_kv_put(_MEMORY_KEY, json.dumps(self._scaler.dump()).encode(), namespace=VERDICT_NAMESPACE)
 
     def _signals(self, pool: Pool, demand: PoolDemand, now_s: float) -> PoolSignals:
-        ttfts_s = [pace.first_token_s for pace in demand.paces]
-        tpots_s = [pace.per_token_s for pace in demand.paces if pace.per_token_s is not None]
+        ttfts_s = [timings.first_token_s for timings in demand.timings]
+        tpots_s = [timings.per_token_s for timings in demand.timings if timings.per_token_s is not None]
         return signals_of(demand, self._attainments[pool].report(ttfts_s, tpots_s, now_s))
 
     def _tell(self, verdicts: Mapping[str, Verdict]) -> bool:

@@ -25,7 +25,7 @@ from autoscaling.simulator.setting import Setting
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
 from neox_serve.core.errors import ServeError
 from neox_serve.core.prefix_cache.block_index import BlockNews
-from neox_serve.core.scheduling.admissions import Admissions, Answer
+from neox_serve.core.scheduling.admissions import Admissions, Notification
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
@@ -190,15 +190,15 @@ class _Run:
         left_s = self._setting.timeout_s if urgency is not Urgency.BULK else float("inf")
         return Terms(tenant=str(tenant), priority=_PRIORITIES[urgency], time_left_s=left_s)
 
-    def _tell(self, answers: list[Answer], now_s: float) -> None:
+    def _tell(self, answers: list[Notification], now_s: float) -> None:
         for answer in answers:
             request = self._open.get(answer.lease_id)
             if request is None:
                 continue
-            if isinstance(answer.what, Grant):
+            if isinstance(answer.outcome, Grant):
                 self._meter.waits_no_more(request)
-                self._give(request, self._replicas[answer.what.replica_id], now_s)
-            elif isinstance(answer.what, ServeError):
+                self._give(request, self._replicas[answer.outcome.replica_id], now_s)
+            elif isinstance(answer.outcome, ServeError):
                 self._meter.waits_no_more(request)
                 self._refuse(request)
             # Otherwise it waits, or is BULK and asked to make room, which simulated engines do for nothing that they have begun.

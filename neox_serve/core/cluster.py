@@ -7,6 +7,9 @@ from enum import StrEnum
 from neox_serve.core.tenancy.tenants import ANONYMOUS, PriorityClass
 from neox_serve.core.types import Pool
 
+RequestKey = tuple[str, int]
+"""Identifies a request at the router: the id of its gateway, and the lease id that the gateway chose."""
+
 
 class ReplicaPhase(StrEnum):
     """What a replica is up to. Only READY takes requests."""
@@ -123,7 +126,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RequestTimings:
     """How fast an answer came. first_token_s: from the request's coming to its gateway to its first token, or to its vector.
 
     per_token_s: mean over the further tokens of a sequence; None where there were none.
@@ -137,13 +140,13 @@ class Pace:
 class Settled:
     """A lease that ended, and what its request took: prompt tokens found in the replica's cache, and tokens generated.
 
-    pace: of an answer that is whole and came token by token.
+    timings: of an answer that is whole and came token by token.
     """
 
     lease_id: int
     cached_tokens: int = 0
     output_tokens: int = 0
-    pace: Pace | None = None
+    timings: RequestTimings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import structlog
 from grpc import aio
 
 from neox_serve.link.channels import LinkTls, internal_channel
-from neox_serve.link.streams import Backoff, Outbox, keep_connected, read, stop_task, until_one_ends
+from neox_serve.link.streams import Backoff, SendQueue, keep_connected, read, stop_task, until_one_ends
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _RESOLVE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 2.0
 
 
-class Call(Protocol[Request_contra, Response_co]):
+class StreamCall(Protocol[Request_contra, Response_co]):
     """A bidirectional call to the router."""
 
     async def read(self) -> Response_co | object:
@@ -56,7 +56,7 @@ class RouterLink(Generic[Request, Response]):
         self,
         *,
         resolve_router: ResolveRouter,
-        connect: Callable[[aio.Channel], Call[Request, Response]],
+        connect: Callable[[aio.Channel], StreamCall[Request, Response]],
         hello: Callable[[], Request],
         response_type: type[Response],
         on_response: Callable[[Response], None],
@@ -74,7 +74,7 @@ class RouterLink(Generic[Request, Response]):
         self._on_lost = on_lost
         self._on_connected = on_connected
         self._backoff = Backoff(rng)
-        self._outbox: Outbox[Request] | None = None
+        self._send_queue: SendQueue[Request] | None = None
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
@@ -88,8 +88,8 @@ class RouterLink(Generic[Request, Response]):
 
     def send(self, message: Request) -> None:
         """Sends a message after those before it. Without a stream it is dropped: the next hello says all that counts."""
-        if self._outbox is not None:
-            self._outbox.put(message)
+        if self._send_queue is not None:
+            self._send_queue.put(message)
 
     async def _connect(self) -> None:
         """One stream, from hello to its end."""
@@ -97,19 +97,19 @@ class RouterLink(Generic[Request, Response]):
             address = await self._resolve_router()
         async with internal_channel(address, self._tls) as channel:
             call = self._connect_stream(channel)
-            outbox = Outbox[Request]()
-            outbox.put(self._hello())
+            send_queue = SendQueue[Request]()
+            send_queue.put(self._hello())
             # From here on what changes is sent, in order after the hello that does not have it.
-            self._outbox = outbox
+            self._send_queue = send_queue
             try:
-                await until_one_ends(self._receive(call, address), outbox.write_to(call))
+                await until_one_ends(self._receive(call, address), send_queue.write_to(call))
             finally:
-                self._outbox = None
+                self._send_queue = None
                 self.connected = False
                 call.cancel()
                 self._on_lost()
 
-    async def _receive(self, call: Call[Request, Response], address: str) -> None:
+    async def _receive(self, call: StreamCall[Request, Response], address: str) -> None:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
             first = await read(call, self._response_type)
         self.connected = True

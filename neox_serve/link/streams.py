@@ -1,10 +1,11 @@
 """Reading, writing and reopening a bidirectional stream: what all four ends of the two links have in common.
 
-grpc.aio breaks a stream on two concurrent writes, so each stream has one writer, fed from an outbox. It reports the end of a stream in
+grpc.aio breaks a stream on two concurrent writes, so each stream has one writer, fed from a queue. It reports the end of a stream in
 half a dozen ways; here all of them become StreamEndedError.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
@@ -68,7 +69,7 @@ async def _translated(operation: Awaitable[Received_co]) -> Received_co:
         raise StreamEndedError("cancelled by the peer") from error
 
 
-class Outbox(Generic[Message]):
+class SendQueue(Generic[Message]):
     """Messages for a stream's one writer, in order."""
 
     def __init__(self) -> None:
@@ -150,3 +151,9 @@ async def stop_task(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def steady_wall_clock(clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
+    """Returns a clock in seconds since the epoch that never goes back: wall-clock time now, advanced by a monotonic `clock`."""
+    offset_s = time.time() - clock()
+    return lambda: offset_s + clock()

@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 from neox_serve.core.cluster import Demand, Settled
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Answer, Preempt, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Notification, Preempt, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.router.metrics import RouterMetrics
@@ -64,7 +64,7 @@ class AdmissionService:
         key = (request.gateway_id, request.lease_id)
         self._begin_span(key, request.demand)
         answers = self.admissions.ask(*key, request.demand, now_s)
-        first = answers[0].what
+        first = answers[0].outcome
         if isinstance(first, ServeError) and self._may_wait(first, request, now_s):
             self._held[key] = request
             return
@@ -106,16 +106,16 @@ class AdmissionService:
     def _grant_next(self) -> None:
         self._leave_queue(self.admissions.next(self._clock()))
 
-    def _leave_queue(self, answers: list[Answer]) -> None:
+    def _leave_queue(self, answers: list[Notification]) -> None:
         for answer in answers:
-            self._metrics.left_queue(_outcome(answer.what))
+            self._metrics.left_queue(_outcome(answer.outcome))
         self._tell_all(answers)
 
-    def _tell_all(self, answers: Iterable[Answer]) -> None:
+    def _tell_all(self, answers: Iterable[Notification]) -> None:
         for answer in answers:
             self._end_span(answer)
-            if isinstance(answer.what, Grant):
-                self._before_grant(answer.what.replica_id)
+            if isinstance(answer.outcome, Grant):
+                self._before_grant(answer.outcome.replica_id)
             self._tell(answer.gateway_id, _message(answer))
 
     def _begin_span(self, key: tuple[str, int], demand: Demand) -> None:
@@ -123,13 +123,13 @@ class AdmissionService:
             facts = {"neox.tenant": demand.terms.tenant, "neox.pool": demand.pool.value}
             self._spans[key] = self._tracing.begin("router.admit", demand.terms.traceparent, facts)
 
-    def _end_span(self, answer: Answer) -> None:
+    def _end_span(self, answer: Notification) -> None:
         """Ends the span of a request that has its final answer."""
-        if not self._spans or isinstance(answer.what, Queued | Preempt):
+        if not self._spans or isinstance(answer.outcome, Queued | Preempt):
             return
         if (span := self._spans.pop((answer.gateway_id, answer.lease_id), None)) is not None:
-            refused = answer.what.reason.value if isinstance(answer.what, ServeError) else ""
-            end(span, refused, replica_id=answer.what.replica_id if isinstance(answer.what, Grant) else "")
+            refused = answer.outcome.reason.value if isinstance(answer.outcome, ServeError) else ""
+            end(span, refused, replica_id=answer.outcome.replica_id if isinstance(answer.outcome, Grant) else "")
 
 
 def _outcome(what: Grant | Queued | Preempt | ServeError) -> str:
@@ -144,10 +144,10 @@ def _outcome(what: Grant | Queued | Preempt | ServeError) -> str:
     return "asked_to_give_way"
 
 
-def _message(answer: Answer) -> pb.ConnectGatewayResponse:
-    match answer.what:
+def _message(answer: Notification) -> pb.ConnectGatewayResponse:
+    match answer.outcome:
         case Grant():
-            return wire.grant(answer.lease_id, answer.what)
+            return wire.grant(answer.lease_id, answer.outcome)
         case ServeError() as error:
             return wire.refuse(answer.lease_id, error)
         case Queued():

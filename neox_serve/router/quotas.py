@@ -5,7 +5,7 @@ from random import Random
 
 from neox_serve.core.tenancy.quota import QuotaLedger, QuotaState, Spent
 from neox_serve.internal.v1 import router_link_pb2 as pb
-from neox_serve.link.streams import Outbox
+from neox_serve.link.streams import SendQueue
 from neox_serve.router.metrics import RouterMetrics
 from neox_serve.wire import router_messages as wire
 
@@ -23,7 +23,7 @@ class QuotaService:
         self._wall_clock = wall_clock
         self._opens_s = opens_s
         self._metrics = metrics
-        self._early: list[tuple[str, Outbox[pb.ConnectGatewayResponse], pb.ReserveRequest]] = []
+        self._early: list[tuple[str, SendQueue[pb.ConnectGatewayResponse], pb.ReserveRequest]] = []
         self.ledger = QuotaLedger(rng)
 
     def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
@@ -36,15 +36,15 @@ class QuotaService:
         reservations = map(wire.reservation_from_proto, hello.reservations)
         self.ledger.restore(gateway_id, reservations, map(wire.spent_from_proto, hello.spent), self._wall_clock())
 
-    def reserve(self, gateway_id: str, outbox: Outbox[pb.ConnectGatewayResponse], request: pb.ReserveRequest) -> None:
+    def reserve(self, gateway_id: str, send_queue: SendQueue[pb.ConnectGatewayResponse], request: pb.ReserveRequest) -> None:
         """Answers, or waits until all gateways have had time to say hello."""
         if self._clock() < self._opens_s:
-            self._early.append((gateway_id, outbox, request))
+            self._early.append((gateway_id, send_queue, request))
             return
         asked = wire.reservation_from_proto(request.reservation)
         refusal = self.ledger.reserve(gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
         self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
-        outbox.put(wire.reserved(asked.reservation_id, refusal))
+        send_queue.put(wire.reserved(asked.reservation_id, refusal))
 
     def settle(self, gateway_id: str, message: pb.SettledReservations) -> None:
         """Calls that ended; one whose question still waits is not answered any more."""
@@ -58,9 +58,9 @@ class QuotaService:
         """What counts against a tenant's quotas now."""
         return self.ledger.state(tenant, self._wall_clock())
 
-    def drop(self, outbox: Outbox[pb.ConnectGatewayResponse]) -> None:
+    def drop(self, send_queue: SendQueue[pb.ConnectGatewayResponse]) -> None:
         """A gateway's stream has ended: it asks again on the next one."""
-        self._early = [entry for entry in self._early if entry[1] is not outbox]
+        self._early = [entry for entry in self._early if entry[1] is not send_queue]
 
     def forget(self, gateway_ids: Iterable[str]) -> None:
         """Gateways that are gone for good."""
@@ -71,5 +71,5 @@ class QuotaService:
         """Answers what waited for hellos, once their time is over."""
         if self._early and self._clock() >= self._opens_s:
             early, self._early = self._early, []
-            for gateway_id, outbox, request in early:
-                self.reserve(gateway_id, outbox, request)
+            for gateway_id, send_queue, request in early:
+                self.reserve(gateway_id, send_queue, request)

@@ -24,8 +24,7 @@ from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import LinkTls, bind, internal_server
-from neox_serve.link.clocks import steady_wall_clock
-from neox_serve.link.streams import Outbox, Readable, StreamEndedError, read, repeat, stop_task, until_one_ends
+from neox_serve.link.streams import Readable, SendQueue, StreamEndedError, read, repeat, steady_wall_clock, stop_task, until_one_ends
 from neox_serve.router.admissions import AdmissionService, Request
 from neox_serve.router.metrics import RouterMetrics
 from neox_serve.router.metrics_page import Labels, MetricsPage
@@ -55,7 +54,7 @@ class _Gateway:
 
     gateway_id: str
     connection: int
-    outbox: Outbox[pb.ConnectGatewayResponse]
+    send_queue: SendQueue[pb.ConnectGatewayResponse]
     gateway_link_address: str
 
 
@@ -115,7 +114,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
         self._owners = RequestOwners(_REPEAT_MEMORY_S)
-        self._replica_outboxes: dict[str, Outbox[pb.ConnectReplicaResponse]] = {}
+        self._replica_queues: dict[str, SendQueue[pb.ConnectReplicaResponse]] = {}
         self._told: tuple[Replica, ...] = ()
         self._told_ids: frozenset[str] = frozenset()
         self._telling: asyncio.TimerHandle | None = None
@@ -196,16 +195,16 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("gateway_stream_ended", cause=str(ended))
 
     async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
-        gateway = _Gateway(hello.gateway_id, next(self._connections), Outbox(), hello.gateway_link_address)
+        gateway = _Gateway(hello.gateway_id, next(self._connections), SendQueue(), hello.gateway_link_address)
         self._welcome(gateway, hello)
         try:
-            await until_one_ends(self._hear(gateway, context), gateway.outbox.write_to(context))
+            await until_one_ends(self._hear(gateway, context), gateway.send_queue.write_to(context))
         finally:
             _log.info("gateway_lost", gateway_id=gateway.gateway_id)
             del self._gateways[gateway.connection]
             last = not any(other.gateway_id == gateway.gateway_id for other in self._gateways.values())
             self._requests.drop(gateway.gateway_id, gateway.connection, last=last)
-            self._quotas.drop(gateway.outbox)
+            self._quotas.drop(gateway.send_queue)
             self._state.disconnect_gateway(gateway.gateway_id, gateway.connection, self._clock())
 
     def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
@@ -213,7 +212,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
         self._quotas.welcome(gateway.gateway_id, hello)
         self._gateways[gateway.connection] = gateway
-        gateway.outbox.put(wire.replica_set(self._state.replicas(), self._waking))
+        gateway.send_queue.put(wire.replica_set(self._state.replicas(), self._waking))
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
 
     async def _hear(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
@@ -225,7 +224,7 @@ class RouterServer(RouterLinkServiceServicer):
                 case "settlements":
                     self._settle(gateway, request.settlements)
                 case "reserve":
-                    self._quotas.reserve(gateway.gateway_id, gateway.outbox, request.reserve)
+                    self._quotas.reserve(gateway.gateway_id, gateway.send_queue, request.reserve)
                 case "settled_reservations":
                     self._quotas.settle(gateway.gateway_id, request.settled_reservations)
                 case "drain_replica_id":
@@ -237,7 +236,7 @@ class RouterServer(RouterLinkServiceServicer):
                 case "metrics":
                     self._texts[("component", "gateway"), ("instance", gateway.gateway_id)] = request.metrics.text
                 case "view":
-                    gateway.outbox.put(wire.view_to_proto(request.view.view_id, self._view()))
+                    gateway.send_queue.put(wire.view_to_proto(request.view.view_id, self._view()))
 
     def _admit(self, gateway: _Gateway, admit: pb.AdmitRequest) -> None:
         if not self._repeated_elsewhere(gateway, admit):
@@ -251,9 +250,9 @@ class RouterServer(RouterLinkServiceServicer):
         self._requests.settle(gateway.gateway_id, settled)
 
     def _drain(self, gateway: _Gateway, replica_id: str) -> None:
-        if (outbox := self._replica_outboxes.get(replica_id)) is not None:
+        if (send_queue := self._replica_queues.get(replica_id)) is not None:
             _log.info("replica_drain_asked", replica_id=replica_id, gateway_id=gateway.gateway_id)
-            outbox.put(replica_messages.drain())
+            send_queue.put(replica_messages.drain())
 
     def _repeated_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
         """Whether another gateway answers the request; then this one is told which."""
@@ -263,7 +262,7 @@ class RouterServer(RouterLinkServiceServicer):
         owner = next((other for other in self._gateways.values() if other.gateway_id == owner_id), None) if owner_id else None
         if owner is None:
             return False
-        gateway.outbox.put(wire.owned_elsewhere(admit.lease_id, owner.gateway_link_address))
+        gateway.send_queue.put(wire.owned_elsewhere(admit.lease_id, owner.gateway_link_address))
         return True
 
     def _view(self) -> ClusterView:
@@ -274,13 +273,13 @@ class RouterServer(RouterLinkServiceServicer):
     def _estimate(self, gateway: _Gateway, request: pb.EstimateRequest) -> None:
         demand = wire.demand_from_proto(request.admit)
         wait_s = self._requests.admissions.expected_wait_s(demand, self._clock())
-        gateway.outbox.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
+        gateway.send_queue.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
 
     def _tell(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
         """Gives a message to a gateway's newest stream; one that has gone asks again when it is back."""
-        outboxes = [gateway.outbox for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
-        if outboxes:
-            outboxes[-1].put(message)
+        queues = [gateway.send_queue for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
+        if queues:
+            queues[-1].put(message)
 
     def _before_grant(self, replica_id: str) -> None:
         """A gateway hears of a replica before it is sent there."""
@@ -301,17 +300,17 @@ class RouterServer(RouterLinkServiceServicer):
             _log.info("replica_stream_ended", cause=str(ended))
 
     async def _serve_replica(self, replica: Replica, context: ReplicaContext) -> None:
-        connection, outbox = next(self._connections), Outbox[pb.ConnectReplicaResponse]()
-        self._replica_outboxes[replica.replica_id] = outbox
+        connection, send_queue = next(self._connections), SendQueue[pb.ConnectReplicaResponse]()
+        self._replica_queues[replica.replica_id] = send_queue
         self._state.connect_replica(replica, connection, self._clock())
         _log.info("replica_registered", replica_id=replica.replica_id, address=replica.address, phase=replica.phase)
         self._replica_changed()
         try:
-            outbox.put(replica_messages.registered())
-            await until_one_ends(self._listen(replica, connection, context), outbox.write_to(context))
+            send_queue.put(replica_messages.registered())
+            await until_one_ends(self._listen(replica, connection, context), send_queue.write_to(context))
         finally:
-            if self._replica_outboxes.get(replica.replica_id) is outbox:
-                del self._replica_outboxes[replica.replica_id]
+            if self._replica_queues.get(replica.replica_id) is send_queue:
+                del self._replica_queues[replica.replica_id]
             _log.info("replica_lost", replica_id=replica.replica_id)
             self._state.disconnect_replica(replica.replica_id, connection, self._clock())
 
@@ -332,7 +331,7 @@ class RouterServer(RouterLinkServiceServicer):
                     if not self._state.take_block_news(replica.replica_id, connection, news):
                         _log.warning("block_news_missed", replica_id=replica.replica_id)
                         self._metrics.missed_block_news()
-                        self._replica_outboxes[replica.replica_id].put(replica_messages.restart_block_news())
+                        self._replica_queues[replica.replica_id].put(replica_messages.restart_block_news())
 
     def _replica_changed(self) -> None:
         """Tells all gateways soon, and tries again what waits for a replica."""
@@ -351,7 +350,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._told, self._told_ids = replicas, frozenset(replica.replica_id for replica in replicas)
         message = wire.replica_set(replicas, self._waking)
         for gateway in self._gateways.values():
-            gateway.outbox.put(message)
+            gateway.send_queue.put(message)
 
     # Time
 

@@ -9,9 +9,9 @@ from neox_serve.core.cluster import (
     GatewayView,
     Lease,
     Outstanding,
-    Pace,
     Replica,
     ReplicaView,
+    RequestTimings,
     ScalingView,
     Settled,
     TenantView,
@@ -121,18 +121,20 @@ def _settlement(settled: Settled) -> pb.Settlement:
         lease_id=settled.lease_id,
         cached_tokens=settled.cached_tokens,
         output_tokens=settled.output_tokens,
-        first_token_s=settled.pace.first_token_s if settled.pace else None,
-        per_token_s=settled.pace.per_token_s if settled.pace else None,
+        first_token_s=settled.timings.first_token_s if settled.timings else None,
+        per_token_s=settled.timings.per_token_s if settled.timings else None,
     )
 
 
 def settled_from_proto(message: pb.Settlements) -> list[Settled]:
     """Leases that ended."""
-    return [Settled(one.lease_id, one.cached_tokens, one.output_tokens, _pace(one)) for one in message.settlements]
+    return [Settled(one.lease_id, one.cached_tokens, one.output_tokens, _timings(one)) for one in message.settlements]
 
 
-def _pace(one: pb.Settlement) -> Pace | None:
-    return Pace(one.first_token_s, one.per_token_s if one.HasField("per_token_s") else None) if one.HasField("first_token_s") else None
+def _timings(one: pb.Settlement) -> RequestTimings | None:
+    if not one.HasField("first_token_s"):
+        return None
+    return RequestTimings(one.first_token_s, one.per_token_s if one.HasField("per_token_s") else None)
 
 
 def reserve(reservation: Reservation, quotas: Quotas) -> pb.ConnectGatewayRequest:

@@ -13,8 +13,8 @@ import pytest
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, GenerationRequest, Pool, Stopping
 from neox_serve.engine.protocol import Engine
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
-from neox_serve.gateway.dispatch.generation_stream import GenerationStream
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
+from neox_serve.gateway.dispatch.routed_stream import RoutedStream
 from neox_serve.link.channels import LinkTls
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.router.server import RouterServer
@@ -32,7 +32,7 @@ class LinkCluster:
         self.router_address = "127.0.0.1:1"  # nothing listens there
         self._routers: list[RouterServer] = []
         self._replicas: list[ReplicaServer] = []
-        self._dispatchers: list[Dispatcher] = []
+        self._dispatchers: list[LinkDispatcher] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,15 +76,15 @@ class LinkCluster:
 
     async def dispatcher(
         self, gateway_id: str = "g", *, replicas: int = 1, admission_timeout_s: float = 2.0, start_timeout_s: float = 10.0
-    ) -> Dispatcher:
+    ) -> LinkDispatcher:
         """Starts a gateway's dispatcher and waits until it can reach this many replicas."""
         dispatcher = self.unstarted(gateway_id, admission_timeout_s=admission_timeout_s)
         await self.start(dispatcher, replicas=replicas, timeout_s=start_timeout_s)
         return dispatcher
 
-    def unstarted(self, gateway_id: str, *, admission_timeout_s: float = 2.0) -> Dispatcher:
+    def unstarted(self, gateway_id: str, *, admission_timeout_s: float = 2.0) -> LinkDispatcher:
         """A gateway's dispatcher."""
-        return Dispatcher(
+        return LinkDispatcher(
             gateway_id=gateway_id,
             resolve_router=self.resolve,
             metrics_text=lambda: "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total 7\n",
@@ -93,7 +93,7 @@ class LinkCluster:
             tls=self._tls,
         )
 
-    async def start(self, dispatcher: Dispatcher, *, replicas: int = 1, timeout_s: float = 10.0) -> None:
+    async def start(self, dispatcher: LinkDispatcher, *, replicas: int = 1, timeout_s: float = 10.0) -> None:
         """Starts a dispatcher and waits until it can reach this many replicas."""
         await dispatcher.start()
         self._dispatchers.append(dispatcher)
@@ -117,7 +117,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> Non
         await asyncio.sleep(0.002)
 
 
-async def read_all(stream: GenerationStream) -> list[Delta]:
+async def read_all(stream: RoutedStream) -> list[Delta]:
     """All deltas to the end. Raises ServeError as the stream does."""
     deltas: list[Delta] = []
     while not (deltas and deltas[-1].end):

@@ -12,7 +12,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import GenerationRequest, Pool
 from neox_serve.engine.fake.answers import Vocabulary
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.router.server import RouterServer
@@ -30,7 +30,7 @@ class Path:
 
     cluster: LinkCluster
     router: RouterServer
-    dispatcher: Dispatcher
+    dispatcher: LinkDispatcher
     server: GatewayServer
     stubs: Stubs
     engines: tuple[FakeEngine, ...]

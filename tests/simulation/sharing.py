@@ -14,7 +14,7 @@ from random import Random
 
 from neox_serve.core.cluster import Demand, Replica, Settled, Terms
 from neox_serve.core.errors import ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Answer, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Notification, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.fair_counters import cost
 from neox_serve.core.scheduling.fair_queue import QueueLimits
@@ -126,11 +126,11 @@ class _Run:
         demand = Demand(Pool.GENERATION, "m", sent.prompt_tokens, sent.output_tokens, terms=terms)
         return self._tell(self._admissions.ask("g", number, demand, now_s), now_s)
 
-    def _tell(self, answers: list[Answer], now_s: float) -> int:
+    def _tell(self, answers: list[Notification], now_s: float) -> int:
         refused = 0
         for answer in answers:
             served = self._cluster.results[answer.lease_id]
-            match answer.what:
+            match answer.outcome:
                 case Grant(replica_id):
                     self._start(served, answer.lease_id, replica_id, now_s)
                 case ServeError():

@@ -109,7 +109,7 @@ class _Free:
 
 
 class _Whole:
-    """One request's output, kept until it has ended: a GenerationStream that is read once."""
+    """One request's output, kept until it has ended: a TokenStream that is read once."""
 
     admission_s = 0.0
     replica_id = ""

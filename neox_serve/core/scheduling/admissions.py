@@ -15,12 +15,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from neox_serve.core.cluster import Demand, Settled, TenantView
+from neox_serve.core.cluster import Demand, RequestKey, Settled, TenantView
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.scheduling.bulk_share import BulkLimits, BulkShare
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.drain_rate import DrainRate
-from neox_serve.core.scheduling.fair_queue import FairQueue, Key, Lane, QueueLimits, Waiting
+from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueueLimits, Waiting
 from neox_serve.core.scheduling.pool_demand import DemandMeter, PoolDemand
 from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
 from neox_serve.core.scheduling.routing import Shortage
@@ -43,13 +43,17 @@ class Preempt:
     """A running request should come back and wait, if it has no token out yet."""
 
 
+Outcome = Grant | Queued | Preempt | ServeError
+"""What a gateway can be told about a request. All but `Queued` and `Preempt` are final."""
+
+
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Notification:
     """Something to tell a gateway of one of its requests."""
 
     gateway_id: str
     lease_id: int
-    what: Grant | Queued | Preempt | ServeError
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,9 @@ class Admissions:
         self._state = state
         self._limits = limits
         self._queue = FairQueue(limits)
-        self._demands: dict[Key, Demand] = {}
-        self._running: dict[Key, _Running] = {}
-        self._bulk: dict[Lane, list[Key]] = {}
+        self._demands: dict[RequestKey, Demand] = {}
+        self._running: dict[RequestKey, _Running] = {}
+        self._bulk: dict[Lane, list[RequestKey]] = {}
         self._rates: dict[Lane, DrainRate] = {}
         self._seconds_per_token: dict[Lane, float] = {}
         self._waking = waking
@@ -93,7 +97,7 @@ class Admissions:
         """Who waits, to look at."""
         return self._queue
 
-    def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Answer]:
+    def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Notification]:
         """A request for a replica. Returns what is to be told now, of it and of others."""
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
@@ -102,13 +106,13 @@ class Admissions:
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
                 self._granted(waiting, now_s)
-                return [Answer(gateway_id, lease_id, answer)]
+                return [Notification(gateway_id, lease_id, answer)]
             if answer is not Shortage.FULL and not self._will_wake(waiting, demand):
-                return [Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
+                return [Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
         if not self._limits.max_requests:
-            return [Answer(gateway_id, lease_id, self._state.refuse(Shortage.FULL, demand, now_s))]
+            return [Notification(gateway_id, lease_id, self._state.refuse(Shortage.FULL, demand, now_s))]
         if (late := self._too_late(waiting, now_s)) is not None:
-            return [Answer(gateway_id, lease_id, late)]
+            return [Notification(gateway_id, lease_id, late)]
         return self._wait(waiting, demand, now_s)
 
     def settle(self, gateway_id: str, settled: Settled, now_s: float) -> None:
@@ -124,14 +128,14 @@ class Admissions:
             self._queue.charge_end(waiting, running.charged, settled.cached_tokens, settled.output_tokens)
             served = waiting.prompt_tokens + settled.output_tokens
             self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
-            if settled.pace is not None:
-                self._meter.ended(waiting, settled.pace)
+            if settled.timings is not None:
+                self._meter.ended(waiting, settled.timings)
             if settled.output_tokens:
                 self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
 
-    def next(self, now_s: float) -> list[Answer]:
+    def next(self, now_s: float) -> list[Notification]:
         """Grants what has come free to those that wait."""
-        answers: list[Answer] = []
+        answers: list[Notification] = []
         for lane in self._queue.lanes():
             while self._state.has_room(*lane):
                 waiting = self._queue.pop(lane, now_s, but_bulk=self._holds_bulk(lane, now_s))
@@ -140,7 +144,7 @@ class Admissions:
                 answers.append(self._grant(waiting, now_s))
         return answers
 
-    def expire(self, now_s: float) -> list[Answer]:
+    def expire(self, now_s: float) -> list[Notification]:
         """Refuses those whose time is over."""
         return [self._refused(waiting, self._time_is_over(waiting, now_s)) for waiting in self._queue.expire(now_s)]
 
@@ -206,10 +210,10 @@ class Admissions:
         for waiting in self._queue.waiting():
             yield 2, waiting
 
-    def _wait(self, waiting: Waiting, demand: Demand, now_s: float) -> list[Answer]:
+    def _wait(self, waiting: Waiting, demand: Demand, now_s: float) -> list[Notification]:
         self._demands[waiting.key] = demand
         shed = self._queue.put(waiting, now_s)
-        answers = [] if waiting in shed else [Answer(*waiting.key, Queued())]
+        answers = [] if waiting in shed else [Notification(*waiting.key, Queued())]
         answers += [self._refused(one, self._shed(one, now_s)) for one in shed]
         return answers + self._preemptions(waiting)
 
@@ -222,13 +226,13 @@ class Admissions:
         expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
         return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
-    def _preemptions(self, waiting: Waiting) -> list[Answer]:
+    def _preemptions(self, waiting: Waiting) -> list[Notification]:
         """One running BULK request is asked for each more important one that waits, the newest first."""
         bulk = self._bulk.get(waiting.lane, [])
         while waiting.priority < PriorityClass.BULK and bulk:
             key = bulk.pop()
             if key in self._running:
-                return [Answer(*key, Preempt())]
+                return [Notification(*key, Preempt())]
         return []
 
     def _granted(self, waiting: Waiting, now_s: float) -> None:
@@ -240,18 +244,18 @@ class Admissions:
             if len(bulk) > 2 * len(self._running):
                 self._bulk[waiting.lane] = [key for key in bulk if key in self._running]
 
-    def _grant(self, waiting: Waiting, now_s: float) -> Answer:
+    def _grant(self, waiting: Waiting, now_s: float) -> Notification:
         gateway_id, lease_id = waiting.key
         demand = self._demands.pop(waiting.key)
         answer = self._state.try_admit(gateway_id, lease_id, demand)
         if isinstance(answer, Grant):
             self._granted(waiting, now_s)
-            return Answer(gateway_id, lease_id, answer)
-        return Answer(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))
+            return Notification(gateway_id, lease_id, answer)
+        return Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))
 
-    def _refused(self, waiting: Waiting, error: ServeError) -> Answer:
+    def _refused(self, waiting: Waiting, error: ServeError) -> Notification:
         del self._demands[waiting.key]
-        return Answer(*waiting.key, error)
+        return Notification(*waiting.key, error)
 
     def _too_late(self, waiting: Waiting, now_s: float) -> ServeError | None:
         """Why it makes no sense to wait: its deadline comes before its turn."""

@@ -20,15 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
+from neox_serve.core.cluster import RequestKey
 from neox_serve.core.scheduling.fair_counters import FairCounters, cost
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 Lane = tuple[Pool, str]
 """Pool and model."""
-
-Key = tuple[str, int]
-"""A gateway, and the lease that it asks for."""
 
 PATIENCE_S: Mapping[PriorityClass, float] = {
     PriorityClass.INTERACTIVE: 0.5,
@@ -44,7 +42,7 @@ _FORGETTING = 0.2
 class Waiting:
     """A request that waits. deadline_s: when it must have its turn, for its answer to be in time; infinite where it has all the time."""
 
-    key: Key
+    key: RequestKey
     lane: Lane
     tenant: str
     weight: float
@@ -127,7 +125,7 @@ class FairQueue:
         self._patience_s = patience_s
         self._counters = FairCounters()
         self._orders = count()
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[RequestKey, _Entry] = {}
         self._classes: dict[tuple[Lane, PriorityClass], _Class] = {}
         self._waiting_of: dict[str, int] = {}
         self._tokens: dict[Lane, int] = {}
@@ -137,7 +135,7 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: RequestKey) -> bool:
         return key in self._entries
 
     def lanes(self) -> tuple[Lane, ...]:
@@ -182,7 +180,7 @@ class FairQueue:
         self._take_out(entry)
         return entry.waiting
 
-    def remove(self, key: Key) -> Waiting | None:
+    def remove(self, key: RequestKey) -> Waiting | None:
         """Takes out a request; None where it does not wait."""
         entry = self._entries.get(key)
         if entry is None:

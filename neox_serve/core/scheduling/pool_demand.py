@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from neox_serve.core.cluster import Pace, ReplicaPhase, ReplicaView
+from neox_serve.core.cluster import ReplicaPhase, ReplicaView, RequestTimings
 from neox_serve.core.scheduling.fair_queue import Waiting
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
-_MAX_PACES = 10_000
+_MAX_TIMINGS = 10_000
 """Kept between two looks, the newest; nobody may ever look."""
 
 
@@ -28,7 +28,7 @@ class ClassCounts:
 class PoolDemand:
     """One pool at one moment. running_*: dispatched and not ended. prefill_backlog_tokens: of all replicas.
 
-    seconds: since the look before, of which by_class tells, and paces: those of the answers that ended, BULK left out.
+    seconds: since the look before, of which by_class tells, and timings: those of the answers that ended, BULK left out.
     """
 
     ready_replicas: int = 0
@@ -38,7 +38,7 @@ class PoolDemand:
     kv_usage_fraction: float = 0.0
     prefill_backlog_tokens: int = 0
     by_class: Mapping[PriorityClass, ClassCounts] = field(default_factory=dict)
-    paces: Sequence[Pace] = ()
+    timings: Sequence[RequestTimings] = ()
     seconds: float = 1.0
 
 
@@ -48,7 +48,7 @@ class DemandMeter:
     def __init__(self, now_s: float) -> None:
         self._since_s = now_s
         self._counts: dict[tuple[Pool, PriorityClass], ClassCounts] = {}
-        self._paces: dict[Pool, deque[Pace]] = {}
+        self._ended_timings: dict[Pool, deque[RequestTimings]] = {}
 
     def came(self, waiting: Waiting, output_tokens: float) -> None:
         """A request came for the first time. output_tokens: that it is expected to generate."""
@@ -57,15 +57,15 @@ class DemandMeter:
         counts.input_tokens += waiting.prompt_tokens
         counts.output_tokens += output_tokens
 
-    def ended(self, waiting: Waiting, pace: Pace) -> None:
+    def ended(self, waiting: Waiting, timings: RequestTimings) -> None:
         """An answer is whole."""
         if waiting.priority is not PriorityClass.BULK:
-            self._paces.setdefault(waiting.lane[0], deque(maxlen=_MAX_PACES)).append(pace)
+            self._ended_timings.setdefault(waiting.lane[0], deque(maxlen=_MAX_TIMINGS)).append(timings)
 
     def look(self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[Waiting, float]], now_s: float) -> dict[Pool, PoolDemand]:
         """All pools, and what came since the look before. queue: who waits, each with its expected output."""
         counts, self._counts = self._counts, {}
-        paces, self._paces = self._paces, {}
+        timings, self._ended_timings = self._ended_timings, {}
         seconds, self._since_s = max(1e-3, now_s - self._since_s), now_s
         for waiting, output_tokens in queue:
             one = counts.setdefault((waiting.lane[0], waiting.priority), ClassCounts())
@@ -76,7 +76,7 @@ class DemandMeter:
             pool: replace(
                 _supply([one for one in seen if one.replica.pool is pool]),
                 by_class={priority: one for (of, priority), one in counts.items() if of is pool},
-                paces=tuple(paces.get(pool, ())),
+                timings=tuple(timings.get(pool, ())),
                 seconds=seconds,
             )
             for pool in Pool

@@ -5,8 +5,7 @@ A request is owned from its first admission, for as long as it runs and a memory
 
 from dataclasses import dataclass
 
-Key = tuple[str, int]
-"""A gateway, and a lease of its."""
+from neox_serve.core.cluster import RequestKey
 
 
 @dataclass(slots=True)
@@ -21,7 +20,7 @@ class RequestOwners:
     def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s
         self._owned: dict[str, _Owned] = {}
-        self._by_lease: dict[Key, str] = {}
+        self._by_lease: dict[RequestKey, str] = {}
 
     def __len__(self) -> int:
         return len(self._owned)

@@ -1,4 +1,4 @@
-"""What the gateway needs of the link to the engines. `neox_serve.gateway.dispatch.dispatcher` provides it; tests script it."""
+"""What the gateway needs of the link to the engines. `neox_serve.gateway.dispatch.link_dispatcher` provides it; tests script it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 
 
-class GenerationStream(Protocol):
+class TokenStream(Protocol):
     """The output of one generation request. Must be read to its end or cancelled."""
 
     @property
@@ -42,7 +42,7 @@ class GenerationStream(Protocol):
         """Frees the engine's request. Idempotent; after the end it does nothing."""
 
 
-class Held(Protocol):
+class ReservationHandle(Protocol):
     """A call's reservation of its tenant's quotas."""
 
     def settle(self, used_tokens: int) -> None:
@@ -52,10 +52,10 @@ class Held(Protocol):
 class Engines(Protocol):
     """Runs requests."""
 
-    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+    async def reserve(self, tenant: Tenant, tokens: int) -> ReservationHandle:
         """Reserves a call and the most tokens it may use in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
 
-    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> GenerationStream:
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms) -> TokenStream:
         """Admits a request and sends it to a replica. Raises ServeError; cancelling the call leaves nothing behind."""
 
     async def embed(self, model: str, request: EmbeddingRequest, terms: Terms) -> EmbeddingResult:

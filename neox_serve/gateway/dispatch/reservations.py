@@ -21,7 +21,7 @@ _NO_ROUTER_RETRY_S = 2.0
 Send = Callable[[pb.ConnectGatewayRequest], None]
 
 
-class Held:
+class OpenReservation:
     """One call's reservation. It must be settled, once; again does nothing."""
 
     def __init__(self, settle: Callable[[int], None]) -> None:
@@ -47,19 +47,19 @@ class Reservations:
         self._days: dict[str, tuple[int, int]] = {}
         self._settled: list[tuple[int, int]] = []
 
-    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+    async def reserve(self, tenant: Tenant, tokens: int) -> OpenReservation:
         """Reserves tokens and a request. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS, or NO_READY_REPLICA without a router.
 
         A tenant without quotas needs nobody's leave.
         """
         if tenant.quotas == Quotas():
-            return Held(lambda _used: None)
+            return OpenReservation(lambda _used: None)
         reservation = Reservation(next(self._ids), tenant.name, tokens)
         refusal = await self._answer(reservation, tenant.quotas)
         if refusal is not None:
             raise refusal
         self._use(tenant.name, 1, 0)
-        return Held(lambda used_tokens: self._settle(reservation, used_tokens))
+        return OpenReservation(lambda used_tokens: self._settle(reservation, used_tokens))
 
     def hello(self) -> tuple[list[Reservation], list[Spent]]:
         """What the next router must know: open reservations, and what was used."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from neox_serve.core.types import Delta
-from neox_serve.gateway.dispatch.protocol import Engines, GenerationStream
+from neox_serve.gateway.dispatch.protocol import Engines, TokenStream
 from neox_serve.gateway.requests.coalesced_stream import coalesced
 from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.requests.completing import Completer, note_prediction
@@ -101,12 +101,12 @@ class _Outgoing:
         self._writer = writer
         self._clock = asyncio.get_running_loop().time
         self._chunks = ChunkWriter()
-        self._stream: GenerationStream | None = None
+        self._stream: TokenStream | None = None
         self._expiry = Expiry(ends_at_s, self._free_engine)
         self.wait = self._expiry.wait
         self.progress = StreamProgress(0, TokenCount())
 
-    async def forward(self, stream: GenerationStream) -> None:
+    async def forward(self, stream: TokenStream) -> None:
         """Sends a stream's deltas until its end. Raises Expired, ServeError."""
         self._stream = stream
         self._call.admitted(stream.admission_s, stream.replica_id, stream.explanation)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, DirectSink
-from neox_serve.gateway.dispatch.protocol import GenerationStream
+from neox_serve.gateway.dispatch.protocol import TokenStream
 from neox_serve.gateway.requests.coalescing import Coalescer, Pace
 from neox_serve.gateway.server.calls import Expired
 from neox_serve.v1 import inference_service_pb2
@@ -15,19 +15,19 @@ Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
 """Awaits; raises Expired where the call's time is up first."""
 
 
-def coalesced(stream: GenerationStream, options: inference_service_pb2.StreamOptions, wait: Wait) -> GenerationStream:
+def coalesced(stream: TokenStream, options: inference_service_pb2.StreamOptions, wait: Wait) -> TokenStream:
     """The stream at the pace of the options; the stream itself where they ask for nothing."""
     pace = Pace(options.min_chunk_interval.ToNanoseconds() / 1e9, max(1, options.min_chunk_tokens))
     return CoalescedStream(stream, pace, wait) if pace.holds_back else stream
 
 
 class CoalescedStream:
-    """A GenerationStream that holds deltas of another until they are due.
+    """A TokenStream that holds deltas of another until they are due.
 
     Time that runs out in `next` (Expired) or a failure comes after what was held, as it does after deltas that nothing held.
     """
 
-    def __init__(self, stream: GenerationStream, pace: Pace, wait: Wait) -> None:
+    def __init__(self, stream: TokenStream, pace: Pace, wait: Wait) -> None:
         self._stream = stream
         self._coalescer = Coalescer(pace)
         self._wait = wait

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from neox_serve.gateway.dispatch.protocol import Engines, GenerationStream
+from neox_serve.gateway.dispatch.protocol import Engines, TokenStream
 from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgress
 from neox_serve.gateway.requests.concurrency import side_by_side
 from neox_serve.gateway.requests.preparing import Prepared
@@ -30,7 +30,7 @@ class Completer:
         most = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
         call.reservation = await self._dispatcher.reserve(call.tenant, most)
 
-    async def open(self, call: Call, prepared: Prepared) -> GenerationStream:
+    async def open(self, call: Call, prepared: Prepared) -> TokenStream:
         """A request's stream, which must be read to its end or cancelled. Raises ServeError."""
         terms = call.terms(asyncio.get_running_loop().time())
         request = replace(prepared.request, traceparent=terms.traceparent) if terms.traceparent else prepared.request
@@ -51,7 +51,7 @@ class Completer:
             note_prediction(call, stream, collector.progress)
 
 
-def note_prediction(call: Call, stream: GenerationStream, progress: StreamProgress) -> None:
+def note_prediction(call: Call, stream: TokenStream, progress: StreamProgress) -> None:
     """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
     if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
         call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))

@@ -13,7 +13,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.call_life import CallEvent, CallLife
 from neox_serve.core.tenancy.directory import NOBODY, Principal
 from neox_serve.core.tenancy.tenants import PriorityClass, Tenant
-from neox_serve.gateway.dispatch.protocol import Held
+from neox_serve.gateway.dispatch.protocol import ReservationHandle
 from neox_serve.gateway.server.decoding import Decoder
 from neox_serve.telemetry.tracing import traceparent
 from neox_serve.transport.call import ServerCall
@@ -94,7 +94,7 @@ class Call:
     writing_since_s: float | None = None
     partial: bool = False
     interruption: ServeError | None = None
-    reservation: Held | None = None
+    reservation: ReservationHandle | None = None
     joined: bool = False
     idempotency_key: str = ""
     takes_over: bool = False

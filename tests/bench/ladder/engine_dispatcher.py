@@ -10,11 +10,11 @@ from neox_serve.core.tenancy.quota import QuotaState
 from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.protocol import Engine
-from neox_serve.gateway.dispatch.reservations import Held
+from neox_serve.gateway.dispatch.reservations import OpenReservation
 
 
 class EngineStream:
-    """Implements `neox_serve.gateway.dispatch.protocol.GenerationStream`. on_cancel: frees the engine's request."""
+    """Implements `neox_serve.gateway.dispatch.protocol.TokenStream`. on_cancel: frees the engine's request."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         self._on_cancel = on_cancel
@@ -70,9 +70,9 @@ class EngineDispatcher:
         """No pool is ever at zero here."""
         return False
 
-    async def reserve(self, _tenant: Tenant, _tokens: int) -> Held:
+    async def reserve(self, _tenant: Tenant, _tokens: int) -> OpenReservation:
         """Nobody has quotas here."""
-        return Held(lambda _used: None)
+        return OpenReservation(lambda _used: None)
 
     async def estimate(self, _demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
         """Nothing waits here."""

@@ -29,7 +29,7 @@ from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.channels import internal_channel
-from neox_serve.link.streams import Outbox, read
+from neox_serve.link.streams import SendQueue, read
 from neox_serve.loadgen.summaries import percentile
 from neox_serve.settings import restore
 from neox_serve.wire import router_messages as wire
@@ -135,9 +135,9 @@ class _Gateway:
     def __init__(self, gateway_id: str, numbers: Sequence[int]) -> None:
         self._ids = count(1)
         self._rng = Random(gateway_id)
-        self._outbox = Outbox[pb.ConnectGatewayRequest]()
+        self._send_queue = SendQueue[pb.ConnectGatewayRequest]()
         leases = [Lease(next(self._ids), replica(number).replica_id, 1000) for _ in range(_IN_FLIGHT) for number in numbers]
-        self._outbox.put(wire.gateway_hello(gateway_id, leases))
+        self._send_queue.put(wire.gateway_hello(gateway_id, leases))
         self._in_flight = deque(lease.lease_id for lease in leases)
         self._ended: list[int] = []
         self._asked: dict[int, asyncio.Future[None]] = {}
@@ -149,7 +149,7 @@ class _Gateway:
         """A stream to the router for as long as the block lasts."""
         async with internal_channel(address) as channel:
             call = RouterLinkServiceStub(channel).ConnectGateway()
-            async with _in_background(self._outbox.write_to(call)), _in_background(self._hear(call)):
+            async with _in_background(self._send_queue.write_to(call)), _in_background(self._hear(call)):
                 yield
 
     async def knows(self, replicas: int) -> None:
@@ -162,12 +162,12 @@ class _Gateway:
         """How long a replica's grant took, from asked to heard. What has ended since the last request is settled first."""
         asked_s = time.perf_counter()
         if self._ended:
-            self._outbox.put(wire.settlements(map(Settled, self._ended)))
+            self._send_queue.put(wire.settlements(map(Settled, self._ended)))
             self._ended = []
         lease_id = next(self._ids)
         self._asked[lease_id] = asyncio.get_running_loop().create_future()
         demand = Demand(Pool.GENERATION, MODEL, self._rng.randint(16, 1024), self._rng.randint(16, 1024))
-        self._outbox.put(wire.admit(lease_id, demand))
+        self._send_queue.put(wire.admit(lease_id, demand))
         await self._asked[lease_id]
         return time.perf_counter() - asked_s
 

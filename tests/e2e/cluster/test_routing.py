@@ -10,7 +10,7 @@ from neox_serve.core.types import GenerationRequest, Stopping, TokenIds
 from neox_serve.engine.fake.cache import FakeCache
 from neox_serve.engine.fake.engine import FakeEngine
 from neox_serve.engine.protocol import Engine
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.router.server import RouterServer
 from neox_serve.settings.engines import ModelSettings
 from tests.engines import BLOCK_SIZE
@@ -23,7 +23,7 @@ TURNS = 5
 CONVERSATIONS = 12
 
 
-async def ask(dispatcher: Dispatcher, ids: TokenIds, salt: str | None) -> tuple[str, int | None, int, TokenIds]:
+async def ask(dispatcher: LinkDispatcher, ids: TokenIds, salt: str | None) -> tuple[str, int | None, int, TokenIds]:
     """The replica that answered, the cached tokens predicted and reported, and the answer."""
     request = GenerationRequest("r", ids, Stopping(8, ignore_eos=True), cache_salt=salt)
     stream = await dispatcher.open_generation(MODEL, request)
@@ -40,7 +40,7 @@ async def indexed(router: RouterServer, replica_id: str, ids: TokenIds, salt: st
 
 
 @pytest.fixture
-async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer, Dispatcher, str]]:
+async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer, LinkDispatcher, str]]:
     """A router, a dispatcher, and the id of the real engine's replica."""
     async with LinkCluster() as links:
         router = await links.router()
@@ -52,7 +52,7 @@ async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer
 
 
 async def test_conversations_stay_where_they_are_cached_and_the_engine_finds_what_was_predicted(
-    cluster: tuple[RouterServer, Dispatcher, str],
+    cluster: tuple[RouterServer, LinkDispatcher, str],
 ) -> None:
     router, dispatcher, real = cluster
     rng = Random(11)
@@ -74,7 +74,7 @@ async def test_conversations_stay_where_they_are_cached_and_the_engine_finds_wha
     assert min(real_found) > 0.45
 
 
-async def test_equal_prompts_of_two_tenants_are_predicted_and_found_apart(cluster: tuple[RouterServer, Dispatcher, str]) -> None:
+async def test_equal_prompts_of_two_tenants_are_predicted_and_found_apart(cluster: tuple[RouterServer, LinkDispatcher, str]) -> None:
     router, dispatcher, _ = cluster
     ids = tuple(Random(13).randrange(10, 2000) for _ in range(4 * BLOCK_SIZE + 1))
     for salt, expected in (("acme", 0), ("acme", 4 * BLOCK_SIZE), ("other", 0), ("other", 4 * BLOCK_SIZE)):

@@ -12,7 +12,7 @@ from neox_serve.client import AsyncClient, StreamFinal
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import GenerationRequest
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.gateway.server.joins import JoinServer
 from tests.fakes.gateways import running_gateway
 from tests.fakes.link_cluster import MODEL, LinkCluster, until
@@ -26,7 +26,7 @@ class Pair:
 
     clients: list[AsyncClient] = field(default_factory=list)
     joins: list[JoinServer] = field(default_factory=list)
-    dispatchers: list[Dispatcher] = field(default_factory=list)
+    dispatchers: list[LinkDispatcher] = field(default_factory=list)
     asked: list[GenerationRequest] = field(default_factory=list)
     failing: bool = False
 

@@ -7,7 +7,7 @@ import pytest
 
 from neox_serve.core.errors import Reason
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import EngineLinkServiceStub
 from neox_serve.link.channels import internal_channel
@@ -137,7 +137,7 @@ async def test_closed_dispatcher_fails_what_is_open() -> None:
     async with LinkCluster() as cluster:
         await cluster.router()
         await cluster.replica(engine)
-        dispatcher: Dispatcher = await cluster.dispatcher()
+        dispatcher: LinkDispatcher = await cluster.dispatcher()
         stream = await dispatcher.open_generation(MODEL, generation())
         await until(lambda: engine.live)
         engine.step()

@@ -6,13 +6,13 @@ from random import Random
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import EmbeddingRequest, Pool, Pooling
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from tests.fakes.link_cluster import MODEL, LinkCluster, generation, read_all, until
 
 TIMING = FakeTiming(ttft_s=0.001, itl_s=0.002)
 
 
-async def open_and_leave(dispatcher: Dispatcher, rng: Random) -> str:
+async def open_and_leave(dispatcher: LinkDispatcher, rng: Random) -> str:
     """One client that opens a stream and leaves it somewhere, in one of the ways clients do. Returns how it ended."""
     manner = rng.choice(["read", "cancel at once", "cancel after a token", "vanish while opening", "vanish while reading"])
     opening = asyncio.ensure_future(dispatcher.open_generation(MODEL, generation(rng.randint(1, 20))))

@@ -31,12 +31,12 @@ async def test_paces_of_answers_reach_the_router_once() -> None:
         await dispatcher.embed(MODEL, EmbeddingRequest("e", (1, 2), Pooling.MEAN))
         await until(lambda: router.state.lease_count() == 0)
         seen = router.demand()
-        one, many = sorted(seen[Pool.GENERATION].paces, key=lambda pace: pace.per_token_s is not None)
+        one, many = sorted(seen[Pool.GENERATION].timings, key=lambda timings: timings.per_token_s is not None)
         assert one.per_token_s is None
         assert many.per_token_s == pytest.approx(0.02, rel=0.5)
         assert 0.3 <= min(one.first_token_s, many.first_token_s) <= max(one.first_token_s, many.first_token_s) < 1
-        assert len(seen[Pool.EMBEDDING].paces) == 1
-        assert not router.demand()[Pool.GENERATION].paces
+        assert len(seen[Pool.EMBEDDING].timings) == 1
+        assert not router.demand()[Pool.GENERATION].timings
 
 
 async def test_requests_are_counted_once_when_they_come_whatever_becomes_of_them() -> None:

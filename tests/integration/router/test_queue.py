@@ -9,7 +9,7 @@ from neox_serve.core.cluster import Terms
 from neox_serve.core.errors import Reason
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.router.server import RouterServer
 from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation, read_all, until
 
@@ -20,7 +20,7 @@ SLOW_START = FakeTiming(ttft_s=0.5, itl_s=0.002)
 @asynccontextmanager
 async def cluster_of(
     places: int, timing: FakeTiming = QUICK, **router: Any
-) -> AsyncIterator[tuple[LinkCluster, RouterServer, Dispatcher, FakeEngine]]:
+) -> AsyncIterator[tuple[LinkCluster, RouterServer, LinkDispatcher, FakeEngine]]:
     engine = FakeEngine(timing)
     async with LinkCluster() as cluster:
         started = await cluster.router(**router)
@@ -29,7 +29,7 @@ async def cluster_of(
     await engine.close()
 
 
-async def run(dispatcher: Dispatcher, terms: Terms, order: list[str], tokens: int = 20) -> None:
+async def run(dispatcher: LinkDispatcher, terms: Terms, order: list[str], tokens: int = 20) -> None:
     stream = await dispatcher.open_generation(MODEL, generation(tokens), terms)
     order.append(terms.tenant)
     await read_all(stream)

@@ -8,7 +8,7 @@ import pytest
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenancy.tenants import Quotas, Tenant
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from tests.fakes.link_cluster import LinkCluster, failure_of, until
 
 LIMIT = 10_000
@@ -25,7 +25,7 @@ class Account:
         self.refused: list[ServeError] = []
         self.rng = Random(0)
 
-    async def call(self, dispatcher: Dispatcher, tenant: Tenant = ACME) -> None:
+    async def call(self, dispatcher: LinkDispatcher, tenant: Tenant = ACME) -> None:
         """One call that uses some part of what it reserved."""
         most = self.rng.randint(50, 200)
         try:
@@ -42,7 +42,7 @@ class Account:
         held.settle(used)
 
 
-async def gateways(cluster: LinkCluster) -> list[Dispatcher]:
+async def gateways(cluster: LinkCluster) -> list[LinkDispatcher]:
     both = [await cluster.dispatcher(name, replicas=0) for name in ("g1", "g2")]
     await until(lambda: all(one.router_connected for one in both))
     return both

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta, GenerationRequest, Sampling
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
-from neox_serve.gateway.dispatch.generation_stream import GenerationStream
+from neox_serve.gateway.dispatch.routed_stream import RoutedStream
 from neox_serve.wire.status import from_rpc_error
 from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation, read_all, text_of, until
 from tests.fakes.whole_path import events_of, stream_request, whole_path
@@ -25,7 +25,7 @@ def token_ids(deltas: list[Delta]) -> list[int]:
     return [token_id for delta in deltas for sequence in delta.sequences for token_id in sequence.token_ids]
 
 
-async def read_into(deltas: list[Delta], stream: GenerationStream) -> None:
+async def read_into(deltas: list[Delta], stream: RoutedStream) -> None:
     while not (deltas and deltas[-1].end):
         deltas += await stream.next()
 

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from neox_serve.core.types import Pool
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.router.server import RouterServer
 from neox_serve.settings.cluster import MetricsSettings, RouterSettings, TracingSettings
@@ -97,7 +97,7 @@ async def traced_gateway(settings: TracingSettings, pool: Pool) -> AsyncIterator
         tracing=Tracing(settings, "engine"),
     )
     await replica.start()
-    dispatcher = Dispatcher(gateway_id="g", resolve_router=resolve, metrics_text=lambda: "")
+    dispatcher = LinkDispatcher(gateway_id="g", resolve_router=resolve, metrics_text=lambda: "")
     await dispatcher.start()
     await until(lambda: dispatcher.ready_replicas(pool))
     sections: dict[str, Any] = {"model": {"name": MODEL}, "tracing": settings.model_dump()}

@@ -13,11 +13,11 @@ from neox_serve.core.cluster import (
     GatewayView,
     Lease,
     Outstanding,
-    Pace,
     Replica,
     ReplicaLoad,
     ReplicaPhase,
     ReplicaView,
+    RequestTimings,
     Settled,
     Terms,
 )
@@ -107,8 +107,8 @@ GENERATIONS = st.builds(
 EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME, TEXT)
 REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase), U32)
 LOADS = st.builds(ReplicaLoad, U32, U32, F64, F64, st.frozensets(NAME), U64)
-PACES = st.builds(Pace, F64, st.none() | F64)
-SETTLEMENTS = st.lists(st.builds(Settled, U64, U32, U32, st.none() | PACES), max_size=4)
+TIMINGS = st.builds(RequestTimings, F64, st.none() | F64)
+SETTLEMENTS = st.lists(st.builds(Settled, U64, U32, U32, st.none() | TIMINGS), max_size=4)
 TERMS = st.builds(Terms, NAME, F64, st.sampled_from(PriorityClass), F64.filter(lambda value: value != -math.inf), F64)
 DEMANDS = st.builds(Demand, st.sampled_from(Pool), NAME, U32, U32, tuples(NAME), TERMS, st.none() | NAME, TEXT, tuples(U64), U32)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch import protocol
-from neox_serve.gateway.dispatch.dispatcher import Dispatcher
+from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.model.model_files import locate_tokenizer, read_facts
 from neox_serve.model.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ async def gateway(settings: Settings, folder: Path) -> AsyncIterator[str]:
     def metrics_text() -> str:
         return server.metrics_text()
 
-    dispatcher = Dispatcher(gateway_id=_GATEWAY_ID, resolve_router=hosting.router_lookup(folder), metrics_text=metrics_text)
+    dispatcher = LinkDispatcher(gateway_id=_GATEWAY_ID, resolve_router=hosting.router_lookup(folder), metrics_text=metrics_text)
     server = gateway_server(settings, dispatcher)
     await dispatcher.start()
     try:

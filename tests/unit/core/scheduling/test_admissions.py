@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Answer, Preempt, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Notification, Preempt, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.fair_queue import QueueLimits
 from neox_serve.core.tenancy.tenants import PriorityClass
@@ -36,14 +36,14 @@ def admissions(places: int = 1, limits: QueueLimits = LIMITS) -> Admissions:
     return Admissions(state_of(places), limits)
 
 
-def told(answers: list[Answer]) -> list[tuple[int, Any]]:
-    return [(answer.lease_id, answer.what) for answer in answers]
+def told(answers: list[Notification]) -> list[tuple[int, Any]]:
+    return [(answer.lease_id, answer.outcome) for answer in answers]
 
 
-def error_of(answers: list[Answer]) -> ServeError:
+def error_of(answers: list[Notification]) -> ServeError:
     (answer,) = answers
-    assert isinstance(answer.what, ServeError)
-    return answer.what
+    assert isinstance(answer.outcome, ServeError)
+    return answer.outcome
 
 
 def test_request_is_granted_at_once_where_there_is_room_and_else_waits_for_the_next_place() -> None:
@@ -171,9 +171,9 @@ class AllAnswered(RuleBasedStateMachine):
         self.running: set[int] = set()
         self.finals: Counter[int] = Counter()
 
-    def hear(self, answers: list[Answer]) -> None:
+    def hear(self, answers: list[Notification]) -> None:
         for answer in answers:
-            match answer.what:
+            match answer.outcome:
                 case Queued():
                     assert answer.lease_id in self.waiting
                 case Preempt():

@@ -26,11 +26,11 @@ def admissions(*lanes: tuple[Pool, str]) -> tuple[ClusterState, Admissions]:
 
 def test_request_of_a_pool_at_zero_waits_and_gets_the_first_replica() -> None:
     state, desk = admissions(LANE)
-    assert [answer.what for answer in desk.ask("g", 1, DEMAND, 0.0)] == [Queued()]
+    assert [answer.outcome for answer in desk.ask("g", 1, DEMAND, 0.0)] == [Queued()]
     assert desk.next(5.0) == []
     state.connect_replica(Replica("r", Pool.GENERATION, "m", "h:1", 8), 0, 10.0)
     (answer,) = desk.next(10.0)
-    assert isinstance(answer.what, Grant)
+    assert isinstance(answer.outcome, Grant)
 
 
 def test_request_of_a_pool_at_zero_is_held_no_longer_than_its_deadline() -> None:
@@ -38,8 +38,8 @@ def test_request_of_a_pool_at_zero_is_held_no_longer_than_its_deadline() -> None
     desk.ask("g", 1, DEMAND, 0.0)
     assert desk.expire(29.0) == []
     (answer,) = desk.expire(31.0)
-    assert isinstance(answer.what, ServeError)
-    assert answer.what.reason is Reason.OVERLOADED
+    assert isinstance(answer.outcome, ServeError)
+    assert answer.outcome.reason is Reason.OVERLOADED
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_request_that_wakes_nothing_is_refused_at_once(demand: Demand) -> None:
     state, desk = admissions(LANE)
     state.connect_replica(Replica("r", Pool.GENERATION, "m", "h:1", 8, phase=ReplicaPhase.DRAINING), 0, 0.0)
     (answer,) = desk.ask("g", 1, demand, 0.0)
-    assert isinstance(answer.what, ServeError)
+    assert isinstance(answer.outcome, ServeError)
 
 
 def test_pool_that_does_not_wake_refuses_while_it_has_no_replica() -> None:
     _, desk = admissions()
     (answer,) = desk.ask("g", 1, DEMAND, 0.0)
-    assert isinstance(answer.what, ServeError)
+    assert isinstance(answer.outcome, ServeError)
 
 
 def test_demand_counts_what_came_since_the_last_look_and_what_waits() -> None:

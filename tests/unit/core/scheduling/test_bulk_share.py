@@ -52,8 +52,8 @@ class Router:
 
     def _note(self, answers: list, priority: PriorityClass) -> None:  # type: ignore[type-arg]
         for answer in answers:
-            assert isinstance(answer.what, Grant | Queued)
-            if isinstance(answer.what, Grant):
+            assert isinstance(answer.outcome, Grant | Queued)
+            if isinstance(answer.outcome, Grant):
                 self.running[answer.lease_id] = priority
 
 

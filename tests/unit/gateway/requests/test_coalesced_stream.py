@@ -18,7 +18,7 @@ GONE = ServeError(Reason.REPLICA_LOST, "gone")
 
 
 class Steps:
-    """A GenerationStream of one delta a read, each a turn of the loop later; then it fails."""
+    """A TokenStream of one delta a read, each a turn of the loop later; then it fails."""
 
     admission_s = 0.5
     replica_id = "replica"

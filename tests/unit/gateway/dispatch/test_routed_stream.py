@@ -15,7 +15,7 @@ from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
 from neox_serve.core.generation.replacement import replica_lost
 from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
 from neox_serve.gateway.dispatch.engine_link import DeltaReceiver, EngineLink
-from neox_serve.gateway.dispatch.generation_stream import GenerationStream, Placement
+from neox_serve.gateway.dispatch.routed_stream import Placement, RoutedStream
 
 REQUEST = GenerationRequest("r", (1,), Stopping(10))
 
@@ -33,7 +33,7 @@ class World:
         self.receiver: DeltaReceiver | None = None
         self.aborted: list[int] = []
         self.ends = 0
-        self.stream = GenerationStream(REQUEST, place=self.place, settle=self.settle, on_end=self.end, clock=lambda: 0.0)
+        self.stream = RoutedStream(REQUEST, place=self.place, settle=self.settle, on_end=self.end, clock=lambda: 0.0)
         self.reading: asyncio.Task[None] | None = None
         self.errors: list[ServeError] = []
         self.texts: list[str] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from neox_serve.core.cluster import Lease, Pace, Settled
+from neox_serve.core.cluster import Lease, RequestTimings, Settled
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import continued, is_continuable
 from neox_serve.core.generation.replacement import Action, Event, Stage, event_of_failure, step
@@ -38,7 +38,7 @@ Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]
 """Leases a replica for a request that is not among those given, and waits for its link. Raises ServeError."""
 
 
-class GenerationStream:
+class RoutedStream:
     """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
 
     place: finds a replica. settle: gives a lease back. on_end: called once, at the end. clock: seconds,
@@ -54,7 +54,7 @@ class GenerationStream:
         settle: Callable[[Settled], None],
         on_end: Callable[[], None],
         clock: Callable[[], float],
-        on_placed: Callable[[Lease, "GenerationStream"], None] = lambda _lease, _stream: None,
+        on_placed: Callable[[Lease, "RoutedStream"], None] = lambda _lease, _stream: None,
     ) -> None:
         self._request = request
         self._place = place
@@ -230,8 +230,8 @@ class GenerationStream:
             case Action.ABORT if placement:
                 placement.link.cancel(placement.lease.lease_id)
             case Action.SETTLE if placement:
-                pace = self._pace() if self._stage is Stage.ENDED and error is None else None
-                self._settle(Settled(placement.lease.lease_id, self._cached_tokens, self._output_tokens, pace))
+                timings = self._timings() if self._stage is Stage.ENDED and error is None else None
+                self._settle(Settled(placement.lease.lease_id, self._cached_tokens, self._output_tokens, timings))
                 self._cached_tokens = self._output_tokens = 0
             case Action.TERMINATE:
                 self._error = error
@@ -239,13 +239,13 @@ class GenerationStream:
             case _:  # ADMIT: the reader's next call does it
                 pass
 
-    def _pace(self) -> Pace | None:
+    def _timings(self) -> RequestTimings | None:
         """Of the whole answer, over all replicas. Beams come all at once, and say nothing of it."""
         if self._first_token_at_s is None or self._whole.beam is not None:
             return None
         tokens = (self._output_tokens if self._delivered is None else len(self._delivered)) / self._whole.n
         writing_s = self._clock() - self._first_token_at_s
-        return Pace(self._first_token_at_s - self._came_at_s, writing_s / (tokens - 1) if tokens > 1 else None)
+        return RequestTimings(self._first_token_at_s - self._came_at_s, writing_s / (tokens - 1) if tokens > 1 else None)
 
     def _submit(self, placement: Placement) -> None:
         try:

@@ -12,7 +12,18 @@ from random import Random
 
 import structlog
 
-from neox_serve.core.cluster import ClusterView, Demand, GatewayView, Lease, Pace, ReplicaLoad, ReplicaPhase, ReplicaView, Settled, Terms
+from neox_serve.core.cluster import (
+    ClusterView,
+    Demand,
+    GatewayView,
+    Lease,
+    ReplicaLoad,
+    ReplicaPhase,
+    ReplicaView,
+    RequestTimings,
+    Settled,
+    Terms,
+)
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.replacement import Event, event_of_failure
 from neox_serve.core.prefix_cache.block_hashes import reusable_blocks, root
@@ -22,14 +33,14 @@ from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool, TokenIds
 from neox_serve.gateway.dispatch.admission import Admission
 from neox_serve.gateway.dispatch.engine_links import EngineLinks
-from neox_serve.gateway.dispatch.generation_stream import GenerationStream, Placement
-from neox_serve.gateway.dispatch.reservations import Held, Reservations
+from neox_serve.gateway.dispatch.protocol import ReservationHandle
+from neox_serve.gateway.dispatch.reservations import Reservations
+from neox_serve.gateway.dispatch.routed_stream import Placement, RoutedStream
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.channels import LinkTls
-from neox_serve.link.clocks import steady_wall_clock
 from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter, RouterLink
-from neox_serve.link.streams import repeat, stop_task
+from neox_serve.link.streams import repeat, steady_wall_clock, stop_task
 from neox_serve.wire import router_messages as wire
 
 _log = structlog.get_logger(__name__)
@@ -41,7 +52,7 @@ NO_TERMS = Terms()
 Estimated = tuple[float | None, QuotaState]
 
 
-class Dispatcher:
+class LinkDispatcher:
     """Sends requests to replicas.
 
     gateway_id: a new one each start. clock: seconds, steady. metrics_text: this
@@ -90,7 +101,7 @@ class Dispatcher:
             timeout_s=admission_timeout_s,
         )
         self._reservations = Reservations(send=self._router.send, clock=steady_wall_clock(clock))
-        self._streams: dict[int, GenerationStream] = {}
+        self._streams: dict[int, RoutedStream] = {}
         self._estimates: dict[int, asyncio.Future[Estimated]] = {}
         self._view_ids = count(1)
         self._views: dict[int, asyncio.Future[ClusterView]] = {}
@@ -139,11 +150,11 @@ class Dispatcher:
             message = f"no ready replica within {timeout_s:g} s: {', '.join(missing)}"
             raise ServeError(Reason.NO_READY_REPLICA, message, retry_after_s=NOT_READY_RETRY_S) from error
 
-    async def reserve(self, tenant: Tenant, tokens: int) -> Held:
+    async def reserve(self, tenant: Tenant, tokens: int) -> ReservationHandle:
         """Reserves a call and its most tokens in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
         return await self._reservations.reserve(tenant, tokens)
 
-    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms = NO_TERMS) -> GenerationStream:
+    async def open_generation(self, model: str, request: GenerationRequest, terms: Terms = NO_TERMS) -> RoutedStream:
         """Admits a request and sends it; the stream must be read to its end or cancelled.
 
         Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. Cancelling the call leaves nothing behind.
@@ -155,7 +166,7 @@ class Dispatcher:
             asked = self._later(terms, came_s) if next(placed) else terms
             return self._place(request.request_id, replace(demand, excluded=failed, terms=asked))
 
-        stream = GenerationStream(
+        stream = RoutedStream(
             request,
             place=place,
             settle=self._settle_stream,
@@ -200,7 +211,7 @@ class Dispatcher:
         gone_s = self._clock() - came_s
         return replace(terms, time_left_s=max(0.0, terms.time_left_s - gone_s), waited_s=gone_s)
 
-    def _note_stream(self, lease: Lease, stream: GenerationStream) -> None:
+    def _note_stream(self, lease: Lease, stream: RoutedStream) -> None:
         self._streams[lease.lease_id] = stream
 
     def _settle_stream(self, settled: Settled) -> None:
@@ -255,7 +266,7 @@ class Dispatcher:
             settled = Settled(lease.lease_id)
             try:
                 result = await link.embed(lease.lease_id, request)
-                settled = Settled(lease.lease_id, result.cached_tokens, pace=Pace(self._clock() - came_s))
+                settled = Settled(lease.lease_id, result.cached_tokens, timings=RequestTimings(self._clock() - came_s))
                 return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
             except ServeError as error:
                 if event_of_failure(error, placement.failed) is not Event.MOVABLE:
