@@ -28,8 +28,8 @@ CALLS = [
     for command in BLOCK_COMMANDS
     if "--adapter" not in command and re.match(r"neox-serve (generate|embed|score|classify|tokenize|status|bench --)", command)
 ]
-TENANTS = (Path(__file__).parents[3] / "docs" / "tenants.md").read_text(encoding="utf-8")
-BATCH = (Path(__file__).parents[3] / "docs" / "batch.md").read_text(encoding="utf-8")
+TENANTS = (Path(__file__).parents[3] / "docs" / "operator" / "tenants.md").read_text(encoding="utf-8")
+BATCH = (Path(__file__).parents[3] / "docs" / "jobs" / "batch.md").read_text(encoding="utf-8")
 TENANT_COMMANDS = re.findall(r"^    (neox-serve .+)$", TENANTS, flags=re.MULTILINE)
 TESTED_ELSEWHERE = {
     "neox-serve tenant add acme --tokens-per-minute 100000": "test_commands_of_the_page_on_tenants_work_in_their_order",

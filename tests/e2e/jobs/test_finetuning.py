@@ -16,7 +16,7 @@ from tests.python_lines import Question, questions, right_fraction
 pytestmark = pytest.mark.e2e
 
 _TRAINED = 640
-_PAGE = (Path(__file__).parents[3] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+_PAGE = (Path(__file__).parents[3] / "docs" / "jobs" / "finetuning.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_commands_of_the_page_on_quantising_work_in_their_order(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "quantizing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "jobs" / "quantizing.md").read_text(encoding="utf-8")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = re.findall(r"^    (python .+)$", page, flags=re.MULTILINE)
     assert len(commands) == 2

@@ -117,7 +117,7 @@ def test_command_with_only_measures_only_that_goal(
 
 @pytest.mark.parametrize("goal", [*GOALS, *LONG_GOALS], ids=lambda goal: goal.id)
 def test_goal_stands_in_the_docs_with_its_target(goal: Goal) -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "operator" / "benchmarks.md").read_text(encoding="utf-8")
     name = re.sub("^scaling.(azure|servegen|diurnal)_[0-9]+s", "scaling.TRAFFIC_30s", goal.id)
     name = re.sub("^scaling.recovery_[0-9]+s", "scaling.recovery_30s", name)
     (row,) = (line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)

@@ -12,7 +12,7 @@ from autoscaling.simulator.contenders import CONTENDERS
 from cluster.cli import app
 from cluster.commands.simulate import PolicyName
 
-PAGE = (Path(__file__).parents[4] / "docs" / "scaling.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[4] / "docs" / "operator" / "scaling.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    neox-serve (.+)$", PAGE, flags=re.MULTILINE)
 QUICK = ["simulate", "--rate", "2", "--duration", "300", "--warm-up", "60", "--startup", "20"]
 
