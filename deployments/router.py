@@ -1,4 +1,4 @@
-"""The router as a Serve deployment, and what there is one of in a cluster beside it: scaling, and the keeper of jobs."""
+"""The router as a Serve deployment, and what there is one of in a cluster beside it: scaling, and the job controller."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ _ANSWER_S = 5.0
 
 
 class _Quotas:
-    """The router's quotas, for the keeper's thread: the ledger is the event loop's alone."""
+    """The router's quotas, for the controller's thread: the ledger is the event loop's alone."""
 
     def __init__(self, server: RouterServer) -> None:
         self._server = server
@@ -63,8 +63,8 @@ class RouterDeployment:
         self._to_end.push_async_callback(self._server.stop)
         if (scaling := loop_of(settings, self._server, time.time)) is not None:
             self._keep_running(scaling.run(settings.scaling.interval_s))
-        keeper = await self._to_end.enter_async_context(open_controller(settings, RayRuns(), _Quotas(self._server)))
-        self._keep_running(keeper.run())
+        controller = await self._to_end.enter_async_context(open_controller(settings, RayRuns(), _Quotas(self._server)))
+        self._keep_running(controller.run())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         self._to_end.push_async_callback(stop_task, asyncio.ensure_future(work))

@@ -47,8 +47,8 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job to its end.")] = False,
         defaults: Annotated[str, typer.Option(metavar="JSON", help="Options of rows that do not set them.")] = "{}",
         concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 32,
-        set_aside: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
-        patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", help="Fail without any progress.")] = 600.0,
+        rejects: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
+        max_stall_s: Annotated[float, typer.Option("--max-stall", metavar="SECONDS", help="Fail without any progress.")] = 600.0,
         into: Annotated[
             str, typer.Option(metavar="TARGET", hidden=kind != "embed", help=f"Vector database that gets the vectors too: {ALLOWED}.")
         ] = "",
@@ -57,9 +57,9 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         ] = False,
         name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
     ) -> None:
-        source, output, set_aside = (_as_known_there(connection, file) for file in (source, output, set_aside))
+        source, output, rejects = (_as_known_there(connection, file) for file in (source, output, rejects))
         into = _target_as_known_there(connection, into)
-        work = RowsWork(source, output, _object(defaults), set_aside, concurrency, patience_s, into, own_engine)
+        work = RowsWork(source, output, _object(defaults), rejects, concurrency, max_stall_s, into, own_engine)
         if not connection.shows_credential:
             _survey(kind, work)
         with connection.client() as client:
@@ -104,15 +104,15 @@ def finetune(  # noqa: PLR0913 - the command's options, one by one
     ] = _DEFAULTS.early_stop_epochs,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples and of the first weights.")] = _DEFAULTS.seed,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = _DEFAULTS.workers,
-    set_aside: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
+    rejects: Annotated[str, typer.Option(metavar="FILE", help="Takes bad rows, which otherwise fail the job.")] = "",
     name: Annotated[str | None, typer.Option("--name", help="Its request id; absent: made of the work.")] = None,
 ) -> None:
     """Train a LoRA adapter on examples; it is served once the job has succeeded."""
-    source, set_aside = (_as_known_there(connection, file) for file in (source, set_aside))
+    source, rejects = (_as_known_there(connection, file) for file in (source, rejects))
     work = FinetuneWork(
         source,
         adapter,
-        set_aside,
+        rejects,
         rank=rank,
         alpha=alpha,
         targets=tuple(target or TARGETS),
@@ -292,7 +292,7 @@ def _survey(kind: str, work: RowsWork) -> None:
     from deployments.jobs.failures import JobError
 
     try:
-        survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, set_aside=work.set_aside or None))
+        survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, rejects=work.rejects or None))
     except JobError as error:
         raise CommandError(str(error)) from error
 
@@ -322,7 +322,7 @@ def _watch(client: "Client", job_id: str) -> None:
     job = job_view.follow(client.watch_job(job_id), Console(stderr=True, soft_wrap=True))
     if job is None or job.state != "SUCCEEDED":
         raise CommandError(f"{job_id} {job.state.lower()}: {job.message}" if job else f"{job_id} could not be watched")
-    print(f"{job_id}: done, {job.settled_rows:,} {job_view.counted(job)} in {job.output}, {job.error_rows:,} with an error")
+    print(f"{job_id}: done, {job.completed_rows:,} {job_view.counted(job)} in {job.output}, {job.error_rows:,} with an error")
 
 
 def _object(text: str) -> dict[str, Any]:

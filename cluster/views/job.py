@@ -23,7 +23,7 @@ def follow(jobs: Iterable[BatchJob], console: Console, clock: Callable[[], float
         for job in jobs:
             now_s = clock()
             words = rate.words(job, now_s)
-            bar.update(task, total=job.total_rows or None, completed=job.settled_rows, description=words)
+            bar.update(task, total=job.total_rows or None, completed=job.completed_rows, description=words)
             if not console.is_terminal and (now_s - said_s >= _EVERY_S or last is None or job.state is not last.state):
                 console.print(words, markup=False, highlight=False)
                 said_s = now_s
@@ -40,8 +40,8 @@ class Rate:
     def words(self, job: BatchJob, now_s: float) -> str:
         """State, rows, rate and time left."""
         if job.state is JobState.RUNNING and job.total_rows and self._began is None:
-            self._began = now_s, job.settled_rows
-        rows = f", {job.settled_rows:,} of {job.total_rows:,} {counted(job)}" if job.total_rows else ""
+            self._began = now_s, job.completed_rows
+        rows = f", {job.completed_rows:,} of {job.total_rows:,} {counted(job)}" if job.total_rows else ""
         errors = f", {job.error_rows:,} with an error" if job.error_rows else ""
         return f"{job.state.lower()}{rows}{self._pace(job, now_s)}{errors}{f': {job.message}' if job.message else ''}"
 
@@ -49,17 +49,17 @@ class Rate:
         if self._began is None or job.state.ended:
             return ""
         began_s, settled = self._began
-        done, seconds = job.settled_rows - settled, now_s - began_s
+        done, seconds = job.completed_rows - settled, now_s - began_s
         if not done or seconds <= 0:
             return ""
-        return f", {done / seconds:,.1f} {counted(job)}/s, {age((job.total_rows - job.settled_rows) * seconds / done)} left"
+        return f", {done / seconds:,.1f} {counted(job)}/s, {age((job.total_rows - job.completed_rows) * seconds / done)} left"
 
 
 def table(jobs: Sequence[BatchJob], now_s: float) -> Table:
     """The newest first. now_s: seconds since the epoch."""
     table = Table("job", "kind", "state", "rows", "errors", "ran", "output", "message", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for job in jobs:
-        rows = f"{job.settled_rows:,}/{job.total_rows:,}" if job.total_rows else ""
+        rows = f"{job.completed_rows:,}/{job.total_rows:,}" if job.total_rows else ""
         table.add_row(job.job_id, job.kind, job.state.lower(), rows, str(job.error_rows), ran(job, now_s), job.output, job.message)
     return table
 
@@ -68,7 +68,7 @@ def lines(job: BatchJob, now_s: float) -> list[str]:
     """One job, in full."""
     created = datetime.fromtimestamp(job.created_s).astimezone().isoformat(sep=" ", timespec="seconds")
     rows = (
-        f"{job.settled_rows:,} of {job.total_rows:,} {counted(job)}, {job.error_rows:,} with an error"
+        f"{job.completed_rows:,} of {job.total_rows:,} {counted(job)}, {job.error_rows:,} with an error"
         if job.total_rows
         else f"{counted(job)} not yet counted"
     )

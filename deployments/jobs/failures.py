@@ -47,17 +47,17 @@ def usable(file: str) -> Iterator[None]:
         raise JobError(f"{file}: {error.strerror or error}", 2) from error
 
 
-def settle_bad_rows(path: str, bad: Sequence[BadRow], good: int, set_aside: str | None) -> None:
+def settle_bad_rows(path: str, bad: Sequence[BadRow], good: int, rejects: str | None) -> None:
     """Writes bad rows of an input to a file of their own. Raises JobError naming the first of them where there is no such file."""
-    if bad and set_aside is None:
+    if bad and rejects is None:
         raise JobError(_refusal(path, bad, good), 2)
-    if set_aside is not None:
-        with usable(set_aside), writing(set_aside) as stream:
+    if rejects is not None:
+        with usable(rejects), writing(rejects) as stream:
             stream.writelines(_bad_line(row) for row in bad)
 
 
 def _refusal(path: str, bad: Sequence[BadRow], good: int) -> str:
-    lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--set-aside FILE runs the good ones)"]
+    lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--rejects FILE runs the good ones)"]
     lines += [f"  line {row.number}: {row.problem}" for row in bad[:_SHOWN_BAD_ROWS]]
     if len(bad) > _SHOWN_BAD_ROWS:
         lines.append(f"  and {len(bad) - _SHOWN_BAD_ROWS} more")

@@ -193,9 +193,9 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> Call
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     named = {"work": word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
     given = options.get("options")
-    chosen = {name: options.get(name) for name in ("set_aside", "concurrency", "into", "own_engine")}
+    chosen = {name: options.get(name) for name in ("rejects", "concurrency", "into", "own_engine")}
     set_fields(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
-    set_seconds(request.rows, "rows.", "patience", options.get("patience_s"))
+    set_seconds(request.rows, "rows.", "max_stall", options.get("max_stall_s"))
     return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 

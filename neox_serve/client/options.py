@@ -107,17 +107,17 @@ class JobOptions(TypedDict, total=False):
     """Options of `create_job` (RowsWork in batch_service.proto).
 
     request_id: sent again, it finds the job that it made; made by the client where absent. timeout_s: of the call that creates the job.
-    options: of rows that do not set them. set_aside: file that takes rows that cannot be used. concurrency: requests in flight.
-    patience_s: without a row settled until the job fails. into: vector database that gets an embed job's vectors too. own_engine: the job
+    options: of rows that do not set them. rejects: file that takes rows that cannot be used. concurrency: requests in flight.
+    max_stall_s: without a row settled until the job fails. into: vector database that gets an embed job's vectors too. own_engine: the job
     starts an engine for itself.
     """
 
     request_id: str | None
     timeout_s: float | None
     options: Mapping[str, Any] | None
-    set_aside: str | None
+    rejects: str | None
     concurrency: int | None
-    patience_s: float | None
+    max_stall_s: float | None
     into: str | None
     own_engine: bool | None
 
@@ -150,12 +150,12 @@ class EvaluateOptions(TypedDict, total=False):
 class FinetuneOptions(TypedDict, total=False):
     """Options of `create_finetune` (FinetuneWork in batch_service.proto, which has their defaults).
 
-    request_id, timeout_s: as in JobOptions. set_aside: file that takes examples that cannot be used.
+    request_id, timeout_s: as in JobOptions. rejects: file that takes examples that cannot be used.
     """
 
     request_id: str | None
     timeout_s: float | None
-    set_aside: str | None
+    rejects: str | None
     rank: int | None
     alpha: float | None
     targets: Sequence[str] | None

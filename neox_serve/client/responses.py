@@ -75,7 +75,7 @@ def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
         input=source,
         output=output,
         total_rows=progress.total_rows,
-        settled_rows=progress.settled_rows,
+        completed_rows=progress.completed_rows,
         error_rows=progress.error_rows,
         tokens=progress.tokens,
         message=job.message,

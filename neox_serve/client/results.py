@@ -285,7 +285,7 @@ class BatchJob:
     input: str
     output: str
     total_rows: int
-    settled_rows: int
+    completed_rows: int
     error_rows: int
     tokens: int
     message: str

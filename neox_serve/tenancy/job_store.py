@@ -1,4 +1,4 @@
-"""Batch jobs in the database. Gateways enter them and ask for their end; what comes of them is written by the one keeper of jobs."""
+"""Batch jobs in the database. Gateways enter them and ask for their end; what comes of them is written by the one job controller."""
 
 import secrets
 import time
@@ -15,7 +15,7 @@ from neox_serve.tenancy.tables import batch_job_logs, batch_jobs
 
 _MAX_MESSAGE_CHARACTERS = 4_000
 _OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
-_KEPT = ("message", "run_id", "runs", "fruitless_runs", "rows_before_run", "key_id", "started_s", "ended_s")
+_KEPT = ("message", "run_id", "runs", "runs_without_progress", "rows_before_run", "key_id", "started_s", "ended_s")
 _PROGRESS = tuple(Progress.__slots__)
 
 
@@ -35,7 +35,7 @@ class JobStore:
         values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": asdict(work)}
         try:
             with self._engine.begin() as connection:
-                connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_asked=False, **values, **_row(job)))
+                connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_requested=False, **values, **_row(job)))
         except IntegrityError:
             before = self._of_request(tenant, request_id)
             if before is None:
@@ -63,11 +63,11 @@ class JobStore:
         return self._all(select(batch_jobs).where(*where).order_by(columns.job_id.desc()).limit(most))
 
     def ask_cancel(self, tenant: str, job_id: str) -> Job:
-        """Has the keeper end a job; nothing where it has ended. Raises UNKNOWN_JOB."""
+        """Has the controller end a job; nothing where it has ended. Raises UNKNOWN_JOB."""
         columns = batch_jobs.c
         where = (columns.tenant == tenant) & (columns.job_id == job_id) & columns.state.in_(_OPEN)
         with self._engine.begin() as connection:
-            connection.execute(update(batch_jobs).where(where).values(cancel_asked=True))
+            connection.execute(update(batch_jobs).where(where).values(cancel_requested=True))
         return self.job(tenant, job_id)
 
     def open_jobs(self) -> list[Job]:
@@ -130,7 +130,7 @@ def _job(row: RowMapping) -> Job:
         created_s=row["created_s"],
         request_id=row["request_id"] or "",
         state=JobState(row["state"]),
-        cancel_asked=row["cancel_asked"],
+        cancel_requested=row["cancel_requested"],
         progress=Progress(*(row[name] for name in _PROGRESS)),
         **{name: row[name] for name in _KEPT},
     )

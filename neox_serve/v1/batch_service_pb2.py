@@ -26,53 +26,53 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!neox_serve/v1/batch_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x08RowsWork\x12$\n\x04work\x18\x01 \x01(\x0e\x32\x16.neox_serve.v1.RowWork\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\x12\x11\n\tset_aside\x18\x05 \x01(\t\x12\x13\n\x0b\x63oncurrency\x18\x06 \x01(\r\x12+\n\x08patience\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04into\x18\x08 \x01(\t\x12\x12\n\nown_engine\x18\t \x01(\x08\"\xe1\x02\n\x0c\x46inetuneWork\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x11\n\tset_aside\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\x05\x61lpha\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x1a\n\rlearning_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0c\x62\x61tch_tokens\x18\t \x01(\r\x12 \n\x13\x65valuation_fraction\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11\x65\x61rly_stop_epochs\x18\x0b \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x0c \x01(\r\x12\x0f\n\x07workers\x18\r \x01(\rB\x08\n\x06_alphaB\x10\n\x0e_learning_rateB\x16\n\x14_evaluation_fractionB\x14\n\x12_early_stop_epochs\"\x80\x01\n\x0c\x45valuateWork\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x12\n\x05shots\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x06 \x01(\rB\x08\n\x06_shots\"\xb0\x01\n\x0cQuantizeWork\x12\x0e\n\x06scheme\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x61libration\x18\x03 \x01(\t\x12\x10\n\x08held_out\x18\x04 \x01(\t\x12\x11\n\tsequences\x18\x05 \x01(\r\x12\x17\n\x0fsequence_tokens\x18\x06 \x01(\r\x12\x17\n\x0fheld_out_tokens\x18\x07 \x01(\r\x12\x14\n\x0cserve_tokens\x18\x08 \x01(\r\"r\n\x0bJobProgress\x12\x12\n\ntotal_rows\x18\x01 \x01(\x04\x12\x14\n\x0csettled_rows\x18\x02 \x01(\x04\x12\x12\n\nerror_rows\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\"\x9b\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.neox_serve.v1.JobState\x12\'\n\x04rows\x18\x04 \x01(\x0b\x32\x17.neox_serve.v1.RowsWorkH\x00\x12/\n\x08\x66inetune\x18\r \x01(\x0b\x32\x1b.neox_serve.v1.FinetuneWorkH\x00\x12/\n\x08\x65valuate\x18\x0e \x01(\x0b\x32\x1b.neox_serve.v1.EvaluateWorkH\x00\x12/\n\x08quantize\x18\x0f \x01(\x0b\x32\x1b.neox_serve.v1.QuantizeWorkH\x00\x12,\n\x08progress\x18\x05 \x01(\x0b\x32\x1a.neox_serve.v1.JobProgress\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x07 \x01(\x08\x12\x0c\n\x04runs\x18\x08 \x01(\r\x12\x0e\n\x06run_id\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04work\"\xea\x01\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04rows\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.RowsWorkH\x00\x12/\n\x08\x66inetune\x18\x03 \x01(\x0b\x32\x1b.neox_serve.v1.FinetuneWorkH\x00\x12/\n\x08\x65valuate\x18\x04 \x01(\x0b\x32\x1b.neox_serve.v1.EvaluateWorkH\x00\x12/\n\x08quantize\x18\x05 \x01(\x0b\x32\x1b.neox_serve.v1.QuantizeWorkH\x00\x42\x06\n\x04work\"4\n\x11\x43reateJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"#\n\x11ReadJobLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"A\n\x12ReadJobLogResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.neox_serve.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*N\n\x07RowWork\x12\x18\n\x14ROW_WORK_UNSPECIFIED\x10\x00\x12\x15\n\x11ROW_WORK_GENERATE\x10\x01\x12\x12\n\x0eROW_WORK_EMBED\x10\x02\x32\xe4\x03\n\x0c\x42\x61tchService\x12N\n\tCreateJob\x12\x1f.neox_serve.v1.CreateJobRequest\x1a .neox_serve.v1.CreateJobResponse\x12\x45\n\x06GetJob\x12\x1c.neox_serve.v1.GetJobRequest\x1a\x1d.neox_serve.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.neox_serve.v1.ListJobsRequest\x1a\x1f.neox_serve.v1.ListJobsResponse\x12N\n\tCancelJob\x12\x1f.neox_serve.v1.CancelJobRequest\x1a .neox_serve.v1.CancelJobResponse\x12Q\n\nReadJobLog\x12 .neox_serve.v1.ReadJobLogRequest\x1a!.neox_serve.v1.ReadJobLogResponse\x12M\n\x08WatchJob\x12\x1e.neox_serve.v1.WatchJobRequest\x1a\x1f.neox_serve.v1.WatchJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!neox_serve/v1/batch_service.proto\x12\rneox_serve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x01\n\x08RowsWork\x12$\n\x04work\x18\x01 \x01(\x0e\x32\x16.neox_serve.v1.RowWork\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\x12\x0f\n\x07rejects\x18\x05 \x01(\t\x12\x13\n\x0b\x63oncurrency\x18\x06 \x01(\r\x12,\n\tmax_stall\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04into\x18\x08 \x01(\t\x12\x12\n\nown_engine\x18\t \x01(\x08\"\xdf\x02\n\x0c\x46inetuneWork\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0f\n\x07rejects\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\x05\x61lpha\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x1a\n\rlearning_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0c\x62\x61tch_tokens\x18\t \x01(\r\x12 \n\x13\x65valuation_fraction\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11\x65\x61rly_stop_epochs\x18\x0b \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x0c \x01(\r\x12\x0f\n\x07workers\x18\r \x01(\rB\x08\n\x06_alphaB\x10\n\x0e_learning_rateB\x16\n\x14_evaluation_fractionB\x14\n\x12_early_stop_epochs\"\x80\x01\n\x0c\x45valuateWork\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x12\n\x05shots\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x06 \x01(\rB\x08\n\x06_shots\"\xb0\x01\n\x0cQuantizeWork\x12\x0e\n\x06scheme\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x61libration\x18\x03 \x01(\t\x12\x10\n\x08held_out\x18\x04 \x01(\t\x12\x11\n\tsequences\x18\x05 \x01(\r\x12\x17\n\x0fsequence_tokens\x18\x06 \x01(\r\x12\x17\n\x0fheld_out_tokens\x18\x07 \x01(\r\x12\x14\n\x0cserve_tokens\x18\x08 \x01(\r\"t\n\x0bJobProgress\x12\x12\n\ntotal_rows\x18\x01 \x01(\x04\x12\x16\n\x0e\x63ompleted_rows\x18\x02 \x01(\x04\x12\x12\n\nerror_rows\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\"\x9b\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.neox_serve.v1.JobState\x12\'\n\x04rows\x18\x04 \x01(\x0b\x32\x17.neox_serve.v1.RowsWorkH\x00\x12/\n\x08\x66inetune\x18\r \x01(\x0b\x32\x1b.neox_serve.v1.FinetuneWorkH\x00\x12/\n\x08\x65valuate\x18\x0e \x01(\x0b\x32\x1b.neox_serve.v1.EvaluateWorkH\x00\x12/\n\x08quantize\x18\x0f \x01(\x0b\x32\x1b.neox_serve.v1.QuantizeWorkH\x00\x12,\n\x08progress\x18\x05 \x01(\x0b\x32\x1a.neox_serve.v1.JobProgress\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x07 \x01(\x08\x12\x0c\n\x04runs\x18\x08 \x01(\r\x12\x0e\n\x06run_id\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04work\"\xea\x01\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04rows\x18\x02 \x01(\x0b\x32\x17.neox_serve.v1.RowsWorkH\x00\x12/\n\x08\x66inetune\x18\x03 \x01(\x0b\x32\x1b.neox_serve.v1.FinetuneWorkH\x00\x12/\n\x08\x65valuate\x18\x04 \x01(\x0b\x32\x1b.neox_serve.v1.EvaluateWorkH\x00\x12/\n\x08quantize\x18\x05 \x01(\x0b\x32\x1b.neox_serve.v1.QuantizeWorkH\x00\x42\x06\n\x04work\"4\n\x11\x43reateJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"#\n\x11ReadJobLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"A\n\x12ReadJobLogResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.neox_serve.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.neox_serve.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*N\n\x07RowWork\x12\x18\n\x14ROW_WORK_UNSPECIFIED\x10\x00\x12\x15\n\x11ROW_WORK_GENERATE\x10\x01\x12\x12\n\x0eROW_WORK_EMBED\x10\x02\x32\xe4\x03\n\x0c\x42\x61tchService\x12N\n\tCreateJob\x12\x1f.neox_serve.v1.CreateJobRequest\x1a .neox_serve.v1.CreateJobResponse\x12\x45\n\x06GetJob\x12\x1c.neox_serve.v1.GetJobRequest\x1a\x1d.neox_serve.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.neox_serve.v1.ListJobsRequest\x1a\x1f.neox_serve.v1.ListJobsResponse\x12N\n\tCancelJob\x12\x1f.neox_serve.v1.CancelJobRequest\x1a .neox_serve.v1.CancelJobResponse\x12Q\n\nReadJobLog\x12 .neox_serve.v1.ReadJobLogRequest\x1a!.neox_serve.v1.ReadJobLogResponse\x12M\n\x08WatchJob\x12\x1e.neox_serve.v1.WatchJobRequest\x1a\x1f.neox_serve.v1.WatchJobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neox_serve.v1.batch_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=2459
-  _globals['_JOBSTATE']._serialized_end=2613
-  _globals['_ROWWORK']._serialized_start=2615
-  _globals['_ROWWORK']._serialized_end=2693
+  _globals['_JOBSTATE']._serialized_start=2458
+  _globals['_JOBSTATE']._serialized_end=2612
+  _globals['_ROWWORK']._serialized_start=2614
+  _globals['_ROWWORK']._serialized_end=2692
   _globals['_ROWSWORK']._serialized_start=118
-  _globals['_ROWSWORK']._serialized_end=338
-  _globals['_FINETUNEWORK']._serialized_start=341
-  _globals['_FINETUNEWORK']._serialized_end=694
-  _globals['_EVALUATEWORK']._serialized_start=697
-  _globals['_EVALUATEWORK']._serialized_end=825
-  _globals['_QUANTIZEWORK']._serialized_start=828
-  _globals['_QUANTIZEWORK']._serialized_end=1004
-  _globals['_JOBPROGRESS']._serialized_start=1006
-  _globals['_JOBPROGRESS']._serialized_end=1120
-  _globals['_JOB']._serialized_start=1123
-  _globals['_JOB']._serialized_end=1662
-  _globals['_CREATEJOBREQUEST']._serialized_start=1665
-  _globals['_CREATEJOBREQUEST']._serialized_end=1899
-  _globals['_CREATEJOBRESPONSE']._serialized_start=1901
-  _globals['_CREATEJOBRESPONSE']._serialized_end=1953
-  _globals['_GETJOBREQUEST']._serialized_start=1955
-  _globals['_GETJOBREQUEST']._serialized_end=1986
-  _globals['_GETJOBRESPONSE']._serialized_start=1988
-  _globals['_GETJOBRESPONSE']._serialized_end=2037
-  _globals['_READJOBLOGREQUEST']._serialized_start=2039
-  _globals['_READJOBLOGREQUEST']._serialized_end=2074
-  _globals['_READJOBLOGRESPONSE']._serialized_start=2076
-  _globals['_READJOBLOGRESPONSE']._serialized_end=2141
-  _globals['_LISTJOBSREQUEST']._serialized_start=2143
-  _globals['_LISTJOBSREQUEST']._serialized_end=2199
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2201
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2278
-  _globals['_CANCELJOBREQUEST']._serialized_start=2280
-  _globals['_CANCELJOBREQUEST']._serialized_end=2314
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2316
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2368
-  _globals['_WATCHJOBREQUEST']._serialized_start=2370
-  _globals['_WATCHJOBREQUEST']._serialized_end=2403
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2405
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2456
-  _globals['_BATCHSERVICE']._serialized_start=2696
-  _globals['_BATCHSERVICE']._serialized_end=3180
+  _globals['_ROWSWORK']._serialized_end=337
+  _globals['_FINETUNEWORK']._serialized_start=340
+  _globals['_FINETUNEWORK']._serialized_end=691
+  _globals['_EVALUATEWORK']._serialized_start=694
+  _globals['_EVALUATEWORK']._serialized_end=822
+  _globals['_QUANTIZEWORK']._serialized_start=825
+  _globals['_QUANTIZEWORK']._serialized_end=1001
+  _globals['_JOBPROGRESS']._serialized_start=1003
+  _globals['_JOBPROGRESS']._serialized_end=1119
+  _globals['_JOB']._serialized_start=1122
+  _globals['_JOB']._serialized_end=1661
+  _globals['_CREATEJOBREQUEST']._serialized_start=1664
+  _globals['_CREATEJOBREQUEST']._serialized_end=1898
+  _globals['_CREATEJOBRESPONSE']._serialized_start=1900
+  _globals['_CREATEJOBRESPONSE']._serialized_end=1952
+  _globals['_GETJOBREQUEST']._serialized_start=1954
+  _globals['_GETJOBREQUEST']._serialized_end=1985
+  _globals['_GETJOBRESPONSE']._serialized_start=1987
+  _globals['_GETJOBRESPONSE']._serialized_end=2036
+  _globals['_READJOBLOGREQUEST']._serialized_start=2038
+  _globals['_READJOBLOGREQUEST']._serialized_end=2073
+  _globals['_READJOBLOGRESPONSE']._serialized_start=2075
+  _globals['_READJOBLOGRESPONSE']._serialized_end=2140
+  _globals['_LISTJOBSREQUEST']._serialized_start=2142
+  _globals['_LISTJOBSREQUEST']._serialized_end=2198
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2200
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2277
+  _globals['_CANCELJOBREQUEST']._serialized_start=2279
+  _globals['_CANCELJOBREQUEST']._serialized_end=2313
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2315
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2367
+  _globals['_WATCHJOBREQUEST']._serialized_start=2369
+  _globals['_WATCHJOBREQUEST']._serialized_end=2402
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2404
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2455
+  _globals['_BATCHSERVICE']._serialized_start=2695
+  _globals['_BATCHSERVICE']._serialized_end=3179
 # @@protoc_insertion_point(module_scope)

@@ -87,9 +87,9 @@ class RowsWork(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     OPTIONS_JSON_FIELD_NUMBER: _builtins.int
-    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    REJECTS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
-    PATIENCE_FIELD_NUMBER: _builtins.int
+    MAX_STALL_FIELD_NUMBER: _builtins.int
     INTO_FIELD_NUMBER: _builtins.int
     OWN_ENGINE_FIELD_NUMBER: _builtins.int
     work: Global___RowWork.ValueType
@@ -101,7 +101,7 @@ class RowsWork(_message.Message):
     """Likewise; there once the job has succeeded, in the order of the input, each row once."""
     options_json: _builtins.str
     """A JSON object of options for rows that do not set them. Absent: none."""
-    set_aside: _builtins.str
+    rejects: _builtins.str
     """Takes rows that cannot be used, likewise. Absent: one such row fails the job before it starts."""
     concurrency: _builtins.int
     """Requests in flight, 1 to 1,024. Absent: 32."""
@@ -116,7 +116,7 @@ class RowsWork(_message.Message):
     operators.
     """
     @_builtins.property
-    def patience(self) -> _duration_pb2.Duration:
+    def max_stall(self) -> _duration_pb2.Duration:
         """The job fails when no row has been settled for so long. Absent: 10 minutes."""
 
     def __init__(
@@ -126,15 +126,15 @@ class RowsWork(_message.Message):
         input: _builtins.str = ...,
         output: _builtins.str = ...,
         options_json: _builtins.str = ...,
-        set_aside: _builtins.str = ...,
+        rejects: _builtins.str = ...,
         concurrency: _builtins.int = ...,
-        patience: _duration_pb2.Duration | None = ...,
+        max_stall: _duration_pb2.Duration | None = ...,
         into: _builtins.str = ...,
         own_engine: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["patience", b"patience"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_stall", b"max_stall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "into", b"into", "options_json", b"options_json", "output", b"output", "own_engine", b"own_engine", "patience", b"patience", "set_aside", b"set_aside", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "input", b"input", "into", b"into", "max_stall", b"max_stall", "options_json", b"options_json", "output", b"output", "own_engine", b"own_engine", "rejects", b"rejects", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,7 +150,7 @@ class FinetuneWork(_message.Message):
 
     INPUT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
-    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    REJECTS_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
@@ -167,7 +167,7 @@ class FinetuneWork(_message.Message):
     """
     adapter: _builtins.str
     """1 to 64 characters of [A-Za-z0-9._-], the first a letter or digit. Must be new."""
-    set_aside: _builtins.str
+    rejects: _builtins.str
     """Takes examples that cannot be used. Absent: one such example fails the job before it starts."""
     rank: _builtins.int
     """Of the matrices that are added, 1 to 256. Absent: 8."""
@@ -196,7 +196,7 @@ class FinetuneWork(_message.Message):
         *,
         input: _builtins.str = ...,
         adapter: _builtins.str = ...,
-        set_aside: _builtins.str = ...,
+        rejects: _builtins.str = ...,
         rank: _builtins.int = ...,
         alpha: _builtins.float | None = ...,
         targets: _abc.Iterable[_builtins.str] | None = ...,
@@ -210,7 +210,7 @@ class FinetuneWork(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_early_stop_epochs", b"_early_stop_epochs", "_evaluation_fraction", b"_evaluation_fraction", "_learning_rate", b"_learning_rate", "alpha", b"alpha", "early_stop_epochs", b"early_stop_epochs", "evaluation_fraction", b"evaluation_fraction", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_early_stop_epochs", b"_early_stop_epochs", "_evaluation_fraction", b"_evaluation_fraction", "_learning_rate", b"_learning_rate", "adapter", b"adapter", "alpha", b"alpha", "batch_tokens", b"batch_tokens", "early_stop_epochs", b"early_stop_epochs", "epochs", b"epochs", "evaluation_fraction", b"evaluation_fraction", "input", b"input", "learning_rate", b"learning_rate", "rank", b"rank", "seed", b"seed", "set_aside", b"set_aside", "targets", b"targets", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_early_stop_epochs", b"_early_stop_epochs", "_evaluation_fraction", b"_evaluation_fraction", "_learning_rate", b"_learning_rate", "adapter", b"adapter", "alpha", b"alpha", "batch_tokens", b"batch_tokens", "early_stop_epochs", b"early_stop_epochs", "epochs", b"epochs", "evaluation_fraction", b"evaluation_fraction", "input", b"input", "learning_rate", b"learning_rate", "rank", b"rank", "rejects", b"rejects", "seed", b"seed", "targets", b"targets", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -338,7 +338,7 @@ class JobProgress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_ROWS_FIELD_NUMBER: _builtins.int
-    SETTLED_ROWS_FIELD_NUMBER: _builtins.int
+    COMPLETED_ROWS_FIELD_NUMBER: _builtins.int
     ERROR_ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
@@ -346,7 +346,7 @@ class JobProgress(_message.Message):
     """Rows of the input that can be used; of a FinetuneWork examples, each as often as there are epochs; of an EvaluateWork
     questions, of the tasks that have begun; of a QuantizeWork matrices. 0: not yet counted.
     """
-    settled_rows: _builtins.int
+    completed_rows: _builtins.int
     error_rows: _builtins.int
     """Of those, the ones that were answered with an error."""
     tokens: _builtins.int
@@ -357,14 +357,14 @@ class JobProgress(_message.Message):
         self,
         *,
         total_rows: _builtins.int = ...,
-        settled_rows: _builtins.int = ...,
+        completed_rows: _builtins.int = ...,
         error_rows: _builtins.int = ...,
         tokens: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rows", b"error_rows", "prompt_tokens", b"prompt_tokens", "settled_rows", b"settled_rows", "tokens", b"tokens", "total_rows", b"total_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_rows", b"completed_rows", "error_rows", b"error_rows", "prompt_tokens", b"prompt_tokens", "tokens", b"tokens", "total_rows", b"total_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Ray's runs for the keeper of jobs: forgetful, and out of reach, at will."""
+"""Ray's runs for the job controller: forgetful, and out of reach, at will."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from neox_serve.core.jobs.job import RunStatus
 
 @dataclass
 class ForgetfulRay:
-    """Implements the keeper's Runs."""
+    """Implements the controller's Runs."""
 
     entrypoints: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, RunStatus] = field(default_factory=dict)

@@ -88,7 +88,7 @@ def test_job_created_over_grpc_runs_to_its_end_and_is_seen_to(cluster: CommandCl
     job = create(client, output)
     seen = watched(client, job)
     last = seen[-1]
-    assert (last.state, last.settled_rows, last.total_rows, last.error_rows) == (JobState.SUCCEEDED, 60, 60, 0), last
+    assert (last.state, last.completed_rows, last.total_rows, last.error_rows) == (JobState.SUCCEEDED, 60, 60, 0), last
     assert last.tokens == 60 * 8
     assert (last.runs, last.run_id) == (1, f"{job.job_id}-1")
     assert rows_of(output) == list(range(1, 61))
@@ -125,7 +125,7 @@ def test_job_whose_key_is_revoked_fails_and_says_so(cluster: CommandCluster, cli
     assert last.state is JobState.FAILED
     assert "UNAUTHENTICATED" in last.message
     assert not output.exists()
-    assert 2 <= last.settled_rows < 40
+    assert 2 <= last.completed_rows < 40
 
 
 def test_job_that_cannot_begin_fails_and_says_why(cluster: CommandCluster, client: Client) -> None:
@@ -148,7 +148,7 @@ def test_job_goes_on_after_its_process_the_router_and_the_gateways_are_killed(cl
     wait_until(settled(output, 18))
     kill(cluster, GATEWAY)
     last = watched(client, job)[-1]
-    assert (last.state, last.settled_rows, last.runs) == (JobState.SUCCEEDED, 40, 2), last
+    assert (last.state, last.completed_rows, last.runs) == (JobState.SUCCEEDED, 40, 2), last
     assert rows_of(output) == list(range(1, 41))
     assert all("error" not in json.loads(line) for line in output.read_text().splitlines())
 
@@ -160,7 +160,7 @@ def test_job_that_is_cancelled_stops_and_leaves_nothing(cluster: CommandCluster,
     assert client.cancel_job(job.job_id).cancel_requested
     last = watched(client, job)[-1]
     assert (last.state, last.message) == (JobState.CANCELLED, "cancelled")
-    assert 2 <= last.settled_rows < 40
+    assert 2 <= last.completed_rows < 40
     assert not output.exists()
     assert not Path(partial_of(str(output))).exists()
     assert not cluster.processes(JOB)
@@ -177,6 +177,6 @@ def test_job_goes_on_in_the_next_cluster_after_all_of_this_one_is_killed(cluster
     cluster.wait_stopped()
     cluster.start()
     last = watched(client, job)[-1]
-    assert (last.state, last.settled_rows) == (JobState.SUCCEEDED, 30), last
+    assert (last.state, last.completed_rows) == (JobState.SUCCEEDED, 30), last
     assert rows_of(output) == list(range(1, 31))
     assert set(before) <= set(output.read_bytes().splitlines())

@@ -3,7 +3,7 @@ rows are described in `rows`, files in `formats`; they may be paths or URLs that
 
 Every line of the input is checked before the first request is sent. Rows are written beside the output as they finish; once all are, they
 are put in its place, in the input's order. Stopped at any point, the same command goes on where it stopped: settled rows are not repeated.
-Busy or missing engines are waited for; the job gives up once nothing has been settled for `--patience` seconds.
+Busy or missing engines are waited for; the job gives up once nothing has been settled for `--max-stall` seconds.
 
 Exit codes: 0 all rows are settled (those with an error included; the last line counts them), 1 stopped by an error, 2 wrong arguments or
 bad rows, 130 or 143 interrupted.
@@ -57,7 +57,7 @@ _ENDLESS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class BulkJob:
-    """What to do. kind: of KINDS. defaults: options for rows that do not set them. set_aside: takes bad rows, which otherwise stop the job.
+    """What to do. kind: of KINDS. defaults: options for rows that do not set them. rejects: takes bad rows, which otherwise stop the job.
 
     api_key_file: holds the credential that the job shows, read when it begins; None where none is shown.
     report: file in which it says how far it is; None where nobody asks.
@@ -72,8 +72,8 @@ class BulkJob:
     job_id: str
     concurrency: int = 32
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    set_aside: str | None = None
-    patience_s: float = 600.0
+    rejects: str | None = None
+    max_stall_s: float = 600.0
     tls: Tls | None = None
     api_key_file: Path | None = None
     report: Path | None = None
@@ -101,7 +101,7 @@ def survey(job: BulkJob) -> dict[int, str]:
                 bad.append(row)
             else:
                 keys[row.number] = row.key
-    settle_bad_rows(job.input, bad, len(keys), job.set_aside)
+    settle_bad_rows(job.input, bad, len(keys), job.rejects)
     return keys
 
 
@@ -161,14 +161,14 @@ async def _settle_all(job: BulkJob, keys: Mapping[int, str], output: Output, pro
     if not left:
         return
     try:
-        async with _answerer(job) as (answerer, most), asyncio.timeout(job.patience_s) as patience:
+        async with _answerer(job) as (answerer, most), asyncio.timeout(job.max_stall_s) as stall_timeout:
             progress.count_from_now()
-            worker = _Worker(job, answerer, output, progress, patience)
+            worker = _Worker(job, answerer, output, progress, stall_timeout)
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(most, left)):
                     group.create_task(worker.work(rows))
     except TimeoutError as error:
-        raise JobError(f"no row was settled for {job.patience_s:g} s; is the cluster up?", 1) from error
+        raise JobError(f"no row was settled for {job.max_stall_s:g} s; is the cluster up?", 1) from error
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
@@ -182,7 +182,7 @@ async def _answerer(job: BulkJob) -> AsyncIterator[tuple[Any, int]]:
         async with own_engine(KINDS[job.kind].pool, _settings(job)) as engine:
             yield engine, engine.max_requests
         return
-    policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.patience_s, unreachable_delay_s=1.0)
+    policy = RetryPolicy(attempts=_ENDLESS, longest_wait_s=job.max_stall_s, unreachable_delay_s=1.0)
     async with AsyncClient(job.address, tls=job.tls, retry=policy, api_key=job.access.api_key()) as client:
         yield client, job.concurrency
 
@@ -202,13 +202,13 @@ class _Worker:
     answerer: Any
     output: Output
     progress: JobProgress
-    patience: asyncio.Timeout
+    stall_timeout: asyncio.Timeout
 
     async def work(self, rows: Iterator[Row]) -> None:
         for row in rows:
             outcome = await self._outcome(row)
             self.output.append(settled_line(self.kind, row, outcome))
-            self.patience.reschedule(asyncio.get_running_loop().time() + self.job.patience_s)
+            self.stall_timeout.reschedule(asyncio.get_running_loop().time() + self.job.max_stall_s)
             if isinstance(outcome, ServeError):
                 self.progress.settled(tokens=0, error=True)
             else:
@@ -246,7 +246,7 @@ def _good_rows(job: BulkJob, keys: Mapping[int, str]) -> Iterator[Row]:
 
 async def _open(stack: contextlib.ExitStack, job: BulkJob, console: Console) -> Output:
     """Waits for another run that still writes to it."""
-    until_s, said = asyncio.get_running_loop().time() + job.patience_s, False
+    until_s, said = asyncio.get_running_loop().time() + job.max_stall_s, False
     while True:
         try:
             return stack.enter_context(output_of(KINDS[job.kind], job.output))
@@ -268,8 +268,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BulkJob:
     parser.add_argument("--job-id", default="bulk", help="first part of every row's request id")
     parser.add_argument("--concurrency", type=_positive, default=32, help="requests in flight")
     parser.add_argument("--defaults", type=_mapping, default={}, help="JSON of options for rows that do not set them")
-    parser.add_argument("--set-aside", help="file for bad rows; without it they stop the job before it starts")
-    parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without a settled row before giving up")
+    parser.add_argument("--rejects", help="file for bad rows; without it they stop the job before it starts")
+    parser.add_argument("--max-stall", type=float, default=600.0, dest="max_stall_s", help="seconds without a settled row before giving up")
     parser.add_argument("--into", type=_target, help=f"vector database that gets the vectors too: {ALLOWED}")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
     parser.add_argument("--own-engine", action="store_true", help="start an engine for this job, and call no gateway")
@@ -289,9 +289,9 @@ def arguments_of(job: BulkJob) -> list[str]:
     arguments = [job.kind, "--input", job.input, "--output", job.output, "--job-id", job.job_id]
     arguments += ["--own-engine"] if job.own_engine else job.access.arguments()
     arguments += ["--config", str(job.config)] if job.config else []
-    arguments += ["--concurrency", str(job.concurrency), "--patience", str(job.patience_s)]
+    arguments += ["--concurrency", str(job.concurrency), "--max-stall", str(job.max_stall_s)]
     arguments += ["--defaults", json.dumps(dict(job.defaults), sort_keys=True)] if job.defaults else []
-    arguments += ["--set-aside", job.set_aside] if job.set_aside else []
+    arguments += ["--rejects", job.rejects] if job.rejects else []
     arguments += ["--report", str(job.report)] if job.report else []
     arguments += ["--into", str(job.into)] if job.into else []
     return arguments

@@ -34,7 +34,7 @@ _OF_ENGINES = {"model", "generation", "embedding", "limits", "log"}
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the keeper's own files.
+    """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the controller's own files.
 
     address, tls: of a gateway. max_running_jobs: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
     engines: settings of those that jobs start for themselves. engine_gpus: that one of them takes, by pool.
@@ -77,7 +77,7 @@ class Places:
         return replace(target, place=self.file(tenant, target.place))
 
     def notes_of(self, job: Job) -> Path:
-        """The keeper's own files of a job."""
+        """The controller's own files of a job."""
         return self.notes / job.job_id
 
     def report(self, job: Job) -> Path:
@@ -120,8 +120,8 @@ def _finetune(job: Job, work: FinetuneWork, places: Places) -> Command:
     model = places.model
     if model.registry is None:
         raise ValueError("there is no registry of adapters any more (model.registry)")
-    set_aside = places.file(job.tenant, work.set_aside) if work.set_aside else ""
-    here = replace(work, input=places.file(job.tenant, work.input), set_aside=set_aside)
+    rejects = places.file(job.tenant, work.rejects) if work.rejects else ""
+    here = replace(work, input=places.file(job.tenant, work.input), rejects=rejects)
     told = FinetuneJob(here, model.source, model.registry, model.revision, places.report(job), "auto")
     return Command(finetuning.entrypoint_of(told), str(unfinished_of(told.output)))
 
@@ -150,8 +150,8 @@ def _rows(job: Job, work: RowsWork, places: Places) -> Command:
         job_id=job.job_id,
         concurrency=work.concurrency,
         defaults=work.options,
-        set_aside=places.file(job.tenant, work.set_aside) if work.set_aside else None,
-        patience_s=work.patience_s,
+        rejects=places.file(job.tenant, work.rejects) if work.rejects else None,
+        max_stall_s=work.max_stall_s,
         tls=None if work.own_engine else places.tls,
         api_key_file=places.key(job) if job.key_id else None,
         report=places.report(job),

@@ -1,8 +1,8 @@
-"""The keeper of batch jobs: has Ray run what is in the database, follows the runs, and writes down what comes of them.
+"""The job controller: has Ray run what is in the database, follows the runs, and writes down what comes of them.
 
 There is one in a cluster, beside the router. It remembers nothing: all that it needs is in the database, so that after a restart of it, of
 Ray or of the whole cluster unfinished jobs go on. A run is in the database before Ray knows of it, and only who has put it there starts it;
-so no job is run twice at a time, even where two keepers overlap.
+so no job is run twice at a time, even where two controllers overlap.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_ACTOR = "keeper of jobs"
+_ACTOR = "job controller"
 _EVERY_S = 1.0
 _LOG_EVERY_S = 3.0
 JOB_KEY = "neox_serve_batch_job"
@@ -108,7 +108,7 @@ class JobController:
         for job in jobs:
             if job.state is JobState.RUNNING:
                 self._attempt(self._follow, job)
-            elif job.cancel_asked:
+            elif job.cancel_requested:
                 self._attempt(self._end, job, End(JobState.CANCELLED, "cancelled"))
         ready = [job for job in jobs if job.state is JobState.RUNNING or self._attempt(self._may_start, job)]
         for job in to_start(ready, self._places.max_running_jobs):
@@ -170,7 +170,7 @@ class JobController:
             state=JobState.RUNNING,
             run_id=f"{job.job_id}-{runs}",
             runs=runs,
-            fruitless_runs=step.fruitless,
+            runs_without_progress=step.fruitless,
             rows_before_run=job.progress.done,
             started_s=job.started_s or self._clock(),
         )
@@ -231,7 +231,7 @@ class JobController:
 
 @asynccontextmanager
 async def open_controller(settings: Settings, runs: Runs, quotas: TokenQuotas) -> AsyncIterator[JobController]:
-    """The cluster's keeper, with its database open as long as the block lasts. Raises SettingsError."""
+    """The cluster's controller, with its database open as long as the block lasts. Raises SettingsError."""
     secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
     engine = await asyncio.to_thread(open_database, database_url(settings))
     try:

@@ -17,7 +17,7 @@ _NO_AGENT_HERE = (
 
 
 class RayRuns:
-    """Implements the keeper's Runs. Nothing is connected before the first call."""
+    """Implements the controller's Runs. Nothing is connected before the first call."""
 
     def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
         """Starts one, once there are so many GPUs for it. Raises RuntimeError."""

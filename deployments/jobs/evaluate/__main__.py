@@ -34,7 +34,7 @@ def run(job: EvaluateJob, console: Console) -> Mapping[str, Any]:
         raise JobError(f"--tasks: there is no task {unknown[0]!r}; `lm-eval ls tasks` lists those of the harness", 2)
     report = ReportFile(job.report) if job.report else None
     with JobProgress(console, 0, 0, report=report.tell if report else None, noun="questions") as progress:
-        model = ClusterModel(job.access, adapter=work.adapter, concurrency=work.concurrency, patience_s=job.patience_s, progress=progress)
+        model = ClusterModel(job.access, adapter=work.adapter, concurrency=work.concurrency, max_stall_s=job.max_stall_s, progress=progress)
         results = _evaluated(job, manager, model)
     if report:
         report.flush()

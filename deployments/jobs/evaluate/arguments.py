@@ -16,14 +16,14 @@ from neox_serve.core.jobs.evaluate import EvaluateWork
 class EvaluateJob:
     """What to do. tasks_folder: with tasks beside those that the harness brings. cache: file in which answers are kept, for the next run.
 
-    patience_s: without an answer, until it gives up. report: file in which it says how far it is; None where nobody asks.
+    max_stall_s: without an answer, until it gives up. report: file in which it says how far it is; None where nobody asks.
     """
 
     work: EvaluateWork
     access: Access
     tasks_folder: Path | None = None
     cache: Path | None = None
-    patience_s: float = 600.0
+    max_stall_s: float = 600.0
     report: Path | None = None
 
 
@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateJob:
     parser.add_argument("--shots", type=int, default=-1, help="examples in each prompt; absent: as each task has it")
     parser.add_argument("--limit", type=int, default=0, help="questions of each task; absent: all")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
-    parser.add_argument("--patience", type=float, default=600.0, dest="patience_s", help="seconds without an answer before giving up")
+    parser.add_argument("--max-stall", type=float, default=600.0, dest="max_stall_s", help="seconds without an answer before giving up")
     parser.add_argument("--tasks-folder", type=Path, help="with tasks beside the harness's own; what they hold is run as code")
     parser.add_argument("--cache", type=Path, help="file of answers; the same command goes on from there")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
@@ -55,7 +55,7 @@ def arguments_of(job: EvaluateJob) -> list[str]:
     arguments += ["--adapter", work.adapter] if work.adapter else []
     arguments += ["--shots", str(work.shots)] if work.shots >= 0 else []
     arguments += ["--limit", str(work.limit)] if work.limit else []
-    arguments += ["--concurrency", str(work.concurrency), "--patience", str(job.patience_s)]
+    arguments += ["--concurrency", str(work.concurrency), "--max-stall", str(job.max_stall_s)]
     arguments += ["--tasks-folder", str(job.tasks_folder)] if job.tasks_folder else []
     arguments += ["--cache", str(job.cache)] if job.cache else []
     arguments += ["--report", str(job.report)] if job.report else []

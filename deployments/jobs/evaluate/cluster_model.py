@@ -29,13 +29,13 @@ _BEGIN = -1
 class ClusterModel(LM):  # type: ignore[misc]
     """progress: told of requests and of answers."""
 
-    def __init__(self, access: Access, *, adapter: str, concurrency: int, patience_s: float, progress: JobProgress) -> None:
+    def __init__(self, access: Access, *, adapter: str, concurrency: int, max_stall_s: float, progress: JobProgress) -> None:
         super().__init__()
         self._access = access
         self._api_key = access.api_key()
         self._options: dict[str, Any] = {"adapter": adapter or None, "priority": "bulk"}
         self._concurrency = concurrency
-        self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=patience_s, unreachable_delay_s=1.0)
+        self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=max_stall_s, unreachable_delay_s=1.0)
         self._progress = progress
         limits = asyncio.run(self._limits())
         self.max_model_len = limits.max_model_len

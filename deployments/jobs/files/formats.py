@@ -45,7 +45,7 @@ def input_rows(kind: Kind, file: str) -> Iterator[Row | BadRow]:
 def settled(file: str) -> Settled:
     """Of an output in its place. Raises OSError."""
     keys, errors = dict[int, str](), 0
-    for values in _settled_rows(file, ["row", "key", "error_reason"]):
+    for values in _completed_rows(file, ["row", "key", "error_reason"]):
         keys[values["row"]] = values["key"]
         errors += values.get("error", values.get("error_reason")) is not None
     return Settled(keys, errors)
@@ -53,11 +53,11 @@ def settled(file: str) -> Settled:
 
 def settled_vectors(file: str) -> Iterator[list[float] | None]:
     """Of an embed job's output in its place: each row's vector, in their order; None where it came to an error. Raises OSError."""
-    for values in _settled_rows(file, ["vector"]):
+    for values in _completed_rows(file, ["vector"]):
         yield values.get("vector")
 
 
-def _settled_rows(file: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+def _completed_rows(file: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     """columns: that are read where it is Parquet; lines of JSON come whole."""
     with reading(file) as stream, told():
         if is_parquet(file):

@@ -60,7 +60,7 @@ def survey(job: FinetuneJob) -> Survey:
     with usable(job.work.input):
         rows = list(reader.read(job.work.input))
     examples = [row for row in rows if isinstance(row, Example)]
-    settle_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.set_aside or None)
+    settle_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.rejects or None)
     if len(examples) < 2:
         raise JobError(f"{job.work.input}: has {len(examples)} examples; a training needs at least 2", 2)
     told = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)

@@ -67,7 +67,7 @@ def published_fingerprint(output: Path) -> str | None:
 def _card(model: peft.PeftModel, work: FinetuneWork, standing: Standing) -> dict[str, Any]:
     trained, whole = model.get_nb_trainable_parameters()
     return {
-        "options": {name: value for name, value in asdict(work).items() if name not in {"input", "set_aside"}},
+        "options": {name: value for name, value in asdict(work).items() if name not in {"input", "rejects"}},
         "adapter_parameters": trained,
         "parameters_fraction": trained / (whole - trained),
         "steps": standing.steps,

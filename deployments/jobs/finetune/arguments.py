@@ -10,7 +10,7 @@ from typing import Any
 
 from neox_serve.core.jobs.finetune import TARGETS, FinetuneWork
 
-_FILES = ("input", "adapter", "set_aside")
+_FILES = ("input", "adapter", "rejects")
 _HELP = {
     "rank": "of the matrices that are added",
     "alpha": "their product is scaled by alpha / rank",
@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> FinetuneJob:
     parser.add_argument("--registry", required=True, type=Path, help="folder of adapters that the cluster serves (model.registry)")
     parser.add_argument("--model", default="builtin", help="what is fine-tuned: builtin, a folder or a hub name (model.source)")
     parser.add_argument("--revision", help="of a model on the hub")
-    parser.add_argument("--set-aside", default="", help="file for bad rows; without it they stop the job before it starts")
+    parser.add_argument("--rejects", default="", help="file for bad rows; without it they stop the job before it starts")
     parser.add_argument("--report", type=Path, help="file that says how far the job is, and why it gave up")
     parser.add_argument("--ray-address", default="local", help="Ray cluster of several workers: auto, or local, which starts one here")
     for field in _options():
@@ -84,7 +84,7 @@ def arguments_of(job: FinetuneJob) -> list[str]:
     work = job.work
     arguments = ["--input", work.input, "--adapter", work.adapter, "--registry", str(job.registry), "--model", job.model]
     arguments += ["--revision", job.revision] if job.revision else []
-    arguments += ["--set-aside", work.set_aside] if work.set_aside else []
+    arguments += ["--rejects", work.rejects] if work.rejects else []
     arguments += ["--report", str(job.report)] if job.report else []
     arguments += ["--ray-address", job.ray_address] if job.ray_address != "local" else []
     for field in _options():

@@ -169,4 +169,4 @@ def rate_fraction(step: int, total: int) -> float:
 
 def shaping_options(work: FinetuneWork) -> Mapping[str, Any]:
     """What shapes the weights: of the options, all but the number of processes."""
-    return {name: getattr(work, name) for name in FinetuneWork.__slots__ if name not in {"workers", "input", "set_aside", "adapter"}}
+    return {name: getattr(work, name) for name in FinetuneWork.__slots__ if name not in {"workers", "input", "rejects", "adapter"}}

@@ -17,7 +17,7 @@ ADAPTER_ALLOWED = "a name of [A-Za-z0-9._-], the first a letter or digit, of 1 t
 
 @dataclass(frozen=True, slots=True)
 class FinetuneWork:
-    """An adapter to be trained. input, set_aside: as in RowsWork. adapter: its name in the registry, under which it is served then.
+    """An adapter to be trained. input, rejects: as in RowsWork. adapter: its name in the registry, under which it is served then.
 
     rank, alpha: of the added matrices, whose product is scaled by alpha / rank. batch_tokens: about so many tokens an optimizer step.
     evaluation_fraction: of the examples, kept out of training. early_stop_epochs: training ends when so many epochs in a row have not made
@@ -26,7 +26,7 @@ class FinetuneWork:
 
     input: str
     adapter: str
-    set_aside: str = ""
+    rejects: str = ""
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = TARGETS

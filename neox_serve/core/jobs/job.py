@@ -14,7 +14,7 @@ from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
 from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
 
-MAX_FRUITLESS_RUNS = 5
+MAX_RUNS_WITHOUT_PROGRESS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
 
 
@@ -96,16 +96,16 @@ NO_LOG = JobLog("", 0, "")
 class RowsWork:
     """A request for each row of a file, as its creator says it. Files are named in the tenant's folder, or absolutely by an operator.
 
-    options: of rows that do not set them. set_aside, into: empty where bad rows fail the job, and no vector database gets the vectors.
+    options: of rows that do not set them. rejects, into: empty where bad rows fail the job, and no vector database gets the vectors.
     own_engine: the job starts engines for itself, and is no traffic of the cluster.
     """
 
     input: str
     output: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    set_aside: str = ""
+    rejects: str = ""
     concurrency: int = 32
-    patience_s: float = 600.0
+    max_stall_s: float = 600.0
     into: str = ""
     own_engine: bool = False
 
@@ -134,7 +134,7 @@ def work_of(kind: str, values: Mapping[str, Any]) -> Work:
 class Job:
     """One job. kind: what it does, such as "generate". Times are seconds since the epoch, None: not yet.
 
-    run_id: of its last run, empty before the first. runs: so far. fruitless_runs: of those, the last ones that came no further.
+    run_id: of its last run, empty before the first. runs: so far. runs_without_progress: of those, the last ones that came no further.
     rows_before_run: that were settled when the last one began. key_id: the API key that its runs show, empty where they show none.
     """
 
@@ -146,11 +146,11 @@ class Job:
     request_id: str = ""
     state: JobState = JobState.QUEUED
     message: str = ""
-    cancel_asked: bool = False
+    cancel_requested: bool = False
     progress: Progress = Progress()
     run_id: str = ""
     runs: int = 0
-    fruitless_runs: int = 0
+    runs_without_progress: int = 0
     rows_before_run: int = 0
     key_id: str = ""
     started_s: float | None = None
@@ -193,13 +193,13 @@ Step = Start | Submit | Stop | Wait | End
 def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
     """What to do for a job that has not ended. why: Ray's words on the run, for people."""
     if run in {RunStatus.PENDING, RunStatus.RUNNING}:
-        return Stop() if job.cancel_asked else Wait()
+        return Stop() if job.cancel_requested else Wait()
     if (end := _end(job, run, report)) is not None:
         return end
     if run is RunStatus.UNKNOWN:
         return Submit()
-    fruitless = job.fruitless_runs + 1 if report.progress.done <= job.rows_before_run else 1
-    if fruitless >= MAX_FRUITLESS_RUNS:
+    fruitless = job.runs_without_progress + 1 if report.progress.done <= job.rows_before_run else 1
+    if fruitless >= MAX_RUNS_WITHOUT_PROGRESS:
         return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")
     return Start(fruitless)
 
@@ -208,7 +208,7 @@ def _end(job: Job, run: RunStatus, report: Report) -> End | None:
     """Of a job whose run has ended; None where another run is to follow."""
     if run is RunStatus.SUCCEEDED:
         return End(JobState.SUCCEEDED)
-    if job.cancel_asked:
+    if job.cancel_requested:
         return End(JobState.CANCELLED, "cancelled")
     if run is RunStatus.STOPPED:
         return End(JobState.CANCELLED, "its run was stopped in Ray")
@@ -217,7 +217,7 @@ def _end(job: Job, run: RunStatus, report: Report) -> End | None:
 
 def to_start(jobs: Sequence[Job], most: int) -> list[Job]:
     """The queued jobs to start now, so that at most so many run: first those of the tenants with the fewest that run, then the oldest."""
-    waiting = [job for job in jobs if job.state is JobState.QUEUED and not job.cancel_asked]
+    waiting = [job for job in jobs if job.state is JobState.QUEUED and not job.cancel_requested]
     running = Counter(job.tenant for job in jobs if job.state is JobState.RUNNING)
     chosen: list[Job] = []
     for _ in range(most - running.total()):

@@ -1,4 +1,4 @@
-"""BatchService: jobs in the database. What is entered here, the keeper of jobs has run."""
+"""BatchService: jobs in the database. What is entered here, the job controller has run."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from neox_serve.wire import batch_messages as wire
 
 _OPERATORS = frozenset({Role.OPERATOR, Role.ADMIN})
 _DEFAULT_CONCURRENCY, _MAX_CONCURRENCY = 32, 1024
-_DEFAULT_PATIENCE_S, _MAX_PATIENCE_S = 600.0, 7 * 86_400.0
+_DEFAULT_MAX_STALL_S, _LONGEST_STALL_S = 600.0, 7 * 86_400.0
 _MAX_NAME_CHARACTERS = 1_024
 _MAX_OPTIONS_CHARACTERS = 65_536
 _WATCH_INTERVAL_S = 0.5
@@ -132,21 +132,21 @@ def _is_operator(call: Call) -> bool:
 
 def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
     wrong.require(rows.work in wire.KINDS, "rows.work", rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
-    files = {"rows.input": rows.input, "rows.output": rows.output, "rows.set_aside": rows.set_aside}
+    files = {"rows.input": rows.input, "rows.output": rows.output, "rows.rejects": rows.rejects}
     _check_files(wrong, files, operator=operator)
     concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
     wrong.require(concurrency <= _MAX_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MAX_CONCURRENCY}]")
-    patience_s = rows.patience.seconds + rows.patience.nanos / 1e9 if rows.HasField("patience") else _DEFAULT_PATIENCE_S
-    wrong.require(0 < patience_s <= _MAX_PATIENCE_S, "rows.patience", f"{patience_s:g} s", f"in (0, {_MAX_PATIENCE_S:g}] s")
+    max_stall_s = rows.max_stall.seconds + rows.max_stall.nanos / 1e9 if rows.HasField("max_stall") else _DEFAULT_MAX_STALL_S
+    wrong.require(0 < max_stall_s <= _LONGEST_STALL_S, "rows.max_stall", f"{max_stall_s:g} s", f"in (0, {_LONGEST_STALL_S:g}] s")
     options = _options(wrong, rows.options_json)
     wrong.require(operator or not rows.own_engine, "rows.own_engine", rows.own_engine, "absent but for operators")
     if rows.into:
         _check_target(wrong, rows, operator=operator)
-    return RowsWork(rows.input, rows.output, options, rows.set_aside, concurrency, patience_s, rows.into, rows.own_engine)
+    return RowsWork(rows.input, rows.output, options, rows.rejects, concurrency, max_stall_s, rows.into, rows.own_engine)
 
 
 def _finetune(wrong: Violations, message: pb.FinetuneWork, max_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
-    files = {"finetune.input": message.input, "finetune.set_aside": message.set_aside}
+    files = {"finetune.input": message.input, "finetune.rejects": message.rejects}
     _check_files(wrong, files, operator=operator)
     work = wire.finetune_from_proto(message)
     if "/" in work.adapter:
@@ -182,7 +182,7 @@ def _check_files(wrong: Violations, files: Mapping[str, str], *, operator: bool)
     """Each is in its place, and no two are the same. files: names by field; that of bad rows may be absent."""
     seen: dict[str, str] = {}
     for field, name in files.items():
-        if name or not field.endswith("set_aside"):
+        if name or not field.endswith("rejects"):
             _check_name(wrong, field, name, operator=operator)
         if name in seen:
             wrong.add(field, f"{name!r} is {seen[name]} too")

@@ -82,7 +82,7 @@ def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth
     with Client(real_cluster.address) as client:
         last = client.jobs(page_size=1).jobs[0]
     assert (last.state, last.kind, last.input) == (JobState.SUCCEEDED, "evaluate", "lines_kind"), last
-    assert last.settled_rows == last.total_rows == 8 * 8
+    assert last.completed_rows == last.total_rows == 8 * 8
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["n-samples"]["lines_kind"]["effective"] == 8
     assert truth["results"]["lines_kind"].keys() == found["results"]["lines_kind"].keys()

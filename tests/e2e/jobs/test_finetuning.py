@@ -46,7 +46,7 @@ def adapter(real_cluster: CommandCluster, client: Client, asked: list[Question],
     )
     last = list(client.watch_job(job.job_id, timeout_s=300))[-1]
     assert (last.state, last.kind, last.output) == (JobState.SUCCEEDED, "finetune", "kinds"), last
-    assert last.settled_rows == last.total_rows == 5 * _TRAINED * 9 // 10
+    assert last.completed_rows == last.total_rows == 5 * _TRAINED * 9 // 10
     assert real_cluster.settings.model.registry is not None
     wait_until(lambda: "kinds" in client.models()[0].adapters)
     return real_cluster.settings.model.registry / "kinds"

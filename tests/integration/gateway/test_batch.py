@@ -1,4 +1,4 @@
-"""BatchService over a real port and a real database; what the keeper would do is written into it."""
+"""BatchService over a real port and a real database; what the controller would do is written into it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -65,12 +65,12 @@ async def refused(reason: Reason, call: Any) -> ServeError:
 
 
 def keep(platform: Platform, job: BatchJob, **values: Any) -> None:
-    """Writes what a keeper would."""
+    """Writes what a controller would."""
     platform.jobs.keep(replace(platform.jobs.job(ANONYMOUS, job.job_id), **values))
 
 
 async def test_job_that_is_created_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
-    job = await client.create_job("generate", "june/in.jsonl", "june/out.jsonl", options={"max_tokens": 5}, set_aside="bad.jsonl")
+    job = await client.create_job("generate", "june/in.jsonl", "june/out.jsonl", options={"max_tokens": 5}, rejects="bad.jsonl")
     assert (job.kind, job.state, job.input, job.output) == ("generate", JobState.QUEUED, "june/in.jsonl", "june/out.jsonl")
     assert (job.total_rows, job.runs, job.started_s, job.ended_s) == (0, 0, None, None)
     (kept,) = platform.jobs.open_jobs()
@@ -105,10 +105,10 @@ async def test_job_is_watched_from_change_to_change_to_its_end(platform: Platfor
     job = await client.create_job("generate", "in", "out")
     seen = list[tuple[JobState, int]]()
     async for now in client.watch_job(job.job_id):
-        seen.append((now.state, now.settled_rows))
+        seen.append((now.state, now.completed_rows))
         if now.state is JobState.QUEUED:
             keep(platform, job, state=JobState.RUNNING, started_s=1.5, progress=Progress(10, 4))
-        elif now.settled_rows == 4:
+        elif now.completed_rows == 4:
             keep(platform, job, state=JobState.FAILED, ended_s=2.5, progress=Progress(10, 6), message="no space left")
     assert seen == [(JobState.QUEUED, 0), (JobState.RUNNING, 4), (JobState.FAILED, 6)]
     assert (now.message, now.started_s, now.ended_s) == ("no space left", 1.5, 2.5)
@@ -179,9 +179,9 @@ async def test_files_of_a_tenant_are_in_its_folder(platform: Platform, server: G
 
 
 async def test_fields_that_are_wrong_are_all_named(client: AsyncClient) -> None:
-    same: Any = {"set_aside": "in", "concurrency": 2_000, "patience_s": 0.0, "request_id": "a b"}
+    same: Any = {"rejects": "in", "concurrency": 2_000, "max_stall_s": 0.0, "request_id": "a b"}
     error = await refused(Reason.INVALID_ARGUMENT, client.create_job("generate", "in", "in", **same))
-    named = ["request_id", "rows.output", "rows.set_aside", "rows.concurrency", "rows.patience"]
+    named = ["request_id", "rows.output", "rows.rejects", "rows.concurrency", "rows.max_stall"]
     assert [violation.field for violation in error.violations] == named
     wrong: Any = "translate"
     await refused(Reason.INVALID_ARGUMENT, client.create_job(wrong, "in", "out"))

@@ -154,8 +154,8 @@ async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, g
     assert not place(job).exists()
 
 
-async def test_job_with_bad_rows_set_aside_runs_the_good_ones(tmp_path: Path, gateway: ScriptedGateway) -> None:
-    job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], set_aside=str(tmp_path / "bad.jsonl"))
+async def test_job_with_bad_rows_rejects_runs_the_good_ones(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], rejects=str(tmp_path / "bad.jsonl"))
     await do(job)
     assert [answer["row"] for answer in answers(job)] == [2]
     (bad,) = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -179,7 +179,7 @@ async def test_job_waits_for_a_busy_cluster_and_for_one_that_is_away(tmp_path: P
 
 async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", gateway.hang)
-    job = job_of(tmp_path, gateway, [{"prompt": "a"}], patience_s=0.2)
+    job = job_of(tmp_path, gateway, [{"prompt": "a"}], max_stall_s=0.2)
     with pytest.raises(JobError, match=r"no row was settled for 0\.2 s") as caught:
         await do(job)
     assert caught.value.exit_code == 1
@@ -223,7 +223,7 @@ async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tm
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
     with output_of(GENERATE, job.output) as output:
         with pytest.raises(JobError, match="another job is writing"):
-            await do(replace(job, patience_s=0.1))
+            await do(replace(job, max_stall_s=0.1))
         waiting = asyncio.create_task(do(job))
         await asyncio.sleep(0.1)
         output.append(b"torn")
@@ -338,8 +338,8 @@ def test_arguments_describe_the_whole_job() -> None:
         least,
         concurrency=3,
         defaults={"stop": ["\n"]},
-        set_aside="/b",
-        patience_s=1.5,
+        rejects="/b",
+        max_stall_s=1.5,
         tls=Tls(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem")),
         api_key_file=Path("/k"),
         report=Path("/r"),

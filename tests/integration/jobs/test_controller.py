@@ -1,4 +1,4 @@
-"""The keeper of jobs on a real database, over runs that die as the test says."""
+"""The job controller on a real database, over runs that die as the test says."""
 
 import json
 import shlex
@@ -38,18 +38,18 @@ from tests.fakes.forgetful_ray import ForgetfulRay
 
 SECRET = b"s" * 32
 NOW_S = 9.0
-WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, patience_s=60.0)
+WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, max_stall_s=60.0)
 
 
 class World:
-    """A keeper, and all that it works with."""
+    """A controller, and all that it works with."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
         self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", max_running_jobs=2)
         self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
         self.ledger, self.router_away = QuotaLedger(Random(1)), False
-        self.keeper = self.new_controller()
+        self.controller = self.new_controller()
 
     def new_controller(self, **places: Any) -> JobController:
         """One that knows nothing of what was before."""
@@ -71,7 +71,7 @@ class World:
 
     def look(self, job: Job) -> Job:
         """What a round makes of a job."""
-        self.keeper.look_after()
+        self.controller.look_after()
         return self.store.job(job.tenant, job.job_id)
 
 
@@ -87,11 +87,11 @@ def report_of(world: World, job: Job) -> ReportFile:
 
 
 def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
-    job = world.look(world.new_job(set_aside="bad.jsonl"))
+    job = world.look(world.new_job(rejects="bad.jsonl"))
     told = world.runs.job(job.run_id)
     assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", NOW_S)
     folder = f"{world.places.folder}/{ANONYMOUS}"
-    assert (told.input, told.output, told.set_aside) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
+    assert (told.input, told.output, told.rejects) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
     assert told.into is None
     assert world.places.target("acme", "milvus:vectors.db#words") == VectorTarget(
         "milvus", f"{world.places.folder}/acme/vectors.db", "words"
@@ -147,13 +147,13 @@ def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
     assert failed.progress.done == 4
 
 
-def test_jobs_go_on_with_a_new_keeper_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
+def test_jobs_go_on_with_a_new_controller_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
     world.runs.statuses.clear()
-    keeper = world.new_controller()
-    keeper.look_after()
+    controller = world.new_controller()
+    controller.look_after()
     assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
-    keeper.look_after()
+    controller.look_after()
     assert world.runs.started == [job.run_id, job.run_id]
 
 
@@ -167,11 +167,11 @@ def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: Wor
     assert (world.runs.started, world.look(job).runs) == ([job.run_id], 1)
 
 
-def test_two_keepers_start_a_job_once(world: World) -> None:
+def test_two_controllers_start_a_job_once(world: World) -> None:
     job = world.new_job()
     other = world.new_controller()
     (seen,) = world.store.open_jobs()
-    world.keeper.look_after()
+    world.controller.look_after()
     other._start(seen, Start())
     assert world.runs.started == [f"{job.job_id}-1"]
 
@@ -194,10 +194,10 @@ def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> Non
 
 def test_jobs_wait_for_their_turn(world: World) -> None:
     jobs = [world.new_job() for _ in range(3)]
-    world.keeper.look_after()
+    world.controller.look_after()
     assert [world.store.job(ANONYMOUS, job.job_id).state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
     world.runs.statuses[f"{jobs[0].job_id}-1"] = RunStatus.SUCCEEDED
-    world.keeper.look_after()
+    world.controller.look_after()
     assert world.look(jobs[2]).state is JobState.RUNNING
 
 
@@ -224,7 +224,7 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
         before = world.store.job(ANONYMOUS, job.job_id)
         run = before.run_id
         if event == "round":
-            world.keeper.look_after()
+            world.controller.look_after()
         elif event in {"away", "back"}:
             world.runs.away = event == "away"
         elif event == "cancel":
@@ -246,7 +246,7 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
 
 def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
     """A job that trains an adapter, in a world with a registry."""
-    world.keeper = world.new_controller(model=ModelSettings(registry=folder / "registry"))
+    world.controller = world.new_controller(model=ModelSettings(registry=folder / "registry"))
     return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", adapter, "bad.jsonl", rank=4))
 
 
@@ -279,7 +279,7 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
 
 def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_controller(tasks=tmp_path / "tasks")
+    world.controller = world.new_controller(tasks=tmp_path / "tasks")
     job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
     told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
     assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)
@@ -294,7 +294,7 @@ def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world:
 
 def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_controller(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
+    world.controller = world.new_controller(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
     job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
     told = parse_quantize(shlex.split(world.runs.entrypoints[job.run_id])[3:])
     folder = f"{world.places.folder}/acme"
@@ -311,7 +311,7 @@ def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_with
 
 def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.keeper = world.new_controller(engine_gpus={Pool.GENERATION: 4.0})
+    world.controller = world.new_controller(engine_gpus={Pool.GENERATION: 4.0})
     own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
     assert world.runs.job(own.run_id).own_engine
     assert (world.runs.gpus[own.run_id], own.key_id) == (4.0, "")
@@ -378,7 +378,7 @@ def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> 
 def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
-    world.keeper = world.new_controller()
+    world.controller = world.new_controller()
     world.runs.statuses.clear()
     failed = world.look(job)
     assert (failed.state, "model.registry" in failed.message) == (JobState.FAILED, True)

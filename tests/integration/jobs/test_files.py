@@ -122,7 +122,7 @@ def test_parquet_that_is_none_or_lacks_the_column_is_refused_by_name(tmp_path: P
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 async def test_job_in_a_bucket_settles_every_row(s3: str, gateway: ScriptedGateway, ending: str) -> None:
     put(f"{s3}/whole/in.jsonl", jsonl([{"prompt": f"p{number}"} for number in range(1, 30)]))
-    job = job_of(f"{s3}/whole/in.jsonl", f"{s3}/whole/out.{ending}", gateway, set_aside=f"{s3}/whole/bad.jsonl")
+    job = job_of(f"{s3}/whole/in.jsonl", f"{s3}/whole/out.{ending}", gateway, rejects=f"{s3}/whole/bad.jsonl")
     await do(job)
     with reading(job.output) as stream:
         rows = pq.read_table(stream)["row"].to_pylist() if ending == "parquet" else [json.loads(line)["row"] for line in stream]

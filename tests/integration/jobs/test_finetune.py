@@ -163,13 +163,13 @@ def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: Finet
         run(replace(short, work=replace(short.work, seed=1)), QUIET)
 
 
-def test_bad_rows_stop_the_job_or_are_set_aside(job: FinetuneJob, tmp_path: Path) -> None:
+def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneJob, tmp_path: Path) -> None:
     with Path(job.work.input).open("a") as stream:
         stream.write('{"prompt": "a"}\n')
     with pytest.raises(JobError, match=r"1 bad rows beside 60 good ones(.|\n)*line 61: completion: got None"):
         survey(job)
     aside = tmp_path / "bad.jsonl"
-    found = survey(replace(job, work=replace(job.work, set_aside=str(aside))))
+    found = survey(replace(job, work=replace(job.work, rejects=str(aside))))
     assert len(found.examples) == 60
     assert json.loads(aside.read_text())["row"] == 61
 

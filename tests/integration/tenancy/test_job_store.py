@@ -39,7 +39,7 @@ def refused(reason: Reason, call: object) -> ServeError:
 def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK, "once")
     assert store.job("acme", job.job_id) == job
-    ran = replace(job, state=JobState.RUNNING, progress=Progress(10, 4, 1, 99), run_id="run", runs=2, fruitless_runs=1, key_id="k")
+    ran = replace(job, state=JobState.RUNNING, progress=Progress(10, 4, 1, 99), run_id="run", runs=2, runs_without_progress=1, key_id="k")
     store.keep(replace(ran, started_s=5.0, message="x" * 5_000))
     assert store.job("acme", job.job_id) == replace(ran, started_s=5.0, message="x" * 4_000)
     assert store.open_jobs() == [store.job("acme", job.job_id)]
@@ -77,7 +77,7 @@ def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
     assert store.page("acme", 10) == [mine]
     refused(Reason.UNKNOWN_JOB, lambda: store.job("acme", other.job_id))
     refused(Reason.UNKNOWN_JOB, lambda: store.ask_cancel("acme", other.job_id))
-    assert not store.job("other", other.job_id).cancel_asked
+    assert not store.job("other", other.job_id).cancel_requested
 
 
 def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
@@ -90,10 +90,10 @@ def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
 
 def test_end_that_was_asked_for_is_not_forgotten_when_progress_is_kept(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK)
-    assert store.ask_cancel("acme", job.job_id).cancel_asked
+    assert store.ask_cancel("acme", job.job_id).cancel_requested
     store.keep(replace(job, progress=Progress(10, 1)))
-    assert store.job("acme", job.job_id).cancel_asked
+    assert store.job("acme", job.job_id).cancel_requested
     store.keep(replace(job, state=JobState.SUCCEEDED, ended_s=1.0))
     done = store.create("acme", "generate", WORK)
     store.keep(replace(done, state=JobState.SUCCEEDED))
-    assert not store.ask_cancel("acme", done.job_id).cancel_asked
+    assert not store.ask_cancel("acme", done.job_id).cancel_requested

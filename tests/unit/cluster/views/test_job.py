@@ -19,11 +19,11 @@ def shown(*jobs: BatchJob, seconds: tuple[float, ...]) -> list[str]:
 
 def test_job_is_followed_by_a_line_now_and_then_and_at_every_change_of_state() -> None:
     steps = [
-        replace(JOB, state=JobState.QUEUED, total_rows=0, settled_rows=0, error_rows=0),
+        replace(JOB, state=JobState.QUEUED, total_rows=0, completed_rows=0, error_rows=0),
         JOB,
-        replace(JOB, settled_rows=30),
-        replace(JOB, settled_rows=60),
-        replace(JOB, settled_rows=60, state=JobState.FAILED, message="no space left"),
+        replace(JOB, completed_rows=30),
+        replace(JOB, completed_rows=60),
+        replace(JOB, completed_rows=60, state=JobState.FAILED, message="no space left"),
     ]
     assert shown(*steps, seconds=(0.0, 10.0, 11.0, 20.0, 21.0)) == [
         "queued",

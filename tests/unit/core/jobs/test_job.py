@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.core.jobs.job import (
-    MAX_FRUITLESS_RUNS,
+    MAX_RUNS_WITHOUT_PROGRESS,
     NO_REPORT,
     End,
     Job,
@@ -28,7 +28,7 @@ from neox_serve.core.jobs.job import (
 
 WORK = RowsWork("in", "out")
 JOB = Job("job-1", "acme", "generate", WORK, 0.0, state=JobState.RUNNING, run_id="job-1-1", runs=1)
-CANCELLED = replace(JOB, cancel_asked=True)
+CANCELLED = replace(JOB, cancel_requested=True)
 GAVE_UP = Report(Progress(10, 4), "in.jsonl: line 3 is not JSON")
 ENDED = [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.UNKNOWN]
 
@@ -56,18 +56,18 @@ def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, re
 
 
 def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
-    job, last = replace(JOB, fruitless_runs=MAX_FRUITLESS_RUNS - 1, rows_before_run=7), Report(Progress(10, 7))
+    job, last = replace(JOB, runs_without_progress=MAX_RUNS_WITHOUT_PROGRESS - 1, rows_before_run=7), Report(Progress(10, 7))
     assert next_step(job, RunStatus.FAILED, last, "killed") == End(
-        JobState.FAILED, f"{MAX_FRUITLESS_RUNS} runs in a row died without settling a row: killed"
+        JobState.FAILED, f"{MAX_RUNS_WITHOUT_PROGRESS} runs in a row died without settling a row: killed"
     )
     assert next_step(job, RunStatus.FAILED, Report(Progress(10, 8))) == Start(1)
 
 
 @given(st.sampled_from(ENDED), st.booleans(), st.integers(0, 9), st.text(max_size=3))
-def test_job_without_a_run_under_way_goes_on_or_ends(run: RunStatus, cancel_asked: bool, done: int, failure: str) -> None:
-    step = next_step(replace(JOB, cancel_asked=cancel_asked), run, Report(Progress(10, done), failure))
+def test_job_without_a_run_under_way_goes_on_or_ends(run: RunStatus, cancel_requested: bool, done: int, failure: str) -> None:
+    step = next_step(replace(JOB, cancel_requested=cancel_requested), run, Report(Progress(10, done), failure))
     assert isinstance(step, Start | Submit | End)
-    assert not (cancel_asked and not isinstance(step, End))
+    assert not (cancel_requested and not isinstance(step, End))
 
 
 tenants = st.sampled_from(["a", "b", "c"])
@@ -92,4 +92,4 @@ def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_wai
 def test_turn_is_the_oldest_jobs_of_a_tenant_and_never_a_cancelled_ones() -> None:
     old, young = (Job(new_job_id(at_s, 0), "a", "generate", WORK, at_s) for at_s in (1.0, 2.0))
     assert to_start([young, old], 1) == [old]
-    assert to_start([young, replace(old, cancel_asked=True)], 1) == [young]
+    assert to_start([young, replace(old, cancel_requested=True)], 1) == [young]

@@ -17,7 +17,7 @@ WORK = FinetuneWork("in.jsonl", "acme/lines")
         FinetuneWork,
         input=st.just("in.jsonl"),
         adapter=st.just("lines"),
-        set_aside=st.sampled_from(["", "bad.jsonl"]),
+        rejects=st.sampled_from(["", "bad.jsonl"]),
         rank=st.integers(1, 256),
         alpha=st.floats(0.001, 1e4),
         targets=st.lists(st.sampled_from(TARGETS), min_size=1, unique=True).map(tuple),
