@@ -13,8 +13,8 @@ from neox_serve.core.tenancy.quota import DAY_S, MINUTE_S, Spent, day_of
 from neox_serve.core.tenancy.usage import Chain
 from neox_serve.settings import Settings, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
+from neox_serve.tenancy.directory_watcher import LiveDirectory
 from neox_serve.tenancy.job_store import JobStore
-from neox_serve.tenancy.live_directory import LiveDirectory
 from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
 from neox_serve.tenancy.usage_writer import UsageWriter

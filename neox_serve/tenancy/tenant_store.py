@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import ServeError, invalid
 from neox_serve.core.tenancy.api_keys import ApiKey, NewKey, new_key
-from neox_serve.core.tenancy.directory import Directory
+from neox_serve.core.tenancy.tenant_directory import Directory
 from neox_serve.core.tenancy.tenants import PriorityClass, Quotas, Role, Tenant
 from neox_serve.tenancy import tables
 

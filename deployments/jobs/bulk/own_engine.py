@@ -16,7 +16,7 @@ from neox_serve.client.calls import Call as ClientCall
 from neox_serve.client.options import EmbedOptions, GenerateOptions, Prompt
 from neox_serve.core.cluster import Terms
 from neox_serve.core.generation.call_life import CallEvent
-from neox_serve.core.tenancy.directory import Principal
+from neox_serve.core.tenancy.tenant_directory import Principal
 from neox_serve.core.tenancy.tenants import ANONYMOUS, PriorityClass, Tenant
 from neox_serve.core.types import Delta, DirectSink, EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool
 from neox_serve.engine.factory import engine_environment, start_engine

@@ -29,7 +29,7 @@ from neox_serve.core.errors import ServeError
 from neox_serve.core.prefix_cache.block_index import BlockIndex, BlockNews
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import PoolFlow, next_slot_s, refusal
-from neox_serve.core.scheduling.roster import Candidate, Roster
+from neox_serve.core.scheduling.replica_index import Candidate, Roster
 from neox_serve.core.scheduling.routing import DEFAULT_IMBALANCE_THRESHOLD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
 from neox_serve.core.types import Pool
 

@@ -23,7 +23,7 @@ from zlib import crc32
 
 from neox_serve.core.cluster import Demand, Replica
 from neox_serve.core.prefix_cache.block_index import NO_HOLDINGS, Holdings
-from neox_serve.core.scheduling.roster import Candidate, Members, Roster
+from neox_serve.core.scheduling.replica_index import Candidate, Members, Roster
 
 DEFAULT_IMBALANCE_THRESHOLD_TOKENS = 4096
 """Two full contexts of GPT-NeoX-20B: what a replica may have to do more than another before a cached prefix is given up."""

@@ -15,7 +15,7 @@ from neox_serve.core.cluster import Demand, Lease, Outstanding, Settled
 from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
-from neox_serve.core.scheduling.roster import Candidate, Roster
+from neox_serve.core.scheduling.replica_index import Candidate, Roster
 from neox_serve.core.scheduling.routing import Shortage, choose, power_of_two
 from neox_serve.gateway.dispatch.engine_links import EngineLinks
 from neox_serve.internal.v1 import router_link_pb2 as pb

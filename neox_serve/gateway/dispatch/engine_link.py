@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from neox_serve.core.errors import ServeError
-from neox_serve.core.generation.replacement import replica_lost
+from neox_serve.core.generation.request_life import replica_lost
 from neox_serve.core.types import Delta, EmbeddingRequest, EmbeddingResult, GenerationRequest
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 from neox_serve.internal.v1.engine_link_pb2_grpc import EngineLinkServiceStub

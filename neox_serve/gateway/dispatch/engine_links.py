@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 
 from neox_serve.core.cluster import Replica, ReplicaPhase
-from neox_serve.core.generation.replacement import replica_lost
+from neox_serve.core.generation.request_life import replica_lost
 from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch.engine_link import EngineLink
 from neox_serve.link.channels import LinkTls

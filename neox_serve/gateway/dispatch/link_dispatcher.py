@@ -25,7 +25,7 @@ from neox_serve.core.cluster import (
     Terms,
 )
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.replacement import Event, event_of_failure
+from neox_serve.core.generation.request_life import Event, event_of_failure
 from neox_serve.core.prefix_cache.block_hashes import reusable_blocks, root
 from neox_serve.core.scheduling.refusal import NOT_READY_RETRY_S
 from neox_serve.core.tenancy.quota import QuotaState

@@ -1,4 +1,4 @@
-"""One generation as its reader sees it: deltas until the end, on whichever replica. Its life is the table in core.generation.replacement.
+"""One generation as its reader sees it: deltas until the end, on whichever replica. Its life is the table in core.generation.request_life.
 
 What arrives before it is read is kept; the request's own limit on output bounds it. A request whose replica is lost is moved to another
 while the reader waits, before anything arrived always, and after that where the other can go on from there.
@@ -13,7 +13,7 @@ import structlog
 from neox_serve.core.cluster import Lease, RequestTimings, Settled
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import continued, is_continuable
-from neox_serve.core.generation.replacement import Action, Event, Stage, event_of_failure, step
+from neox_serve.core.generation.request_life import Action, Event, Stage, event_of_failure, step
 from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, GenerationRequest, PromptFacts, SequenceDelta
 from neox_serve.gateway.dispatch.engine_link import EngineLink
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from neox_serve.core.errors import invalid
-from neox_serve.core.tenancy.directory import Directory
+from neox_serve.core.tenancy.tenant_directory import Directory
 from neox_serve.gateway.server.calls import Call
 from neox_serve.tenancy.tenant_store import TenantStore, unknown_tenant
 from neox_serve.tenancy.usage_store import UsageStore

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenancy import api_keys
-from neox_serve.core.tenancy.directory import Directory, Principal, anonymous
+from neox_serve.core.tenancy.tenant_directory import Directory, Principal, anonymous
 from neox_serve.core.tenancy.tenants import ANONYMOUS, Tenant
 from neox_serve.gateway.server.calls import Context
 from neox_serve.gateway.server.jwt_tokens import JwtVerifier

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
 from neox_serve.core.generation.call_life import CallEvent
 from neox_serve.core.tenancy.access import check_role
-from neox_serve.core.tenancy.directory import NOBODY
+from neox_serve.core.tenancy.tenant_directory import NOBODY
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.tenancy.usage import UsageRecord
 from neox_serve.gateway.requests.validation import is_request_id

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neox_serve.core.cluster import Demand, Outstanding, Replica, ReplicaPhase
 from neox_serve.core.prefix_cache.block_index import NO_HOLDINGS, BlockIndex, BlockNews, Holdings
-from neox_serve.core.scheduling.roster import Candidate, Members, Roster, has_room, is_ready
+from neox_serve.core.scheduling.replica_index import Candidate, Members, Roster, has_room, is_ready
 from neox_serve.core.scheduling.routing import POLICIES, Offer, Route, Shortage, Why, power_of_two, score
 from neox_serve.core.scheduling.routing import choose as choose_from_roster
 from neox_serve.core.types import Pool

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from neox_serve.core.cluster import Lease, Settled
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
-from neox_serve.core.generation.replacement import replica_lost
+from neox_serve.core.generation.request_life import replica_lost
 from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
 from neox_serve.gateway.dispatch.engine_link import DeltaReceiver, EngineLink
 from neox_serve.gateway.dispatch.routed_stream import Placement, RoutedStream

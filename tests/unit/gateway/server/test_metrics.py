@@ -4,7 +4,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from neox_serve.core.tenancy.directory import Principal
+from neox_serve.core.tenancy.tenant_directory import Principal
 from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.gateway.server.calls import Call, TokenCount
 from neox_serve.gateway.server.metrics import OTHER_TENANTS, GatewayMetrics

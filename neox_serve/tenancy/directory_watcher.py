@@ -5,7 +5,7 @@ import asyncio
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from neox_serve.core.tenancy.directory import Directory
+from neox_serve.core.tenancy.tenant_directory import Directory
 from neox_serve.tenancy.tenant_store import TenantStore
 
 _log = structlog.get_logger(__name__)

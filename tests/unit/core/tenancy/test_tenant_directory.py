@@ -4,7 +4,7 @@ import pytest
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenancy.api_keys import ApiKey, new_key
-from neox_serve.core.tenancy.directory import Directory, Principal
+from neox_serve.core.tenancy.tenant_directory import Directory, Principal
 from neox_serve.core.tenancy.tenants import PriorityClass, Role, Tenant
 
 MADE = new_key(lambda count: b"\x07" * count)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.replacement import Action, Event, Stage, event_of_failure, replica_lost, step
+from neox_serve.core.generation.request_life import Action, Event, Stage, event_of_failure, replica_lost, step
 
 EVENTS = st.lists(st.sampled_from(Event), max_size=30)
 
