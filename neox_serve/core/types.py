@@ -108,7 +108,7 @@ class GenerationRequest:
     """One prompt for an engine. logprobs / prompt_logprobs: alternatives per position, None for none at all.
 
     cache_salt: only prompts with the same one share what the engine's prefix cache holds. session: for the choice of the replica alone.
-    traceparent: W3C's text, empty where nothing is traced. tokens_a_delta: how many of a sequence an engine may gather before it tells
+    traceparent: W3C's text, empty where nothing is traced. tokens_per_delta: how many of a sequence an engine may gather before it tells
     them, but for the first and the last: few, where somebody reads along; many, where nobody does, since each delta costs.
     """
 
@@ -125,11 +125,11 @@ class GenerationRequest:
     cache_salt: str | None = None
     session: str = ""
     traceparent: str = ""
-    tokens_a_delta: int = 1
+    tokens_per_delta: int = 1
 
     def __post_init__(self) -> None:
-        if not self.prompt_token_ids or self.n < 1 or self.tokens_a_delta < 1:
-            raise ValueError(f"{len(self.prompt_token_ids)} prompt tokens, n {self.n}, {self.tokens_a_delta} tokens a delta")
+        if not self.prompt_token_ids or self.n < 1 or self.tokens_per_delta < 1:
+            raise ValueError(f"{len(self.prompt_token_ids)} prompt tokens, n {self.n}, {self.tokens_per_delta} tokens per delta")
 
     @property
     def max_output_tokens(self) -> int:

@@ -16,7 +16,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """All that came. prompt_tokens: as the system counted them; None where it did not say."""
 
     arrivals: Sequence[Arrival] = ()

@@ -11,7 +11,7 @@ from typing import Any
 
 from neox_serve.loadgen.arrivals import ClosedLoop
 from neox_serve.loadgen.load import Load, Scheduled, scheduled
-from neox_serve.loadgen.records import Answer, Outcome, Record, record
+from neox_serve.loadgen.records import Outcome, Record, Response, record
 from neox_serve.loadgen.targets import Stamped, Target, TargetError
 from neox_serve.loadgen.workloads import Prompt, Request
 
@@ -64,7 +64,7 @@ class Runner:
         try:
             answer, error = self._target.decode(raw.stamped), raw.error
         except ValueError as undecodable:
-            answer, error = Answer(), raw.error or str(undecodable)
+            answer, error = Response(), raw.error or str(undecodable)
         prompt_tokens = (answer.prompt_tokens or 0) if isinstance(raw.prompt, str) else len(raw.prompt)
         return record(prompt_tokens, answer.arrivals, intended_s=raw.intended_s, sent_s=raw.sent_s, end_s=end_s, error=error)
 

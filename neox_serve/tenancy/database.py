@@ -25,13 +25,13 @@ def open_database(url: str) -> Engine:
         parsed = make_url(url)
         file = parsed.database if parsed.get_backend_name() == "sqlite" and parsed.database else ":memory:"
         with _alone(file):
-            engine = _sqlite(url) if parsed.get_backend_name() == "sqlite" else create_engine(url, pool_pre_ping=True)
-            with engine.connect() as connection:
+            database = _sqlite(url) if parsed.get_backend_name() == "sqlite" else create_engine(url, pool_pre_ping=True)
+            with database.connect() as connection:
                 _migrate(connection)
     except (SQLAlchemyError, OSError, ImportError) as error:
         shown = make_url(url).render_as_string(hide_password=True) if "://" in url else url
         raise SettingsError(f"access.database_url: cannot use {shown}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    return engine
+    return database
 
 
 @contextmanager
@@ -48,14 +48,14 @@ def _alone(file: str) -> Iterator[None]:
 
 def _sqlite(url: str) -> Engine:
     """SQLite that waits for other writers, and lets readers read meanwhile."""
-    engine = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S})
+    database = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S})
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(database, "connect")
     def set_up(connection: sqlite3.Connection, _record: object) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
-    return engine
+    return database
 
 
 def _migrate(connection: Connection) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from neox_serve.core.tenancy.tenant_directory import Directory
+from neox_serve.core.tenancy.tenant_directory import TenantDirectory
 from neox_serve.tenancy.tenant_store import TenantStore
 
 _log = structlog.get_logger(__name__)
@@ -14,13 +14,13 @@ POLL_S = 0.3
 """Between two looks at the revision, one small query; a change holds within a second on every gateway."""
 
 
-class LiveDirectory:
+class DirectoryWatcher:
     """Follows the database. While that does not answer, what was last known goes on to hold."""
 
     def __init__(self, store: TenantStore) -> None:
         self._store = store
         self._task: asyncio.Task[None] | None = None
-        self.current = Directory()
+        self.current = TenantDirectory()
         self.answers = True
 
     async def start(self) -> None:

@@ -23,9 +23,9 @@ class JobStore:
     """The database of jobs. Calls block; use them off the event loop. clock: seconds since the epoch."""
 
     def __init__(
-        self, engine: Engine, *, clock: Callable[[], float] = time.time, random_bits: Callable[[int], int] = secrets.randbits
+        self, database: Engine, *, clock: Callable[[], float] = time.time, random_bits: Callable[[int], int] = secrets.randbits
     ) -> None:
-        self._engine = engine
+        self._database = database
         self._clock = clock
         self._random_bits = random_bits
 
@@ -34,7 +34,7 @@ class JobStore:
         job = Job(new_job_id(now_s := self._clock(), self._random_bits(32)), tenant, kind, work, now_s, request_id)
         values = {"job_id": job.job_id, "tenant": tenant, "request_id": request_id or None, "kind": kind, "work": asdict(work)}
         try:
-            with self._engine.begin() as connection:
+            with self._database.begin() as connection:
                 connection.execute(insert(batch_jobs).values(created_s=now_s, cancel_requested=False, **values, **_row(job)))
         except IntegrityError:
             before = self._of_request(tenant, request_id)
@@ -66,7 +66,7 @@ class JobStore:
         """Has the controller end a job; nothing where it has ended. Raises UNKNOWN_JOB."""
         columns = batch_jobs.c
         where = (columns.tenant == tenant) & (columns.job_id == job_id) & columns.state.in_(_OPEN)
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(update(batch_jobs).where(where).values(cancel_requested=True))
         return self.job(tenant, job_id)
 
@@ -76,32 +76,32 @@ class JobStore:
 
     def keep(self, job: Job) -> None:
         """Writes what has come of a job. Whether its end is asked for stays as it is."""
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(update(batch_jobs).where(batch_jobs.c.job_id == job.job_id).values(**_row(job)))
 
     def keep_why_queued(self, job: Job, message: str) -> None:
         """Writes why a job waits, unless it has been started or ended meanwhile."""
         where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.state == JobState.QUEUED.value)
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(update(batch_jobs).where(where).values(message=message))
 
     def claim_run(self, job: Job) -> bool:
         """Writes that a job's next run is to start; False where that has been written already."""
         where = (batch_jobs.c.job_id == job.job_id) & (batch_jobs.c.runs == job.runs - 1)
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             return connection.execute(update(batch_jobs).where(where).values(**_row(job))).rowcount == 1
 
     def keep_log(self, job: Job, log: JobLog) -> None:
         """Writes what a job's run has written so far, in place of what was known of it."""
         logs = batch_job_logs
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(delete(logs).where(logs.c.job_id == job.job_id))
             connection.execute(insert(logs).values(job_id=job.job_id, run_id=log.run_id, start=log.start, text=log.text))
 
     def log(self, tenant: str, job_id: str) -> JobLog:
         """What the last run of a tenant's job has written. Raises UNKNOWN_JOB."""
         self.job(tenant, job_id)
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             row = connection.execute(select(batch_job_logs).where(batch_job_logs.c.job_id == job_id)).mappings().first()
         return JobLog(row["run_id"], row["start"], row["text"]) if row else NO_LOG
 
@@ -112,7 +112,7 @@ class JobStore:
         return next(iter(self._all(select(batch_jobs).where(where))), None)
 
     def _all(self, asked: Any) -> list[Job]:
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             return [_job(row) for row in connection.execute(asked).mappings()]
 
 

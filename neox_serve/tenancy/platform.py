@@ -13,7 +13,7 @@ from neox_serve.core.tenancy.quota import DAY_S, MINUTE_S, Spent, day_of
 from neox_serve.core.tenancy.usage import Chain
 from neox_serve.settings import Settings, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
-from neox_serve.tenancy.directory_watcher import LiveDirectory
+from neox_serve.tenancy.directory_watcher import DirectoryWatcher
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.tenant_store import TenantStore
 from neox_serve.tenancy.usage_store import UsageStore
@@ -25,21 +25,21 @@ MIN_SECRET_BYTES = 32
 class Platform:
     """The database of one gateway. secret: the key of usage chains and cache salts."""
 
-    def __init__(self, engine: Engine, secret: bytes, gateway_id: str) -> None:
-        self._engine = engine
+    def __init__(self, database: Engine, secret: bytes, gateway_id: str) -> None:
+        self._database = database
         self.secret = secret
-        self.tenants = TenantStore(engine)
-        self.usage = UsageStore(engine)
-        self.jobs = JobStore(engine)
-        self.directory = LiveDirectory(self.tenants)
+        self.tenants = TenantStore(database)
+        self.usage = UsageStore(database)
+        self.jobs = JobStore(database)
+        self.directory = DirectoryWatcher(self.tenants)
         self.writer = UsageWriter(self.usage, Chain(secret, gateway_id))
 
     @classmethod
     async def open(cls, settings: Settings, gateway_id: str) -> Self:
         """Opens the database, makes its tables where they are not there, and follows it. Raises SettingsError."""
         secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
-        engine = await asyncio.to_thread(open_database, database_url(settings))
-        platform = cls(engine, secret, gateway_id)
+        database = await asyncio.to_thread(open_database, database_url(settings))
+        platform = cls(database, secret, gateway_id)
         await platform.directory.start()
         platform.writer.start()
         return platform
@@ -48,19 +48,19 @@ class Platform:
         """Writes what waits, and closes the database."""
         await self.directory.close()
         await self.writer.close()
-        await asyncio.to_thread(self._engine.dispose)
+        await asyncio.to_thread(self._database.dispose)
 
 
 async def spent_recently(settings: Settings) -> dict[str, list[Spent]]:
     """By gateway: what was used this day, and in the last minute. Raises SettingsError where the database cannot be used."""
 
     def read() -> dict[str, list[Spent]]:
-        engine = open_database(database_url(settings))
+        database = open_database(database_url(settings))
         try:
             now_s = time.time()
-            return UsageStore(engine).spent(round(min(day_of(now_s) * DAY_S, now_s - MINUTE_S) * 1e6))
+            return UsageStore(database).spent(round(min(day_of(now_s) * DAY_S, now_s - MINUTE_S) * 1e6))
         finally:
-            engine.dispose()
+            database.dispose()
 
     return await asyncio.to_thread(read)
 

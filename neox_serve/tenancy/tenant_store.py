@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from neox_serve.core.errors import ServeError, invalid
 from neox_serve.core.tenancy.api_keys import ApiKey, NewKey, new_key
-from neox_serve.core.tenancy.tenant_directory import Directory
+from neox_serve.core.tenancy.tenant_directory import TenantDirectory
 from neox_serve.core.tenancy.tenants import PriorityClass, Quotas, Role, Tenant
 from neox_serve.tenancy import tables
 
@@ -34,9 +34,9 @@ class TenantStore:
     """The database of tenants. Calls block; use them off the event loop. clock: seconds since the epoch."""
 
     def __init__(
-        self, engine: Engine, *, clock: Callable[[], float] = time.time, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+        self, database: Engine, *, clock: Callable[[], float] = time.time, random_bytes: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
-        self._engine = engine
+        self._database = database
         self._clock = clock
         self._random_bytes = random_bytes
 
@@ -63,20 +63,20 @@ class TenantStore:
 
     def tenant(self, name: str) -> Tenant:
         """One tenant. Raises INVALID_ARGUMENT where there is none of that name."""
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             row = connection.execute(select(tables.tenants).where(tables.tenants.c.name == name)).mappings().first()
         if row is None:
             raise unknown_tenant(name)
         return _tenant(row)
 
-    def directory(self) -> Directory:
+    def directory(self) -> TenantDirectory:
         """Everything, in one consistent look."""
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             revision = _revision(connection)
             rows = connection.execute(select(tables.tenants).order_by(tables.tenants.c.name)).mappings().all()
             keys = connection.execute(select(tables.api_keys).order_by(tables.api_keys.c.created_s)).mappings().all()
             names = connection.execute(select(tables.certificates)).mappings().all()
-        return Directory(
+        return TenantDirectory(
             tenants={row["name"]: _tenant(row) for row in rows},
             keys={row["key_id"]: ApiKey(**row) for row in keys},
             certificates={row["name"]: row["tenant"] for row in names},
@@ -85,7 +85,7 @@ class TenantStore:
 
     def revision(self) -> int:
         """A number that every change makes greater."""
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             return _revision(connection)
 
     # Keys
@@ -126,14 +126,14 @@ class TenantStore:
     def audit(self, most: int = 100) -> list[AuditEntry]:
         """The newest entries, newest first."""
         entries = tables.audit_entries
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             rows = connection.execute(select(entries).order_by(entries.c.id.desc()).limit(most)).mappings().all()
         return [AuditEntry(row["at_s"], row["actor"], row["action"], row["subject"], row["details"]) for row in rows]
 
     @contextmanager
     def _change(self, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> Iterator[Connection]:
         """A transaction that also notes what it does. The new revision is taken first, so that changes are made one after the other."""
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             revisions = tables.revisions
             connection.execute(update(revisions).values(revision=revisions.c.revision + 1))
             yield connection

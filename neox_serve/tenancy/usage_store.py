@@ -29,8 +29,8 @@ class UsageSum:
 class UsageStore:
     """The database of usage. Calls block; use them off the event loop."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Engine) -> None:
+        self._database = database
 
     def append(self, chained: Sequence[ChainedRecord]) -> None:
         """Writes records of one chain, in order, and where the chain now ends: all or nothing."""
@@ -39,7 +39,7 @@ class UsageStore:
         last = chained[-1]
         rows = [{"chain": one.chain, "sequence": one.sequence, "hash": one.hash, **asdict(one.record)} for one in chained]
         head = {"length": last.sequence, "last_hash": last.hash}
-        with self._engine.begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(insert(usage_records), rows)
             if connection.execute(update(usage_chains).where(usage_chains.c.chain == last.chain).values(**head)).rowcount == 0:
                 connection.execute(insert(usage_chains).values(chain=last.chain, **head))
@@ -52,7 +52,7 @@ class UsageStore:
         asked = select(columns.tenant, columns.model, func.count(), failed, *totals).where(
             columns.at_us >= since_us, columns.at_us < until_us, *([] if tenant is None else [columns.tenant == tenant])
         )
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             rows = connection.execute(asked.group_by(columns.tenant, columns.model).order_by(columns.tenant, columns.model)).all()
         return [UsageSum(*row[:2], *(int(value or 0) for value in row[2:])) for row in rows]
 
@@ -60,7 +60,7 @@ class UsageStore:
         """By gateway: all requests that ended since then, oldest first, as quotas count them."""
         columns = usage_records.c
         asked = select(columns.chain, columns.tenant, columns.at_us, columns.prompt_tokens + columns.completion_tokens)
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             rows = connection.execute(asked.where(columns.at_us >= since_us).order_by(columns.at_us)).all()
         by_gateway: dict[str, list[Spent]] = {}
         for chain, tenant, at_us, tokens in rows:
@@ -72,13 +72,13 @@ class UsageStore:
         columns = usage_records.c
         totals = [func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens)]
         asked = select(columns.replica_id, *totals).where(columns.at_us >= since_us, columns.replica_id != "")
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             rows = connection.execute(asked.group_by(columns.replica_id).order_by(columns.replica_id)).all()
         return [(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
     def verify(self, secret: bytes) -> list[ChainBreak]:
         """Where the chains are not what was written."""
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             heads = [tuple(row) for row in connection.execute(select(usage_chains)).all()]
         return verify(secret, self._all(), heads)
 
@@ -86,13 +86,13 @@ class UsageStore:
         """Records, prompt tokens, completion tokens of all time."""
         columns = usage_records.c
         asked = select(func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens))
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             row = connection.execute(asked).one()
         return int(row[0]), int(row[1] or 0), int(row[2] or 0)
 
     def _all(self) -> Iterator[ChainedRecord]:
         asked = select(usage_records).order_by(usage_records.c.chain, usage_records.c.sequence)
-        with self._engine.connect() as connection:
+        with self._database.connect() as connection:
             rows = connection.execution_options(yield_per=_READ_AT_ONCE).execute(asked).mappings()
             for row in rows:
                 yield ChainedRecord(row["chain"], row["sequence"], _record(row), row["hash"])

@@ -71,7 +71,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
         prompt_logprobs=request.prompt_logprobs,
         cache_salt=request.cache_salt or "",
         traceparent=request.traceparent,
-        tokens_a_delta=request.tokens_a_delta,
+        tokens_per_delta=request.tokens_per_delta,
     )
     _set_structured_output(message, request.structured_output)
     if request.beam:
@@ -96,7 +96,7 @@ def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
         adapter=message.adapter or None,
         traceparent=message.traceparent,
         cache_salt=message.cache_salt or None,
-        tokens_a_delta=message.tokens_a_delta,
+        tokens_per_delta=message.tokens_per_delta,
     )
 
 

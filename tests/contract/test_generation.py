@@ -56,7 +56,7 @@ async def test_prompt_facts_come_once_in_the_first_delta(generator: Subject) -> 
 
 async def test_tokens_that_nobody_reads_along_may_come_together_and_are_the_same(generator: Subject) -> None:
     single = await ask(generator.engine, REQUEST)
-    gathered = await ask(generator.engine, replace(REQUEST, tokens_a_delta=8))
+    gathered = await ask(generator.engine, replace(REQUEST, tokens_per_delta=8))
     assert (gathered.token_ids(), gathered.text()) == (single.token_ids(), single.text())
     assert len(gathered.parts()) <= len(single.parts())
     assert len(gathered.parts()[0].token_ids) == 1, "the first is told at once"

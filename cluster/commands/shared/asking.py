@@ -42,8 +42,8 @@ def _direct(config: Path | None) -> Ask:
 
     settings = effective(config)
     secret = read_secret(secret_file(settings), make=settings.access.secret_file is None)
-    engine, actor = open_database(database_url(settings)), f"{getpass.getuser()} (database)"
-    desk = AdminBackend(TenantStore(engine), UsageStore(engine), secret)
+    database, actor = open_database(database_url(settings)), f"{getpass.getuser()} (database)"
+    desk = AdminBackend(TenantStore(database), UsageStore(database), secret)
 
     def ask(request: "Message") -> Any:
         words = re.findall("[A-Z][a-z]+", request.DESCRIPTOR.name.removesuffix("Request"))

@@ -25,7 +25,7 @@ class Stage(Enum):
     ENDED = auto()
 
 
-class Event(Enum):
+class RequestEvent(Enum):
     """What happens to a request."""
 
     GRANTED = auto()
@@ -60,41 +60,41 @@ class Step:
 _ENDS = (Action.SETTLE, Action.TERMINATE)
 
 STEPS = {
-    (Stage.ADMITTING, Event.GRANTED): Step(Stage.WAITING, (Action.SUBMIT,)),
-    (Stage.ADMITTING, Event.REFUSED): Step(Stage.ENDED, (Action.TERMINATE,)),
-    (Stage.ADMITTING, Event.CANCELLED): Step(Stage.ENDED, (Action.TERMINATE,)),
-    (Stage.WAITING, Event.DELIVERED): Step(Stage.STREAMING),
-    (Stage.WAITING, Event.FINISHED): Step(Stage.ENDED, _ENDS),
-    (Stage.WAITING, Event.MOVABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
-    (Stage.WAITING, Event.CONTINUABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
-    (Stage.WAITING, Event.YIELDED): Step(Stage.ADMITTING, (Action.ABORT, Action.SETTLE, Action.ADMIT)),
-    (Stage.WAITING, Event.FAILED): Step(Stage.ENDED, _ENDS),
-    (Stage.WAITING, Event.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
-    (Stage.STREAMING, Event.DELIVERED): Step(Stage.STREAMING),
-    (Stage.STREAMING, Event.FINISHED): Step(Stage.ENDED, _ENDS),
-    (Stage.STREAMING, Event.MOVABLE): Step(Stage.ENDED, _ENDS),
-    (Stage.STREAMING, Event.CONTINUABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
-    (Stage.STREAMING, Event.FAILED): Step(Stage.ENDED, _ENDS),
-    (Stage.STREAMING, Event.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
+    (Stage.ADMITTING, RequestEvent.GRANTED): Step(Stage.WAITING, (Action.SUBMIT,)),
+    (Stage.ADMITTING, RequestEvent.REFUSED): Step(Stage.ENDED, (Action.TERMINATE,)),
+    (Stage.ADMITTING, RequestEvent.CANCELLED): Step(Stage.ENDED, (Action.TERMINATE,)),
+    (Stage.WAITING, RequestEvent.DELIVERED): Step(Stage.STREAMING),
+    (Stage.WAITING, RequestEvent.FINISHED): Step(Stage.ENDED, _ENDS),
+    (Stage.WAITING, RequestEvent.MOVABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
+    (Stage.WAITING, RequestEvent.CONTINUABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
+    (Stage.WAITING, RequestEvent.YIELDED): Step(Stage.ADMITTING, (Action.ABORT, Action.SETTLE, Action.ADMIT)),
+    (Stage.WAITING, RequestEvent.FAILED): Step(Stage.ENDED, _ENDS),
+    (Stage.WAITING, RequestEvent.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
+    (Stage.STREAMING, RequestEvent.DELIVERED): Step(Stage.STREAMING),
+    (Stage.STREAMING, RequestEvent.FINISHED): Step(Stage.ENDED, _ENDS),
+    (Stage.STREAMING, RequestEvent.MOVABLE): Step(Stage.ENDED, _ENDS),
+    (Stage.STREAMING, RequestEvent.CONTINUABLE): Step(Stage.ADMITTING, (Action.SETTLE, Action.ADMIT)),
+    (Stage.STREAMING, RequestEvent.FAILED): Step(Stage.ENDED, _ENDS),
+    (Stage.STREAMING, RequestEvent.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
 }
 """Pairs that are not listed change nothing: what arrives after the end is late news."""
 
 
-def step(stage: Stage, event: Event) -> Step:
+def step(stage: Stage, event: RequestEvent) -> Step:
     """What follows an event."""
     return STEPS.get((stage, event)) or Step(stage)
 
 
-def event_of_failure(failure: ServeError, failed_replicas: tuple[str, ...], *, continuable: bool = False) -> Event:
+def event_of_failure(failure: ServeError, failed_replicas: tuple[str, ...], *, continuable: bool = False) -> RequestEvent:
     """What a failure means. failed_replicas: those before. continuable: something was delivered, and another replica can go on.
 
     CONTINUABLE or MOVABLE where the failure is the replica's and not too many have failed the request before, else FAILED.
     """
     if not failure.safe_to_move:
-        return Event.FAILED
+        return RequestEvent.FAILED
     if continuable:
-        return Event.CONTINUABLE if len(failed_replicas) < MAX_CONTINUATIONS else Event.FAILED
-    return Event.MOVABLE if len(failed_replicas) < 1 else Event.FAILED
+        return RequestEvent.CONTINUABLE if len(failed_replicas) < MAX_CONTINUATIONS else RequestEvent.FAILED
+    return RequestEvent.MOVABLE if len(failed_replicas) < 1 else RequestEvent.FAILED
 
 
 def replica_lost(replica_id: str) -> ServeError:

@@ -20,10 +20,10 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.scheduling.bulk_share import BulkLimits, BulkShare
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.drain_rate import DrainRate
-from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueueLimits, Waiting
+from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueueLimits, QueuedRequest
 from neox_serve.core.scheduling.pool_demand import DemandMeter, PoolDemand
 from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
-from neox_serve.core.scheduling.routing import Shortage
+from neox_serve.core.scheduling.routing import RoutingFailure
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
@@ -60,7 +60,7 @@ class Notification:
 class _Running:
     """A request that was granted a replica, with what was charged for it."""
 
-    waiting: Waiting
+    waiting: QueuedRequest
     charged: float
     granted_s: float
 
@@ -107,10 +107,10 @@ class Admissions:
             if isinstance(answer, Grant):
                 self._granted(waiting, now_s)
                 return [Notification(gateway_id, lease_id, answer)]
-            if answer is not Shortage.FULL and not self._will_wake(waiting, demand):
+            if answer is not RoutingFailure.FULL and not self._will_wake(waiting, demand):
                 return [Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
         if not self._limits.max_requests:
-            return [Notification(gateway_id, lease_id, self._state.refuse(Shortage.FULL, demand, now_s))]
+            return [Notification(gateway_id, lease_id, self._state.refuse(RoutingFailure.FULL, demand, now_s))]
         if (late := self._too_late(waiting, now_s)) is not None:
             return [Notification(gateway_id, lease_id, late)]
         return self._wait(waiting, demand, now_s)
@@ -190,10 +190,10 @@ class Admissions:
 
     # Inside
 
-    def _will_wake(self, waiting: Waiting, demand: Demand) -> bool:
+    def _will_wake(self, waiting: QueuedRequest, demand: Demand) -> bool:
         return waiting.lane in self._waking and not demand.excluded
 
-    def _is_next(self, waiting: Waiting, now_s: float) -> bool:
+    def _is_next(self, waiting: QueuedRequest, now_s: float) -> bool:
         """Whether a request that comes now need not wait for others' turns, or for BULK's."""
         held = self._holds_bulk(waiting.lane, now_s)
         return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, but_bulk=held)
@@ -203,14 +203,14 @@ class Admissions:
         replicas = self._state.ready_count(*lane)
         return bool(replicas) and not self._share.has_room(lane, replicas, now_s)
 
-    def _all_requests(self) -> Iterator[tuple[int, Waiting]]:
+    def _all_requests(self) -> Iterator[tuple[int, QueuedRequest]]:
         """Those that run, with 0, and those that wait, with 2."""
         for running in self._running.values():
             yield 0, running.waiting
         for waiting in self._queue.waiting():
             yield 2, waiting
 
-    def _wait(self, waiting: Waiting, demand: Demand, now_s: float) -> list[Notification]:
+    def _wait(self, waiting: QueuedRequest, demand: Demand, now_s: float) -> list[Notification]:
         self._demands[waiting.key] = demand
         shed = self._queue.put(waiting, now_s)
         answers = [] if waiting in shed else [Notification(*waiting.key, Queued())]
@@ -226,7 +226,7 @@ class Admissions:
         expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
         return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
-    def _preemptions(self, waiting: Waiting) -> list[Notification]:
+    def _preemptions(self, waiting: QueuedRequest) -> list[Notification]:
         """One running BULK request is asked for each more important one that waits, the newest first."""
         bulk = self._bulk.get(waiting.lane, [])
         while waiting.priority < PriorityClass.BULK and bulk:
@@ -235,7 +235,7 @@ class Admissions:
                 return [Notification(*key, Preempt())]
         return []
 
-    def _granted(self, waiting: Waiting, now_s: float) -> None:
+    def _granted(self, waiting: QueuedRequest, now_s: float) -> None:
         self._running[waiting.key] = _Running(waiting, self._queue.charge_dispatch(waiting), now_s)
         self._share.began(waiting, now_s)
         if waiting.priority is PriorityClass.BULK:
@@ -244,7 +244,7 @@ class Admissions:
             if len(bulk) > 2 * len(self._running):
                 self._bulk[waiting.lane] = [key for key in bulk if key in self._running]
 
-    def _grant(self, waiting: Waiting, now_s: float) -> Notification:
+    def _grant(self, waiting: QueuedRequest, now_s: float) -> Notification:
         gateway_id, lease_id = waiting.key
         demand = self._demands.pop(waiting.key)
         answer = self._state.try_admit(gateway_id, lease_id, demand)
@@ -253,11 +253,11 @@ class Admissions:
             return Notification(gateway_id, lease_id, answer)
         return Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))
 
-    def _refused(self, waiting: Waiting, error: ServeError) -> Notification:
+    def _refused(self, waiting: QueuedRequest, error: ServeError) -> Notification:
         del self._demands[waiting.key]
         return Notification(*waiting.key, error)
 
-    def _too_late(self, waiting: Waiting, now_s: float) -> ServeError | None:
+    def _too_late(self, waiting: QueuedRequest, now_s: float) -> ServeError | None:
         """Why it makes no sense to wait: its deadline comes before its turn."""
         rate, left_s = self.tokens_per_second(waiting.lane, now_s), waiting.deadline_s - now_s
         if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= _TRUST * left_s:
@@ -265,10 +265,10 @@ class Admissions:
         message = f"its turn would come in about {wait_s:.1f} s, and for its deadline it must have it in {max(0.0, left_s):.1f} s"
         return _overloaded(message, wait_s)
 
-    def _shed(self, waiting: Waiting, now_s: float) -> ServeError:
+    def _shed(self, waiting: QueuedRequest, now_s: float) -> ServeError:
         return _overloaded("more important requests take all the room there is to wait", self._drained_in_s(waiting.lane, now_s))
 
-    def _time_is_over(self, waiting: Waiting, now_s: float) -> ServeError:
+    def _time_is_over(self, waiting: QueuedRequest, now_s: float) -> ServeError:
         waited_s = now_s - waiting.came_s
         return _overloaded(f"no replica has come free in {waited_s:.1f} s", self._drained_in_s(waiting.lane, now_s))
 
@@ -278,10 +278,10 @@ class Admissions:
         return tokens / rate if rate else 1.0
 
 
-def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> Waiting:
+def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> QueuedRequest:
     """slack_s: how long before its deadline it must have its turn."""
     terms = demand.terms
-    return Waiting(
+    return QueuedRequest(
         key=(gateway_id, lease_id),
         lane=(demand.pool, demand.model),
         tenant=terms.tenant,
@@ -294,7 +294,7 @@ def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack
     )
 
 
-def _gateway_of(waiting: Waiting) -> str:
+def _gateway_of(waiting: QueuedRequest) -> str:
     return waiting.key[0]
 
 

@@ -7,7 +7,7 @@ end. So BULK never has all the places of a batch, and few of them while others' 
 from collections import Counter
 from dataclasses import dataclass
 
-from neox_serve.core.scheduling.fair_queue import Lane, Waiting
+from neox_serve.core.scheduling.fair_queue import Lane, QueuedRequest
 from neox_serve.core.tenancy.tenants import PriorityClass
 
 
@@ -33,11 +33,11 @@ class BulkShare:
         self._others: Counter[Lane] = Counter()
         self._others_s: dict[Lane, float] = {}
 
-    def began(self, waiting: Waiting, now_s: float) -> None:
+    def began(self, waiting: QueuedRequest, now_s: float) -> None:
         """A request has been granted a replica."""
         self._count(waiting, 1, now_s)
 
-    def ended(self, waiting: Waiting, now_s: float) -> None:
+    def ended(self, waiting: QueuedRequest, now_s: float) -> None:
         """It has ended."""
         self._count(waiting, -1, now_s)
 
@@ -48,7 +48,7 @@ class BulkShare:
         quiet = not self._others[lane] and now_s - self._others_s.get(lane, float("-inf")) >= self._limits.quiet_s
         return self._bulk[lane] < (self._limits.alone if quiet else self._limits.beside) * replicas
 
-    def _count(self, waiting: Waiting, change: int, now_s: float) -> None:
+    def _count(self, waiting: QueuedRequest, change: int, now_s: float) -> None:
         if waiting.priority is PriorityClass.BULK:
             self._bulk[waiting.lane] += change
         else:

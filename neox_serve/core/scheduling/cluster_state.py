@@ -29,8 +29,8 @@ from neox_serve.core.errors import ServeError
 from neox_serve.core.prefix_cache.block_index import BlockIndex, BlockNews
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import PoolFlow, next_slot_s, refusal
-from neox_serve.core.scheduling.replica_index import Candidate, Roster
-from neox_serve.core.scheduling.routing import DEFAULT_IMBALANCE_THRESHOLD_TOKENS, DEFAULT_POLICY, POLICIES, Route, Shortage, choose
+from neox_serve.core.scheduling.replica_index import Candidate, ReplicaIndex
+from neox_serve.core.scheduling.routing import DEFAULT_IMBALANCE_THRESHOLD_TOKENS, DEFAULT_POLICY, POLICIES, Route, RoutingFailure, choose
 from neox_serve.core.types import Pool
 
 _NO_LOAD = ReplicaLoad()
@@ -83,8 +83,8 @@ class ClusterState:
         self._index = BlockIndex()
         self._replicas: dict[str, _ReplicaPeer] = {}
         self._gateways: dict[str, _Peer] = {}
-        self._roster = Roster()
-        self._leases = LeaseBook(self._roster.credit)
+        self._replica_index = ReplicaIndex()
+        self._leases = LeaseBook(self._replica_index.credit)
         self._promised_until_s: dict[tuple[Pool, str], float] = {}
 
     # Replicas
@@ -145,35 +145,35 @@ class ClusterState:
     def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Grant | ServeError:
         """Leases a replica to a request, or says why not: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
         answer = self.try_admit(gateway_id, lease_id, demand)
-        return self.refuse(answer, demand, now_s) if isinstance(answer, Shortage) else answer
+        return self.refuse(answer, demand, now_s) if isinstance(answer, RoutingFailure) else answer
 
-    def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | Shortage:
+    def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | RoutingFailure:
         """Leases a replica to a request, or says what is short."""
         holdings = self._index.look_up(demand.blocks)
         choice = choose(
             POLICIES[self._policy],
-            self._roster,
+            self._replica_index,
             demand,
             self._rng,
             holdings=holdings,
             imbalance_threshold_tokens=self._imbalance_threshold_tokens,
         )
-        if isinstance(choice, Shortage):
+        if isinstance(choice, RoutingFailure):
             return choice
         self._leases.add(gateway_id, Lease(lease_id, choice.replica.replica_id, demand.tokens, choice.cached_tokens))
         return Grant(choice.replica.replica_id, choice.cached_tokens, self._explain(choice))
 
-    def refuse(self, shortage: Shortage, demand: Demand, now_s: float) -> ServeError:
+    def refuse(self, failure: RoutingFailure, demand: Demand, now_s: float) -> ServeError:
         """The error of a request that finds no replica; where all are full, with the next slot that is promised to nobody."""
-        return refusal(shortage, demand, self._promise_slot(demand, now_s) if shortage is Shortage.FULL else 0.0)
+        return refusal(failure, demand, self._promise_slot(demand, now_s) if failure is RoutingFailure.FULL else 0.0)
 
     def has_room(self, pool: Pool, model: str) -> bool:
         """Whether a replica of the model takes one more request."""
-        return bool(self._roster.members(pool, model).free)
+        return bool(self._replica_index.members(pool, model).free)
 
     def ready_count(self, pool: Pool, model: str) -> int:
         """Replicas of the model that take requests, with room or without."""
-        return self._roster.members(pool, model).ready
+        return self._replica_index.members(pool, model).ready
 
     def settle(self, gateway_id: str, lease_ids: Iterable[int]) -> None:
         """Leases that ended; those that are not there are ignored."""
@@ -216,7 +216,7 @@ class ClusterState:
 
     def outstanding_in(self, pool: Pool) -> Outstanding:
         """Claims on all replicas of a pool, summed."""
-        return self._roster.outstanding(pool)
+        return self._replica_index.outstanding(pool)
 
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
         """All leases of a gateway."""
@@ -248,10 +248,10 @@ class ClusterState:
         replica_id = peer.replica.replica_id
         self._replicas[replica_id] = peer
         outstanding, load = self._leases.outstanding(replica_id), peer.load
-        self._roster.put(Candidate(peer.replica, outstanding, peer.lost_s is None, load.output_tokens_per_second, load.adapters))
+        self._replica_index.put(Candidate(peer.replica, outstanding, peer.lost_s is None, load.output_tokens_per_second, load.adapters))
 
     def _explain(self, route: Route) -> str:
-        return f"policy={self._policy} why={route.why} cached_tokens={route.cached_tokens} candidates={route.candidates}"
+        return f"policy={self._policy} why={route.reason} cached_tokens={route.cached_tokens} candidates={route.candidates}"
 
     def _promise_slot(self, demand: Demand, now_s: float) -> float:
         key = (demand.pool, demand.model)
@@ -260,7 +260,7 @@ class ClusterState:
         return slot_s - now_s
 
     def _flow(self, demand: Demand) -> PoolFlow:
-        members = self._roster.members(demand.pool, demand.model)
+        members = self._replica_index.members(demand.pool, demand.model)
         outstanding = members.outstanding
         return PoolFlow(outstanding.requests, outstanding.tokens, members.tokens_per_second)
 
@@ -269,7 +269,7 @@ class ClusterState:
 
     def _forget_replica(self, replica_id: str) -> None:
         del self._replicas[replica_id]
-        self._roster.remove(replica_id)
+        self._replica_index.remove(replica_id)
         self._index.forget(replica_id)
         self._leases.drop_replica(replica_id)
 

@@ -39,7 +39,7 @@ _FORGETTING = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueuedRequest:
     """A request that waits. deadline_s: when it must have its turn, for its answer to be in time; infinite where it has all the time."""
 
     key: RequestKey
@@ -72,7 +72,7 @@ class QueueLimits:
 class _Entry:
     """A request in its place. gone: it is in a heap still, but not waiting. work: tokens it is expected to take, as judged when it came."""
 
-    waiting: Waiting
+    waiting: QueuedRequest
     order: int
     work: float
     gone: bool = False
@@ -146,7 +146,7 @@ class FairQueue:
         """Requests and tokens that wait in a lane."""
         return self._requests.get(lane, 0), self._tokens.get(lane, 0)
 
-    def waiting(self) -> Iterator[Waiting]:
+    def waiting(self) -> Iterator[QueuedRequest]:
         """All that wait, in no order."""
         return (entry.waiting for entry in self._entries.values())
 
@@ -156,7 +156,7 @@ class FairQueue:
 
     # Waiting
 
-    def put(self, waiting: Waiting, now_s: float) -> tuple[Waiting, ...]:
+    def put(self, waiting: QueuedRequest, now_s: float) -> tuple[QueuedRequest, ...]:
         """Takes a request. Returns those that must leave for it, the least important first; it may be among them."""
         entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self._output(waiting))
         self._entries[waiting.key] = entry
@@ -169,7 +169,7 @@ class FairQueue:
         bulk = self._classes.get((lane, PriorityClass.BULK)) if but_bulk else None
         return self._requests.get(lane, 0) > (bulk.requests if bulk else 0)
 
-    def pop(self, lane: Lane, now_s: float, *, but_bulk: bool = False) -> Waiting | None:
+    def pop(self, lane: Lane, now_s: float, *, but_bulk: bool = False) -> QueuedRequest | None:
         """Takes out the next request of a lane; but_bulk: the next besides BULK."""
         chosen = self._next_class(lane, now_s, but_bulk=but_bulk)
         if chosen is None:
@@ -180,7 +180,7 @@ class FairQueue:
         self._take_out(entry)
         return entry.waiting
 
-    def remove(self, key: RequestKey) -> Waiting | None:
+    def remove(self, key: RequestKey) -> QueuedRequest | None:
         """Takes out a request; None where it does not wait."""
         entry = self._entries.get(key)
         if entry is None:
@@ -188,7 +188,7 @@ class FairQueue:
         self._take_out(entry)
         return entry.waiting
 
-    def expire(self, now_s: float) -> tuple[Waiting, ...]:
+    def expire(self, now_s: float) -> tuple[QueuedRequest, ...]:
         """Takes out the requests that have waited too long, or whose deadline has come."""
         longest_s = self._limits.longest_wait_s
         late = [one for one in self.waiting() if now_s >= one.deadline_s or now_s - one.came_s >= longest_s]
@@ -196,7 +196,7 @@ class FairQueue:
             self.remove(one.key)
         return tuple(late)
 
-    def expected_wait_s(self, waiting: Waiting, tokens_per_second: float) -> float:
+    def expected_wait_s(self, waiting: QueuedRequest, tokens_per_second: float) -> float:
         """How long a request of a lane waits, from what is served before it; infinite where nothing drains.
 
         All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting.
@@ -216,13 +216,13 @@ class FairQueue:
 
     # Being served
 
-    def charge_dispatch(self, waiting: Waiting) -> float:
+    def charge_dispatch(self, waiting: QueuedRequest) -> float:
         """A request is dispatched: charges what it is expected to cost, and returns that."""
         charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._output(waiting))
         self._counters.charge(waiting.tenant, waiting.weight, charged)
         return charged
 
-    def charge_end(self, waiting: Waiting, charged: float, cached_tokens: int, output_tokens: int) -> None:
+    def charge_end(self, waiting: QueuedRequest, charged: float, cached_tokens: int, output_tokens: int) -> None:
         """A request has ended: corrects what was charged for it to what it cost."""
         actual = cost(waiting.prompt_tokens, min(cached_tokens, waiting.prompt_tokens), output_tokens)
         self._counters.charge(waiting.tenant, waiting.weight, actual - charged)
@@ -236,7 +236,7 @@ class FairQueue:
         """Tokens that a tenant's request will generate, by what its requests did so far."""
         return min(self._expected.get(tenant, float(max_output_tokens)), max_output_tokens)
 
-    def _output(self, waiting: Waiting) -> float:
+    def _output(self, waiting: QueuedRequest) -> float:
         return self.expected_output(waiting.tenant, waiting.max_output_tokens)
 
     def _next_class(self, lane: Lane, now_s: float, *, but_bulk: bool) -> _Class | None:
@@ -252,7 +252,7 @@ class FairQueue:
             return max(overdue, key=lambda item: item[0])[1]
         return waiting[0][1] if waiting else None
 
-    def _count(self, waiting: Waiting, sign: int) -> None:
+    def _count(self, waiting: QueuedRequest, sign: int) -> None:
         lane, tenant = waiting.lane, waiting.tenant
         self._requests[lane] = self._requests.get(lane, 0) + sign
         self._tokens[lane] = self._tokens.get(lane, 0) + sign * waiting.tokens
@@ -274,7 +274,7 @@ class FairQueue:
         del self._entries[waiting.key]
         self._count(waiting, -1)
 
-    def _shed(self, lane: Lane) -> Iterator[Waiting]:
+    def _shed(self, lane: Lane) -> Iterator[QueuedRequest]:
         while True:
             requests, tokens = self.depth(lane)
             if requests <= self._limits.max_requests and tokens <= self._limits.max_tokens:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from neox_serve.core.cluster import ReplicaPhase, ReplicaView, RequestTimings
-from neox_serve.core.scheduling.fair_queue import Waiting
+from neox_serve.core.scheduling.fair_queue import QueuedRequest
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
@@ -50,19 +50,19 @@ class DemandMeter:
         self._counts: dict[tuple[Pool, PriorityClass], ClassCounts] = {}
         self._ended_timings: dict[Pool, deque[RequestTimings]] = {}
 
-    def came(self, waiting: Waiting, output_tokens: float) -> None:
+    def came(self, waiting: QueuedRequest, output_tokens: float) -> None:
         """A request came for the first time. output_tokens: that it is expected to generate."""
         counts = self._counts.setdefault((waiting.lane[0], waiting.priority), ClassCounts())
         counts.requests += 1
         counts.input_tokens += waiting.prompt_tokens
         counts.output_tokens += output_tokens
 
-    def ended(self, waiting: Waiting, timings: RequestTimings) -> None:
+    def ended(self, waiting: QueuedRequest, timings: RequestTimings) -> None:
         """An answer is whole."""
         if waiting.priority is not PriorityClass.BULK:
             self._ended_timings.setdefault(waiting.lane[0], deque(maxlen=_MAX_TIMINGS)).append(timings)
 
-    def look(self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[Waiting, float]], now_s: float) -> dict[Pool, PoolDemand]:
+    def look(self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[QueuedRequest, float]], now_s: float) -> dict[Pool, PoolDemand]:
         """All pools, and what came since the look before. queue: who waits, each with its expected output."""
         counts, self._counts = self._counts, {}
         timings, self._ended_timings = self._ended_timings, {}

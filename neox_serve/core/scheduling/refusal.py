@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from neox_serve.core.cluster import Demand
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.routing import Shortage
+from neox_serve.core.scheduling.routing import RoutingFailure
 
 SHORTEST_RETRY_S = 0.05
 LONGEST_RETRY_S = 30.0
@@ -41,14 +41,14 @@ def next_slot_s(promised_until_s: float, flow: PoolFlow, now_s: float) -> float:
     return min(max(slot_s, now_s + SHORTEST_RETRY_S), now_s + LONGEST_RETRY_S)
 
 
-def refusal(shortage: Shortage, demand: Demand, retry_after_s: float) -> ServeError:
-    """The error for a shortage. retry_after_s counts where waiting helps."""
-    match shortage:
-        case Shortage.UNKNOWN_MODEL:
+def refusal(failure: RoutingFailure, demand: Demand, retry_after_s: float) -> ServeError:
+    """The error for a failure. retry_after_s counts where waiting helps."""
+    match failure:
+        case RoutingFailure.UNKNOWN_MODEL:
             return ServeError(Reason.UNKNOWN_MODEL, f"no model {demand.model!r} is served here", {"model": demand.model})
-        case Shortage.NOT_READY:
+        case RoutingFailure.NOT_READY:
             message = f"no {demand.pool} replica of {demand.model!r} is ready"
             return ServeError(Reason.NO_READY_REPLICA, message, {"pool": demand.pool}, NOT_READY_RETRY_S)
-        case Shortage.FULL:
+        case RoutingFailure.FULL:
             message = f"all {demand.pool} replicas of {demand.model!r} have all the requests they take"
             return ServeError(Reason.OVERLOADED, message, {"pool": demand.pool}, retry_after_s)

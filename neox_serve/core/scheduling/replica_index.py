@@ -32,7 +32,7 @@ def has_room(candidate: Candidate) -> bool:
     return candidate.outstanding.requests < candidate.replica.max_requests
 
 
-class Members:
+class ModelReplicas:
     """The replicas of one model in one pool."""
 
     def __init__(self) -> None:
@@ -126,20 +126,20 @@ class Members:
             self._places[last.replica.replica_id] = place
 
 
-class Roster:
+class ReplicaIndex:
     """All replicas. They may enter in any order and as often as they change."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._candidates: dict[str, Candidate] = {}
-        self._members: dict[tuple[Pool, str], Members] = {}
-        self._nobody = Members()
+        self._members: dict[tuple[Pool, str], ModelReplicas] = {}
+        self._nobody = ModelReplicas()
         for candidate in candidates:
             self.put(candidate)
 
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def members(self, pool: Pool, model: str) -> Members:
+    def members(self, pool: Pool, model: str) -> ModelReplicas:
         """The replicas of a model in a pool."""
         return self._members.get((pool, model), self._nobody)
 
@@ -160,7 +160,7 @@ class Roster:
             self.remove(replica.replica_id)
         self._candidates[replica.replica_id] = candidate
         if _key(candidate) not in self._members:
-            self._members[_key(candidate)] = Members()
+            self._members[_key(candidate)] = ModelReplicas()
         self._members[_key(candidate)].put(candidate)
 
     def credit(self, replica_id: str, outstanding: Outstanding) -> None:

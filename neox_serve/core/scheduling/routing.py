@@ -23,7 +23,7 @@ from zlib import crc32
 
 from neox_serve.core.cluster import Demand, Replica
 from neox_serve.core.prefix_cache.block_index import NO_HOLDINGS, Holdings
-from neox_serve.core.scheduling.replica_index import Candidate, Members, Roster
+from neox_serve.core.scheduling.replica_index import Candidate, ModelReplicas, ReplicaIndex
 
 DEFAULT_IMBALANCE_THRESHOLD_TOKENS = 4096
 """Two full contexts of GPT-NeoX-20B: what a replica may have to do more than another before a cached prefix is given up."""
@@ -33,7 +33,7 @@ AFFINITY_BLOCKS = 8
 """Of a prompt's beginning, for prefix-affinity: more than a system prompt that all share, less than most of what differs."""
 
 
-class Shortage(Enum):
+class RoutingFailure(Enum):
     """Why no replica takes a request."""
 
     UNKNOWN_MODEL = auto()  # replicas there are, but none of any pool has this model
@@ -41,7 +41,7 @@ class Shortage(Enum):
     FULL = auto()  # those that are ready have all the requests they take
 
 
-class Why(StrEnum):
+class RoutingReason(StrEnum):
     """What decided."""
 
     FEWEST_TOKENS = "least-loaded"
@@ -58,7 +58,7 @@ class Route:
 
     replica: Replica
     cached_tokens: int
-    why: Why
+    reason: RoutingReason
     candidates: int
 
 
@@ -67,38 +67,38 @@ class Offer:
     """What a policy picks from: candidates, at least one, of a pool's members, and what is known of the request and the caches."""
 
     candidates: Sequence[Candidate]
-    members: Members
+    members: ModelReplicas
     demand: Demand
     holdings: Holdings
     imbalance_threshold_tokens: int
 
 
-Pick = tuple[Candidate, Why]
+Pick = tuple[Candidate, RoutingReason]
 Policy = Callable[[Offer, Random], Pick]
 
 
 def choose(
     policy: Policy,
-    roster: Roster,
+    replica_index: ReplicaIndex,
     demand: Demand,
     rng: Random,
     *,
     holdings: Holdings = NO_HOLDINGS,
     imbalance_threshold_tokens: int = DEFAULT_IMBALANCE_THRESHOLD_TOKENS,
-) -> Route | Shortage:
+) -> Route | RoutingFailure:
     """The replica for a request, or why there is none. holdings: of the demand's blocks."""
-    members = roster.members(demand.pool, demand.model)
+    members = replica_index.members(demand.pool, demand.model)
     candidates = fitting(members.free, demand.excluded)
     if not candidates:
-        return _shortage(roster, members, demand)
+        return _routing_failure(replica_index, members, demand)
     candidate, why = _picked(policy, Offer(candidates, members, demand, holdings, imbalance_threshold_tokens), rng)
     return Route(candidate.replica, cached_tokens(candidate, demand, holdings), why, len(candidates))
 
 
-def _shortage(roster: Roster, members: Members, demand: Demand) -> Shortage:
-    if roster and not roster.has_model(demand.model):
-        return Shortage.UNKNOWN_MODEL
-    return Shortage.FULL if members.has_ready(demand.excluded) else Shortage.NOT_READY
+def _routing_failure(replica_index: ReplicaIndex, members: ModelReplicas, demand: Demand) -> RoutingFailure:
+    if replica_index and not replica_index.has_model(demand.model):
+        return RoutingFailure.UNKNOWN_MODEL
+    return RoutingFailure.FULL if members.has_ready(demand.excluded) else RoutingFailure.NOT_READY
 
 
 # Filter
@@ -137,12 +137,12 @@ def is_within_lead(candidate: Candidate, least: Candidate, imbalance_threshold_t
 
 def fewest_tokens(offer: Offer, _rng: Random) -> Pick:
     """The least loaded of all."""
-    return min(offer.candidates, key=score), Why.FEWEST_TOKENS
+    return min(offer.candidates, key=score), RoutingReason.FEWEST_TOKENS
 
 
 def power_of_two(offer: Offer, rng: Random) -> Pick:
     """The less loaded of two, either of two equals."""
-    return min(rng.sample(offer.candidates, min(2, len(offer.candidates))), key=score), Why.FEWEST_TOKENS
+    return min(rng.sample(offer.candidates, min(2, len(offer.candidates))), key=score), RoutingReason.FEWEST_TOKENS
 
 
 def kv_aware(offer: Offer, rng: Random) -> Pick:
@@ -150,27 +150,27 @@ def kv_aware(offer: Offer, rng: Random) -> Pick:
     drawn = _drawn_of(offer.candidates, SAMPLE, rng)
     least = min(drawn, key=score)
     if not offer.holdings:
-        return least, Why.FEWEST_TOKENS
+        return least, RoutingReason.FEWEST_TOKENS
     found = [(cached_tokens(each, offer.demand, offer.holdings), each) for each in (*drawn, *_holders(offer, rng))]
     cached, best = min(found, key=lambda one: (-one[0], *score(one[1])))
     if not cached:
-        return least, Why.FEWEST_TOKENS
+        return least, RoutingReason.FEWEST_TOKENS
     if is_within_lead(best, least, offer.imbalance_threshold_tokens):
-        return best, Why.LONGEST_PREFIX
+        return best, RoutingReason.LONGEST_PREFIX
     _, soonest = min(found, key=lambda one: (one[1].outstanding.tokens - one[0], one[1].outstanding.requests))
-    return soonest, Why.LONGEST_PREFIX if soonest is best else Why.BALANCE
+    return soonest, RoutingReason.LONGEST_PREFIX if soonest is best else RoutingReason.BALANCE
 
 
 def prefix_affinity(offer: Offer, rng: Random) -> Pick:
     """The owner of the prompt's beginning; of a prompt without a full block, the least loaded."""
     blocks = offer.demand.blocks[:AFFINITY_BLOCKS]
-    return (_owner(offer, blocks[-1]), Why.AFFINITY) if blocks else fewest_tokens(offer, rng)
+    return (_owner(offer, blocks[-1]), RoutingReason.AFFINITY) if blocks else fewest_tokens(offer, rng)
 
 
 def session(offer: Offer, rng: Random) -> Pick:
     """The owner of the session; without one, the least loaded."""
     name = offer.demand.session
-    return (_owner(offer, crc32(name.encode())), Why.SESSION) if name else fewest_tokens(offer, rng)
+    return (_owner(offer, crc32(name.encode())), RoutingReason.SESSION) if name else fewest_tokens(offer, rng)
 
 
 POLICIES: Mapping[str, Policy] = {
@@ -191,7 +191,11 @@ def _picked(policy: Policy, offer: Offer, rng: Random) -> Pick:
         return policy(offer, rng)
     candidate, _ = policy(Offer(loaded, offer.members, offer.demand, offer.holdings, offer.imbalance_threshold_tokens), rng)
     least = min(_drawn_of(offer.candidates, SAMPLE, rng), key=score)
-    return (candidate, Why.ADAPTER) if is_within_lead(candidate, least, offer.imbalance_threshold_tokens) else (least, Why.BALANCE)
+    return (
+        (candidate, RoutingReason.ADAPTER)
+        if is_within_lead(candidate, least, offer.imbalance_threshold_tokens)
+        else (least, RoutingReason.BALANCE)
+    )
 
 
 def _drawn_of(candidates: Sequence[Candidate], count: int, rng: Random) -> Sequence[Candidate]:

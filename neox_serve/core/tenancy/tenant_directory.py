@@ -26,7 +26,7 @@ class Principal:
         return f"{self.tenant.name} ({self.credential})"
 
 
-NOBODY = Principal(Tenant("nobody", enabled=False), "none", frozenset())
+UNKNOWN_CALLER = Principal(Tenant("nobody", enabled=False), "none", frozenset())
 """Stands for a caller that is not known yet."""
 
 
@@ -36,7 +36,7 @@ def anonymous(tenant: Tenant) -> Principal:
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class TenantDirectory:
     """All tenants by name, keys by key id, certificates' names to tenants' names. revision: grows with every change."""
 
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
@@ -44,27 +44,27 @@ class Directory:
     certificates: Mapping[str, str] = field(default_factory=dict)
     revision: int = -1
 
-    def by_key(self, text: str, now_s: float) -> Principal:
+    def authenticate_key(self, text: str, now_s: float) -> Principal:
         """The owner of an API key. now_s: since the epoch. Raises UNAUTHENTICATED."""
         parsed = api_keys.parse(text)
         key = self.keys.get(parsed[0]) if parsed else None
         if parsed is None or key is None or not api_keys.matches(key, parsed[1]) or not key.usable(now_s):
             raise ServeError(Reason.UNAUTHENTICATED, NO_SUCH_KEY)
-        return self.named(key.tenant, f"key:{key.key_id}")
+        return self.principal_of(key.tenant, f"key:{key.key_id}")
 
-    def by_certificate(self, names: tuple[str, ...]) -> Principal | None:
+    def authenticate_certificate(self, names: tuple[str, ...]) -> Principal | None:
         """The owner of a client certificate with these names; None where no tenant is known by any of them."""
         owner = next((self.certificates[name] for name in names if name in self.certificates), None)
-        return None if owner is None else self.named(owner, "certificate")
+        return None if owner is None else self.principal_of(owner, "certificate")
 
-    def named(self, tenant: str, credential: str) -> Principal:
+    def principal_of(self, tenant: str, credential: str) -> Principal:
         """A tenant whose credential has been checked. Raises UNAUTHENTICATED where there is no such tenant, or it is disabled."""
         known = self.tenants.get(tenant)
         if known is None or not known.enabled:
             raise ServeError(Reason.UNAUTHENTICATED, "the credential's tenant is unknown or disabled")
         return Principal(known, credential, frozenset({known.role}))
 
-    def still_good(self, principal: Principal, now_s: float) -> bool:
+    def is_still_valid(self, principal: Principal, now_s: float) -> bool:
         """Whether what let a caller in some time ago would let it in now."""
         tenant = self.tenants.get(principal.tenant.name)
         kind, _, key_id = principal.credential.partition(":")

@@ -44,7 +44,7 @@ def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
         structured_outputs=None if request.structured_output is None else _structured(request.structured_output),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        stream_interval=request.tokens_a_delta if not stopping.stop_sequences else None,
+        stream_interval=request.tokens_per_delta if not stopping.stop_sequences else None,
         skip_clone=True,
     )
 

@@ -15,8 +15,8 @@ from neox_serve.core.cluster import Demand, Lease, Outstanding, Settled
 from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
 from neox_serve.core.scheduling.leases import LeaseBook
 from neox_serve.core.scheduling.refusal import UNKNOWN_SLOT_INTERVAL_S, refusal
-from neox_serve.core.scheduling.replica_index import Candidate, Roster
-from neox_serve.core.scheduling.routing import Shortage, choose, power_of_two
+from neox_serve.core.scheduling.replica_index import Candidate, ReplicaIndex
+from neox_serve.core.scheduling.routing import RoutingFailure, choose, power_of_two
 from neox_serve.gateway.dispatch.engine_links import EngineLinks
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.wire import router_messages as wire
@@ -70,7 +70,7 @@ class Admission:
         self._ids = count(1)
         self._book = LeaseBook(self._credit)
         self._router_came = asyncio.Event()
-        self._roster: Roster | None = None
+        self._replica_index: ReplicaIndex | None = None
         self._asked: dict[int, _Question] = {}
         self._settled: list[Settled] = []
 
@@ -143,7 +143,7 @@ class Admission:
 
     def on_links_changed(self) -> None:
         """Replicas or links came, went or changed: routing here looks at all of them again when it is next asked."""
-        self._roster = None
+        self._replica_index = None
 
     def candidates(self) -> list[Candidate]:
         """All replicas known here, with this gateway's own load."""
@@ -188,10 +188,10 @@ class Admission:
         self._tell_settled(Settled(lease_id))
 
     def _lease_here(self, demand: Demand) -> Admitted:
-        if self._roster is None:
-            self._roster = Roster(self.candidates())
-        choice = choose(power_of_two, self._roster, demand, self._rng)
-        if isinstance(choice, Shortage):
+        if self._replica_index is None:
+            self._replica_index = ReplicaIndex(self.candidates())
+        choice = choose(power_of_two, self._replica_index, demand, self._rng)
+        if isinstance(choice, RoutingFailure):
             raise refusal(choice, demand, UNKNOWN_SLOT_INTERVAL_S)
         lease = Lease(next(self._ids), choice.replica.replica_id, demand.tokens)
         self._book.add(self._gateway_id, lease)
@@ -199,8 +199,8 @@ class Admission:
         return Admitted(lease, f"policy=power-of-two why=no-router candidates={choice.candidates}", by_router=False)
 
     def _credit(self, replica_id: str, outstanding: Outstanding) -> None:
-        if self._roster is not None:
-            self._roster.credit(replica_id, outstanding)
+        if self._replica_index is not None:
+            self._replica_index.credit(replica_id, outstanding)
 
     def _tell_settled(self, settled: Settled) -> None:
         if not self._settled:

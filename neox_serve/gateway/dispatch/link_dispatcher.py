@@ -25,7 +25,7 @@ from neox_serve.core.cluster import (
     Terms,
 )
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.request_life import Event, event_of_failure
+from neox_serve.core.generation.request_life import RequestEvent, event_of_failure
 from neox_serve.core.prefix_cache.block_hashes import reusable_blocks, root
 from neox_serve.core.scheduling.refusal import NOT_READY_RETRY_S
 from neox_serve.core.tenancy.quota import QuotaState
@@ -269,7 +269,7 @@ class LinkDispatcher:
                 settled = Settled(lease.lease_id, result.cached_tokens, timings=RequestTimings(self._clock() - came_s))
                 return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
             except ServeError as error:
-                if event_of_failure(error, placement.failed) is not Event.MOVABLE:
+                if event_of_failure(error, placement.failed) is not RequestEvent.MOVABLE:
                     raise
                 demand = replace(demand, excluded=(*placement.failed, lease.replica_id))
             finally:
@@ -285,7 +285,7 @@ class LinkDispatcher:
                 link = await self._links.up(lease.replica_id, self._link_timeout_s)
             except ServeError as error:
                 self._admission.settle(Settled(lease.lease_id))
-                if event_of_failure(error, demand.excluded) is not Event.MOVABLE:
+                if event_of_failure(error, demand.excluded) is not RequestEvent.MOVABLE:
                     raise
                 demand = replace(demand, excluded=(*demand.excluded, lease.replica_id))
             except BaseException:

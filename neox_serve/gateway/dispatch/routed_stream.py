@@ -13,7 +13,7 @@ import structlog
 from neox_serve.core.cluster import Lease, RequestTimings, Settled
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import continued, is_continuable
-from neox_serve.core.generation.request_life import Action, Event, Stage, event_of_failure, step
+from neox_serve.core.generation.request_life import Action, RequestEvent, Stage, event_of_failure, step
 from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, GenerationRequest, PromptFacts, SequenceDelta
 from neox_serve.gateway.dispatch.engine_link import EngineLink
 
@@ -107,7 +107,7 @@ class RoutedStream:
             placement = await self._place(self._request, self._failed)
         except ServeError as refusal:
             error = refusal if self._loss is None else replace(self._loss, retry_after_s=refusal.retry_after_s)
-            self._happen(Event.REFUSED, error)
+            self._happen(RequestEvent.REFUSED, error)
             raise error from None
         except BaseException:
             self.cancel()
@@ -136,14 +136,14 @@ class RoutedStream:
 
     def cancel(self) -> None:
         """Ends the request and frees its resources; a reader gets ServeError(CANCELLED). Again, or after the end, it does nothing."""
-        self._happen(Event.CANCELLED, ServeError(Reason.CANCELLED, "the request was cancelled"))
+        self._happen(RequestEvent.CANCELLED, ServeError(Reason.CANCELLED, "the request was cancelled"))
         if self._move is not None:
             self._move.cancel()
 
     def preempt(self) -> None:
         """Goes back to wait for a replica, unless something has been delivered."""
         if self._stage is Stage.WAITING:
-            self._happen(Event.YIELDED)
+            self._happen(RequestEvent.YIELDED)
 
     def push(self, delta: Delta) -> None:
         """Takes a delta from the link."""
@@ -161,7 +161,7 @@ class RoutedStream:
                 self._wake()
         elif self._stage is not Stage.ENDED:
             self._deltas.append(delta)
-            self._happen(Event.FINISHED if delta.end else Event.DELIVERED)
+            self._happen(RequestEvent.FINISHED if delta.end else RequestEvent.DELIVERED)
 
     def _passed_on(self, delta: Delta) -> bool:
         """Whether the reader, if it still waits, has taken the delta. A fault of its is raised to it alone: the link serves others too."""
@@ -189,20 +189,20 @@ class RoutedStream:
     def _fail(self, failure: ServeError) -> None:
         event = event_of_failure(failure, self._failed, continuable=bool(self._delivered))
         self._failed = (*self._failed, self.replica_id)
-        if event is not Event.CONTINUABLE:
+        if event is not RequestEvent.CONTINUABLE:
             self._happen(event, failure)
         elif (rest := continued(self._whole, self._delivered or ())) is not None:
             self._continue_with(rest, failure)
         else:  # only the word that it has ended was lost
             self._deltas.append(Delta(0, (SequenceDelta(0, "", (), finish=Finish(FinishReason.LENGTH)),), end=True))
-            self._happen(Event.FINISHED)
+            self._happen(RequestEvent.FINISHED)
 
     def _continue_with(self, rest: GenerationRequest, failure: ServeError) -> None:
         """Goes on elsewhere. The prompt was paid for once: that the next replica reads it again is not its tenant's doing."""
         self._lost_at_s = self._clock() if self._lost_at_s is None else self._lost_at_s
         self._cached_tokens = len(self._request.prompt_token_ids)
         self._request, self._loss = rest, failure
-        self._happen(Event.CONTINUABLE, failure)
+        self._happen(RequestEvent.CONTINUABLE, failure)
 
     def _take_place(self, placement: Placement) -> None:
         if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
@@ -212,9 +212,9 @@ class RoutedStream:
             return
         self._placement, self._failed = placement, placement.failed
         self._on_placed(placement.lease, self)
-        self._happen(Event.GRANTED)
+        self._happen(RequestEvent.GRANTED)
 
-    def _happen(self, event: Event, error: ServeError | None = None) -> None:
+    def _happen(self, event: RequestEvent, error: ServeError | None = None) -> None:
         """Takes the table's step and carries out its actions."""
         taken = step(self._stage, event)
         self._stage = taken.stage

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from neox_serve.core.errors import invalid
-from neox_serve.core.tenancy.tenant_directory import Directory
+from neox_serve.core.tenancy.tenant_directory import TenantDirectory
 from neox_serve.gateway.server.calls import Call
 from neox_serve.tenancy.tenant_store import TenantStore, unknown_tenant
 from neox_serve.tenancy.usage_store import UsageStore
@@ -124,7 +124,7 @@ def off_loop(answer: Callable[[Asked, str], Answer], changed: Callable[[], Await
     return handle
 
 
-def _shown(directory: Directory, name: str) -> pb.Tenant:
+def _shown(directory: TenantDirectory, name: str) -> pb.Tenant:
     return wire.tenant_to_proto(directory.tenants[name], [one for one, owner in directory.certificates.items() if owner == name])
 
 

@@ -28,7 +28,7 @@ class Prepared:
     tokens: TokenCount
 
 
-UNREAD_TOKENS_A_DELTA = 32
+UNREAD_TOKENS_PER_DELTA = 32
 """Of calls in BULK that are answered at once: nobody reads along, and the time to each token is nobody's concern."""
 
 Salts = Callable[[Tenant], str | None]
@@ -62,7 +62,7 @@ class Preparer:
         prepared = await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
         if call.priority is not PriorityClass.BULK or message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL:
             return prepared
-        return [replace(one, request=replace(one.request, tokens_a_delta=UNREAD_TOKENS_A_DELTA)) for one in prepared]
+        return [replace(one, request=replace(one.request, tokens_per_delta=UNREAD_TOKENS_PER_DELTA)) for one in prepared]
 
     async def stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, limits: ModelLimits) -> Prepared:
         """The one prompt's request, of a message that has been checked. Raises ServeError."""

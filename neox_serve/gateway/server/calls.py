@@ -11,7 +11,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from neox_serve.core.cluster import Terms
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.call_life import CallEvent, CallLife
-from neox_serve.core.tenancy.tenant_directory import NOBODY, Principal
+from neox_serve.core.tenancy.tenant_directory import UNKNOWN_CALLER, Principal
 from neox_serve.core.tenancy.tenants import PriorityClass, Tenant
 from neox_serve.gateway.dispatch.protocol import ReservationHandle
 from neox_serve.gateway.server.decoding import Decoder
@@ -75,7 +75,7 @@ class Call:
     request_id: str
     arrived_at_s: float
     deadline_at_s: float
-    principal: Principal = NOBODY
+    principal: Principal = UNKNOWN_CALLER
     priority: PriorityClass = PriorityClass.DEFAULT
     clamped: bool = False
     gaps_s: list[float] = field(default_factory=list)

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 from neox_serve.core.errors import OwnedElsewhere, Reason, ServeError
 from neox_serve.core.generation.call_life import CallEvent
 from neox_serve.core.tenancy.access import check_role
-from neox_serve.core.tenancy.tenant_directory import NOBODY
+from neox_serve.core.tenancy.tenant_directory import UNKNOWN_CALLER
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.tenancy.usage import UsageRecord
 from neox_serve.gateway.requests.validation import is_request_id
@@ -112,7 +112,7 @@ class CallRunner:
     def interrupt_unwelcome(self) -> None:
         """Ends the calls whose caller would not be let in any more: its key was revoked, or its tenant disabled."""
         for call in list(self._bounded):
-            if call.principal is not NOBODY and not self._identity.still_good(call.principal):
+            if call.principal is not UNKNOWN_CALLER and not self._identity.is_still_valid(call.principal):
                 call.interrupt(ServeError(Reason.UNAUTHENTICATED, "the credential of this call is not valid any more"))
 
     def interrupt_stalled(self, now_s: float) -> None:
@@ -292,7 +292,7 @@ class CallRunner:
             prompt_tokens=call.tokens.prompt,
             completion_tokens=call.tokens.completion,
         )
-        if method.metered and not call.joined and call.principal is not NOBODY:
+        if method.metered and not call.joined and call.principal is not UNKNOWN_CALLER:
             self._note_usage(usage_record(call, reason or "OK", now_s, time.time()))
 
     def _log(self, call: Call, error: ServeError | None, code: str, now_s: float) -> None:

@@ -263,7 +263,7 @@ class SubmitGeneration(_message.Message):
     NUM_RETURN_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
-    TOKENS_A_DELTA_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_DELTA_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Chosen by the gateway, unique on the link for its life."""
     request_id: _builtins.str
@@ -298,7 +298,7 @@ class SubmitGeneration(_message.Message):
     """Only prompts with the same one share what the prefix cache holds; empty: those without any."""
     traceparent: _builtins.str
     """W3C trace context; empty where nothing is traced."""
-    tokens_a_delta: _builtins.int
+    tokens_per_delta: _builtins.int
     """Tokens of a sequence that may be gathered before they are told, but for the first and the last; at least 1."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -343,11 +343,11 @@ class SubmitGeneration(_message.Message):
         num_return: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
         traceparent: _builtins.str = ...,
-        tokens_a_delta: _builtins.int = ...,
+        tokens_per_delta: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "choice", b"choice", "constraint", b"constraint", "json_schema", b"json_schema", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "adapter", b"adapter", "beam_width", b"beam_width", "cache_salt", b"cache_salt", "choice", b"choice", "constraint", b"constraint", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "json_schema", b"json_schema", "key", b"key", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_return", b"num_return", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "request_id", b"request_id", "seed", b"seed", "stop_sequences", b"stop_sequences", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "tokens_a_delta", b"tokens_a_delta", "top_k", b"top_k", "top_p", b"top_p", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_seed", b"_seed", "adapter", b"adapter", "beam_width", b"beam_width", "cache_salt", b"cache_salt", "choice", b"choice", "constraint", b"constraint", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "json_schema", b"json_schema", "key", b"key", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_return", b"num_return", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "request_id", b"request_id", "seed", b"seed", "stop_sequences", b"stop_sequences", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "tokens_per_delta", b"tokens_per_delta", "top_k", b"top_k", "top_p", b"top_p", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from neox_serve.loadgen.records import Answer
+from neox_serve.loadgen.records import Response
 from neox_serve.loadgen.workloads import Prompt
 
 Stamp = Callable[[Any], None]
@@ -24,7 +24,7 @@ class Target(Protocol):
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
         """Asks for exactly this many greedy tokens and stamps what comes; returns at the end. Raises where it ends badly."""
 
-    def decode(self, stamped: Sequence[tuple[float, Any]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, Any]]) -> Response:
         """The tokens in what was stamped. Raises ValueError where it makes no sense."""
 
 

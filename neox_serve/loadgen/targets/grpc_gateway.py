@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets import Stamp, Target, TargetError
 from neox_serve.loadgen.workloads import Prompt
 from neox_serve.v1 import generation_pb2, inference_service_pb2
@@ -76,12 +76,12 @@ class GatewayTarget:
         except grpc.aio.AioRpcError as error:
             raise TargetError(f"{error.code().name}: {error.details()}") from error
 
-    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
         """One arrival a message."""
         parse = inference_service_pb2.StreamGenerateResponse.FromString
         messages = [(at_s, parse(message)) for at_s, message in stamped]
         usages = [message.final.usage.prompt_tokens for _, message in messages if message.HasField("final")]
-        return Answer([Arrival(at_s, tuple(message.chunk.token_ids)) for at_s, message in messages], usages[-1] if usages else None)
+        return Response([Arrival(at_s, tuple(message.chunk.token_ids)) for at_s, message in messages], usages[-1] if usages else None)
 
 
 def stream_request(prompt: Prompt, output_tokens: int, model: str = "") -> inference_service_pb2.StreamGenerateRequest:

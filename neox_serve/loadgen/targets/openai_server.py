@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from neox_serve.core.types import TokenIds
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets import Stamp, Target, TargetError
 from neox_serve.loadgen.workloads import Prompt
 
@@ -81,7 +81,7 @@ class OpenAiTarget:
             async for part in response.content.iter_any():
                 stamp(part)
 
-    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
         """One arrival an event, at the time of the part that completed it. Raises ValueError where the server sent an error event."""
         arrivals: list[Arrival] = []
         prompt_tokens, rest = None, b""
@@ -90,7 +90,7 @@ class OpenAiTarget:
             for message in map(_message, events):
                 prompt_tokens = (message.get("usage") or {}).get("prompt_tokens", prompt_tokens)
                 arrivals.append(Arrival(at_s, _token_ids(message)))
-        return Answer(arrivals, prompt_tokens)
+        return Response(arrivals, prompt_tokens)
 
 
 def completion_request(model: str, prompt: Prompt, output_tokens: int) -> dict[str, object]:

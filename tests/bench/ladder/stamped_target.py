@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from neox_serve.loadgen.records import Answer
+from neox_serve.loadgen.records import Response
 from neox_serve.loadgen.targets import Stamp, Target, TargetError
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec, stream_request
 from neox_serve.loadgen.workloads import Prompt, Synthetic
@@ -40,7 +40,7 @@ class StampedTarget:
         """As the target does."""
         await self._target.send(prompt, output_tokens, stamp)
 
-    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
         """As the target does. Raises ValueError where a token has no stamp."""
         answer, lags_s = self._target.decode(stamped), list[float]()
         for arrival, (_, message) in zip(answer.arrivals, stamped, strict=True):

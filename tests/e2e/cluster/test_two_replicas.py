@@ -95,19 +95,19 @@ async def shares(cluster: CommandCluster, keys: dict[str, str]) -> list[float]:
 
 async def recorded_work(cluster: CommandCluster, since_us: int, requests: int) -> dict[str, list[tuple[float, float]]]:
     """When each tenant's requests ended and what each counts in fair sharing, as the usage records say, in order of time."""
-    engine = open_database(database_url(cluster.settings))
+    database = open_database(database_url(cluster.settings))
     columns = usage_records.c
     asked = select(columns.tenant, columns.at_us, columns.prompt_tokens, columns.cached_tokens, columns.completion_tokens)
     async with asyncio.timeout(20):
         while True:
-            with engine.connect() as connection:
+            with database.connect() as connection:
                 rows = connection.execute(
                     asked.where(columns.tenant.in_(["long", "short"]), columns.at_us >= since_us).order_by(columns.at_us)
                 ).all()
             if len(rows) >= requests:
                 break
             await asyncio.sleep(0.2)
-    engine.dispose()
+    database.dispose()
     work: dict[str, list[tuple[float, float]]] = {}
     for tenant, at_us, prompt_tokens, cached_tokens, completion_tokens in rows:
         work.setdefault(tenant, []).append((at_us / 1e6, cost(prompt_tokens, cached_tokens, completion_tokens)))

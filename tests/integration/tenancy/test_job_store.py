@@ -17,16 +17,16 @@ WORK = RowsWork("in.jsonl", "out.jsonl", {"logit_bias": {"5": 1.5}}, into="lance
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
+def database(database_url: str) -> Iterator[Engine]:
     opened = open_database(database_url)
     yield opened
     opened.dispose()
 
 
 @pytest.fixture
-def store(engine: Engine) -> JobStore:
+def store(database: Engine) -> JobStore:
     times, noise = count(1000), count()
-    return JobStore(engine, clock=lambda: float(next(times)), random_bits=lambda _: next(noise))
+    return JobStore(database, clock=lambda: float(next(times)), random_bits=lambda _: next(noise))
 
 
 def refused(reason: Reason, call: object) -> ServeError:
@@ -47,8 +47,8 @@ def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
     assert store.open_jobs() == []
 
 
-def test_request_id_makes_one_job_however_often_and_by_how_many_it_is_sent(engine: Engine) -> None:
-    store = JobStore(engine)
+def test_request_id_makes_one_job_however_often_and_by_how_many_it_is_sent(database: Engine) -> None:
+    store = JobStore(database)
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda _: store.create("acme", "generate", WORK, "once"), range(16)))
     assert len({job.job_id for job in made}) == 1

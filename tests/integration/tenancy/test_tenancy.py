@@ -40,7 +40,7 @@ class Clock:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
+def database(database_url: str) -> Iterator[Engine]:
     opened = open_database(database_url)
     yield opened
     opened.dispose()
@@ -52,8 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(engine: Engine, clock: Clock) -> TenantStore:
-    return TenantStore(engine, clock=clock)
+def store(database: Engine, clock: Clock) -> TenantStore:
+    return TenantStore(database, clock=clock)
 
 
 def refused(reason: Reason, words: str, call: object) -> None:
@@ -62,8 +62,8 @@ def refused(reason: Reason, words: str, call: object) -> None:
     assert caught.value.reason is reason
 
 
-def test_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
-    with engine.connect() as connection:
+def test_migrations_make_the_tables_that_the_code_knows(database: Engine) -> None:
+    with database.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
 
 
@@ -116,9 +116,9 @@ def test_rotated_keys_overlap_and_then_end(store: TenantStore, clock: Clock) -> 
     new, _ = store.rotate_keys("acme", "me", overlap_s=60, lifetime_s=1000)
     directory = store.directory()
     for made, until_s in ((old, 1060.0), (new, 2000.0)):
-        assert directory.by_key(made.text, until_s - 1).tenant == ACME
-        refused(Reason.UNAUTHENTICATED, "not valid", lambda made=made, until_s=until_s: directory.by_key(made.text, until_s))
-    refused(Reason.UNAUTHENTICATED, "not valid", lambda: directory.by_key(gone.text, clock.now_s))
+        assert directory.authenticate_key(made.text, until_s - 1).tenant == ACME
+        refused(Reason.UNAUTHENTICATED, "not valid", lambda made=made, until_s=until_s: directory.authenticate_key(made.text, until_s))
+    refused(Reason.UNAUTHENTICATED, "not valid", lambda: directory.authenticate_key(gone.text, clock.now_s))
 
 
 def test_every_change_is_in_the_audit_log_without_secrets(store: TenantStore) -> None:
@@ -159,8 +159,8 @@ def test_revision_grows_with_every_change_of_many_writers(store: TenantStore) ->
     assert (store.revision(), len(store.directory().tenants)) == (20, 20)
 
 
-def test_usage_is_summed_by_tenant_and_model_within_the_time_asked_for(engine: Engine) -> None:
-    usage, chain = UsageStore(engine), Chain(SECRET, "gateway")
+def test_usage_is_summed_by_tenant_and_model_within_the_time_asked_for(database: Engine) -> None:
+    usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     usage.append([chain.append(replace(RECORD, at_us=at_us)) for at_us in (10, 20, 30)])
     usage.append([chain.append(replace(RECORD, tenant="b", outcome="OVERLOADED", at_us=20, completion_tokens=0))])
     (acme, other) = usage.sums(10, 30)
@@ -181,17 +181,17 @@ def test_usage_is_summed_by_tenant_and_model_within_the_time_asked_for(engine: E
         "DELETE FROM usage_records",
     ],
 )
-def test_tampering_with_usage_shows(engine: Engine, statement: str) -> None:
-    usage, chain = UsageStore(engine), Chain(SECRET, "gateway")
+def test_tampering_with_usage_shows(database: Engine, statement: str) -> None:
+    usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     usage.append([chain.append(RECORD) for _ in range(3)])
     assert usage.verify(SECRET) == []
-    with engine.begin() as connection:
+    with database.begin() as connection:
         connection.execute(text(statement))
     assert [one.chain for one in usage.verify(SECRET)] == ["gateway"]
 
 
-def test_batch_that_is_there_already_is_refused_as_a_whole(engine: Engine) -> None:
-    usage, chain = UsageStore(engine), Chain(SECRET, "gateway")
+def test_batch_that_is_there_already_is_refused_as_a_whole(database: Engine) -> None:
+    usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     batch = [chain.append(RECORD) for _ in range(2)]
     usage.append(batch[:1])
     with pytest.raises(Exception, match=r"(?i)unique"):

@@ -11,7 +11,7 @@ from neox_serve.core.cluster import Terms
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import GenerationRequest, Pool, Stopping
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
-from neox_serve.loadgen.records import Answer, Arrival, record
+from neox_serve.loadgen.records import Arrival, Response, record
 from neox_serve.loadgen.summaries import summarize
 from neox_serve.loadgen.targets.grpc_gateway import GatewayTarget
 from neox_serve.v1 import inference_service_pb2 as pb
@@ -71,7 +71,7 @@ def test_stamped_target_leaves_each_responses_ramp_out_of_the_lags() -> None:
     target = StampedTarget(GatewayTarget([]), ramp_tokens=2)
     stamped = [(1.5, chunk("1.000000 ", 7)), (2.0, chunk("1.250000 1.500000 ", 8, 9)), (2.5, chunk(""))]
     answers = [target.decode(stamped) for _ in range(2)]
-    assert answers[0] == Answer([Arrival(1.5, (7,)), Arrival(2.0, (8, 9)), Arrival(2.5, ())])
+    assert answers[0] == Response([Arrival(1.5, (7,)), Arrival(2.0, (8, 9)), Arrival(2.5, ())])
     assert list(target.lags_s) == [0.5, 0.5]
 
 

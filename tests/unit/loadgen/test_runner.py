@@ -9,7 +9,7 @@ import pytest
 
 from neox_serve.loadgen.arrivals import Arrivals, ClosedLoop, Replay
 from neox_serve.loadgen.load import Load
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.runner import Runner
 from neox_serve.loadgen.targets import Stamp, TargetError
 from neox_serve.loadgen.workloads import Prompt, Request, Synthetic
@@ -50,9 +50,9 @@ class EchoTarget:
         if number == 1 and self._failure is not None:
             raise self._failure
 
-    def decode(self, stamped: Sequence[tuple[float, Any]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, Any]]) -> Response:
         """Raises ValueError where garbled."""
-        return Answer([Arrival(at_s, (int(payload),)) for at_s, payload in stamped], prompt_tokens=77)
+        return Response([Arrival(at_s, (int(payload),)) for at_s, payload in stamped], prompt_tokens=77)
 
 
 def runner(target: EchoTarget, arrivals: Arrivals = ClosedLoop(2), **options: Any) -> Runner:  # noqa: B008 - a frozen value

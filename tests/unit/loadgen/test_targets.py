@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets.grpc_gateway import GatewayTarget, stream_request
 from neox_serve.loadgen.targets.openai_server import OpenAiTarget, completion_request
 from neox_serve.v1 import generation_pb2
@@ -22,18 +22,18 @@ def openai_target() -> OpenAiTarget:
 
 
 def test_openai_events_in_one_part_are_arrivals_at_one_time() -> None:
-    assert openai_target().decode([(1.0, event(5) + event(6, 7))]) == Answer([Arrival(1.0, (5,)), Arrival(1.0, (6, 7))])
+    assert openai_target().decode([(1.0, event(5) + event(6, 7))]) == Response([Arrival(1.0, (5,)), Arrival(1.0, (6, 7))])
 
 
 def test_openai_event_in_two_parts_arrives_with_the_second() -> None:
     whole = event(5)
     answer = openai_target().decode([(1.0, whole[:20]), (2.0, whole[20:] + b"data: [DONE]\n\n")])
-    assert answer == Answer([Arrival(2.0, (5,)), Arrival(2.0, ())])
+    assert answer == Response([Arrival(2.0, (5,)), Arrival(2.0, ())])
 
 
 def test_openai_usage_tells_the_length_of_the_prompt() -> None:
     usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9}}\n\n'
-    assert openai_target().decode([(1.0, event(5) + usage)]) == Answer([Arrival(1.0, (5,)), Arrival(1.0, ())], prompt_tokens=9)
+    assert openai_target().decode([(1.0, event(5) + usage)]) == Response([Arrival(1.0, (5,)), Arrival(1.0, ())], prompt_tokens=9)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_openai_request_is_greedy_and_of_fixed_length() -> None:
 def test_gateway_messages_are_arrivals_and_the_final_one_has_no_tokens() -> None:
     chunk = pb.StreamGenerateResponse(chunk=pb.StreamChunk(text="x", token_ids=[5, 6])).SerializeToString()
     final = pb.StreamGenerateResponse(final=pb.StreamFinal(usage=generation_pb2.Usage(prompt_tokens=9))).SerializeToString()
-    assert GatewayTarget([]).decode([(1.0, chunk), (2.0, final)]) == Answer([Arrival(1.0, (5, 6)), Arrival(2.0, ())], prompt_tokens=9)
+    assert GatewayTarget([]).decode([(1.0, chunk), (2.0, final)]) == Response([Arrival(1.0, (5, 6)), Arrival(2.0, ())], prompt_tokens=9)
 
 
 def test_gateway_request_is_greedy_and_of_fixed_length() -> None:

@@ -102,7 +102,7 @@ GENERATIONS = st.builds(
     st.none() | NAME,
     st.none() | NAME,
     traceparent=TEXT,
-    tokens_a_delta=st.integers(1, 2**31),
+    tokens_per_delta=st.integers(1, 2**31),
 )
 EMBEDDINGS = st.builds(EmbeddingRequest, NAME, PROMPT_IDS, st.sampled_from(Pooling), st.booleans(), st.none() | NAME, TEXT)
 REPLICAS = st.builds(Replica, NAME, st.sampled_from(Pool), NAME, NAME, st.integers(1, 2**31), st.sampled_from(ReplicaPhase), U32)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import this_machine
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.loadgen.workloads import Prompt
 from neox_serve.model.model_files import locate
@@ -58,6 +58,6 @@ class AsyncLlmTarget:
         async for output in self._llm.generate(asked, params, f"bench-{next(self._ids)}"):
             stamp(output.outputs[0].token_ids)
 
-    def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> Response:
         """One arrival an output."""
-        return Answer([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])
+        return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neox_serve.core.types import TokenIds
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.loadgen.workloads import Prompt
 
@@ -44,6 +44,6 @@ class ServeHandleTarget:
         async for token_ids in self._handle.stream.remote(prompt, output_tokens):
             stamp(token_ids)
 
-    def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> Response:
         """One arrival an item."""
-        return Answer([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])
+        return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from neox_serve.loadgen.records import Answer, Arrival
+from neox_serve.loadgen.records import Arrival, Response
 from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.loadgen.workloads import Prompt
 
@@ -44,12 +44,12 @@ class VllmGrpcTarget:
         while (message := await call.read()) is not grpc.aio.EOF:
             stamp(message)
 
-    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Answer:
+    def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
         """One arrival a chunk; the last message says all tokens once more."""
         from smg_grpc_proto import vllm_engine_pb2
 
         parse = vllm_engine_pb2.GenerateResponse.FromString
-        return Answer([Arrival(at_s, tuple(parse(message).chunk.token_ids)) for at_s, message in stamped])
+        return Response([Arrival(at_s, tuple(parse(message).chunk.token_ids)) for at_s, message in stamped])
 
 
 def generate_request(request_id: str, prompt: Sequence[int], output_tokens: int) -> Any:

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.generation.request_life import Action, Event, Stage, event_of_failure, replica_lost, step
+from neox_serve.core.generation.request_life import Action, RequestEvent, Stage, event_of_failure, replica_lost, step
 
-EVENTS = st.lists(st.sampled_from(Event), max_size=30)
+EVENTS = st.lists(st.sampled_from(RequestEvent), max_size=30)
 
 
-def live(events: list[Event]) -> tuple[Stage, list[Action]]:
+def live(events: list[RequestEvent]) -> tuple[Stage, list[Action]]:
     """Where the events lead, and all actions on the way."""
     stage = Stage.ADMITTING
     actions: list[Action] = []
@@ -22,39 +22,39 @@ def live(events: list[Event]) -> tuple[Stage, list[Action]]:
 
 
 @given(EVENTS)
-def test_life_has_one_terminal_event_exactly_when_it_ended(events: list[Event]) -> None:
+def test_life_has_one_terminal_event_exactly_when_it_ended(events: list[RequestEvent]) -> None:
     stage, actions = live(events)
     assert actions.count(Action.TERMINATE) == (stage is Stage.ENDED)
 
 
 @given(EVENTS)
-def test_life_settles_each_lease_once(events: list[Event]) -> None:
+def test_life_settles_each_lease_once(events: list[RequestEvent]) -> None:
     stage, actions = live(events)
     held = stage in {Stage.WAITING, Stage.STREAMING}
     assert actions.count(Action.SUBMIT) - actions.count(Action.SETTLE) == held
 
 
-@pytest.mark.parametrize("event", list(Event))
-def test_answer_that_has_begun_moves_only_where_it_can_be_continued(event: Event) -> None:
-    assert (Action.ADMIT in step(Stage.STREAMING, event).actions) == (event is Event.CONTINUABLE)
+@pytest.mark.parametrize("event", list(RequestEvent))
+def test_answer_that_has_begun_moves_only_where_it_can_be_continued(event: RequestEvent) -> None:
+    assert (Action.ADMIT in step(Stage.STREAMING, event).actions) == (event is RequestEvent.CONTINUABLE)
 
 
-@given(st.sampled_from(Event))
-def test_life_after_the_end_nothing_happens(event: Event) -> None:
-    assert step(Stage.ENDED, event) == step(Stage.ENDED, Event.FINISHED)
+@given(st.sampled_from(RequestEvent))
+def test_life_after_the_end_nothing_happens(event: RequestEvent) -> None:
+    assert step(Stage.ENDED, event) == step(Stage.ENDED, RequestEvent.FINISHED)
 
 
 @given(st.sampled_from([Stage.WAITING, Stage.STREAMING]))
 def test_cancelled_while_served_is_aborted_first(stage: Stage) -> None:
-    assert step(stage, Event.CANCELLED).actions == (Action.ABORT, Action.SETTLE, Action.TERMINATE)
+    assert step(stage, RequestEvent.CANCELLED).actions == (Action.ABORT, Action.SETTLE, Action.TERMINATE)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_only_a_replicas_own_failure_is_moved_and_only_once(reason: Reason) -> None:
     failure = ServeError(reason, "failed")
     movable = reason in {Reason.REPLICA_LOST, Reason.DRAINING}
-    assert event_of_failure(failure, ()) is (Event.MOVABLE if movable else Event.FAILED)
-    assert event_of_failure(failure, ("a",)) is Event.FAILED
+    assert event_of_failure(failure, ()) is (RequestEvent.MOVABLE if movable else RequestEvent.FAILED)
+    assert event_of_failure(failure, ("a",)) is RequestEvent.FAILED
 
 
 def test_replica_lost_says_when_to_try_again() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from neox_serve.core.scheduling.fair_counters import FairCounters, cost
-from neox_serve.core.scheduling.fair_queue import PATIENCE_S, FairQueue, Lane, QueueLimits, Waiting
+from neox_serve.core.scheduling.fair_queue import PATIENCE_S, FairQueue, Lane, QueuedRequest, QueueLimits
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
@@ -19,7 +19,7 @@ _keys = count()
 G, E = (Pool.GENERATION, "m"), (Pool.EMBEDDING, "m")
 
 
-def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> Waiting:
+def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> QueuedRequest:
     values: dict[str, Any] = {
         "lane": G,
         "weight": 1.0,
@@ -27,17 +27,17 @@ def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> Waiting:
         "prompt_tokens": 10,
         "max_output_tokens": 10,
     }
-    return Waiting(key=("gateway", next(_keys)), tenant=tenant, came_s=came_s, **(values | changes))
+    return QueuedRequest(key=("gateway", next(_keys)), tenant=tenant, came_s=came_s, **(values | changes))
 
 
-def queue(*waiting: Waiting, limits: QueueLimits = QueueLimits()) -> FairQueue:  # noqa: B008 - frozen
+def queue(*waiting: QueuedRequest, limits: QueueLimits = QueueLimits()) -> FairQueue:  # noqa: B008 - frozen
     made = FairQueue(limits)
     for one in waiting:
         made.put(one, one.came_s)
     return made
 
 
-def drain(fair: FairQueue, now_s: float = 0.0, lane: Lane = G) -> list[Waiting]:
+def drain(fair: FairQueue, now_s: float = 0.0, lane: Lane = G) -> list[QueuedRequest]:
     """All in the order in which they go, each charged as dispatched."""
     order = []
     while (one := fair.pop(lane, now_s)) is not None:
@@ -187,7 +187,7 @@ def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list
         fair.put(one, 0.0)
     most = max(cost(p, 0, o) for p, o in sizes) / min(weight, 1.0)
     served = {"a": 0.0, "b": 0.0}
-    running: list[tuple[Waiting, float]] = []
+    running: list[tuple[QueuedRequest, float]] = []
     while {one.tenant for one in fair.waiting()} == {"a", "b"}:
         while len(running) < slots and (chosen := fair.pop(G, 0.0)) is not None:
             running.append((chosen, fair.charge_dispatch(chosen)))
@@ -207,7 +207,7 @@ class Fair(RuleBasedStateMachine):
     def begin(self) -> None:
         self.fair = FairQueue(QueueLimits(max_requests=8, max_tokens=200, longest_wait_s=50.0))
         self.now_s = 0.0
-        self.here: dict[Any, tuple[Waiting, int]] = {}
+        self.here: dict[Any, tuple[QueuedRequest, int]] = {}
         self.unserved: dict[tuple[Lane, PriorityClass], float] = {}
         self.order = count()
 
@@ -234,7 +234,7 @@ class Fair(RuleBasedStateMachine):
         late = {level: self.now_s - self.unserved[lane, level] - PATIENCE_S.get(level, math.inf) for level in classes}
         chosen = max(late, key=lambda level: late[level]) if late and max(late.values()) >= 0 else min(classes, default=None)
 
-        def place(entry: tuple[Waiting, int]) -> Any:
+        def place(entry: tuple[QueuedRequest, int]) -> Any:
             one, order = entry
             return self.fair.counter(one.tenant), one.tenant, one.deadline_s, order
 
@@ -246,7 +246,7 @@ class Fair(RuleBasedStateMachine):
             self.leave(popped.key)
             self.fair.charge_dispatch(popped)
 
-    def leave(self, key: Any) -> Waiting:
+    def leave(self, key: Any) -> QueuedRequest:
         one, _ = self.here.pop(key)
         if not any((other.lane, other.priority) == (one.lane, one.priority) for other, _ in self.here.values()):
             self.unserved.pop((one.lane, one.priority), None)

@@ -5,7 +5,7 @@ import pytest
 from neox_serve.core.cluster import Demand
 from neox_serve.core.errors import Reason
 from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S, UNKNOWN_SLOT_INTERVAL_S, PoolFlow, next_slot_s, refusal
-from neox_serve.core.scheduling.routing import Shortage
+from neox_serve.core.scheduling.routing import RoutingFailure
 from neox_serve.core.types import Pool
 
 DEMAND = Demand(Pool.GENERATION, "m", 1, 1)
@@ -33,14 +33,14 @@ def test_pool_without_a_rate_uses_the_default_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shortage", "reason", "waiting_helps"),
+    ("failure", "reason", "waiting_helps"),
     [
-        (Shortage.UNKNOWN_MODEL, Reason.UNKNOWN_MODEL, False),
-        (Shortage.NOT_READY, Reason.NO_READY_REPLICA, True),
-        (Shortage.FULL, Reason.OVERLOADED, True),
+        (RoutingFailure.UNKNOWN_MODEL, Reason.UNKNOWN_MODEL, False),
+        (RoutingFailure.NOT_READY, Reason.NO_READY_REPLICA, True),
+        (RoutingFailure.FULL, Reason.OVERLOADED, True),
     ],
 )
-def test_refusal_says_why_and_whether_waiting_helps(shortage: Shortage, reason: Reason, *, waiting_helps: bool) -> None:
-    error = refusal(shortage, DEMAND, retry_after_s=2.0)
+def test_refusal_says_why_and_whether_waiting_helps(failure: RoutingFailure, reason: Reason, *, waiting_helps: bool) -> None:
+    error = refusal(failure, DEMAND, retry_after_s=2.0)
     assert error.reason is reason
     assert (error.retry_after_s is not None) == waiting_helps

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from neox_serve.core.cluster import Demand, Outstanding, Replica, ReplicaPhase
 from neox_serve.core.prefix_cache.block_index import NO_HOLDINGS, BlockIndex, BlockNews, Holdings
-from neox_serve.core.scheduling.replica_index import Candidate, Members, Roster, has_room, is_ready
-from neox_serve.core.scheduling.routing import POLICIES, Offer, Route, Shortage, Why, power_of_two, score
-from neox_serve.core.scheduling.routing import choose as choose_from_roster
+from neox_serve.core.scheduling.replica_index import Candidate, ModelReplicas, ReplicaIndex, has_room, is_ready
+from neox_serve.core.scheduling.routing import POLICIES, Offer, Route, RoutingFailure, RoutingReason, power_of_two, score
+from neox_serve.core.scheduling.routing import choose as choose_replica
 from neox_serve.core.types import Pool
 
 DEMAND = Demand(Pool.GENERATION, "m", prompt_tokens=10, output_tokens=90)
@@ -35,8 +35,8 @@ def candidate(
     return Candidate(replica, outstanding, reachable, adapters=adapters)
 
 
-def choose(candidates: Iterable[Candidate], demand: Demand, rng: Random) -> Replica | Shortage:
-    choice = choose_from_roster(power_of_two, Roster(candidates), demand, rng)
+def choose(candidates: Iterable[Candidate], demand: Demand, rng: Random) -> Replica | RoutingFailure:
+    choice = choose_replica(power_of_two, ReplicaIndex(candidates), demand, rng)
     return choice.replica if isinstance(choice, Route) else choice
 
 
@@ -69,21 +69,21 @@ def test_choose_never_takes_a_replica_that_cannot_serve(other: Candidate) -> Non
 
 def test_choose_with_the_only_replica_excluded_finds_none_ready() -> None:
     demand = Demand(Pool.GENERATION, "m", 1, 1, excluded=("a",))
-    assert choose([candidate("a")], demand, Random(0)) is Shortage.NOT_READY
+    assert choose([candidate("a")], demand, Random(0)) is RoutingFailure.NOT_READY
 
 
 @pytest.mark.parametrize(
-    ("candidates", "shortage"),
+    ("candidates", "failure"),
     [
-        ([], Shortage.NOT_READY),
-        ([candidate(model="another")], Shortage.UNKNOWN_MODEL),
-        ([candidate(pool=Pool.EMBEDDING)], Shortage.NOT_READY),
-        ([candidate(requests=8)], Shortage.FULL),
+        ([], RoutingFailure.NOT_READY),
+        ([candidate(model="another")], RoutingFailure.UNKNOWN_MODEL),
+        ([candidate(pool=Pool.EMBEDDING)], RoutingFailure.NOT_READY),
+        ([candidate(requests=8)], RoutingFailure.FULL),
     ],
     ids=["no replica yet", "another model", "another pool", "full"],
 )
-def test_choose_without_a_fitting_replica_says_why(candidates: list[Candidate], shortage: Shortage) -> None:
-    assert choose(candidates, DEMAND, Random(0)) is shortage
+def test_choose_without_a_fitting_replica_says_why(candidates: list[Candidate], failure: RoutingFailure) -> None:
+    assert choose(candidates, DEMAND, Random(0)) is failure
 
 
 CANDIDATES = st.lists(
@@ -123,14 +123,14 @@ def test_every_policy_finds_a_fitting_replica_if_and_only_if_there_is_one(
     for each in candidates:
         index.take(each.replica.replica_id, BlockNews(0, stored=data.draw(st.lists(st.integers(0, 2))), restarts=True))
     fitting = [each.replica for each in candidates if fits(each, demand)]
-    choice = choose_from_roster(POLICIES[name], Roster(candidates), demand, Random(seed), holdings=index.look_up(demand.blocks))
+    choice = choose_replica(POLICIES[name], ReplicaIndex(candidates), demand, Random(seed), holdings=index.look_up(demand.blocks))
     if fitting:
         assert isinstance(choice, Route)
         assert choice.replica in fitting
         assert choice.candidates == len(fitting)
         assert 0 <= choice.cached_tokens <= 4 * len(demand.blocks)
     else:
-        assert isinstance(choice, Shortage)
+        assert isinstance(choice, RoutingFailure)
 
 
 def fits(candidate: Candidate, demand: Demand) -> bool:
@@ -187,16 +187,21 @@ def route(
     imbalance_threshold_tokens: int = 500,
     seed: int = 0,
 ) -> Route:
-    choice = choose_from_roster(
-        POLICIES[name], Roster(candidates), demand, Random(seed), holdings=known, imbalance_threshold_tokens=imbalance_threshold_tokens
+    choice = choose_replica(
+        POLICIES[name],
+        ReplicaIndex(candidates),
+        demand,
+        Random(seed),
+        holdings=known,
+        imbalance_threshold_tokens=imbalance_threshold_tokens,
     )
     assert isinstance(choice, Route)
     return choice
 
 
 def picked(name: str, candidates: list[Candidate], *, seed: int) -> Candidate:
-    """As `Roster` would have them all free."""
-    members = Members()
+    """As `ReplicaIndex` would have them all free."""
+    members = ModelReplicas()
     for each in candidates:
         members.put(each)
     return POLICIES[name](Offer(members.free, members, DEMAND, NO_HOLDINGS, 0), Random(seed))[0]
@@ -208,18 +213,18 @@ LONG = Demand(Pool.GENERATION, "m", 1000, 90, blocks=tuple(range(100, 109)), blo
 def test_kv_aware_takes_the_longest_prefix_while_its_lead_is_allowed() -> None:
     pool = [candidate("free", 0), candidate("some", 100), candidate("most", 500)]
     found = route("kv-aware", pool, LONG, holdings(LONG, some=3, most=8))
-    assert found == Route(pool[2].replica, cached_tokens=800, why=Why.LONGEST_PREFIX, candidates=3)
+    assert found == Route(pool[2].replica, cached_tokens=800, reason=RoutingReason.LONGEST_PREFIX, candidates=3)
 
 
 def test_kv_aware_past_the_lead_takes_who_is_through_first() -> None:
     pool = [candidate("free", 0), candidate("some", 100), candidate("most", 1200)]
     found = route("kv-aware", pool, LONG, holdings(LONG, some=3, most=8))
-    assert found == Route(pool[1].replica, cached_tokens=300, why=Why.BALANCE, candidates=3)
+    assert found == Route(pool[1].replica, cached_tokens=300, reason=RoutingReason.BALANCE, candidates=3)
 
 
 def test_kv_aware_past_the_lead_keeps_a_holder_that_is_through_first_all_the_same() -> None:
     pool = [candidate("free", 0), candidate("most", 700)]
-    assert route("kv-aware", pool, LONG, holdings(LONG, most=8)).why is Why.LONGEST_PREFIX
+    assert route("kv-aware", pool, LONG, holdings(LONG, most=8)).reason is RoutingReason.LONGEST_PREFIX
 
 
 def test_kv_aware_between_equal_holders_takes_the_less_loaded() -> None:
@@ -229,7 +234,7 @@ def test_kv_aware_between_equal_holders_takes_the_less_loaded() -> None:
 
 def test_kv_aware_without_a_holder_takes_the_min_loaded() -> None:
     pool = [candidate("a", 300), candidate("b", 200)]
-    assert route("kv-aware", pool, LONG) == Route(pool[1].replica, 0, Why.FEWEST_TOKENS, 2)
+    assert route("kv-aware", pool, LONG) == Route(pool[1].replica, 0, RoutingReason.FEWEST_TOKENS, 2)
 
 
 def test_kv_aware_in_a_large_pool_finds_the_one_holder() -> None:
@@ -284,7 +289,7 @@ def test_affinity_without_a_key_takes_the_min_loaded(policy: str) -> None:
 def test_every_policy_prefers_a_replica_that_has_the_adapter(policy: str) -> None:
     pool = [candidate(name) for name in "abcd"] + [candidate("x", 400, adapters=frozenset({"x"}))]
     found = route(policy, pool, replace(LONG, adapter="x", session="s"))
-    assert (found.replica.replica_id, found.why, found.candidates) == ("x", Why.ADAPTER, 5)
+    assert (found.replica.replica_id, found.reason, found.candidates) == ("x", RoutingReason.ADAPTER, 5)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

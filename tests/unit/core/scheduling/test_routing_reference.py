@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from neox_serve.core.cluster import Demand, Lease, Replica, ReplicaLoad, ReplicaPhase
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.refusal import PoolFlow, next_slot_s, refusal
-from neox_serve.core.scheduling.routing import Shortage
+from neox_serve.core.scheduling.routing import RoutingFailure
 from neox_serve.core.types import Pool
 
 GRACE_S = 2.0
@@ -40,14 +40,14 @@ class Reference:
     leases: dict[tuple[str, int], Lease] = field(default_factory=dict)
     promised_s: dict[tuple[Pool, str], float] = field(default_factory=dict)
 
-    def choices(self, demand: Demand) -> set[str] | Shortage:
+    def choices(self, demand: Demand) -> set[str] | RoutingFailure:
         """All replicas that two choices at random may come to, or why there are none."""
         if self.replicas and all(known.replica.model != demand.model for known in self.replicas.values()):
-            return Shortage.UNKNOWN_MODEL
+            return RoutingFailure.UNKNOWN_MODEL
         ready = [name for name, known in self.replicas.items() if is_ready_for(known, demand)]
         free = [name for name in ready if len(self.on(name)) < self.replicas[name].replica.max_requests]
         if not free:
-            return Shortage.FULL if ready else Shortage.NOT_READY
+            return RoutingFailure.FULL if ready else RoutingFailure.NOT_READY
         scores = {name: (sum(lease.tokens for lease in self.on(name)), len(self.on(name))) for name in free}
         second_worst = sorted(scores.values())[-2:][0]
         return {name for name, score in scores.items() if score <= second_worst}
@@ -148,8 +148,8 @@ class Decisions(RuleBasedStateMachine):
         demand = Demand(pool, model, tokens, 0, tuple(excluded))
         expected = self.reference.choices(demand)
         answer = self.state.admit(gateway_id, self.next_number(), demand, self.now_s)
-        if isinstance(expected, Shortage):
-            retry_after_s = self.reference.retry_after_s(demand, self.now_s) if expected is Shortage.FULL else 0.0
+        if isinstance(expected, RoutingFailure):
+            retry_after_s = self.reference.retry_after_s(demand, self.now_s) if expected is RoutingFailure.FULL else 0.0
             error = refusal(expected, demand, retry_after_s)
             assert not isinstance(answer, Grant)
             assert (answer.reason, answer.retry_after_s) == (error.reason, error.retry_after_s)

@@ -4,26 +4,26 @@ import pytest
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.tenancy.api_keys import ApiKey, new_key
-from neox_serve.core.tenancy.tenant_directory import Directory, Principal
+from neox_serve.core.tenancy.tenant_directory import Principal, TenantDirectory
 from neox_serve.core.tenancy.tenants import PriorityClass, Role, Tenant
 
 MADE = new_key(lambda count: b"\x07" * count)
 KEY = ApiKey(MADE.key_id, "acme", MADE.secret_hash, 0.0, expires_s=100.0)
 ACME = Tenant("acme")
-DIRECTORY = Directory(
+DIRECTORY = TenantDirectory(
     {"acme": ACME, "off": Tenant("off", enabled=False)}, {KEY.key_id: KEY}, {"acme.example": "acme", "off.example": "off"}
 )
 
 
-def refused(directory: Directory, text: str, now_s: float) -> str:
+def refused(directory: TenantDirectory, text: str, now_s: float) -> str:
     with pytest.raises(ServeError) as caught:
-        directory.by_key(text, now_s)
+        directory.authenticate_key(text, now_s)
     assert caught.value.reason is Reason.UNAUTHENTICATED
     return caught.value.message
 
 
 def test_good_key_is_its_tenants() -> None:
-    assert DIRECTORY.by_key(MADE.text, 99.0) == Principal(ACME, f"key:{KEY.key_id}", frozenset({Role.TENANT}))
+    assert DIRECTORY.authenticate_key(MADE.text, 99.0) == Principal(ACME, f"key:{KEY.key_id}", frozenset({Role.TENANT}))
 
 
 def test_unknown_wrong_and_expired_keys_are_refused_in_the_same_words() -> None:
@@ -35,22 +35,22 @@ def test_unknown_wrong_and_expired_keys_are_refused_in_the_same_words() -> None:
 
 def test_credential_of_a_disabled_tenant_is_refused() -> None:
     with pytest.raises(ServeError):
-        DIRECTORY.by_certificate(("off.example",))
+        DIRECTORY.authenticate_certificate(("off.example",))
 
 
 def test_certificate_is_known_by_any_of_its_names() -> None:
-    known = DIRECTORY.by_certificate(("unknown", "acme.example"))
+    known = DIRECTORY.authenticate_certificate(("unknown", "acme.example"))
     assert known is not None
     assert known.tenant is ACME
-    assert DIRECTORY.by_certificate(("unknown",)) is None
+    assert DIRECTORY.authenticate_certificate(("unknown",)) is None
 
 
 def test_caller_is_still_good_until_its_key_ends_or_its_tenant_is_disabled() -> None:
-    caller = DIRECTORY.by_key(MADE.text, 1.0)
-    assert DIRECTORY.still_good(caller, 99.0)
-    assert not DIRECTORY.still_good(caller, 100.0)
-    assert not Directory({"acme": ACME}).still_good(caller, 1.0)
-    assert not Directory({"acme": Tenant("acme", enabled=False)}, DIRECTORY.keys).still_good(caller, 1.0)
+    caller = DIRECTORY.authenticate_key(MADE.text, 1.0)
+    assert DIRECTORY.is_still_valid(caller, 99.0)
+    assert not DIRECTORY.is_still_valid(caller, 100.0)
+    assert not TenantDirectory({"acme": ACME}).is_still_valid(caller, 1.0)
+    assert not TenantDirectory({"acme": Tenant("acme", enabled=False)}, DIRECTORY.keys).is_still_valid(caller, 1.0)
 
 
 def test_class_above_the_ceiling_becomes_the_ceiling() -> None:
