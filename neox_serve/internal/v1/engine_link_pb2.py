@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(neox_serve/internal/v1/engine_link.proto\x12\x16neox_serve.internal.v1\"\x81\x01\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.neox_serve.internal.v1.HelloH\x00\x12\x34\n\x08\x63ommands\x18\x02 \x01(\x0b\x32 .neox_serve.internal.v1.CommandsH\x00\x42\t\n\x07message\"\xc0\x01\n\x0f\x43onnectResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.neox_serve.internal.v1.WelcomeH\x00\x12\x31\n\x04step\x18\x02 \x01(\x0b\x32!.neox_serve.internal.v1.StepFrameH\x00\x12;\n\tembedding\x18\x03 \x01(\x0b\x32&.neox_serve.internal.v1.EmbeddingFrameH\x00\x42\t\n\x07message\"3\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"5\n\x07Welcome\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"\x9e\x01\n\x08\x43ommands\x12=\n\x0bgenerations\x18\x01 \x03(\x0b\x32(.neox_serve.internal.v1.SubmitGeneration\x12;\n\nembeddings\x18\x02 \x03(\x0b\x32\'.neox_serve.internal.v1.SubmitEmbedding\x12\x16\n\x0e\x63\x61ncelled_keys\x18\x03 \x03(\x04\"\xe6\x06\n\x10SubmitGeneration\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\t\n\x01n\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\r\n\x05top_p\x18\t \x01(\x01\x12\r\n\x05top_k\x18\n \x01(\r\x12\r\n\x05min_p\x18\x0b \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x0c \x01(\x01\x12\x18\n\x10presence_penalty\x18\r \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x0e \x01(\x01\x12\x11\n\x04seed\x18\x0f \x01(\x04H\x01\x88\x01\x01\x12K\n\nlogit_bias\x18\x10 \x03(\x0b\x32\x37.neox_serve.internal.v1.SubmitGeneration.LogitBiasEntry\x12\x16\n\x0estop_sequences\x18\x11 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x12 \x03(\r\x12\x12\n\nignore_eos\x18\x13 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x14 \x01(\x08\x12\x15\n\x08logprobs\x18\x15 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x16 \x01(\rH\x03\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x17 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x18 \x01(\tH\x00\x12\x34\n\x06\x63hoice\x18\x19 \x01(\x0b\x32\".neox_serve.internal.v1.ChoiceListH\x00\x12\x12\n\nbeam_width\x18\x1a \x01(\r\x12\x16\n\x0elength_penalty\x18\x1b \x01(\x01\x12\x12\n\nnum_return\x18\x1c \x01(\r\x12\x12\n\ncache_salt\x18\x1d \x01(\t\x12\x13\n\x0btraceparent\x18( \x01(\t\x12\x16\n\x0etokens_per_delta\x18) \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0c\n\nconstraintB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\x1b\n\nChoiceList\x12\r\n\x05texts\x18\x01 \x03(\t\"\xc0\x01\n\x0fSubmitEmbedding\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x36\n\x07pooling\x18\x04 \x01(\x0e\x32%.neox_serve.internal.v1.PoolingMethod\x12\x11\n\tnormalize\x18\x05 \x01(\x08\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\":\n\tStepFrame\x12-\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x1d.neox_serve.internal.v1.Delta\"\xc2\x01\n\x05\x44\x65lta\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x38\n\tsequences\x18\x02 \x03(\x0b\x32%.neox_serve.internal.v1.SequenceDelta\x12\x33\n\x06prompt\x18\x03 \x01(\x0b\x32#.neox_serve.internal.v1.PromptFacts\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\x12\x30\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1f.neox_serve.internal.v1.Failure\"\xc9\x01\n\rSequenceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x32\n\x08logprobs\x18\x04 \x03(\x0b\x32 .neox_serve.internal.v1.Logprobs\x12\x36\n\x06\x66inish\x18\x05 \x01(\x0b\x32&.neox_serve.internal.v1.SequenceFinish\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"M\n\x08Logprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\"\x88\x01\n\x0eSequenceFinish\x12<\n\x06reason\x18\x01 \x01(\x0e\x32,.neox_serve.internal.v1.SequenceFinishReason\x12\x17\n\rstop_sequence\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x42\x06\n\x04stop\"X\n\x0bPromptFacts\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x32\n\x08logprobs\x18\x02 \x03(\x0b\x32 .neox_serve.internal.v1.Logprobs\"v\n\x0e\x45mbeddingFrame\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1f.neox_serve.internal.v1.Failure\"\xf1\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.neox_serve.internal.v1.Failure.MetadataEntry\x12\x15\n\rretry_after_s\x18\x04 \x01(\x01\x12<\n\nviolations\x18\x05 \x03(\x0b\x32(.neox_serve.internal.v1.FailureViolation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x10\x46\x61ilureViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t*a\n\rPoolingMethod\x12\x1e\n\x1aPOOLING_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13POOLING_METHOD_LAST\x10\x01\x12\x17\n\x13POOLING_METHOD_MEAN\x10\x02*\x82\x01\n\x14SequenceFinishReason\x12&\n\"SEQUENCE_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSEQUENCE_FINISH_REASON_STOP\x10\x01\x12!\n\x1dSEQUENCE_FINISH_REASON_LENGTH\x10\x02\x32s\n\x11\x45ngineLinkService\x12^\n\x07\x43onnect\x12&.neox_serve.internal.v1.ConnectRequest\x1a\'.neox_serve.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(neox_serve/internal/v1/engine_link.proto\x12\x16neox_serve.internal.v1\"\x81\x01\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.neox_serve.internal.v1.HelloH\x00\x12\x34\n\x08\x63ommands\x18\x02 \x01(\x0b\x32 .neox_serve.internal.v1.CommandsH\x00\x42\t\n\x07message\"\xc0\x01\n\x0f\x43onnectResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.neox_serve.internal.v1.WelcomeH\x00\x12\x31\n\x04step\x18\x02 \x01(\x0b\x32!.neox_serve.internal.v1.StepFrameH\x00\x12;\n\tembedding\x18\x03 \x01(\x0b\x32&.neox_serve.internal.v1.EmbeddingFrameH\x00\x42\t\n\x07message\"3\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"5\n\x07Welcome\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"\x9e\x01\n\x08\x43ommands\x12=\n\x0bgenerations\x18\x01 \x03(\x0b\x32(.neox_serve.internal.v1.SubmitGeneration\x12;\n\nembeddings\x18\x02 \x03(\x0b\x32\'.neox_serve.internal.v1.SubmitEmbedding\x12\x16\n\x0e\x63\x61ncelled_keys\x18\x03 \x03(\x04\"\xe8\x06\n\x10SubmitGeneration\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\t\n\x01n\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\r\n\x05top_p\x18\t \x01(\x01\x12\r\n\x05top_k\x18\n \x01(\r\x12\r\n\x05min_p\x18\x0b \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x0c \x01(\x01\x12\x18\n\x10presence_penalty\x18\r \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x0e \x01(\x01\x12\x11\n\x04seed\x18\x0f \x01(\x04H\x01\x88\x01\x01\x12K\n\nlogit_bias\x18\x10 \x03(\x0b\x32\x37.neox_serve.internal.v1.SubmitGeneration.LogitBiasEntry\x12\x16\n\x0estop_sequences\x18\x11 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x12 \x03(\r\x12\x12\n\nignore_eos\x18\x13 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x14 \x01(\x08\x12\x15\n\x08logprobs\x18\x15 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x16 \x01(\rH\x03\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x17 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x18 \x01(\tH\x00\x12\x34\n\x06\x63hoice\x18\x19 \x01(\x0b\x32\".neox_serve.internal.v1.ChoiceListH\x00\x12\x12\n\nbeam_width\x18\x1a \x01(\r\x12\x16\n\x0elength_penalty\x18\x1b \x01(\x01\x12\x12\n\nnum_return\x18\x1c \x01(\r\x12\x12\n\ncache_salt\x18\x1d \x01(\t\x12\x13\n\x0btraceparent\x18( \x01(\t\x12\x18\n\x10tokens_per_delta\x18) \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0c\n\nconstraintB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\x1b\n\nChoiceList\x12\r\n\x05texts\x18\x01 \x03(\t\"\xc0\x01\n\x0fSubmitEmbedding\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x36\n\x07pooling\x18\x04 \x01(\x0e\x32%.neox_serve.internal.v1.PoolingMethod\x12\x11\n\tnormalize\x18\x05 \x01(\x08\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\":\n\tStepFrame\x12-\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x1d.neox_serve.internal.v1.Delta\"\xc2\x01\n\x05\x44\x65lta\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x38\n\tsequences\x18\x02 \x03(\x0b\x32%.neox_serve.internal.v1.SequenceDelta\x12\x33\n\x06prompt\x18\x03 \x01(\x0b\x32#.neox_serve.internal.v1.PromptFacts\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\x12\x30\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1f.neox_serve.internal.v1.Failure\"\xc9\x01\n\rSequenceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x32\n\x08logprobs\x18\x04 \x03(\x0b\x32 .neox_serve.internal.v1.Logprobs\x12\x36\n\x06\x66inish\x18\x05 \x01(\x0b\x32&.neox_serve.internal.v1.SequenceFinish\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"M\n\x08Logprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\"\x88\x01\n\x0eSequenceFinish\x12<\n\x06reason\x18\x01 \x01(\x0e\x32,.neox_serve.internal.v1.SequenceFinishReason\x12\x17\n\rstop_sequence\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x42\x06\n\x04stop\"X\n\x0bPromptFacts\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x32\n\x08logprobs\x18\x02 \x03(\x0b\x32 .neox_serve.internal.v1.Logprobs\"v\n\x0e\x45mbeddingFrame\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1f.neox_serve.internal.v1.Failure\"\xf1\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.neox_serve.internal.v1.Failure.MetadataEntry\x12\x15\n\rretry_after_s\x18\x04 \x01(\x01\x12<\n\nviolations\x18\x05 \x03(\x0b\x32(.neox_serve.internal.v1.FailureViolation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x10\x46\x61ilureViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t*a\n\rPoolingMethod\x12\x1e\n\x1aPOOLING_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13POOLING_METHOD_LAST\x10\x01\x12\x17\n\x13POOLING_METHOD_MEAN\x10\x02*\x82\x01\n\x14SequenceFinishReason\x12&\n\"SEQUENCE_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSEQUENCE_FINISH_REASON_STOP\x10\x01\x12!\n\x1dSEQUENCE_FINISH_REASON_LENGTH\x10\x02\x32s\n\x11\x45ngineLinkService\x12^\n\x07\x43onnect\x12&.neox_serve.internal.v1.ConnectRequest\x1a\'.neox_serve.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITGENERATION_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_FAILURE_METADATAENTRY']._loaded_options = None
   _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_POOLINGMETHOD']._serialized_start=2950
-  _globals['_POOLINGMETHOD']._serialized_end=3047
-  _globals['_SEQUENCEFINISHREASON']._serialized_start=3050
-  _globals['_SEQUENCEFINISHREASON']._serialized_end=3180
+  _globals['_POOLINGMETHOD']._serialized_start=2952
+  _globals['_POOLINGMETHOD']._serialized_end=3049
+  _globals['_SEQUENCEFINISHREASON']._serialized_start=3052
+  _globals['_SEQUENCEFINISHREASON']._serialized_end=3182
   _globals['_CONNECTREQUEST']._serialized_start=69
   _globals['_CONNECTREQUEST']._serialized_end=198
   _globals['_CONNECTRESPONSE']._serialized_start=201
@@ -50,33 +50,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMANDS']._serialized_start=504
   _globals['_COMMANDS']._serialized_end=662
   _globals['_SUBMITGENERATION']._serialized_start=665
-  _globals['_SUBMITGENERATION']._serialized_end=1535
-  _globals['_SUBMITGENERATION_LOGITBIASENTRY']._serialized_start=1431
-  _globals['_SUBMITGENERATION_LOGITBIASENTRY']._serialized_end=1479
-  _globals['_CHOICELIST']._serialized_start=1537
-  _globals['_CHOICELIST']._serialized_end=1564
-  _globals['_SUBMITEMBEDDING']._serialized_start=1567
-  _globals['_SUBMITEMBEDDING']._serialized_end=1759
-  _globals['_STEPFRAME']._serialized_start=1761
-  _globals['_STEPFRAME']._serialized_end=1819
-  _globals['_DELTA']._serialized_start=1822
-  _globals['_DELTA']._serialized_end=2016
-  _globals['_SEQUENCEDELTA']._serialized_start=2019
-  _globals['_SEQUENCEDELTA']._serialized_end=2220
-  _globals['_LOGPROBS']._serialized_start=2222
-  _globals['_LOGPROBS']._serialized_end=2299
-  _globals['_SEQUENCEFINISH']._serialized_start=2302
-  _globals['_SEQUENCEFINISH']._serialized_end=2438
-  _globals['_PROMPTFACTS']._serialized_start=2440
-  _globals['_PROMPTFACTS']._serialized_end=2528
-  _globals['_EMBEDDINGFRAME']._serialized_start=2530
-  _globals['_EMBEDDINGFRAME']._serialized_end=2648
-  _globals['_FAILURE']._serialized_start=2651
-  _globals['_FAILURE']._serialized_end=2892
-  _globals['_FAILURE_METADATAENTRY']._serialized_start=2845
-  _globals['_FAILURE_METADATAENTRY']._serialized_end=2892
-  _globals['_FAILUREVIOLATION']._serialized_start=2894
-  _globals['_FAILUREVIOLATION']._serialized_end=2948
-  _globals['_ENGINELINKSERVICE']._serialized_start=3182
-  _globals['_ENGINELINKSERVICE']._serialized_end=3297
+  _globals['_SUBMITGENERATION']._serialized_end=1537
+  _globals['_SUBMITGENERATION_LOGITBIASENTRY']._serialized_start=1433
+  _globals['_SUBMITGENERATION_LOGITBIASENTRY']._serialized_end=1481
+  _globals['_CHOICELIST']._serialized_start=1539
+  _globals['_CHOICELIST']._serialized_end=1566
+  _globals['_SUBMITEMBEDDING']._serialized_start=1569
+  _globals['_SUBMITEMBEDDING']._serialized_end=1761
+  _globals['_STEPFRAME']._serialized_start=1763
+  _globals['_STEPFRAME']._serialized_end=1821
+  _globals['_DELTA']._serialized_start=1824
+  _globals['_DELTA']._serialized_end=2018
+  _globals['_SEQUENCEDELTA']._serialized_start=2021
+  _globals['_SEQUENCEDELTA']._serialized_end=2222
+  _globals['_LOGPROBS']._serialized_start=2224
+  _globals['_LOGPROBS']._serialized_end=2301
+  _globals['_SEQUENCEFINISH']._serialized_start=2304
+  _globals['_SEQUENCEFINISH']._serialized_end=2440
+  _globals['_PROMPTFACTS']._serialized_start=2442
+  _globals['_PROMPTFACTS']._serialized_end=2530
+  _globals['_EMBEDDINGFRAME']._serialized_start=2532
+  _globals['_EMBEDDINGFRAME']._serialized_end=2650
+  _globals['_FAILURE']._serialized_start=2653
+  _globals['_FAILURE']._serialized_end=2894
+  _globals['_FAILURE_METADATAENTRY']._serialized_start=2847
+  _globals['_FAILURE_METADATAENTRY']._serialized_end=2894
+  _globals['_FAILUREVIOLATION']._serialized_start=2896
+  _globals['_FAILUREVIOLATION']._serialized_end=2950
+  _globals['_ENGINELINKSERVICE']._serialized_start=3184
+  _globals['_ENGINELINKSERVICE']._serialized_end=3299
 # @@protoc_insertion_point(module_scope)
