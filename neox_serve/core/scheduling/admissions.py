@@ -20,7 +20,7 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.scheduling.bulk_share import BulkLimits, BulkShare
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.drain_rate import DrainRate
-from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueueLimits, QueuedRequest
+from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueuedRequest, QueueLimits
 from neox_serve.core.scheduling.pool_demand import DemandMeter, PoolDemand
 from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
 from neox_serve.core.scheduling.routing import RoutingFailure
