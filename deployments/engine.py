@@ -34,7 +34,7 @@ class EngineDeployment:
             host=link_host(settings.router.host),
             max_requests=replicas.max_requests,
             resolve_router=router_lookup(),
-            load_interval_s=settings.router.load_interval_s,
+            load_interval_s=settings.router.load_report_interval_s,
             tls=link_tls(settings.links),
             tracing=Tracing(settings.tracing, f"{pool}-engine"),
         )

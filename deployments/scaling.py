@@ -23,8 +23,8 @@ from neox_serve.core.types import Pool
 from neox_serve.link.streams import repeat
 from neox_serve.router.server import RouterServer
 from neox_serve.settings import Settings, pool_settings
-from neox_serve.settings.cluster import ScalingSettings
 from neox_serve.settings.engines import ReplicaSettings
+from neox_serve.settings.scaling import ScalingSettings
 
 _log = structlog.get_logger(__name__)
 
@@ -48,11 +48,11 @@ def tuning_of(scaling: ScalingSettings) -> Tuning:
     """That of our policy that is set."""
     return Tuning(
         headroom=scaling.headroom,
-        hold_startups=scaling.hold_startups,
-        hold_beyond_s=scaling.hold_beyond_s,
-        history_s=scaling.history_s,
-        level_s=scaling.level_s,
-        idle_s=scaling.idle_s,
+        hold_startups=scaling.scale_down_hold_startups,
+        hold_beyond_s=scaling.scale_down_hold_s,
+        history_s=scaling.demand_history_s,
+        level_s=scaling.demand_window_s,
+        idle_s=scaling.scale_to_zero_after_s,
     )
 
 
@@ -62,9 +62,9 @@ def policy_of(scaling: ScalingSettings) -> Policy:
         return token_aware(tuning_of(scaling))
     if scaling.policy == "target-ongoing-requests":
         delays = Delays(
-            upscale_delay_s=scaling.upscale_delay_s, downscale_delay_s=scaling.downscale_delay_s, look_back_s=scaling.look_back_s
+            upscale_delay_s=scaling.upscale_delay_s, downscale_delay_s=scaling.downscale_delay_s, look_back_s=scaling.look_back_period_s
         )
-        return target_ongoing_requests(scaling.target_requests, delays)
+        return target_ongoing_requests(scaling.target_ongoing_requests, delays)
     return POLICIES[scaling.policy]
 
 
@@ -82,18 +82,18 @@ def _gpus(settings: Settings, pool: Pool) -> float:
 
 def _spec(scaling: ScalingSettings, replicas: ReplicaSettings, gpus: float) -> PoolSpec:
     capacity = Capacity(
-        scaling.step_s,
+        scaling.step_base_s,
         scaling.step_per_sequence_s,
         scaling.step_per_resident_token_s,
-        scaling.per_prompt_token_s,
-        scaling.kv_tokens,
+        scaling.step_per_prompt_token_s,
+        scaling.kv_cache_tokens,
         replicas.max_requests,
     )
-    return PoolSpec(replicas.min, replicas.max, capacity, _targets(scaling), scaling.startup_s, gpus)
+    return PoolSpec(replicas.min, replicas.max, capacity, _targets(scaling), scaling.assumed_startup_s, gpus)
 
 
 def _targets(scaling: ScalingSettings) -> Targets:
-    return Targets(scaling.ttft_s, scaling.tpot_s, scaling.attainment_fraction)
+    return Targets(scaling.target_ttft_s, scaling.target_tpot_s, scaling.target_attainment_fraction)
 
 
 def signals_of(demand: PoolDemand, attained: Attained) -> PoolSignals:

@@ -141,11 +141,11 @@ def _noticed_interrupt() -> Iterator[threading.Event]:
 
 
 def _metrics_url(settings: "MetricsSettings") -> str:
-    from neox_serve.settings import dialled
+    from neox_serve.settings import connect_address
 
     if not settings.enabled:
         raise CommandError("metrics are switched off (metrics.enabled); name a page with --url")
-    return f"http://{dialled(settings.host, settings.port)}/metrics"
+    return f"http://{connect_address(settings.host, settings.port)}/metrics"
 
 
 def _fetch(url: str) -> str:

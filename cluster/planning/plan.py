@@ -333,12 +333,12 @@ def serve_settings(found: Planned, wish: Wish, model: Mapping[str, Any]) -> dict
         },
         "embedding": {"enabled": False},
         "scaling": {
-            "ttft_s": wish.load.ttft_s,
-            "tpot_s": wish.load.tpot_s,
-            "step_s": found.step.fixed_s,
+            "target_ttft_s": wish.load.ttft_s,
+            "target_tpot_s": wish.load.tpot_s,
+            "step_base_s": found.step.fixed_s,
             "step_per_sequence_s": found.step.per_sequence_s,
             "step_per_resident_token_s": found.step.per_resident_token_s,
-            "per_prompt_token_s": found.step.prefill_per_token_s,
-            "kv_tokens": found.kv_tokens,
+            "step_per_prompt_token_s": found.step.prefill_per_token_s,
+            "kv_cache_tokens": found.kv_tokens,
         },
     }

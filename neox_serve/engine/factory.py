@@ -71,7 +71,7 @@ def fake_engine(settings: Settings, engine: EngineSettings, facts: ModelFacts, t
         adapters=KnownAdapters(frozenset(adapter.name for adapter in settings.model.adapters), AdapterRegistry(settings.model.registry)),
         max_num_seqs=engine.max_num_seqs,
         cache=_fake_cache(settings.model.name, engine),
-        stamp_text=timing.stamp_text,
+        timestamp_text=timing.timestamp_text,
     )
 
 

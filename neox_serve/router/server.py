@@ -59,8 +59,9 @@ class _Gateway:
 
 
 def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
-    queue = QueueLimits(settings.queue_requests, settings.queue_tokens, settings.queue_wait_s)
-    return Admissions(state, queue, waking=waking, bulk=BulkLimits(settings.bulk_requests, settings.bulk_requests_beside), now_s=now_s)
+    queue = QueueLimits(settings.max_queued_requests, settings.max_queued_tokens, settings.max_queue_wait_s)
+    bulk = BulkLimits(settings.max_bulk_requests_per_replica, settings.max_bulk_requests_per_replica_contended)
+    return Admissions(state, queue, waking=waking, bulk=bulk, now_s=now_s)
 
 
 class RouterServer(RouterLinkServiceServicer):

@@ -1,4 +1,4 @@
-"""What all sections of the settings have in common."""
+"""The base class of every section of the settings."""
 
 from typing import Any
 
@@ -6,11 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A section: no unknown keys, and nothing changes once it is read."""
+    """A group of settings. Unknown keys are rejected, and values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def node_resource() -> Any:
-    """The key that keeps a part of the cluster to certain nodes."""
-    return Field(None, min_length=1, description="Custom Ray resource of the nodes that may hold it, which takes 1 of it; absent: any node")
+    """Returns the field that restricts a part of the cluster to certain nodes."""
+    return Field(
+        None,
+        min_length=1,
+        description="Custom Ray resource that a node must offer to run this part; each process reserves one unit of it. "
+        "Unset: any node may run it.",
+    )

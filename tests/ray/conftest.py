@@ -22,8 +22,8 @@ def fake_cluster_values() -> dict[str, Any]:
         },
         "scaling": {
             "policy": "target-ongoing-requests",
-            "target_requests": 6,
-            "look_back_s": 1,
+            "target_ongoing_requests": 6,
+            "look_back_period_s": 1,
             "upscale_delay_s": 0.5,
             "downscale_delay_s": 3,
             "interval_s": 0.3,

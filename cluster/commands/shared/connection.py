@@ -136,7 +136,7 @@ def _api_key(config: Path | None, file: Path | None) -> str | None:
 
 
 def _address_in_settings(config: Path | None) -> str:
-    from neox_serve.settings import dialled
+    from neox_serve.settings import connect_address
 
     gateway = effective(config).gateway
-    return dialled(gateway.host, gateway.port)
+    return connect_address(gateway.host, gateway.port)

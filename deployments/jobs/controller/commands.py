@@ -25,7 +25,7 @@ from neox_serve.core.jobs.quantize import QuantizeWork
 from neox_serve.core.jobs.vector_target import VectorTarget
 from neox_serve.core.types import Pool
 from neox_serve.engine.pools import on_gpu
-from neox_serve.settings import Settings, batch_folder, dialled, pool_settings
+from neox_serve.settings import Settings, batch_folder, connect_address, pool_settings
 from neox_serve.settings.engines import ModelSettings
 
 _OF_ENGINES = {"model", "generation", "embedding", "limits", "log"}
@@ -58,9 +58,9 @@ class Places:
         return cls(
             batch_folder(settings),
             settings.state_folder / "jobs",
-            batch.address or dialled(gateway.host, gateway.port),
+            batch.gateway_address or connect_address(gateway.host, gateway.port),
             tls,
-            batch.running_jobs,
+            batch.max_running_jobs,
             batch.tasks_folder,
             settings.model,
             settings.model_dump(mode="json", include=_OF_ENGINES),

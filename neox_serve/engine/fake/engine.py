@@ -93,7 +93,7 @@ class _Load:
 class FakeEngine:
     """Implements `neox_serve.engine.protocol.Engine`. cache: None for an engine without one, which says nothing of what it has.
 
-    stamp_text: each token's text is the moment of its step, in the clock's seconds.
+    timestamp_text: each token's text is the moment of its step, in the clock's seconds.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class FakeEngine:
         faults: Faults = no_faults,
         clock: Clock = Clock(),
         cache: FakeCache | None = None,
-        stamp_text: bool = False,
+        timestamp_text: bool = False,
     ) -> None:
         self._timing = timing
         self._vocabulary = vocabulary
@@ -115,7 +115,7 @@ class FakeEngine:
         self._faults = faults
         self._clock = clock
         self._cache = cache
-        self._stamp_text = stamp_text
+        self._stamp_text = timestamp_text
         self._load = _Load()
         self._outbox = Outbox()
         self._alive = True

@@ -14,7 +14,7 @@ import structlog
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.settings import SettingsError
-from neox_serve.settings.cluster import JwtSettings
+from neox_serve.settings.gateway import JwtSettings
 
 _log = structlog.get_logger(__name__)
 

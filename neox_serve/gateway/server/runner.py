@@ -28,7 +28,7 @@ from neox_serve.gateway.server.joins import UnknownCallError, joined
 from neox_serve.gateway.server.metrics import GatewayMetrics
 from neox_serve.gateway.server.repeats import Key, Repeats, Run, digest_of
 from neox_serve.link.channels import LinkTls
-from neox_serve.settings.cluster import GatewaySettings
+from neox_serve.settings.gateway import GatewaySettings
 from neox_serve.telemetry.tracing import TRACEPARENT, Tracing, end
 from neox_serve.wire.admin_messages import PRIORITIES
 from neox_serve.wire.status import CODES, to_grpc_status

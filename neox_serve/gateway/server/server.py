@@ -28,8 +28,8 @@ from neox_serve.gateway.server.tls import TlsFiles, server_context
 from neox_serve.link.channels import LinkTls
 from neox_serve.model.facts import ModelFacts
 from neox_serve.model.tokenizer import Tokenizer
-from neox_serve.settings import Settings, SettingsError, lets_anonymous_in
-from neox_serve.settings.cluster import GatewaySettings
+from neox_serve.settings import Settings, SettingsError, allows_anonymous
+from neox_serve.settings.gateway import GatewaySettings
 from neox_serve.telemetry.tracing import Tracing
 from neox_serve.tenancy.platform import Platform
 from neox_serve.transport.connection import Limits
@@ -68,7 +68,7 @@ class GatewayServer:
         self._metrics = GatewayMetrics(dispatcher)
         self._tokens = JwtVerifier(settings.access.jwt, time.monotonic) if settings.access.jwt else None
         identity = Identity(
-            anonymous_allowed=lets_anonymous_in(settings),
+            anonymous_allowed=allows_anonymous(settings.access, settings.gateway),
             directory=platform.directory if platform else None,
             tokens=self._tokens,
             clock=time.time,

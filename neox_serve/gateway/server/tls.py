@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neox_serve.settings import SettingsError
-from neox_serve.settings.cluster import GatewaySettings
+from neox_serve.settings.gateway import GatewaySettings
 
 
 def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:

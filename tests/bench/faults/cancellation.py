@@ -59,7 +59,7 @@ class Freed:
 
 def run(folder: Path, view: View) -> Freed:
     """Starts a cluster, gives up requests in three ways, and shows how soon the engine was free."""
-    values = {**cluster_values(VALUES), "router": {"load_interval_s": 0.01}}
+    values = {**cluster_values(VALUES), "router": {"load_report_interval_s": 0.01}}
     with view.step("cancellation: starting neox-serve"), running_cluster(folder, values) as cluster:
         freed = asyncio.run(_measure(cluster.address, view))
     kinds = {"cancelled": freed.after_cancel_s, "deadline": freed.after_deadline_s, "client lost": freed.after_client_loss_s}

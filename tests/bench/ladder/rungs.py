@@ -37,7 +37,7 @@ _START_S = 60.0
 
 def values(*, itl_s: float = ITL_S) -> Values:
     """Settings of every rung: the fake engine, stamping."""
-    fake = {"ttft_s": TTFT_S, "itl_s": itl_s, "itl_per_request_s": 0.0, "stamp_text": True}
+    fake = {"ttft_s": TTFT_S, "itl_s": itl_s, "itl_per_request_s": 0.0, "timestamp_text": True}
     return {"generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": fake}}}
 
 

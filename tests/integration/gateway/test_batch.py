@@ -37,7 +37,7 @@ async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
 
 @pytest.fixture
 async def server(platform: Platform) -> AsyncIterator[GatewayServer]:
-    async with running_gateway(ScriptedDispatcher(), platform=platform, access={"anonymous": True}) as server:
+    async with running_gateway(ScriptedDispatcher(), platform=platform, access={"allow_anonymous": True}) as server:
         yield server
 
 
@@ -219,7 +219,7 @@ async def test_work_that_is_not_said_is_refused(server: GatewayServer) -> None:
 async def training_server(platform: Platform, tmp_path: Path) -> AsyncIterator[GatewayServer]:
     """A gateway with a registry of adapters."""
     model = {"registry": str(tmp_path / "registry")}
-    async with running_gateway(ScriptedDispatcher(), platform=platform, access={"anonymous": True}, model=model) as server:
+    async with running_gateway(ScriptedDispatcher(), platform=platform, access={"allow_anonymous": True}, model=model) as server:
         yield server
 
 

@@ -39,7 +39,7 @@ async def test_ten_thousand_connections_are_held_and_calls_of_others_are_served(
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], CONNECTIONS + 1_000), max_files))
     gateway = {"host": "0.0.0.0"}
     async with (
-        running_gateway(ScriptedDispatcher(), gateway=gateway, access={"anonymous": True}) as server,
+        running_gateway(ScriptedDispatcher(), gateway=gateway, access={"allow_anonymous": True}) as server,
         AsyncClient(f"127.0.0.1:{server.port}") as client,
     ):
         await client.generate("a")

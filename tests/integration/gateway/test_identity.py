@@ -33,7 +33,7 @@ from tests.fakes.certificates import Authority
 from tests.fakes.gateways import running_gateway
 from tests.fakes.scripted_dispatcher import Script, ScriptedDispatcher
 
-CLOSED: dict[str, Any] = {"anonymous": False}
+CLOSED: dict[str, Any] = {"allow_anonymous": False}
 SLOW = Script(tokens=None, interval_s=0.02)
 PROMPT = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[5]))
 

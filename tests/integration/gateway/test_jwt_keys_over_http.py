@@ -12,7 +12,7 @@ from jwt.algorithms import ECAlgorithm
 
 from neox_serve.gateway.server.jwt_tokens import JwtVerifier
 from neox_serve.settings import SettingsError
-from neox_serve.settings.cluster import JwtSettings
+from neox_serve.settings.gateway import JwtSettings
 
 
 async def test_keys_are_fetched_and_a_provider_that_fails_changes_nothing() -> None:

@@ -165,7 +165,7 @@ async def test_unknown_model_is_refused_by_the_router() -> None:
 async def test_full_pool_refuses_with_a_delay_and_takes_again_when_one_ends() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
-        await cluster.router(queue_requests=0)
+        await cluster.router(max_queued_requests=0)
         await cluster.replica(engine, max_requests=2)
         dispatcher = await cluster.dispatcher()
         streams = [await dispatcher.open_generation(MODEL, generation()) for _ in range(2)]

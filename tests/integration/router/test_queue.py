@@ -81,7 +81,7 @@ async def test_bulk_request_with_a_token_out_runs_to_its_end() -> None:
 
 
 async def test_request_that_waits_too_long_is_refused_with_a_time_to_come_back() -> None:
-    async with cluster_of(1, queue_wait_s=0.3) as (_, _, dispatcher, _):
+    async with cluster_of(1, max_queue_wait_s=0.3) as (_, _, dispatcher, _):
         blocker = await dispatcher.open_generation(MODEL, generation(100_000))
         error = await failure_of(dispatcher.open_generation(MODEL, generation(10)))
         assert error.reason is Reason.OVERLOADED
@@ -90,7 +90,7 @@ async def test_request_that_waits_too_long_is_refused_with_a_time_to_come_back()
 
 
 async def test_full_queue_refuses_the_newest_of_equals() -> None:
-    async with cluster_of(1, queue_requests=2) as (_, router, dispatcher, _):
+    async with cluster_of(1, max_queued_requests=2) as (_, router, dispatcher, _):
         blocker = await dispatcher.open_generation(MODEL, generation(100_000))
         waiting = [asyncio.create_task(run(dispatcher, Terms("a"), [])) for _ in range(2)]
         await until(lambda: len(router.queue) == 2)

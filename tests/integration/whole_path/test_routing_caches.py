@@ -65,7 +65,7 @@ async def parts(*, replicas: int = 3, policy: str = "kv-aware", platform: Platfo
         engines = [FakeEngine(FakeTiming(ttft_s=0.005, itl_s=0.002), cache=cache) for cache in caches]
         servers = tuple([await cluster.replica(engine) for engine in engines])
         dispatcher = await cluster.dispatcher(replicas=replicas)
-        sections: dict[str, Any] = {"model": {"name": MODEL}, "access": {"anonymous": platform is None}}
+        sections: dict[str, Any] = {"model": {"name": MODEL}, "access": {"allow_anonymous": platform is None}}
         async with running_gateway(dispatcher, platform=platform, **sections) as server, connected(server.port) as stubs:
             yield Parts(cluster, router, server, stubs, servers)
         for engine in engines:

@@ -12,7 +12,7 @@ from neox_serve.client.connection import DEFAULT_ADDRESS, Tls, service_config
 from neox_serve.client.options import GenerateOptions, Prompt, StreamOptions
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Pooling
-from neox_serve.settings.cluster import GatewaySettings
+from neox_serve.settings.gateway import GatewaySettings
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 
 EVERY_OPTION: GenerateOptions = {

@@ -16,7 +16,7 @@ from cluster.cli import app
 from cluster.commands.shared.failures import explain
 from cluster.views.status import age
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError, invalid
-from neox_serve.settings import Settings, dialled, restore
+from neox_serve.settings import Settings, connect_address, restore
 
 SLOW = {"ray", "vllm", "torch", "transformers", "grpc", "numpy", "yaml", "neox_serve.settings", "neox_serve.client"}
 COMMANDS = ("up", "down", "apply", "status", "metrics", "logs", "generate", "embed", "tokenize", "detokenize", "models", "bench")
@@ -107,7 +107,7 @@ def test_address_comes_from_the_settings(tmp_path: Path) -> None:
 
 
 def test_dialled_hosts_can_be_dialled() -> None:
-    assert [dialled(host, 1) for host in ("0.0.0.0", "::", "::1", "a.b")] == ["127.0.0.1:1", "[::1]:1", "[::1]:1", "a.b:1"]
+    assert [connect_address(host, 1) for host in ("0.0.0.0", "::", "::1", "a.b")] == ["127.0.0.1:1", "[::1]:1", "[::1]:1", "a.b:1"]
 
 
 def test_config_show_prints_a_file_that_makes_the_same_settings(tmp_path: Path) -> None:

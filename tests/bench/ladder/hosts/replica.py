@@ -22,7 +22,7 @@ async def replica(settings: Settings, folder: Path) -> AsyncIterator[str]:
         host=settings.router.host,
         max_requests=settings.generation.replicas.max_requests,
         resolve_router=hosting.router_lookup(folder),
-        load_interval_s=settings.router.load_interval_s,
+        load_interval_s=settings.router.load_report_interval_s,
     )
     await server.start()
     try:

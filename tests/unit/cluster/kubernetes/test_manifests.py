@@ -242,7 +242,7 @@ def test_database_and_secret_come_from_a_mounted_secret_where_gateways_and_route
 def test_postgresql_of_the_settings_is_kept_and_sqlite_is_refused() -> None:
     named = on_kubernetes(restore({"access": {"database_url": "postgresql+psycopg://me@host/neox"}})).access
     assert (named.database_url, named.database_url_file) == ("postgresql+psycopg://me@host/neox", None)
-    with pytest.raises(SettingsError, match=r"access\.database_url: sqlite:///x\.db is a file of one node.*PostgreSQL"):
+    with pytest.raises(SettingsError, match=r"access\.database_url: sqlite:///x\.db is a file on one node.*PostgreSQL"):
         on_kubernetes(restore({"access": {"database_url": "sqlite:///x.db"}}))
 
 

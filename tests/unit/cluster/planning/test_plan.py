@@ -96,7 +96,7 @@ def test_settings_of_a_plan_are_what_up_takes() -> None:
     settings = parse(serve_settings(best, asked, {"name": "gpt-neox-20b", "source": "EleutherAI/gpt-neox-20b"}))
     assert settings.generation.engine.tensor_parallel_size == best.layout.tensor_parallel_size
     assert settings.generation.replicas.initial == best.replicas
-    assert settings.scaling.kv_tokens == best.kv_tokens
+    assert settings.scaling.kv_cache_tokens == best.kv_tokens
 
 
 def test_plan_command_tells_json_and_writes_settings(tmp_path: Path) -> None:

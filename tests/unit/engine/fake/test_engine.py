@@ -143,7 +143,7 @@ async def test_sink_that_raises_does_not_stop_the_others() -> None:
 
 async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> None:
     time = VirtualClock()
-    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock, stamp_text=True), Recorder(time)
+    engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock, timestamp_text=True), Recorder(time)
 
     def slow_once(deltas: Sequence[Delta]) -> None:
         sink(deltas)
@@ -159,9 +159,9 @@ async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> No
 
 async def test_stamped_tokens_are_those_without_stamps() -> None:
     answers = []
-    for stamp_text in (False, True):
+    for timestamp_text in (False, True):
         time = VirtualClock()
-        engine, sink = FakeEngine(clock=time.clock, stamp_text=stamp_text), Recorder(time)
+        engine, sink = FakeEngine(clock=time.clock, timestamp_text=timestamp_text), Recorder(time)
         await engine.generate("a", request("a", 4), sink)
         await sink.end()
         answers.append([sequence.token_ids for _, deltas in sink.calls for delta in deltas for sequence in delta.sequences])

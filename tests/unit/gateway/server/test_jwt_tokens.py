@@ -16,7 +16,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.gateway.server.jwt_tokens import MAX_CHARACTERS, REFRESH_S, SOONEST_REFRESH_S, JwtVerifier
 from neox_serve.settings import SettingsError
-from neox_serve.settings.cluster import JwtSettings
+from neox_serve.settings.gateway import JwtSettings
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
