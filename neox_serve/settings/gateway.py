@@ -17,7 +17,9 @@ class LimitSettings(Section):
     logprobs: int = Field(20, ge=0, description="Maximum number of alternatives per position for which log-probabilities are returned.")
     request_bytes: int = Field(1_572_864, ge=1024, description="Maximum size of a request message, in bytes.")
     idempotency_window_s: float = Field(
-        60.0, ge=0, description="Seconds for which a gateway stores a finished response and returns it to retries with the same `request_id`."
+        60.0,
+        ge=0,
+        description="Seconds for which a gateway stores a response and returns it to retries with the same `request_id`.",
     )
     idempotency_max_bytes: int = Field(
         67_108_864, ge=0, description="Maximum memory, in bytes, that stored responses may take in one gateway."
