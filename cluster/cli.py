@@ -1,46 +1,23 @@
-"""`neox-serve`: the command. Each command lives in `cluster.commands`; here they get their names."""
+"""`neox-serve`: the complete command. It adds the commands that need the server (`cluster.commands`) to those of `neox_serve.cli`."""
 
-import typer
+from collections.abc import Callable
 
-from cluster.commands import (
-    bench,
-    classify,
-    configuration,
-    generate,
-    inspect,
-    job,
-    lifecycle,
-    logs,
-    plan,
-    search,
-    simulate,
-    tenant,
-    tokens,
-    usage,
-)
-from cluster.commands.shared.failures import ExplainingGroup
+from cluster.commands import bench, configuration, lifecycle, logs, plan, search, simulate
+from cluster.installation import ServerInstallation
+from neox_serve.cli.app import CALLS, CLUSTER, SETTINGS, SIZING, base_app
 
-app = typer.Typer(
-    cls=ExplainingGroup,
-    help="Serve GPT-NeoX models, and call what is served.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-_CALLS, _CLUSTER, _PLATFORM, _SIZING, _SETTINGS = "Call what is served", "Run a cluster", "Keep the platform", "Size a cluster", "Settings"
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    CLUSTER: (lifecycle.up, lifecycle.down, lifecycle.apply, logs.logs),
+    CALLS: (search.search, bench.bench),
+    SIZING: (plan.plan, simulate.simulate),
+}
 
-for _command in (lifecycle.up, lifecycle.down, lifecycle.apply, inspect.status, inspect.top, inspect.drain, inspect.metrics, logs.logs):
-    app.command(rich_help_panel=_CLUSTER)(_command)
-for _command in (generate.generate, tokens.embed, tokens.score, tokens.tokenize, tokens.detokenize, tokens.estimate):
-    app.command(rich_help_panel=_CALLS)(_command)
-for _command in (classify.classify, search.search, inspect.models, bench.bench):
-    app.command(rich_help_panel=_CALLS)(_command)
-app.add_typer(job.job_app, name="job", rich_help_panel=_CALLS)
-app.add_typer(tenant.tenant_app, name="tenant", rich_help_panel=_PLATFORM)
-app.add_typer(usage.usage_app, name="usage", rich_help_panel=_PLATFORM)
-for _command in (plan.plan, simulate.simulate):
-    app.command(rich_help_panel=_SIZING)(_command)
-app.add_typer(configuration.config_app, name="config", rich_help_panel=_SETTINGS)
-app.add_typer(configuration.manifests_app, name="manifests", rich_help_panel=_SETTINGS)
+app = base_app(ServerInstallation())
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(configuration.config_app, name="config", rich_help_panel=SETTINGS)
+app.add_typer(configuration.manifests_app, name="manifests", rich_help_panel=SETTINGS)
 
 
 def main() -> None:

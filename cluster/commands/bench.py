@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import print_view
+from neox_serve.cli.connection import Connection, connected
+from neox_serve.cli.console import print_view
+from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from cluster.bench.endpoints import Endpoint

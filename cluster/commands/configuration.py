@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared.inout import JsonOption, print_json
-from cluster.commands.shared.settings import ConfigOption, SetOption, effective
+from cluster.commands.settings import SetOption, effective
+from neox_serve.cli.connection import ConfigOption
+from neox_serve.cli.console import JsonOption, print_json
 
 if TYPE_CHECKING:
     from neox_serve.settings import Settings

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.settings import ConfigOption, SetOption, effective
+from cluster.commands.settings import SetOption, effective
+from neox_serve.cli.connection import ConfigOption
+from neox_serve.cli.errors import CommandError
 
 
 def up(config: ConfigOption = None, overrides: SetOption = None) -> None:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.settings import ConfigOption, effective
+from cluster.commands.settings import effective
+from neox_serve.cli.connection import ConfigOption
+from neox_serve.cli.errors import CommandError
 
 GrepOption = Annotated[str, typer.Option("--grep", metavar="TEXT", help="Only lines with this text, such as a request id or a component.")]
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, print_json, print_view
+from neox_serve.cli.console import JsonOption, print_json, print_view
+from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from neox_serve.model.facts import ModelFacts

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected, interruptible
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, Pooling, print_json, read_texts
+from neox_serve.cli.connection import Connection, connected, interruptible
+from neox_serve.cli.console import JsonOption, Pooling, print_json, read_texts
+from neox_serve.cli.errors import CommandError
 from neox_serve.core.jobs.vector_target import VectorTarget
 
 

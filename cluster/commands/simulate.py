@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import print_view
+from neox_serve.cli.console import print_view
+from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from autoscaling.simulator.comparison import Curve

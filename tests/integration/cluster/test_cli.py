@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.views.status import missing_view, status_view
+from neox_serve.cli.views.status import missing_view, status_view
 from neox_serve.client import ServeError
 from neox_serve.core.errors import Reason, invalid
 from neox_serve.v1 import generation_pb2, ops_service_pb2

@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.commands.shared.failures import explain
-from cluster.views.status import age
+from neox_serve.cli.errors import explain
+from neox_serve.cli.views.status import age
 from neox_serve.core.errors import QuotaViolation, Reason, ServeError, invalid
 from neox_serve.settings import Settings, connect_address, restore
 

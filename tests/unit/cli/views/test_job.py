@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from cluster.views.job import LogReader, follow, lines, table
+from neox_serve.cli.views.job import LogReader, follow, lines, table
 from neox_serve.client import BatchJob, JobLog, JobState
 
 JOB = BatchJob("job-1", "june", "generate", JobState.RUNNING, "in", "out", 100, 20, 1, 0, "", False, 1, "job-1-1", 1.0, 2.0, None)

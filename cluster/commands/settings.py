@@ -9,7 +9,6 @@ import typer
 if TYPE_CHECKING:
     from neox_serve.settings import Settings
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings file (YAML); absent: defaults.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Overrides a setting, such as generation.replicas.max=2; repeatable."),

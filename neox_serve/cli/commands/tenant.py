@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.shared.asking import DirectOption, asker, print_messages
-from cluster.commands.shared.connection import Connection, connected
-from cluster.commands.shared.inout import JsonOption, print_view
-from cluster.commands.usage import show_usage
+from neox_serve.cli.admin_calls import DirectOption, admin_caller, print_messages
+from neox_serve.cli.commands.usage import show_usage
+from neox_serve.cli.connection import Connection, connected
+from neox_serve.cli.console import JsonOption, print_view
 
 if TYPE_CHECKING:
     from neox_serve.v1 import admin_service_pb2
@@ -49,7 +49,7 @@ def add(  # noqa: PLR0913 - a tenant's fields, one by one
     """Enter a tenant, and make it an API key."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenant = asker(connection, direct=direct), pb.Tenant(name=name)
+    ask, tenant = admin_caller(connection, direct=direct), pb.Tenant(name=name)
     _fill(
         tenant,
         {"role": role, "weight": weight, "class_ceiling": class_ceiling},
@@ -89,7 +89,7 @@ def set_(  # noqa: PLR0913 - as above
     """Change what is given of a tenant; it holds on all gateways within a second."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask = asker(connection, direct=direct)
+    ask = admin_caller(connection, direct=direct)
     tenant = ask(pb.GetTenantRequest(name=name)).tenant
     _fill(
         tenant,
@@ -113,7 +113,7 @@ def list_(connection: Connection, *, direct: DirectOption = False, as_json: Json
     """Show all tenants."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenants, token = asker(connection, direct=direct), [], ""
+    ask, tenants, token = admin_caller(connection, direct=direct), [], ""
     while True:
         page = ask(pb.ListTenantsRequest(page_size=1_000, page_token=token))
         tenants += page.tenants
@@ -128,11 +128,11 @@ def keys(connection: Connection, *, name: NameArgument, direct: DirectOption = F
     """Show a tenant's API keys, without their secrets."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    found = asker(connection, direct=direct)(pb.ListKeysRequest(tenant=name)).keys
+    found = admin_caller(connection, direct=direct)(pb.ListKeysRequest(tenant=name)).keys
     if as_json:
         print_messages(found)
         return
-    from cluster.views.tenant import keys_table
+    from neox_serve.cli.views.tenant import keys_table
 
     print_view(keys_table(found))
 
@@ -153,7 +153,7 @@ def add_key(
 
     request = pb.CreateKeyRequest(tenant=name, label=label)
     _set_days(request, "lifetime", lifetime_days)
-    _show_secret(asker(connection, direct=direct)(request), as_json=as_json)
+    _show_secret(admin_caller(connection, direct=direct)(request), as_json=as_json)
 
 
 @tenant_app.command()
@@ -173,7 +173,7 @@ def rotate_key(
     request = pb.RotateKeyRequest(tenant=name)
     request.overlap.FromNanoseconds(round(overlap_s * 1e9))
     _set_days(request, "lifetime", lifetime_days)
-    _show_secret(asker(connection, direct=direct)(request), as_json=as_json)
+    _show_secret(admin_caller(connection, direct=direct)(request), as_json=as_json)
 
 
 @tenant_app.command()
@@ -182,7 +182,7 @@ def revoke_key(connection: Connection, *, key_id: Annotated[str, typer.Argument(
     """End an API key now, and within a second the calls that it began."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    asker(connection, direct=direct)(pb.RevokeKeyRequest(key_id=key_id))
+    admin_caller(connection, direct=direct)(pb.RevokeKeyRequest(key_id=key_id))
     print(f"Revoked {key_id}.")
 
 
@@ -198,11 +198,11 @@ def audit(
     """Show who changed what."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    entries = asker(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=most)).entries
+    entries = admin_caller(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=most)).entries
     if as_json:
         print_messages(entries)
         return
-    from cluster.views.tenant import audit_table
+    from neox_serve.cli.views.tenant import audit_table
 
     print_view(audit_table(entries))
 
@@ -218,7 +218,7 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a tenant, or each of them, used."""
-    show_usage(asker(connection, direct=direct), name, days, as_json=as_json)
+    show_usage(admin_caller(connection, direct=direct), name, days, as_json=as_json)
 
 
 def _fill(tenant: "admin_service_pb2.Tenant", words: dict[str, Any], names: dict[str, NamesOption], limits: dict[str, str | None]) -> None:
@@ -273,7 +273,7 @@ def _show_tenants(tenants: "list[admin_service_pb2.Tenant]", *, as_json: bool, s
         for tenant in tenants:
             print(json.dumps(MessageToDict(tenant) | ({"apiKey": secret} if secret else {})))
         return
-    from cluster.views.tenant import tenants_table
+    from neox_serve.cli.views.tenant import tenants_table
 
     print_view(tenants_table(tenants))
     if secret:

@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
-from cluster.commands.shared.usage_reconciliation import Reconciled
+from neox_serve.cli.usage_reconciliation import Reconciled
 from neox_serve.v1 import admin_service_pb2 as pb
 from neox_serve.v1 import generation_pb2
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.views.status import age
+from neox_serve.cli.views.status import age
 from neox_serve.client import BatchJob, JobLog, JobState
 
 _EVERY_S = 5.0

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected, interruptible
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, print_json, read_texts
+from neox_serve.cli.connection import Connection, connected, interruptible
+from neox_serve.cli.console import JsonOption, print_json, read_texts
+from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from neox_serve.client import Client

@@ -1,6 +1,6 @@
 """Usage records held against the engines' own counters."""
 
-from cluster.commands.shared.usage_reconciliation import EngineCounters, Reconciled, engine_counters, overcharged, reconciled
+from neox_serve.cli.usage_reconciliation import EngineCounters, Reconciled, engine_counters, overcharged, reconciled
 from neox_serve.v1.admin_service_pb2 import ReplicaUsage
 
 PAGE = """

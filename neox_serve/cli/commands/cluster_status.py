@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, print_json, print_view
-from cluster.commands.shared.settings import ConfigOption, effective
+from neox_serve.cli.connection import ConfigOption, Connection, connected
+from neox_serve.cli.console import JsonOption, print_json, print_view
+from neox_serve.cli.errors import CommandError
+from neox_serve.cli.installation import ClientInstallation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from neox_serve.client import Client, ClusterStatus
-    from neox_serve.settings.cluster import MetricsSettings
 
 _CALL_TIMEOUT_S = 10.0
 _LOOK_S = 0.05
@@ -34,7 +33,7 @@ def models(connection: Connection, *, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(served)
         return
-    from cluster.views.status import models_table
+    from neox_serve.cli.views.status import models_table
 
     print_view(models_table(served))
 
@@ -50,7 +49,7 @@ def status(
     """Show pools, replicas with their load, gateways, and what is wrong."""
     with connection.client() as client:
         if watch:
-            from cluster.views.status import status_view
+            from neox_serve.cli.views.status import status_view
 
             _watch(client, interval_s, status_view, as_json=as_json)
         else:
@@ -72,29 +71,33 @@ def top(
     interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,
 ) -> None:
     """Watch tenants, pools and replicas at work, until Ctrl-C."""
-    from cluster.views.status import top_view
+    from neox_serve.cli.views.status import top_view
 
     with connection.client() as client:
         _watch(client, interval_s, top_view, screen=True)
 
 
 def metrics(
-    config: ConfigOption = None, url: Annotated[str | None, typer.Option(help="Scrape page; absent: the settings' host and port.")] = None
+    context: typer.Context,
+    config: ConfigOption = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Metrics page (http or https). Default: the metrics host and port in the settings.")
+    ] = None,
 ) -> None:
-    """Print the cluster's Prometheus page."""
-    print(fetch_metrics(url, config), end="")
+    """Print the cluster's metrics in the Prometheus text format."""
+    print(fetch_metrics(url, config, context.obj), end="")
 
 
-def fetch_metrics(url: str | None, config: Path | None) -> str:
-    """The cluster's Prometheus page, of the settings where no URL says it. Raises CommandError."""
-    return _fetch(url or _metrics_url(effective(config).metrics))
+def fetch_metrics(url: str | None, config: Path | None, installation: ClientInstallation) -> str:
+    """The cluster's metrics page, from the URL or, if that is None, from the address in the settings. Raises CommandError."""
+    return _fetch(url or installation.metrics_url(config))
 
 
 def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
     if as_json:
         print_json(seen)
         return
-    from cluster.views.status import status_view
+    from neox_serve.cli.views.status import status_view
 
     print_view(status_view(seen))
 
@@ -106,7 +109,7 @@ def _watch(
     from rich.console import Console
     from rich.live import Live
 
-    from cluster.views.status import missing_view
+    from neox_serve.cli.views.status import missing_view
     from neox_serve.client import ServeError
 
     console, asking = Console(), ThreadPoolExecutor(1)
@@ -138,14 +141,6 @@ def _noticed_interrupt() -> Iterator[threading.Event]:
         yield noticed
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _metrics_url(settings: "MetricsSettings") -> str:
-    from neox_serve.settings import connect_address
-
-    if not settings.enabled:
-        raise CommandError("metrics are switched off (metrics.enabled); name a page with --url")
-    return f"http://{connect_address(settings.host, settings.port)}/metrics"
 
 
 def _fetch(url: str) -> str:

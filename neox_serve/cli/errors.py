@@ -1,4 +1,4 @@
-"""What the command says when something fails, and how it exits: 1 for failures, 2 for wrong usage (typer's own), 130 after Ctrl-C."""
+"""How commands report failures. Exit codes: 1 for failures, 2 for wrong usage (typer's own), 130 after Ctrl-C."""
 
 import sys
 from typing import Any
@@ -8,22 +8,22 @@ from typer.core import TyperGroup
 from neox_serve.core.errors import ServeError
 
 UNREACHABLE = "unreachable"
-"""The key that the client sets in the metadata of errors that never came from the service."""
+"""The client sets this metadata key, with the address as its value, on errors that did not come from the service."""
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; the message is for people."""
+    """A command cannot do what it was told to do. The message is shown to the user."""
 
 
 class ExplainingGroup(TyperGroup):
-    """Ends a command whose failure can be explained with that on stderr and exit code 1; other failures are bugs and keep their trace."""
+    """Prints failures that the user can act on to stderr and exits with 1; any other exception is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was chosen."""
+        """Runs the chosen command. The context's object is the Installation."""
         try:
             return super().invoke(ctx)
         except (CommandError, ServeError, ValueError, TimeoutError) as error:
-            explanation = explain(error)
+            explanation = ctx.obj.explain(error)
             if explanation is None:
                 raise
             print(explanation, file=sys.stderr)
@@ -31,15 +31,13 @@ class ExplainingGroup(TyperGroup):
 
 
 def explain(error: Exception) -> str | None:
-    """The failure in words; None where it is not a failure that users should see so."""
+    """Describes the failure for the user. Returns None if the error is a bug."""
     match error:
         case ServeError():
             return _explain_serve_error(error)
         case CommandError() | TimeoutError():
             return f"Error: {error}"
-    from neox_serve.settings import SettingsError
-
-    return f"Error in the settings:\n{error}" if isinstance(error, SettingsError) else None
+    return None
 
 
 def _explain_serve_error(error: ServeError) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected, interruptible
-from cluster.commands.shared.inout import JsonOption, OnDeadline, Truncation, print_json, read_texts
+from neox_serve.cli.connection import Connection, connected, interruptible
+from neox_serve.cli.console import JsonOption, OnDeadline, Truncation, print_json, read_texts
 
 if TYPE_CHECKING:
     from neox_serve.client.options import Prompt

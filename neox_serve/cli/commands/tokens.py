@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected, interruptible
-from cluster.commands.shared.inout import JsonOption, Pooling, Truncation, print_json, read_texts
+from neox_serve.cli.connection import Connection, connected, interruptible
+from neox_serve.cli.console import JsonOption, Pooling, Truncation, print_json, read_texts
 
 TextsArgument = Annotated[list[str], typer.Argument(metavar="TEXT...", help='"-" reads standard input.')]
 ModelOption = Annotated[str | None, typer.Option(help="Absent: the one served.")]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.shared.connection import Connection, connected, interruptible
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, print_json, print_view
+from neox_serve.cli.connection import Connection, connected, interruptible
+from neox_serve.cli.console import JsonOption, print_json, print_view
+from neox_serve.cli.errors import CommandError
 from neox_serve.core.jobs.evaluate import AS_TASKS_HAVE_IT, EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import FINETUNE, TARGETS, FinetuneWork
 from neox_serve.core.jobs.job import RowsWork, Work
@@ -60,8 +60,8 @@ def _submission(kind: str, row: str) -> Callable[..., None]:
         source, output, rejects = (_as_known_there(connection, file) for file in (source, output, rejects))
         into = _target_as_known_there(connection, into)
         work = RowsWork(source, output, _object(defaults), rejects, concurrency, max_stall_s, into, own_engine)
-        if not connection.shows_credential:
-            _survey(kind, work)
+        if not connection.has_credential:
+            connection.installation.check_rows(kind, work)
         with connection.client() as client:
             options = {each: value for each, value in asdict(work).items() if each not in {"input", "output"}}
 
@@ -202,7 +202,7 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """Show the newest jobs."""
-    from cluster.views import job as job_view
+    from neox_serve.cli.views import job as job_view
 
     with connection.client() as client:
         jobs = client.jobs(page_size=most).jobs
@@ -216,7 +216,7 @@ def list_jobs(
 @connected
 def status(connection: Connection, job_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show one job."""
-    from cluster.views import job as job_view
+    from neox_serve.cli.views import job as job_view
 
     with connection.client() as client:
         job = client.job(job_id)
@@ -253,7 +253,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job's last run writes, as of a few seconds ago."""
-    from cluster.views.job import LogReader
+    from neox_serve.cli.views.job import LogReader
 
     reader = LogReader()
     with connection.client() as client:
@@ -270,7 +270,7 @@ def logs(
 
 def _as_known_there(connection: Connection, file: str) -> str:
     """Tenants name files in their folder; who needs no credential is on the cluster's own machine, with paths as they are here."""
-    if not file or connection.shows_credential or "://" in file:
+    if not file or connection.has_credential or "://" in file:
         return file
     return str(Path(file).absolute())
 
@@ -284,17 +284,6 @@ def _target_as_known_there(connection: Connection, text: str) -> str:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--into") from error
     return str(replace(target, place=_as_known_there(connection, target.place)))
-
-
-def _survey(kind: str, work: RowsWork) -> None:
-    """Finds bad rows before anything is created; the job looks again where it runs."""
-    from deployments.jobs.bulk.job import BulkJob, survey
-    from deployments.jobs.failures import JobError
-
-    try:
-        survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, rejects=work.rejects or None))
-    except JobError as error:
-        raise CommandError(str(error)) from error
 
 
 def _name(kind: str, work: Work) -> str:
@@ -317,7 +306,7 @@ def _submitted(client: "Client", name: str, create: Callable[[str], "BatchJob"],
 def _watch(client: "Client", job_id: str) -> None:
     from rich.console import Console
 
-    from cluster.views import job as job_view
+    from neox_serve.cli.views import job as job_view
 
     job = job_view.follow(client.watch_job(job_id), Console(stderr=True, soft_wrap=True))
     if job is None or job.state != "SUCCEEDED":

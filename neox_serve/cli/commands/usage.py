@@ -1,17 +1,17 @@
 """`neox-serve usage`: what was used, and whether the records of it hold."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared.asking import Ask, DirectOption, asker, print_messages
-from cluster.commands.shared.connection import Connection, connected
-from cluster.commands.shared.failures import CommandError
-from cluster.commands.shared.inout import JsonOption, print_view
+from neox_serve.cli.admin_calls import DirectOption, admin_caller, print_messages
+from neox_serve.cli.connection import Connection, connected
+from neox_serve.cli.console import JsonOption, print_view
+from neox_serve.cli.errors import CommandError
+from neox_serve.cli.installation import AdminCall
 
 if TYPE_CHECKING:
-    from cluster.commands.shared.usage_reconciliation import EngineCounters
+    from neox_serve.cli.usage_reconciliation import EngineCounters
     from neox_serve.v1 import admin_service_pb2
 
 usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=True)
@@ -27,7 +27,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show what each tenant used."""
-    show_usage(asker(connection, direct=direct), None, days, as_json=as_json)
+    show_usage(admin_caller(connection, direct=direct), None, days, as_json=as_json)
 
 
 @usage_app.command()
@@ -44,7 +44,7 @@ def verify(
     """Check that no usage record was changed or taken away, and hold the records against what the engines counted."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    found = asker(connection, direct=direct)(pb.VerifyUsageRequest())
+    found = admin_caller(connection, direct=direct)(pb.VerifyUsageRequest())
     if as_json:
         print_messages([found])
     else:
@@ -54,10 +54,10 @@ def verify(
         raise CommandError(f"{len(found.breaks)} of the chains are not what was written:\n{broken}")
     if not as_json:
         print("All chains are as they were written.")
-        _show_reconciliation(found, _engine_counters(metrics_url, connection.config))
+        _show_reconciliation(found, _engine_counters(metrics_url, connection))
 
 
-def show_usage(ask: Ask, name: str | None, days: int, *, as_json: bool) -> None:
+def show_usage(ask: AdminCall, name: str | None, days: int, *, as_json: bool) -> None:
     """Prints what tenants used over whole days (UTC), with today. name: None for each of them."""
     from datetime import UTC, datetime, timedelta
 
@@ -70,21 +70,21 @@ def show_usage(ask: Ask, name: str | None, days: int, *, as_json: bool) -> None:
     if as_json:
         print_messages(sums)
         return
-    from cluster.views.tenant import usage_table
+    from neox_serve.cli.views.tenant import usage_table
 
     print_view(usage_table(sums))
 
 
-def _engine_counters(url: str | None, config: Path | None) -> "dict[str, EngineCounters]":
-    from cluster.commands.inspect import fetch_metrics
-    from cluster.commands.shared.usage_reconciliation import engine_counters
+def _engine_counters(url: str | None, connection: Connection) -> "dict[str, EngineCounters]":
+    from neox_serve.cli.commands.cluster_status import fetch_metrics
+    from neox_serve.cli.usage_reconciliation import engine_counters
 
-    return engine_counters(fetch_metrics(url, config))
+    return engine_counters(fetch_metrics(url, connection.config, connection.installation))
 
 
 def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted: "dict[str, EngineCounters]") -> None:
-    from cluster.commands.shared.usage_reconciliation import overcharged, reconciled
-    from cluster.views.tenant import reconciliation_table
+    from neox_serve.cli.usage_reconciliation import overcharged, reconciled
+    from neox_serve.cli.views.tenant import reconciliation_table
 
     compared = reconciled(found.replicas, counted)
     if compared:
