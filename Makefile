@@ -8,7 +8,7 @@ BASE ?= main
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers serve check format unit test test-changed docs docs-serve reference bench bench-smoke goals goals-long \
-  protos generate-protos breaking lock hooks
+  protos generate-protos generate-client breaking lock hooks
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ generate-protos:
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:$(OUT) \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:$(OUT) $(PROTOS)
+
+generate-client: setup ## Regenerate the blocking client from the asyncio client
+	@$(BIN)/python -m tools.generate_sync_client
 
 breaking: setup ## Fail if the public protos break clients built against BASE (default: main)
 	@$(BIN)/buf breaking --against '.git#ref=$(BASE)' --path protos/neox_serve/v1

@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class ApiCall(Generic[T]):
     """A call to be made: `stub` is the generated stub's class, `read` turns each response message into a result."""
 
     stub: Callable[[Any], Any]
@@ -76,18 +76,18 @@ class Call(Generic[T]):
         return getattr(self.request, "request_id", "")
 
 
-def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Call[GenerateResult]:
+def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> ApiCall[GenerateResult]:
     """InferenceService.Generate for one prompt or many."""
     request = _generation(inference_service_pb2.GenerateRequest(), prompts, options)
     stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "Generate", request, responses.generate_result, options.get("timeout_s"))
+    return ApiCall(stub, "Generate", request, responses.generate_result, options.get("timeout_s"))
 
 
-def estimate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Call[Estimate]:
+def estimate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> ApiCall[Estimate]:
     """InferenceService.Estimate for the same."""
     request = _generation(inference_service_pb2.EstimateRequest(), prompts, options)
     stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "Estimate", request, responses.estimate, options.get("timeout_s"))
+    return ApiCall(stub, "Estimate", request, responses.estimate, options.get("timeout_s"))
 
 
 def _generation(request: Any, prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Any:
@@ -103,7 +103,7 @@ def _generation(request: Any, prompts: Prompt | Sequence[Prompt], options: Gener
     return request
 
 
-def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
+def stream(prompt: Prompt, options: StreamOptions) -> ApiCall[StreamEvent]:
     """InferenceService.StreamGenerate."""
     refuse_unknown(options, StreamOptions)
     request = _identified(inference_service_pb2.StreamGenerateRequest(), options)
@@ -113,10 +113,10 @@ def stream(prompt: Prompt, options: StreamOptions) -> Call[StreamEvent]:
     set_fields(request.options, "options.", {"min_chunk_tokens": options.get("min_chunk_tokens")})
     set_seconds(request.options, "options.", "min_chunk_interval", options.get("min_chunk_interval_s"))
     stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
+    return ApiCall(stub, "StreamGenerate", request, responses.stream_event, options.get("timeout_s"))
 
 
-def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> Call[ScoreResult]:
+def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> ApiCall[ScoreResult]:
     """InferenceService.Score for pairs of a context and a continuation."""
     refuse_unknown(options, ScoreOptions)
     request = _identified(inference_service_pb2.ScoreRequest(), options)
@@ -128,10 +128,10 @@ def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> Call
             item.context.CopyFrom(_prompt(f"items[{position}].context", context))
         item.continuation.CopyFrom(_prompt(f"items[{position}].continuation", continuation))
     stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "Score", request, responses.score_result, options.get("timeout_s"))
+    return ApiCall(stub, "Score", request, responses.score_result, options.get("timeout_s"))
 
 
-def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[EmbedResult]:
+def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> ApiCall[EmbedResult]:
     """InferenceService.Embed for one input or many."""
     refuse_unknown(options, EmbedOptions)
     request = _identified(inference_service_pb2.EmbedRequest(), options)
@@ -140,53 +140,55 @@ def embed(inputs: Prompt | Sequence[Prompt], options: EmbedOptions) -> Call[Embe
     set_fields(request, "", {"truncation": word(_TRUNCATIONS, "truncation", options)})
     set_fields(request, "", {"pooling": word(_POOLINGS, "pooling", options), "priority": word(_PRIORITIES, "priority", options)})
     stub = inference_service_pb2_grpc.InferenceServiceStub
-    return Call(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))
+    return ApiCall(stub, "Embed", request, responses.embed_result, options.get("timeout_s"))
 
 
-def tokenize(texts: str | Sequence[str], *, include_offsets: bool, options: CallOptions) -> Call[tuple[TokenizedText, ...]]:
+def tokenize(texts: str | Sequence[str], *, include_offsets: bool, options: CallOptions) -> ApiCall[tuple[TokenizedText, ...]]:
     """TokenService.Tokenize for one text or many."""
     refuse_unknown(options, CallOptions)
     request = _identified(token_service_pb2.TokenizeRequest(include_offsets=include_offsets), options)
     set_fields(request, "", {"texts": [texts] if isinstance(texts, str) else texts})
-    return Call(token_service_pb2_grpc.TokenServiceStub, "Tokenize", request, responses.tokenized_texts, options.get("timeout_s"))
+    return ApiCall(token_service_pb2_grpc.TokenServiceStub, "Tokenize", request, responses.tokenized_texts, options.get("timeout_s"))
 
 
-def detokenize(sequences: Sequence[int] | Sequence[Sequence[int]], options: CallOptions) -> Call[tuple[str, ...]]:
+def detokenize(sequences: Sequence[int] | Sequence[Sequence[int]], options: CallOptions) -> ApiCall[tuple[str, ...]]:
     """TokenService.Detokenize for one sequence of ids or many."""
     refuse_unknown(options, CallOptions)
     request = _identified(token_service_pb2.DetokenizeRequest(), options)
     many = [sequences] if _is_token_ids(sequences) else sequences
     for position, ids in enumerate(cast("Sequence[Sequence[int]]", many)):
         set_fields(request.sequences.add(), f"sequences[{position}].", {"ids": ids})
-    return Call(token_service_pb2_grpc.TokenServiceStub, "Detokenize", request, responses.texts, options.get("timeout_s"))
+    return ApiCall(token_service_pb2_grpc.TokenServiceStub, "Detokenize", request, responses.texts, options.get("timeout_s"))
 
 
-def list_models(timeout_s: float | None) -> Call[tuple[Model, ...]]:
+def list_models(timeout_s: float | None) -> ApiCall[tuple[Model, ...]]:
     """ModelService.ListModels."""
-    return Call(model_service_pb2_grpc.ModelServiceStub, "ListModels", model_service_pb2.ListModelsRequest(), responses.models, timeout_s)
+    return ApiCall(
+        model_service_pb2_grpc.ModelServiceStub, "ListModels", model_service_pb2.ListModelsRequest(), responses.models, timeout_s
+    )
 
 
-def get_model(name: str, timeout_s: float | None) -> Call[Model]:
+def get_model(name: str, timeout_s: float | None) -> ApiCall[Model]:
     """ModelService.GetModel."""
     request = model_service_pb2.GetModelRequest()
     set_fields(request, "", {"name": name})
-    return Call(model_service_pb2_grpc.ModelServiceStub, "GetModel", request, responses.one_model, timeout_s)
+    return ApiCall(model_service_pb2_grpc.ModelServiceStub, "GetModel", request, responses.one_model, timeout_s)
 
 
-def cluster_status(timeout_s: float | None) -> Call[ClusterStatus]:
+def cluster_status(timeout_s: float | None) -> ApiCall[ClusterStatus]:
     """OpsService.GetClusterStatus."""
     request = ops_service_pb2.GetClusterStatusRequest()
-    return Call(ops_service_pb2_grpc.OpsServiceStub, "GetClusterStatus", request, responses.cluster_status, timeout_s)
+    return ApiCall(ops_service_pb2_grpc.OpsServiceStub, "GetClusterStatus", request, responses.cluster_status, timeout_s)
 
 
-def drain_replica(replica_id: str, timeout_s: float | None) -> Call[None]:
+def drain_replica(replica_id: str, timeout_s: float | None) -> ApiCall[None]:
     """OpsService.DrainReplica."""
     request = ops_service_pb2.DrainReplicaRequest()
     set_fields(request, "", {"replica_id": replica_id})
-    return Call(ops_service_pb2_grpc.OpsServiceStub, "DrainReplica", request, lambda _: None, timeout_s)
+    return ApiCall(ops_service_pb2_grpc.OpsServiceStub, "DrainReplica", request, lambda _: None, timeout_s)
 
 
-def create_job(work: str, source: str, output: str, options: JobOptions) -> Call[BatchJob]:
+def create_job(work: str, source: str, output: str, options: JobOptions) -> ApiCall[BatchJob]:
     """BatchService.CreateJob."""
     refuse_unknown(options, JobOptions)
     request = batch_service_pb2.CreateJobRequest()
@@ -196,78 +198,78 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> Call
     chosen = {name: options.get(name) for name in ("rejects", "concurrency", "into", "own_engine")}
     set_fields(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
     set_seconds(request.rows, "rows.", "max_stall", options.get("max_stall_s"))
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+    return ApiCall(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
-def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> Call[BatchJob]:
+def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> ApiCall[BatchJob]:
     """BatchService.CreateJob of an adapter."""
     return _create("finetune", {"input": source, "adapter": adapter}, options, FinetuneOptions)
 
 
-def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOptions) -> Call[BatchJob]:
+def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOptions) -> ApiCall[BatchJob]:
     """BatchService.CreateJob of an evaluation."""
     return _create("evaluate", {"tasks": tasks, "output": output}, options, EvaluateOptions)
 
 
-def create_quantization(scheme: str, output: str, calibration: str, held_out: str, options: QuantizeOptions) -> Call[BatchJob]:
+def create_quantization(scheme: str, output: str, calibration: str, held_out: str, options: QuantizeOptions) -> ApiCall[BatchJob]:
     """BatchService.CreateJob of a checkpoint."""
     named = {"scheme": scheme, "output": output, "calibration": calibration, "held_out": held_out}
     return _create("quantize", named, options, QuantizeOptions)
 
 
-def _create(work: str, named: Mapping[str, Any], options: Mapping[str, Any], allowed: type) -> Call[BatchJob]:
+def _create(work: str, named: Mapping[str, Any], options: Mapping[str, Any], allowed: type) -> ApiCall[BatchJob]:
     """Of one kind of work, whose options are fields of its message."""
     refuse_unknown(options, allowed)
     request = batch_service_pb2.CreateJobRequest()
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     given = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s"}}
     set_fields(getattr(request, work), f"{work}.", {**named, **given})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
+    return ApiCall(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))
 
 
-def get_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+def get_job(job_id: str, timeout_s: float | None) -> ApiCall[BatchJob]:
     """BatchService.GetJob."""
     return _of_job("GetJob", batch_service_pb2.GetJobRequest(), job_id, timeout_s)
 
 
-def cancel_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+def cancel_job(job_id: str, timeout_s: float | None) -> ApiCall[BatchJob]:
     """BatchService.CancelJob."""
     return _of_job("CancelJob", batch_service_pb2.CancelJobRequest(), job_id, timeout_s)
 
 
-def job_log(job_id: str, timeout_s: float | None) -> Call[JobLog]:
+def job_log(job_id: str, timeout_s: float | None) -> ApiCall[JobLog]:
     """BatchService.ReadJobLog."""
     request = batch_service_pb2.ReadJobLogRequest()
     set_fields(request, "", {"job_id": job_id})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "ReadJobLog", request, responses.job_log, timeout_s)
+    return ApiCall(batch_service_pb2_grpc.BatchServiceStub, "ReadJobLog", request, responses.job_log, timeout_s)
 
 
-def watch_job(job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+def watch_job(job_id: str, timeout_s: float | None) -> ApiCall[BatchJob]:
     """BatchService.WatchJob."""
     return _of_job("WatchJob", batch_service_pb2.WatchJobRequest(), job_id, timeout_s)
 
 
-def list_jobs(page_size: int | None, page_token: str, timeout_s: float | None) -> Call[BatchJobs]:
+def list_jobs(page_size: int | None, page_token: str, timeout_s: float | None) -> ApiCall[BatchJobs]:
     """BatchService.ListJobs."""
     request = batch_service_pb2.ListJobsRequest()
     set_fields(request, "", {"page_size": page_size, "page_token": page_token})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, "ListJobs", request, responses.batch_jobs, timeout_s)
+    return ApiCall(batch_service_pb2_grpc.BatchServiceStub, "ListJobs", request, responses.batch_jobs, timeout_s)
 
 
-def _of_job(method: str, request: Message, job_id: str, timeout_s: float | None) -> Call[BatchJob]:
+def _of_job(method: str, request: Message, job_id: str, timeout_s: float | None) -> ApiCall[BatchJob]:
     set_fields(request, "", {"job_id": job_id})
-    return Call(batch_service_pb2_grpc.BatchServiceStub, method, request, responses.batch_job, timeout_s)
+    return ApiCall(batch_service_pb2_grpc.BatchServiceStub, method, request, responses.batch_job, timeout_s)
 
 
-def admin(request: Message, timeout_s: float | None) -> Call[Any]:
+def admin(request: Message, timeout_s: float | None) -> ApiCall[Any]:
     """The method of AdminService that takes the request; its answer is the response message."""
     method = request.DESCRIPTOR.name.removesuffix("Request")
-    return Call(admin_service_pb2_grpc.AdminServiceStub, method, request, lambda response: response, timeout_s)
+    return ApiCall(admin_service_pb2_grpc.AdminServiceStub, method, request, lambda response: response, timeout_s)
 
 
-def health(service: str, timeout_s: float | None) -> Call[str]:
+def health(service: str, timeout_s: float | None) -> ApiCall[str]:
     """grpc.health.v1.Health.Check."""
-    return Call(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(service=service), responses.health, timeout_s)
+    return ApiCall(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(service=service), responses.health, timeout_s)
 
 
 _ROW_WORKS = {"generate": batch_service_pb2.ROW_WORK_GENERATE, "embed": batch_service_pb2.ROW_WORK_EMBED}

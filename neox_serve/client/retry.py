@@ -1,7 +1,8 @@
 """When a failed call is tried again. Pure: the clock is an argument, the clients do the waiting."""
 
 from dataclasses import dataclass, field
-from typing import Self
+
+from typing_extensions import Self
 
 from neox_serve.core.errors import Reason, ServeError
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Unpack
 
 from deployments.jobs.failures import JobError
 from neox_serve.client import EmbedResult, GenerateResult, calls
-from neox_serve.client.calls import Call as ClientCall
+from neox_serve.client.calls import ApiCall
 from neox_serve.client.options import EmbedOptions, GenerateOptions, Prompt
 from neox_serve.core.cluster import Terms
 from neox_serve.core.generation.call_life import CallEvent
@@ -53,7 +53,7 @@ class OwnEngine:
         """Turns one input or a list of inputs into vectors."""
         return await self._answer(calls.embed(inputs, options), self._embedding.embed)
 
-    async def _answer(self, asked: ClientCall[T], handler: Callable[[Call, Any], Awaitable[Any]]) -> T:
+    async def _answer(self, asked: ApiCall[T], handler: Callable[[Call, Any], Awaitable[Any]]) -> T:
         now_s, task = asyncio.get_running_loop().time(), asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are made in tasks")
