@@ -9,7 +9,7 @@ from deployments.links import link_host, link_tls
 from deployments.lookup import router_lookup
 from deployments.process_tuning import tune_process
 from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
-from neox_serve.gateway.server.joins import JoinServer
+from neox_serve.gateway.server.idempotency_link import IdempotencyLinkServer
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.model.model_files import locate_tokenizer, read_facts
 from neox_serve.model.tokenizer import Tokenizer
@@ -41,10 +41,10 @@ class GatewayDeployment:
             platform=platform,
             link_tls=link_tls(settings.links),
         )
-        joins = JoinServer(self._server.repeats, link_tls(settings.links))
-        await joins.start(link_host(settings.router.host))
-        self._to_end.push_async_callback(joins.stop)
-        dispatcher.gateway_link_address = joins.address
+        idempotency_link = IdempotencyLinkServer(self._server.idempotency_cache, link_tls(settings.links))
+        await idempotency_link.start(link_host(settings.router.host))
+        self._to_end.push_async_callback(idempotency_link.stop)
+        dispatcher.gateway_link_address = idempotency_link.address
         await dispatcher.start()
         self._to_end.push_async_callback(dispatcher.close)
         await self._server.start()

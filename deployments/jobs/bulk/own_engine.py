@@ -25,7 +25,8 @@ from neox_serve.gateway.handlers.embedding import Embedding
 from neox_serve.gateway.handlers.generation import Generation
 from neox_serve.gateway.requests.preparing import unsalted
 from neox_serve.gateway.requests.served import Served
-from neox_serve.gateway.server.calls import Call
+from neox_serve.gateway.server.calls import Call, CallIdentity
+from neox_serve.gateway.server.deadlines import Deadline
 from neox_serve.model import model_files
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import Settings, SettingsError, pool_settings
@@ -57,8 +58,9 @@ class OwnEngine:
         now_s, task = asyncio.get_running_loop().time(), asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are made in tasks")
-        call = Call(asked.method, task, asked.request_id, now_s, now_s + _FOREVER_S, _CALLER, PriorityClass.BULK)
-        call.life.advance(CallEvent.ACCEPT)
+        identity = CallIdentity(asked.method, asked.request_id, _CALLER, PriorityClass.BULK)
+        call = Call(identity, Deadline(now_s, now_s + _FOREVER_S), task)
+        call.progress.life.advance(CallEvent.ACCEPT)
         return asked.read(await handler(call, asked.request))
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import ADAPTER_ALLOWED, FINETUNE, FinetuneWork
 from neox_serve.core.jobs.job import Job, RowsWork, Work
@@ -17,8 +16,8 @@ from neox_serve.core.tenancy.tenants import Role, Tenant
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.requests.validation import REQUEST_ID_ALLOWED, is_request_id
 from neox_serve.gateway.requests.violations import Violations
-from neox_serve.gateway.server.calls import Call, StreamWriter, deadline_exceeded
-from neox_serve.gateway.server.runner import DRAINING_RETRY_S
+from neox_serve.gateway.server.calls import Call, StreamWriter
+from neox_serve.gateway.server.in_flight import draining_error
 from neox_serve.model.adapter_names import registered_name
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.v1 import batch_service_pb2 as pb
@@ -79,10 +78,10 @@ class Batch:
             if job.state.ended:
                 return
             if self._draining():
-                raise ServeError(Reason.DRAINING, "this gateway is about to stop", retry_after_s=DRAINING_RETRY_S)
-            if clock() >= call.deadline_at_s:
-                raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s)
-            await asyncio.sleep(min(_WATCH_INTERVAL_S, max(0.0, call.deadline_at_s - clock())))
+                raise draining_error()
+            if clock() >= call.deadline.ends_at_s:
+                raise call.deadline.exceeded()
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, max(0.0, call.deadline.ends_at_s - clock())))
 
     def _create(self, call: Call, message: pb.CreateJobRequest) -> Job:
         tenant = call.tenant

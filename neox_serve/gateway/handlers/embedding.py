@@ -6,7 +6,7 @@ from dataclasses import replace
 from neox_serve.core.types import EmbeddingRequest, EmbeddingResult
 from neox_serve.gateway.dispatch.protocol import Engines
 from neox_serve.gateway.requests import prompts, validation
-from neox_serve.gateway.requests.concurrency import side_by_side
+from neox_serve.gateway.requests.completing import side_by_side
 from neox_serve.gateway.requests.preparing import Salts
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.server.calls import Call
@@ -26,14 +26,14 @@ class Embedding:
 
     async def embed(self, call: Call, message: inference_service_pb2.EmbedRequest) -> inference_service_pb2.EmbedResponse:
         """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
-        call.model = self._served.model
+        call.accounting.model = self._served.model
         requests = await self._requests(call, message)
-        call.reservation = await self._dispatcher.reserve(call.tenant, call.tokens.prompt)
+        call.accounting.reservation = await self._dispatcher.reserve(call.tenant, call.accounting.tokens.prompt)
         terms = call.terms(asyncio.get_running_loop().time())
         traced = [replace(request, traceparent=terms.traceparent) for request in requests] if terms.traceparent else requests
         results = await side_by_side([self._dispatcher.embed(self._served.model, request, terms) for request in traced])
-        call.admitted(max(result.admission_s for result in results), results[-1].replica_id)
-        call.tokens.cached = sum(result.cached_tokens for result in results)
+        call.progress.admitted(max(result.admission_s for result in results), results[-1].replica_id)
+        call.accounting.tokens.cached = sum(result.cached_tokens for result in results)
         return self._response(call, requests, results)
 
     async def _requests(self, call: Call, message: inference_service_pb2.EmbedRequest) -> list[EmbeddingRequest]:
@@ -42,9 +42,9 @@ class Embedding:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         fitted = await prompts.fit_prompts(message.inputs, "inputs[{}]", room, self._tokenizer)
-        call.tokenization_s = clock() - began_s
-        call.tokens.prompt = sum(len(prompt.token_ids) for prompt in fitted)
-        call.tokens.truncated = sum(prompt.truncated_tokens for prompt in fitted)
+        call.progress.tokenization_s = clock() - began_s
+        call.accounting.tokens.prompt = sum(len(prompt.token_ids) for prompt in fitted)
+        call.accounting.tokens.truncated = sum(prompt.truncated_tokens for prompt in fitted)
         method = pooling(message.pooling, self._served.default_pooling)
         normalize = message.normalize if message.HasField("normalize") else True
         salt = self._salts(call.tenant)
@@ -61,6 +61,6 @@ class Embedding:
             model=self._served.model,
             embeddings=vectors,
             layer=self._served.embedding_layer,
-            usage=call.tokens.message(),
+            usage=call.accounting.tokens.message(),
             timings=call.timings(asyncio.get_running_loop().time()),
         )

@@ -10,7 +10,8 @@ from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgre
 from neox_serve.gateway.requests.completing import Completer, note_prediction
 from neox_serve.gateway.requests.preparing import Preparer, Salts
 from neox_serve.gateway.requests.served import Served
-from neox_serve.gateway.server.calls import Call, Expired, Expiry, StreamWriter, TokenCount, deadline_exceeded
+from neox_serve.gateway.server.calls import Call, StreamWriter, TokenCount
+from neox_serve.gateway.server.deadlines import Expired, Expiry
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.public_messages import ChunkWriter, logprob_messages
@@ -27,7 +28,7 @@ class Generation:
     async def generate(self, call: Call, message: inference_service_pb2.GenerateRequest) -> inference_service_pb2.GenerateResponse:
         """All prompts side by side. Raises ServeError, of the first prompt that fails; the others are then cancelled."""
         collectors: list[PromptCollector] = []
-        call.model = self._model
+        call.accounting.model = self._model
         try:
             async with asyncio.timeout_at(_ends_at_s(call, message.parameters)) as timeout:
                 await self._complete(call, message, collectors)
@@ -36,20 +37,20 @@ class Generation:
                 raise
             _expire(call, message.parameters, checked=bool(collectors))
         finally:
-            call.tokens = TokenCount()
+            call.accounting.tokens = TokenCount()
             for collector in collectors:
-                call.tokens.add(collector.progress.tokens)
+                call.accounting.tokens.add(collector.progress.tokens)
         return self._response(call, message, collectors)
 
     async def stream_generate(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, writer: StreamWriter) -> None:
         """Chunks as they come, then the final event. Raises ServeError."""
-        call.model = self._model
+        call.accounting.model = self._model
         outgoing = _Outgoing(call, _ends_at_s(call, message.parameters), writer)
         try:
             limits = await outgoing.wait(self._preparer.check_stream(call, message))
             outgoing.progress.sequences = max(1, message.parameters.n)
             prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
-            call.tokens = outgoing.progress.tokens = prepared.tokens
+            call.accounting.tokens = outgoing.progress.tokens = prepared.tokens
             await outgoing.wait(self._completer.reserve(call, [prepared]))
             stream = await outgoing.wait(self._completer.open(call, prepared))
             await outgoing.forward(coalesced(stream, message.options, outgoing.wait))
@@ -74,7 +75,7 @@ class Generation:
             model=self._model,
             seed=_seed(message.parameters),
             results=[collector.message() for collector in collectors],
-            usage=call.tokens.message(),
+            usage=call.accounting.tokens.message(),
             timings=call.timings(asyncio.get_running_loop().time()),
         )
 
@@ -109,7 +110,7 @@ class _Outgoing:
     async def forward(self, stream: TokenStream) -> None:
         """Sends a stream's deltas until its end. Raises Expired, ServeError."""
         self._stream = stream
-        self._call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
+        self._call.progress.admitted(stream.admission_s, stream.replica_id, stream.explanation)
         while not self.progress.ended:
             for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._pass_on))):
                 await self._writer.write(chunk)
@@ -129,7 +130,7 @@ class _Outgoing:
         news = self.progress.take(deltas)
         for sequence in news:
             if sequence.token_ids:
-                self._call.output(self._clock())
+                self._call.progress.tokens_arrived(self._clock())
                 break
         return self._chunks.write_sequences(news)
 
@@ -138,7 +139,7 @@ class _Outgoing:
         self._expiry.close()
         self._free_engine()
         if self._stream is not None:
-            self._call.gaps_s += self._stream.gaps_s
+            self._call.progress.gaps_s += self._stream.gaps_s
             note_prediction(self._call, self._stream, self.progress)
 
     def _free_engine(self) -> None:
@@ -161,11 +162,11 @@ def _wants_partial(parameters: generation_pb2.GenerationParameters) -> bool:
 
 
 def _ends_at_s(call: Call, parameters: generation_pb2.GenerationParameters) -> float:
-    return call.partial_at_s if _wants_partial(parameters) else call.deadline_at_s
+    return call.deadline.partial_at_s if _wants_partial(parameters) else call.deadline.ends_at_s
 
 
 def _expire(call: Call, parameters: generation_pb2.GenerationParameters, *, checked: bool) -> None:
     """The deadline has come: an answer of what there is, where that is wanted and the message is known to be good; else an error."""
     if not (checked and _wants_partial(parameters)):
-        raise deadline_exceeded(call.deadline_at_s - call.arrived_at_s) from None
-    call.partial = True
+        raise call.deadline.exceeded() from None
+    call.progress.partial = True

@@ -11,7 +11,7 @@ from neox_serve.core.scheduling.refusal import NOT_READY_RETRY_S
 from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch.protocol import Dispatcher
 from neox_serve.gateway.server.calls import Call
-from neox_serve.gateway.server.conditions import Condition
+from neox_serve.gateway.server.health import Condition
 from neox_serve.v1 import ops_service_pb2
 from neox_serve.wire.public_messages import duration
 

@@ -31,21 +31,21 @@ class Scoring:
 
     async def score(self, call: Call, message: pb.ScoreRequest) -> pb.ScoreResponse:
         """All items side by side. Raises ServeError, of the first item that fails; the others are then cancelled."""
-        call.model = self._served.model
+        call.accounting.model = self._served.model
         limits = validation.check_score(message, self._served.seen_by(call.tenant))
         pairs = await self._pairs(call, message)
         collectors = [PromptCollector(1) for _ in pairs]
         try:
             await self._completer.complete(call, self._prepared(call, message, pairs, limits), collectors)
         finally:
-            call.tokens = TokenCount()
+            call.accounting.tokens = TokenCount()
             for collector in collectors:
-                call.tokens.add(collector.progress.tokens)
+                call.accounting.tokens.add(collector.progress.tokens)
         return pb.ScoreResponse(
             request_id=call.request_id,
             model=self._served.model,
             scores=[_score(continuation, collector) for (_, continuation), collector in zip(pairs, collectors, strict=True)],
-            usage=call.tokens.message(),
+            usage=call.accounting.tokens.message(),
             timings=call.timings(asyncio.get_running_loop().time()),
         )
 
@@ -53,7 +53,7 @@ class Scoring:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         pairs = [await self._pair(item, f"items[{index}]") for index, item in enumerate(message.items)]
-        call.tokenization_s = clock() - began_s
+        call.progress.tokenization_s = clock() - began_s
         return pairs
 
     async def _pair(self, item: pb.ScoreItem, path: str) -> Pair:
@@ -82,7 +82,7 @@ class Scoring:
                 prompt_logprobs=0,
                 adapter=message.adapter or None,
                 cache_salt=self._salts(call.tenant),
-                session=call.routing_session,
+                session=call.identity.routing_session,
             )
             prepared.append(Prepared(request, TokenCount(prompt=len(ids), truncated=truncated)))
         return prepared

@@ -20,14 +20,14 @@ class Tokens:
         """Texts to token ids. Raises ServeError."""
         validation.check_tokenize(message, self._served)
         results = [await self._tokenized(text, message.include_offsets) for text in message.texts]
-        call.tokens.prompt = sum(len(result.token_ids) for result in results)
+        call.accounting.tokens.prompt = sum(len(result.token_ids) for result in results)
         return token_service_pb2.TokenizeResponse(request_id=call.request_id, model=self._served.model, results=results)
 
     async def detokenize(self, call: Call, message: token_service_pb2.DetokenizeRequest) -> token_service_pb2.DetokenizeResponse:
         """Token ids to texts. Raises ServeError."""
         validation.check_detokenize(message, self._served)
-        call.tokens.prompt = sum(len(sequence.ids) for sequence in message.sequences)
-        if call.tokens.prompt <= MAX_CHARACTERS_ON_THE_LOOP:
+        call.accounting.tokens.prompt = sum(len(sequence.ids) for sequence in message.sequences)
+        if call.accounting.tokens.prompt <= MAX_CHARACTERS_ON_THE_LOOP:
             texts = self._texts(message)
         else:
             texts = await asyncio.to_thread(self._texts, message)

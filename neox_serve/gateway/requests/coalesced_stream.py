@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from neox_serve.core.errors import ServeError
 from neox_serve.core.types import Delta, DirectSink
 from neox_serve.gateway.dispatch.protocol import TokenStream
-from neox_serve.gateway.requests.coalescing import Coalescer, Pace
-from neox_serve.gateway.server.calls import Expired
+from neox_serve.gateway.requests.coalescing import ChunkPolicy, Coalescer
+from neox_serve.gateway.server.deadlines import Expired
 from neox_serve.v1 import inference_service_pb2
 
 Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
@@ -16,9 +16,9 @@ Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
 
 
 def coalesced(stream: TokenStream, options: inference_service_pb2.StreamOptions, wait: Wait) -> TokenStream:
-    """The stream at the pace of the options; the stream itself where they ask for nothing."""
-    pace = Pace(options.min_chunk_interval.ToNanoseconds() / 1e9, max(1, options.min_chunk_tokens))
-    return CoalescedStream(stream, pace, wait) if pace.holds_back else stream
+    """The stream at the policy of the options; the stream itself where they ask for nothing."""
+    policy = ChunkPolicy(options.min_chunk_interval.ToNanoseconds() / 1e9, max(1, options.min_chunk_tokens))
+    return CoalescedStream(stream, policy, wait) if policy.delays_chunks else stream
 
 
 class CoalescedStream:
@@ -27,9 +27,9 @@ class CoalescedStream:
     Time that runs out in `next` (Expired) or a failure comes after what was held, as it does after deltas that nothing held.
     """
 
-    def __init__(self, stream: TokenStream, pace: Pace, wait: Wait) -> None:
+    def __init__(self, stream: TokenStream, policy: ChunkPolicy, wait: Wait) -> None:
         self._stream = stream
-        self._coalescer = Coalescer(pace)
+        self._coalescer = Coalescer(policy)
         self._wait = wait
         self._clock = asyncio.get_running_loop().time
 

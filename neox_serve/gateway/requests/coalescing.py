@@ -9,14 +9,14 @@ from neox_serve.core.types import Delta, SequenceDelta
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ChunkPolicy:
     """What a chunk waits for, all of it: seconds since the chunk before of its completion, and tokens in it."""
 
     min_interval_s: float = 0.0
     min_tokens: int = 1
 
     @property
-    def holds_back(self) -> bool:
+    def delays_chunks(self) -> bool:
         """Whether a chunk ever waits."""
         return self.min_interval_s > 0 or self.min_tokens > 1
 
@@ -33,13 +33,13 @@ class _Completion:
         self.waiting.append(sequence)
         self.tokens += len(sequence.token_ids)
 
-    def due_at_s(self, pace: Pace) -> float:
+    def due_at_s(self, policy: ChunkPolicy) -> float:
         """When what waits leaves; infinity: not before there is more."""
         if not self.waiting:
             return math.inf
         if self.left_at_s is None or self.waiting[-1].finish is not None:
             return -math.inf
-        return self.left_at_s + pace.min_interval_s if self.tokens >= pace.min_tokens else math.inf
+        return self.left_at_s + policy.min_interval_s if self.tokens >= policy.min_tokens else math.inf
 
     def leave(self, now_s: float) -> list[SequenceDelta]:
         if self.tokens:
@@ -51,8 +51,8 @@ class _Completion:
 class Coalescer:
     """Holds one generation's news until they are due. What is no token (facts of the prompt, the end) is due at once."""
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self._policy = policy
         self._key: Hashable = None
         self._completions: defaultdict[int, _Completion] = defaultdict(_Completion)
         self._facts: list[Delta] = []
@@ -71,14 +71,14 @@ class Coalescer:
         """When something leaves next, if nothing more comes; infinity: never."""
         if self._facts:
             return -math.inf
-        return min((completion.due_at_s(self._pace) for completion in self._completions.values()), default=math.inf)
+        return min((completion.due_at_s(self._policy) for completion in self._completions.values()), default=math.inf)
 
     def release(self, now_s: float) -> list[Delta]:
         """What is due; at infinity, all that waits. Tokens come before an end."""
         leaving = [
             sequence
             for completion in self._completions.values()
-            if completion.due_at_s(self._pace) <= now_s
+            if completion.due_at_s(self._policy) <= now_s
             for sequence in completion.leave(now_s)
         ]
         facts, self._facts = self._facts, []

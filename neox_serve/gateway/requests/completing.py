@@ -1,14 +1,16 @@
 """Prepared requests on engines: reserved in the tenant's quotas, opened, and read to their ends."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from neox_serve.gateway.dispatch.protocol import Engines, TokenStream
 from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgress
-from neox_serve.gateway.requests.concurrency import side_by_side
 from neox_serve.gateway.requests.preparing import Prepared
 from neox_serve.gateway.server.calls import Call
+
+T = TypeVar("T")
 
 
 class Completer:
@@ -28,7 +30,7 @@ class Completer:
     async def reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
         """Reserves the most that the call may use. Raises ServeError."""
         most = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
-        call.reservation = await self._dispatcher.reserve(call.tenant, most)
+        call.accounting.reservation = await self._dispatcher.reserve(call.tenant, most)
 
     async def open(self, call: Call, prepared: Prepared) -> TokenStream:
         """A request's stream, which must be read to its end or cancelled. Raises ServeError."""
@@ -41,17 +43,29 @@ class Completer:
         stream = await self.open(call, prepared)
         clock = asyncio.get_running_loop().time
         try:
-            call.admitted(stream.admission_s, stream.replica_id, stream.explanation)
+            call.progress.admitted(stream.admission_s, stream.replica_id, stream.explanation)
             while not collector.progress.ended:
                 if collector.take(await stream.next()):
-                    call.output(clock())
+                    call.progress.tokens_arrived(clock())
         finally:
             stream.cancel()
-            call.gaps_s += stream.gaps_s
+            call.progress.gaps_s += stream.gaps_s
             note_prediction(call, stream, collector.progress)
 
 
 def note_prediction(call: Call, stream: TokenStream, progress: StreamProgress) -> None:
     """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
     if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
-        call.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
+        call.accounting.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
+
+
+async def side_by_side(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs coroutines concurrently and returns their results in order. The first failure cancels the others and is raised."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

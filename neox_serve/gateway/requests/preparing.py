@@ -60,7 +60,10 @@ class Preparer:
         """A request a prompt, of a message that has been checked. Raises ServeError."""
         beam = message.beam_search if message.HasField("beam_search") else None
         prepared = await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
-        if call.priority is not PriorityClass.BULK or message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL:
+        if (
+            call.identity.priority is not PriorityClass.BULK
+            or message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL
+        ):
             return prepared
         return [replace(one, request=replace(one.request, tokens_per_delta=UNREAD_TOKENS_PER_DELTA)) for one in prepared]
 
@@ -96,7 +99,7 @@ class Preparer:
                     beam=beam,
                     adapter=message.adapter,
                     cache_salt=self._salts(call.tenant),
-                    session=call.routing_session,
+                    session=call.identity.routing_session,
                 ),
                 TokenCount(prompt=len(prompt.token_ids), truncated=prompt.truncated_tokens),
             )
@@ -109,5 +112,5 @@ class Preparer:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         fitted = await prompts.fit_prompts(texts, path, room, self._tokenizer)
-        call.tokenization_s = clock() - began_s
+        call.progress.tokenization_s = clock() - began_s
         return fitted

@@ -1,33 +1,31 @@
-"""One call in the gateway: what it is, how long it may take, what became of it."""
+"""The state of one call in the gateway, split by subject: identity, deadline, progress and accounting.
+
+Each part has one writer: the runner sets the identity, the handlers and the requests package report progress, and the parts that reserve
+quota or count tokens write the accounting.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from neox_serve.core.cluster import Terms
-from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.errors import ServeError
 from neox_serve.core.generation.call_life import CallEvent, CallLife
 from neox_serve.core.tenancy.tenant_directory import UNKNOWN_CALLER, Principal
 from neox_serve.core.tenancy.tenants import PriorityClass, Tenant
 from neox_serve.gateway.dispatch.protocol import ReservationHandle
+from neox_serve.gateway.server.deadlines import Deadline
 from neox_serve.gateway.server.decoding import Decoder
 from neox_serve.telemetry.tracing import traceparent
 from neox_serve.transport.call import ServerCall
 from neox_serve.v1 import generation_pb2
 from neox_serve.wire.public_messages import duration
 
-T = TypeVar("T")
-
 Context = ServerCall
-
-# A partial answer leaves this long before the deadline, to be at the client in time: a turn of a busy loop, and the network.
-PARTIAL_MARGIN_S = 0.25
-# Of short deadlines the margin takes no more than this share.
-PARTIAL_MARGIN_FRACTION = 0.25
 
 
 @dataclass(slots=True)
@@ -35,13 +33,17 @@ class TokenCount:
     """Tokens of a call or of one of its prompts."""
 
     prompt: int = 0
+    """Tokens of the prompts, after truncation."""
     cached: int = 0
+    """Prompt tokens that the engine took from its prefix cache."""
     completion: int = 0
+    """Tokens generated, over all completions."""
     truncated: int = 0
+    """Prompt tokens that were cut off to fit the context."""
 
     @property
     def used(self) -> int:
-        """What counts in quotas."""
+        """Tokens that count against quotas."""
         return self.prompt + self.completion
 
     def add(self, other: "TokenCount") -> None:
@@ -52,145 +54,205 @@ class TokenCount:
         self.truncated += other.truncated
 
     def message(self) -> generation_pb2.Usage:
-        """As clients see it."""
+        """Returns the public message."""
         return generation_pb2.Usage(
             prompt_tokens=self.prompt, cached_tokens=self.cached, completion_tokens=self.completion, truncated_tokens=self.truncated
         )
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """One call. Times are of the event loop's clock, `*_at_s` are moments, other `*_s` are spans; None: has not happened.
-
-    principal: who calls, as soon as that is known; before that nobody with any right. priority: the class that it gets; clamped: it
-    asked for a higher one. gaps_s: how long it stood still for each replica that it lost. model, adapter, replica_id: what serves it, empty
-    where nothing did. session: ties it to others, for routing. routes: how each of its prompts came to its replica. predictions: of each
-    prompt, the tokens thought to be cached and found to be. partial: the deadline has come, and the answer is what there is. reservation:
-    of its tenant's quotas, settled when it ends. joined: it repeats another call, and shares its answer.
-    idempotency_key, takes_over: see Terms.
-    """
+@dataclass(frozen=True, slots=True)
+class CallIdentity:
+    """Who makes a call, and what the call asks for. The runner replaces it once the caller and then the message are known."""
 
     method: str
-    task: "asyncio.Task[Any]"
+    """Full gRPC path of the method."""
     request_id: str
-    arrived_at_s: float
-    deadline_at_s: float
+    """The client's id, or a random one if the client sent none."""
     principal: Principal = UNKNOWN_CALLER
+    """The authenticated caller. UNKNOWN_CALLER, which has no rights, until then."""
     priority: PriorityClass = PriorityClass.DEFAULT
-    clamped: bool = False
-    gaps_s: list[float] = field(default_factory=list)
-    model: str = ""
+    """Class that the call runs in."""
+    priority_lowered: bool = False
+    """Whether the client asked for a higher class than its tenant may use."""
     adapter: str = ""
-    replica_id: str = ""
+    """Name of the requested adapter; empty for the base model."""
     session: str = ""
-    routes: list[str] = field(default_factory=list)
-    predictions: list[tuple[int, int]] = field(default_factory=list)
-    life: CallLife = field(default_factory=CallLife)
-    tokens: TokenCount = field(default_factory=TokenCount)
-    tokenization_s: float | None = None
-    admission_s: float | None = None
-    first_token_at_s: float | None = None
-    last_token_at_s: float | None = None
-    writing_since_s: float | None = None
-    partial: bool = False
-    interruption: ServeError | None = None
-    reservation: ReservationHandle | None = None
-    joined: bool = False
-    idempotency_key: str = ""
-    takes_over: bool = False
-    span: Span = INVALID_SPAN
+    """Session that groups the tenant's calls for routing; empty if the client sent none."""
 
     @property
     def tenant(self) -> Tenant:
-        """Whose call it is."""
+        """Tenant of the caller."""
         return self.principal.tenant
 
     @property
     def routing_session(self) -> str:
-        """Of this tenant alone; empty where the call has none."""
+        """The session prefixed with the tenant, so that tenants never share one; empty if the call has no session."""
         return f"{self.tenant.name}/{self.session}" if self.session else ""
 
+
+@dataclass(slots=True)
+class CallProgress:
+    """How far a call has come. Times are of the event loop's clock; None means that it has not happened."""
+
+    life: CallLife = field(default_factory=CallLife)
+    """Phase of the call, which ends exactly once."""
+    tokenization_s: float | None = None
+    """Seconds that tokenization took."""
+    admission_s: float | None = None
+    """Seconds until an engine was assigned; the slowest of several prompts."""
+    first_token_at_s: float | None = None
+    """When the first token arrived."""
+    last_token_at_s: float | None = None
+    """When the latest token arrived."""
+    write_began_at_s: float | None = None
+    """When the write that now waits for the client began; None while no write waits."""
+    partial: bool = False
+    """Whether the deadline came and the response holds only what was generated until then."""
+    replica_id: str = ""
+    """Replica that was assigned last; empty before."""
+    routes: list[str] = field(default_factory=list)
+    """For each prompt, which replica it was sent to and why."""
+    gaps_s: list[float] = field(default_factory=list)
+    """Seconds of silence for each lost replica that was replaced in the middle of a stream."""
+
+    def admitted(self, admission_s: float, replica_id: str, explanation: str = "") -> None:
+        """Records that one of the prompts was assigned to a replica."""
+        self.life.advance(CallEvent.ADMIT)
+        self.replica_id = replica_id
+        self.routes.append(f"replica={replica_id} {explanation}".rstrip())
+        self.admission_s = max(self.admission_s or 0.0, admission_s)
+
+    def tokens_arrived(self, now_s: float) -> None:
+        """Records that the engine has sent tokens."""
+        if self.first_token_at_s is None:
+            self.first_token_at_s = now_s
+            self.life.advance(CallEvent.OUTPUT)
+        self.last_token_at_s = now_s
+
+
+@dataclass(slots=True)
+class CallAccounting:
+    """What a call is charged for."""
+
+    model: str = ""
+    """Model that serves the call; empty if it uses none."""
+    tokens: TokenCount = field(default_factory=TokenCount)
+    """Tokens of all prompts and completions so far."""
+    reservation: ReservationHandle | None = None
+    """Quota reserved for the call; None before a reservation is made."""
+    predictions: list[tuple[int, int]] = field(default_factory=list)
+    """For each prompt, the cached tokens that the router predicted and those that the engine found."""
+
+    def settle(self, used_tokens: int) -> None:
+        """Replaces the reservation by the tokens used. Has no effect without a reservation, or the second time."""
+        if self.reservation is not None:
+            self.reservation.settle(used_tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call: its parts, and the task that runs it."""
+
+    identity: CallIdentity
+    """Who makes the call, and what it asks for."""
+    deadline: Deadline
+    """When it arrived and when it must end."""
+    task: "asyncio.Task[Any]"
+    """Runs the call; `interrupt` cancels it."""
+    progress: CallProgress = field(default_factory=CallProgress)
+    """How far it has come."""
+    accounting: CallAccounting = field(default_factory=CallAccounting)
+    """What it is charged for."""
+    span: Span = INVALID_SPAN
+    """Trace span of the call."""
+    interruption: ServeError | None = None
+    """Why the gateway cancelled the call; None if it did not."""
+    idempotency_key: str = ""
+    """Key that identifies repeats of the call across gateways; empty if the client sent no request id."""
+    takes_over: bool = False
+    """Whether the gateway that the router names as owner of the key no longer knows it, so that this one becomes the owner."""
+    replayed: bool = False
+    """Whether the response is that of another call with the same idempotency key."""
+
     @property
-    def partial_at_s(self) -> float:
-        """When an answer of what there is must leave to arrive before the deadline."""
-        allowed_s = self.deadline_at_s - self.arrived_at_s
-        return self.deadline_at_s - min(PARTIAL_MARGIN_S, PARTIAL_MARGIN_FRACTION * allowed_s)
+    def method(self) -> str:
+        """Full gRPC path of the method."""
+        return self.identity.method
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return self.identity.request_id
+
+    @property
+    def principal(self) -> Principal:
+        """The authenticated caller, or UNKNOWN_CALLER."""
+        return self.identity.principal
+
+    @property
+    def tenant(self) -> Tenant:
+        """Tenant of the caller."""
+        return self.identity.tenant
 
     def terms(self, now_s: float) -> Terms:
-        """On whose account and how urgently its requests run."""
-        left_s = max(0.0, self.deadline_at_s - now_s)
+        """Returns the account, urgency and trace of the call for the router."""
         return Terms(
             self.tenant.name,
             self.tenant.weight,
-            self.priority,
-            left_s,
+            self.identity.priority,
+            self.deadline.left_s(now_s),
             traceparent=traceparent(self.span),
             idempotency_key=self.idempotency_key,
             takes_over=self.takes_over,
         )
 
     def interrupt(self, error: ServeError) -> None:
-        """Ends the call with this error, wherever it stands."""
-        if self.interruption is None and not self.life.ended:
+        """Cancels the call, which then ends with this error. Only the first interruption counts."""
+        if self.interruption is None and not self.progress.life.ended:
             self.interruption = error
             self.task.cancel()
 
-    def admitted(self, admission_s: float, replica_id: str, explanation: str = "") -> None:
-        """Notes that an engine has one of its prompts; of several the slowest counts, and the last one's replica."""
-        self.life.advance(CallEvent.ADMIT)
-        self.replica_id = replica_id
-        self.routes.append(f"replica={replica_id} {explanation}".rstrip())
-        self.admission_s = max(self.admission_s or 0.0, admission_s)
-
-    def output(self, now_s: float) -> None:
-        """Notes that tokens have arrived."""
-        if self.first_token_at_s is None:
-            self.first_token_at_s = now_s
-            self.life.advance(CallEvent.OUTPUT)
-        self.last_token_at_s = now_s
-
     def timings(self, now_s: float) -> generation_pb2.Timings:
-        """Where the time went, up to now."""
-        timings = generation_pb2.Timings(total=duration(now_s - self.arrived_at_s))
-        if self.tokenization_s is not None:
-            timings.tokenization.CopyFrom(duration(self.tokenization_s))
-        if self.admission_s is not None:
-            timings.admission.CopyFrom(duration(self.admission_s))
-        if self.first_token_at_s is not None:
-            timings.first_token.CopyFrom(duration(self.first_token_at_s - self.arrived_at_s))
+        """Returns the public message with the time spent in each stage so far."""
+        progress, arrived_at_s = self.progress, self.deadline.arrived_at_s
+        timings = generation_pb2.Timings(total=duration(now_s - arrived_at_s))
+        if progress.tokenization_s is not None:
+            timings.tokenization.CopyFrom(duration(progress.tokenization_s))
+        if progress.admission_s is not None:
+            timings.admission.CopyFrom(duration(progress.admission_s))
+        if progress.first_token_at_s is not None:
+            timings.first_token.CopyFrom(duration(progress.first_token_at_s - arrived_at_s))
         return timings
 
 
 class StreamWriter:
-    """Writes a stream's messages. record: is given each of them too.
-
-    How long a write has been waiting is for all to see: a client that never reads loses its call.
-    """
+    """Writes the messages of a streamed response, and records when a write began, so that a client that never reads can be cut off."""
 
     def __init__(self, call: Call, context: Context, record: Callable[[bytes], None] | None = None) -> None:
-        self._call = call
+        """`record` is called with every message before it is written."""
+        self._progress = call.progress
         self._context = context
         self._record = record
         self._clock = asyncio.get_running_loop().time
 
     @property
     def busy(self) -> bool:
-        """Whether the client has yet to take something."""
+        """Whether an earlier message still waits for the client."""
         return bool(self._context.unsent)
 
     def put(self, message: bytes) -> None:
-        """Writes one message without waiting for the client; while this is busy, `write` is the way to go on."""
+        """Writes one message without waiting for the client. Use `write` while the writer is busy."""
         if self._record is not None:
             self._record(message)
         self._context.put(message)
 
     async def write(self, message: bytes) -> None:
-        """Writes one message; waits while the client reads too slowly."""
+        """Writes one message and waits while the client reads too slowly."""
         if self._record is not None:
             self._record(message)
-        self._call.writing_since_s = self._clock()
+        self._progress.write_began_at_s = self._clock()
         await self._context.write(message)
-        self._call.writing_since_s = None
+        self._progress.write_began_at_s = None
 
 
 UnaryHandler = Callable[[Call, Any], Awaitable[Message]]
@@ -199,70 +261,24 @@ StreamHandler = Callable[[Call, Any, StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. Exactly one of the handlers is set. bounded: counts against the concurrency cap, and is refused while draining.
-
-    metered: uses the model, and leaves a usage record.
-    """
+    """One RPC. Exactly one of the two handlers is set."""
 
     service: str
+    """Full name of the service."""
     name: str
+    """Name of the RPC."""
     decoder: Decoder[Any]
+    """Decodes and checks the size of the request message."""
     unary: UnaryHandler | None = None
+    """Handler of a unary RPC."""
     stream: StreamHandler | None = None
+    """Handler of an RPC with a streamed response."""
     bounded: bool = True
+    """Whether its calls count against the concurrency limit and are refused while the gateway drains."""
     metered: bool = False
+    """Whether its calls use the model, so that they leave a usage record and are idempotent by request id."""
 
     @property
     def path(self) -> str:
-        """As gRPC names it on the wire."""
+        """Full gRPC path."""
         return f"/{self.service}/{self.name}"
-
-
-def deadline_exceeded(allowed_s: float) -> ServeError:
-    """The error of a call whose deadline has passed."""
-    return ServeError(Reason.DEADLINE_EXCEEDED, f"not done within the {allowed_s:.3f} s allowed")
-
-
-class Expired(Exception):  # noqa: N818 - the moment has come; nothing has failed
-    """The moment of an Expiry has come."""
-
-
-class Expiry:
-    """Interrupts a task's waits when a moment comes, but never its writes: a cancelled write leaves its message half sent.
-
-    One timer a call, however many waits. `on_expiry` is called at the moment, whatever the task does then.
-    """
-
-    def __init__(self, when_s: float, on_expiry: Callable[[], None]) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("an Expiry belongs to a task")
-        self._task = task
-        self._on_expiry = on_expiry
-        self._waiting = False
-        self._interrupted = False
-        self.expired = False
-        self._timer = asyncio.get_running_loop().call_at(when_s, self._expire)
-
-    async def wait(self, coroutine: Awaitable[T]) -> T:
-        """Awaits. Raises Expired where the moment comes first."""
-        self._waiting = True
-        try:
-            return await coroutine
-        except asyncio.CancelledError:
-            if self._interrupted and self._task.uncancel() == 0:
-                raise Expired from None
-            raise
-        finally:
-            self._waiting = False
-
-    def close(self) -> None:
-        """Stops the timer."""
-        self._timer.cancel()
-
-    def _expire(self) -> None:
-        self.expired = True
-        if self._waiting:
-            self._interrupted = True
-            self._task.cancel()
-        self._on_expiry()

@@ -20,9 +20,8 @@ from neox_serve.gateway.handlers.tokens import Tokens
 from neox_serve.gateway.requests.preparing import Salts, unsalted
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.server.calls import Method
-from neox_serve.gateway.server.conditions import DRAINING, Condition
 from neox_serve.gateway.server.decoding import Decoder
-from neox_serve.gateway.server.health import ADMIN, BATCH, INFERENCE, MODELS, OPS, TOKENS
+from neox_serve.gateway.server.health import ADMIN, BATCH, INFERENCE, MODELS, OPS, TOKENS, Condition
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.tenancy.platform import Platform
 from neox_serve.v1 import admin_service_pb2 as admin
@@ -40,6 +39,7 @@ def methods(
     tokenizer: Tokenizer,
     dispatcher: Dispatcher,
     conditions: Callable[[], list[Condition]],
+    draining: Callable[[], bool],
     platform: Platform | None,
 ) -> tuple[Method, ...]:
     """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
@@ -51,9 +51,6 @@ def methods(
     estimation = Estimation(served=served, tokenizer=tokenizer, dispatcher=dispatcher)
     tokens = Tokens(served=served, tokenizer=tokenizer)
     models = Models(served=served, dispatcher=dispatcher)
-
-    def draining() -> bool:
-        return any(condition.reason == DRAINING for condition in conditions())
 
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
     return (

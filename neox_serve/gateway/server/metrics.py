@@ -1,4 +1,4 @@
-"""The gateway's metrics, in a registry of their own: nothing is shared between two gateways of one process."""
+"""The gateway's metrics. Each gateway has its own registry, so that two gateways of one process share nothing."""
 
 from functools import partial
 
@@ -11,101 +11,105 @@ from neox_serve.gateway.server.calls import Call
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
-
-
 _TENANT_BUCKETS_S = (0.05, 0.25, 1, 5, 30)
 _MAX_TENANTS = 50
+"""Tenants that have series of their own."""
 _TENANT_CANDIDATES = 1_000
+"""Tenants whose recent use is tracked to find the largest ones."""
 _TENANT_HALF_LIFE_S = 3_600.0
+"""A tenant's recorded use halves in this time."""
 OTHER_TENANTS = "other"
+"""Label value shared by all tenants without series of their own."""
 
 
 class GatewayMetrics:
-    """Counts calls as they begin and end; what can be asked for is asked for when the page is read.
-
-    max_tenants: those that used most tokens lately have series of their own, all others share `other`. A tenant that loses its place loses
-    its series, and begins anew at zero if it comes back: `rate` takes that for a restart, and no counter of another jumps.
-    """
+    """Counts calls when they begin and end. Gauges of the dispatcher are read when the metrics page is rendered."""
 
     def __init__(self, dispatcher: Dispatcher, max_tenants: int = _MAX_TENANTS) -> None:
+        """The `max_tenants` tenants that recently used most tokens have series of their own; all others share `other`.
+
+        A tenant that drops out of the largest loses its series, and starts again at zero if it returns. `rate` treats that as a restart,
+        and no other counter jumps.
+        """
         self._registry = registry = CollectorRegistry()
-        self._calls = Counter("neox_gateway_calls", "Calls that ended", ["method", "code", "reason"], registry=registry)
-        self._in_flight = Gauge("neox_gateway_calls_in_flight", "Calls that have not ended", ["method"], registry=registry)
+        self._calls = Counter("neox_serve_gateway_calls", "Calls that ended", ["method", "code", "reason"], registry=registry)
+        self._in_flight = Gauge("neox_serve_gateway_calls_in_flight", "Calls that have not ended", ["method"], registry=registry)
         self._ttft = Histogram(
-            "neox_gateway_time_to_first_token_seconds",
-            "From a call's arrival to its first token",
+            "neox_serve_gateway_time_to_first_token_seconds",
+            "Time from the arrival of a call to its first token",
             ["method"],
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._tpot = Histogram(
-            "neox_gateway_time_per_output_token_seconds",
-            "Mean time between the tokens of a call after its first",
+            "neox_serve_gateway_time_per_output_token_seconds",
+            "Mean time between the tokens of a call, after the first",
             ["method"],
             buckets=_TPOT_BUCKETS_S,
             registry=registry,
         )
         self._duration = Histogram(
-            "neox_gateway_call_duration_seconds",
-            "From a call's arrival to its end",
+            "neox_serve_gateway_call_duration_seconds",
+            "Time from the arrival of a call to its end",
             ["method"],
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._gaps = Histogram(
-            "neox_gateway_continuation_gap_seconds",
-            "How long a stream stood still when its replica was lost, until another went on with it",
+            "neox_serve_gateway_continuation_gap_seconds",
+            "Time without output after a stream lost its replica, until another replica continued it",
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._tenants = HeavyHitters(max_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
-        self._tenant_calls = Counter("neox_gateway_tenant_calls", "Calls that ended, by tenant", ["tenant", "code"], registry=registry)
-        self._tenant_tokens = Counter("neox_gateway_tenant_tokens", "Tokens of calls that ended", ["tenant", "kind"], registry=registry)
+        self._tenant_calls = Counter("neox_serve_gateway_tenant_calls", "Calls by tenant", ["tenant", "code"], registry=registry)
+        self._tenant_tokens = Counter("neox_serve_gateway_tenant_tokens", "Tokens by tenant", ["tenant", "kind"], registry=registry)
         self._tenant_ttft = Histogram(
-            "neox_gateway_tenant_time_to_first_token_seconds",
-            "From a call's arrival to its first token, by tenant",
+            "neox_serve_gateway_tenant_time_to_first_token_seconds",
+            "Time from the arrival of a call to its first token, by tenant",
             ["tenant"],
             buckets=_TENANT_BUCKETS_S,
             registry=registry,
         )
-        self._tokens = Counter("neox_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
+        self._tokens = Counter("neox_serve_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
         self._prefixes = Counter(
-            "neox_gateway_prefix_tokens",
-            "Prompt tokens thought to be cached (predicted), of these not found by the engine (missing), and found unforeseen (unforeseen)",
+            "neox_serve_gateway_prefix_tokens",
+            "Prompt tokens that the router predicted to be cached, those of them that were not (missing), and cached ones not predicted",
             ["kind"],
             registry=registry,
         )
         self._watch(dispatcher)
 
     def began(self, call: Call) -> None:
-        """Notes a call that has arrived."""
+        """Counts a call that has arrived."""
         self._in_flight.labels(call.method).inc()
 
     def ended(self, call: Call, code: str, reason: str, now_s: float) -> None:
-        """Notes how a call ended. reason: empty where all went well."""
-        method, tokens = call.method, call.tokens
-        for gap_s in call.gaps_s:
+        """Counts a call that has ended, with its status code and the reason of its error ("" for success)."""
+        method, tokens, progress = call.method, call.accounting.tokens, call.progress
+        for gap_s in progress.gaps_s:
             self._gaps.observe(gap_s)
         self._in_flight.labels(method).dec()
         self._calls.labels(method, code, reason).inc()
-        self._duration.labels(method).observe(now_s - call.arrived_at_s)
+        self._duration.labels(method).observe(now_s - call.deadline.arrived_at_s)
         tenant = self._label(call.tenant.name, tokens.used, now_s)
         self._tenant_calls.labels(tenant, code).inc()
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             self._tokens.labels(kind).inc(count)
             self._tenant_tokens.labels(tenant, kind).inc(count)
-        for predicted, found in call.predictions:
+        for predicted, found in call.accounting.predictions:
             self._prefixes.labels("predicted").inc(predicted)
             self._prefixes.labels("missing").inc(max(0, predicted - found))
             self._prefixes.labels("unforeseen").inc(max(0, found - predicted))
-        if call.first_token_at_s is not None and call.last_token_at_s is not None:
-            self._ttft.labels(method).observe(call.first_token_at_s - call.arrived_at_s)
-            self._tenant_ttft.labels(tenant).observe(call.first_token_at_s - call.arrived_at_s)
+        if progress.first_token_at_s is not None and progress.last_token_at_s is not None:
+            ttft_s = progress.first_token_at_s - call.deadline.arrived_at_s
+            self._ttft.labels(method).observe(ttft_s)
+            self._tenant_ttft.labels(tenant).observe(ttft_s)
             if tokens.completion > 1:
-                self._tpot.labels(method).observe((call.last_token_at_s - call.first_token_at_s) / (tokens.completion - 1))
+                self._tpot.labels(method).observe((progress.last_token_at_s - progress.first_token_at_s) / (tokens.completion - 1))
 
     def _label(self, tenant: str, tokens: int, now_s: float) -> str:
-        """A tenant's name in metrics. A call counts even where it took no tokens."""
+        """Returns the label value of a tenant, and adds the call to its recent use. A call without tokens counts as one."""
         standing = self._tenants.add(tenant, 1 + tokens, now_s)
         if standing.displaced is not None:
             for series in (self._tenant_calls, self._tenant_tokens, self._tenant_ttft):
@@ -113,13 +117,13 @@ class GatewayMetrics:
         return tenant if standing.named else OTHER_TENANTS
 
     def text(self) -> str:
-        """The page, in Prometheus' text format."""
+        """Returns the metrics in the Prometheus text format."""
         return generate_latest(self._registry).decode()
 
     def _watch(self, dispatcher: Dispatcher) -> None:
-        router = Gauge("neox_gateway_router_connected", "1 where the router answers", registry=self._registry)
+        router = Gauge("neox_serve_gateway_router_connected", "1 if the router answers, 0 otherwise", registry=self._registry)
         router.set_function(lambda: float(dispatcher.router_connected))
-        ready = Gauge("neox_gateway_ready_replicas", "Engine replicas this gateway can send to", ["pool"], registry=self._registry)
+        ready = Gauge("neox_serve_gateway_ready_replicas", "Engine replicas that accept requests", ["pool"], registry=self._registry)
         for pool in Pool:
             ready.labels(pool.value).set_function(partial(_ready_replicas, dispatcher, pool))
 

@@ -15,15 +15,16 @@ from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch.protocol import Dispatcher
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.server.calls import Context, Method
-from neox_serve.gateway.server.conditions import Condition, conditions
 from neox_serve.gateway.server.decoding import TRANSPORT_LIMIT_FACTOR
-from neox_serve.gateway.server.health import Health, serving
+from neox_serve.gateway.server.health import Condition, Health, conditions, serving
+from neox_serve.gateway.server.idempotency import Idempotency, IdempotencyCache
+from neox_serve.gateway.server.idempotency_link import IdempotencyLinkClient
 from neox_serve.gateway.server.identity import Identity
+from neox_serve.gateway.server.in_flight import DRAINING_RETRY_S
 from neox_serve.gateway.server.jwt_tokens import JwtVerifier
 from neox_serve.gateway.server.methods import methods
 from neox_serve.gateway.server.metrics import GatewayMetrics
-from neox_serve.gateway.server.repeats import Repeats
-from neox_serve.gateway.server.runner import DRAINING_RETRY_S, CallRunner
+from neox_serve.gateway.server.runner import CallRunner
 from neox_serve.gateway.server.tls import TlsFiles, server_context
 from neox_serve.link.channels import LinkTls
 from neox_serve.model.facts import ModelFacts
@@ -75,7 +76,9 @@ class GatewayServer:
         )
         self._tracing = Tracing(settings.tracing, "gateway")
         limits = settings.limits
-        self.repeats = Repeats(memory_s=limits.idempotency_window_s, max_bytes=limits.idempotency_max_bytes, clock=time.monotonic)
+        self.idempotency_cache = IdempotencyCache(
+            window_s=limits.idempotency_window_s, max_bytes=limits.idempotency_max_bytes, clock=time.monotonic
+        )
         self._runner = CallRunner(
             gateway_id=gateway_id,
             settings=settings.gateway,
@@ -83,8 +86,7 @@ class GatewayServer:
             identity=identity,
             note_usage=platform.writer.put if platform else _not_kept,
             tracing=self._tracing,
-            repeats=self.repeats,
-            tls=link_tls,
+            idempotency=Idempotency(self.idempotency_cache, IdempotencyLinkClient(link_tls).follow),
         )
         self._served = Served.from_settings(settings, facts)
         self._pools = tuple(self._served.limits)
@@ -95,6 +97,7 @@ class GatewayServer:
             tokenizer=tokenizer,
             dispatcher=dispatcher,
             conditions=self._conditions,
+            draining=lambda: self._runner.draining,
             platform=platform,
         )
         self._request_bytes = settings.limits.request_bytes
@@ -142,7 +145,7 @@ class GatewayServer:
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new calls with DRAINING and waits for those in flight; what is not done in time ends with DRAINING too."""
-        self._runner.draining = True
+        self._runner.start_draining()
         await self._health.enter_graceful_shutdown()
         log.info("gateway drains", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
         if await self._idle_within(timeout_s):
@@ -183,7 +186,7 @@ class GatewayServer:
         """Takes up new certificates, keys and adapters; ends calls whose callers lost theirs. What cannot be used changes nothing."""
         while True:
             await asyncio.sleep(_CREDENTIALS_INTERVAL_S)
-            self._runner.interrupt_unwelcome()
+            self._runner.interrupt_revoked()
             try:
                 if (tls := self._tls_files.reloaded()) is not None:
                     server.use_tls(tls)

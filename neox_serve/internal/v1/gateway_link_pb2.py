@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from neox_serve.internal.v1 import router_link_pb2 as neox__serve_dot_internal_dot_v1_dot_router__link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)neox_serve/internal/v1/gateway_link.proto\x12\x16neox_serve.internal.v1\x1a(neox_serve/internal/v1/router_link.proto\"W\n\x11\x46ollowCallRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"w\n\x12\x46ollowCallResponse\x12\x11\n\x07message\x18\x01 \x01(\x0cH\x00\x12\x32\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1f.neox_serve.internal.v1.RefusalH\x00\x12\x11\n\x07unknown\x18\x03 \x01(\x08H\x00\x42\x07\n\x05\x65vent2{\n\x12GatewayLinkService\x12\x65\n\nFollowCall\x12).neox_serve.internal.v1.FollowCallRequest\x1a*.neox_serve.internal.v1.FollowCallResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)neox_serve/internal/v1/gateway_link.proto\x12\x16neox_serve.internal.v1\x1a(neox_serve/internal/v1/router_link.proto\"W\n\x11\x46ollowCallRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"\x8b\x01\n\x12\x46ollowCallResponse\x12\x11\n\x07message\x18\x01 \x01(\x0cH\x00\x12\x32\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1f.neox_serve.internal.v1.RefusalH\x00\x12\x11\n\x07unknown\x18\x03 \x01(\x08H\x00\x12\x12\n\x08\x63omplete\x18\x04 \x01(\x08H\x00\x42\x07\n\x05\x65vent2{\n\x12GatewayLinkService\x12\x65\n\nFollowCall\x12).neox_serve.internal.v1.FollowCallRequest\x1a*.neox_serve.internal.v1.FollowCallResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FOLLOWCALLREQUEST']._serialized_start=111
   _globals['_FOLLOWCALLREQUEST']._serialized_end=198
-  _globals['_FOLLOWCALLRESPONSE']._serialized_start=200
-  _globals['_FOLLOWCALLRESPONSE']._serialized_end=319
-  _globals['_GATEWAYLINKSERVICE']._serialized_start=321
-  _globals['_GATEWAYLINKSERVICE']._serialized_end=444
+  _globals['_FOLLOWCALLRESPONSE']._serialized_start=201
+  _globals['_FOLLOWCALLRESPONSE']._serialized_end=340
+  _globals['_GATEWAYLINKSERVICE']._serialized_start=342
+  _globals['_GATEWAYLINKSERVICE']._serialized_end=465
 # @@protoc_insertion_point(module_scope)

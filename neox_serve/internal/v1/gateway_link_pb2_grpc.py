@@ -47,7 +47,8 @@ class GatewayLinkServiceServicer:
     """
 
     def FollowCall(self, request, context):
-        """The messages that a call sends or sent to its client, from the first one on. Ends with the call.
+        """Streams every message of a call's response from the first one on, then exactly one event that says how the call ended. A stream that
+        ends without such an event was cut off. The call goes on if the stream is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

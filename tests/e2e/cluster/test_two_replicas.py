@@ -160,7 +160,7 @@ def _gaps(cluster: CommandCluster) -> float:
     assert cluster.running.metrics_url is not None
     with urllib.request.urlopen(cluster.running.metrics_url, timeout=10) as page:
         lines = page.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("neox_gateway_continuation_gap_seconds_count"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("neox_serve_gateway_continuation_gap_seconds_count"))
 
 
 def _tokens(got: list[StreamChunk | StreamFinal]) -> list[int]:

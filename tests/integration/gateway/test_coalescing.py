@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import json_format
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.gateway.server import calls
+from neox_serve.gateway.server import deadlines
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.status import from_rpc_error
@@ -119,7 +119,7 @@ async def test_failure_comes_after_the_chunk_that_waited(path: Path) -> None:
 
 
 async def test_partial_text_at_the_deadline_includes_what_waited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "PARTIAL_MARGIN_S", 0.5)
+    monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
     call = await path.stream(LONG, timeout_s=2.0, onDeadline="DEADLINE_BEHAVIOR_RETURN_PARTIAL")
     path.engine.step(text="a")
     await next_chunk(call)

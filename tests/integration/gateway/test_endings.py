@@ -12,7 +12,7 @@ import pytest
 from google.rpc import code_pb2
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.gateway.server import calls
+from neox_serve.gateway.server import deadlines
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.status import from_rpc_error
@@ -96,7 +96,7 @@ def begun(dispatcher: ScriptedDispatcher) -> bool:
 
 
 def nothing_left(server: GatewayServer, dispatcher: ScriptedDispatcher) -> bool:
-    in_flight = [line for line in server.metrics_text().splitlines() if line.startswith("neox_gateway_calls_in_flight{")]
+    in_flight = [line for line in server.metrics_text().splitlines() if line.startswith("neox_serve_gateway_calls_in_flight{")]
     idle = all(line.endswith(" 0.0") for line in in_flight)
     return idle and not (dispatcher.live or dispatcher.live_embeddings or server.requests_in_flight)
 
@@ -220,7 +220,7 @@ async def test_concurrency_cap_refuses_with_a_time_to_retry(dispatcher: Scripted
 @pytest.fixture
 def wide_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second to bring an answer home: these tests are of what it says, on machines however busy."""
-    monkeypatch.setattr(calls, "PARTIAL_MARGIN_S", 0.5)
+    monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
 
 
 @pytest.mark.usefixtures("wide_margin")

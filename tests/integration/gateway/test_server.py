@@ -275,12 +275,12 @@ async def test_metrics_count_calls_and_tokens(server: GatewayServer, stubs: Stub
         await stubs.inference.Generate(inference_service_pb2.GenerateRequest())
     text = server.metrics_text()
     stream, unary = f"/{INFERENCE}/StreamGenerate", f"/{INFERENCE}/Generate"
-    assert f'neox_gateway_calls_total{{code="OK",method="{stream}",reason=""}} 1.0' in text
-    assert f'neox_gateway_calls_total{{code="INVALID_ARGUMENT",method="{unary}",reason="INVALID_ARGUMENT"}} 1.0' in text
-    assert 'neox_gateway_tokens_total{kind="completion"} 3.0' in text
-    assert f'neox_gateway_time_to_first_token_seconds_count{{method="{stream}"}} 1.0' in text
-    assert f'neox_gateway_time_per_output_token_seconds_count{{method="{stream}"}} 1.0' in text
-    assert 'neox_gateway_ready_replicas{pool="generation"} 1.0' in text
+    assert f'neox_serve_gateway_calls_total{{code="OK",method="{stream}",reason=""}} 1.0' in text
+    assert f'neox_serve_gateway_calls_total{{code="INVALID_ARGUMENT",method="{unary}",reason="INVALID_ARGUMENT"}} 1.0' in text
+    assert 'neox_serve_gateway_tokens_total{kind="completion"} 3.0' in text
+    assert f'neox_serve_gateway_time_to_first_token_seconds_count{{method="{stream}"}} 1.0' in text
+    assert f'neox_serve_gateway_time_per_output_token_seconds_count{{method="{stream}"}} 1.0' in text
+    assert 'neox_serve_gateway_ready_replicas{pool="generation"} 1.0' in text
 
 
 # TLS

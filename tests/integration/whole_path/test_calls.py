@@ -14,7 +14,7 @@ from neox_serve.core.errors import Reason
 from neox_serve.core.types import Pool, SequenceDelta
 from neox_serve.engine.fake.answers import Vocabulary
 from neox_serve.engine.fake.engine import FakeTiming
-from neox_serve.gateway.server import calls
+from neox_serve.gateway.server import deadlines
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2, ops_service_pb2
 from neox_serve.wire.public_messages import ChunkWriter
@@ -172,7 +172,7 @@ async def test_no_slot_lease_or_engine_request_is_left(path: Path, way: str, kin
 @pytest.fixture
 def wide_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second to bring an answer home: these tests are of what it says, on machines however busy."""
-    monkeypatch.setattr(calls, "PARTIAL_MARGIN_S", 0.5)
+    monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
 
 
 @pytest.mark.usefixtures("wide_margin")

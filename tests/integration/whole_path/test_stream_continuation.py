@@ -185,4 +185,4 @@ async def test_client_of_the_gateway_notices_nothing_and_is_charged_once() -> No
         first, second = whole[-1].final, events[-1].final
         assert second.usage.prompt_tokens == first.usage.prompt_tokens
         assert second.usage.completion_tokens == first.usage.completion_tokens == 30
-        assert "neox_gateway_continuation_gap_seconds_count 1.0" in path.server.metrics_text()
+        assert "neox_serve_gateway_continuation_gap_seconds_count 1.0" in path.server.metrics_text()

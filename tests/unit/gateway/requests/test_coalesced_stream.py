@@ -10,10 +10,10 @@ import pytest
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, SequenceDelta
 from neox_serve.gateway.requests.coalesced_stream import CoalescedStream, coalesced
-from neox_serve.gateway.requests.coalescing import Pace
+from neox_serve.gateway.requests.coalescing import ChunkPolicy
 from neox_serve.v1 import inference_service_pb2
 
-LONG = Pace(min_interval_s=1000.0)
+LONG = ChunkPolicy(min_interval_s=1000.0)
 GONE = ServeError(Reason.REPLICA_LOST, "gone")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neox_serve.core.types import Delta, Finish, FinishReason, PromptFacts, SequenceDelta
-from neox_serve.gateway.requests.coalescing import Coalescer, Pace
+from neox_serve.gateway.requests.coalescing import ChunkPolicy, Coalescer
 
 LENGTH = Finish(FinishReason.LENGTH)
 
@@ -41,15 +41,15 @@ def step(coalescer: Coalescer, now_s: float, *deltas: Delta) -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("pace", "holds_back"),
-    [(Pace(), False), (Pace(0.0, 1), False), (Pace(0.1), True), (Pace(min_tokens=2), True)],
+    ("policy", "delays_chunks"),
+    [(ChunkPolicy(), False), (ChunkPolicy(0.0, 1), False), (ChunkPolicy(0.1), True), (ChunkPolicy(min_tokens=2), True)],
 )
-def test_pace_that_asks_for_nothing_holds_nothing_back(pace: Pace, holds_back: bool) -> None:
-    assert pace.holds_back is holds_back
+def test_pace_that_asks_for_nothing_holds_nothing_back(policy: ChunkPolicy, delays_chunks: bool) -> None:
+    assert policy.delays_chunks is delays_chunks
 
 
 def test_first_token_leaves_at_once_and_the_next_when_the_interval_has_passed() -> None:
-    coalescer = Coalescer(Pace(1.0))
+    coalescer = Coalescer(ChunkPolicy(1.0))
     assert step(coalescer, 5.0, news(0)) == {0: 1}
     assert step(coalescer, 5.4, news(0)) == {}
     assert step(coalescer, 5.8, news(0)) == {}
@@ -59,7 +59,7 @@ def test_first_token_leaves_at_once_and_the_next_when_the_interval_has_passed() 
 
 
 def test_token_after_a_long_silence_leaves_at_once() -> None:
-    coalescer = Coalescer(Pace(1.0))
+    coalescer = Coalescer(ChunkPolicy(1.0))
     step(coalescer, 0.0, news(0))
     assert step(coalescer, 7.0, news(0)) == {0: 1}
     assert step(coalescer, 7.5, news(0)) == {}
@@ -67,7 +67,7 @@ def test_token_after_a_long_silence_leaves_at_once() -> None:
 
 
 def test_chunk_waits_for_its_tokens_however_long() -> None:
-    coalescer = Coalescer(Pace(min_tokens=3))
+    coalescer = Coalescer(ChunkPolicy(min_tokens=3))
     assert step(coalescer, 0.0, news(0)) == {0: 1}
     assert step(coalescer, 1.0, news(0)) == {}
     assert step(coalescer, 900.0, news(0)) == {}
@@ -76,7 +76,7 @@ def test_chunk_waits_for_its_tokens_however_long() -> None:
 
 
 def test_chunk_waits_for_both_where_both_are_asked() -> None:
-    coalescer = Coalescer(Pace(1.0, 3))
+    coalescer = Coalescer(ChunkPolicy(1.0, 3))
     step(coalescer, 0.0, news(0))
     assert step(coalescer, 0.5, news(0, tokens=3)) == {}
     assert coalescer.due_at_s == 1.0
@@ -86,7 +86,7 @@ def test_chunk_waits_for_both_where_both_are_asked() -> None:
 
 
 def test_finish_sends_the_rest_of_its_completion_alone() -> None:
-    coalescer = Coalescer(Pace(10.0, 100))
+    coalescer = Coalescer(ChunkPolicy(10.0, 100))
     assert step(coalescer, 0.0, news(0, 1)) == {0: 1, 1: 1}
     assert step(coalescer, 0.1, news(0, 1)) == {}
     assert step(coalescer, 0.2, news(0, finish=True)) == {0: 2}
@@ -94,7 +94,7 @@ def test_finish_sends_the_rest_of_its_completion_alone() -> None:
 
 
 def test_completion_that_starts_late_has_its_first_token_sent_at_once() -> None:
-    coalescer = Coalescer(Pace(1.0))
+    coalescer = Coalescer(ChunkPolicy(1.0))
     step(coalescer, 0.0, news(0))
     assert step(coalescer, 0.5, news(0, 1)) == {1: 1}
     assert step(coalescer, 0.9, news(1)) == {}
@@ -103,12 +103,12 @@ def test_completion_that_starts_late_has_its_first_token_sent_at_once() -> None:
 
 
 def test_tokens_that_come_together_leave_together() -> None:
-    coalescer = Coalescer(Pace(1.0))
+    coalescer = Coalescer(ChunkPolicy(1.0))
     assert step(coalescer, 0.0, news(0), news(0), news(0)) == {0: 3}
 
 
 def test_facts_of_the_prompt_and_the_end_wait_for_nothing() -> None:
-    coalescer = Coalescer(Pace(1.0))
+    coalescer = Coalescer(ChunkPolicy(1.0))
     facts = PromptFacts(cached_tokens=3)
     coalescer.take([Delta("k", prompt=facts)])
     assert coalescer.release(0.0) == [Delta("k", prompt=facts)]
@@ -120,7 +120,7 @@ def test_facts_of_the_prompt_and_the_end_wait_for_nothing() -> None:
 
 
 def test_infinity_releases_all_that_waits() -> None:
-    coalescer = Coalescer(Pace(10.0, 100))
+    coalescer = Coalescer(ChunkPolicy(10.0, 100))
     step(coalescer, 0.0, news(0, 1))
     step(coalescer, 0.1, news(0, 1))
     assert left(coalescer.release(math.inf)) == {0: 1, 1: 1}
@@ -128,11 +128,11 @@ def test_infinity_releases_all_that_waits() -> None:
 
 
 @given(
-    st.builds(Pace, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 5)),
+    st.builds(ChunkPolicy, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 5)),
     st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 2.0]), st.integers(0, 2), st.integers(0, 3)), max_size=60),
 )
-def test_nothing_is_lost_or_reordered_and_minima_hold(pace: Pace, steps: list[tuple[float, int, int]]) -> None:
-    coalescer, now_s, numbers = Coalescer(pace), 0.0, count()
+def test_nothing_is_lost_or_reordered_and_minima_hold(policy: ChunkPolicy, steps: list[tuple[float, int, int]]) -> None:
+    coalescer, now_s, numbers = Coalescer(policy), 0.0, count()
     came: dict[int, list[int]] = defaultdict(list)
     chunks: dict[int, list[tuple[float, list[int]]]] = defaultdict(list)
     for pause_s, index, tokens in steps:
@@ -144,7 +144,7 @@ def test_nothing_is_lost_or_reordered_and_minima_hold(pace: Pace, steps: list[tu
             chunks[leaving].append((now_s, its_ids))
     for sent in chunks.values():
         for (before_s, _), (at_s, its_ids) in pairwise(sent):
-            assert at_s >= before_s + pace.min_interval_s
-            assert len(its_ids) >= pace.min_tokens
+            assert at_s >= before_s + policy.min_interval_s
+            assert len(its_ids) >= policy.min_tokens
     rest = ids_by_completion(coalescer.release(math.inf))
     assert {index: [*chain(*(ids for _, ids in chunks[index])), *rest.get(index, [])] for index in came} == came

@@ -7,8 +7,9 @@ import pytest
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Delta, Finish, FinishReason, PromptFacts, SequenceDelta
 from neox_serve.gateway.requests.collecting import PromptCollector, StreamProgress
-from neox_serve.gateway.requests.concurrency import side_by_side
-from neox_serve.gateway.server.calls import PARTIAL_MARGIN_S, Call, Expired, Expiry, TokenCount
+from neox_serve.gateway.requests.completing import side_by_side
+from neox_serve.gateway.server.calls import TokenCount
+from neox_serve.gateway.server.deadlines import PARTIAL_MARGIN_S, Deadline, Expired, Expiry
 from neox_serve.v1 import generation_pb2
 
 STOP = Finish(FinishReason.STOP)
@@ -41,7 +42,7 @@ def test_failure_in_the_last_delta_is_raised() -> None:
 async def test_partial_answer_leaves_a_margin_before_the_deadline(allowed_s: float, margin_s: float) -> None:
     task = asyncio.current_task()
     assert task is not None
-    assert Call("/m", task, "id", 100.0, 100.0 + allowed_s).partial_at_s == pytest.approx(100.0 + allowed_s - margin_s)
+    assert Deadline(100.0, 100.0 + allowed_s).partial_at_s == pytest.approx(100.0 + allowed_s - margin_s)
 
 
 async def test_expiry_interrupts_a_wait_and_tells_so() -> None:

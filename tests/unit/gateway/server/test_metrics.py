@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from neox_serve.core.tenancy.tenant_directory import Principal
 from neox_serve.core.tenancy.tenants import Tenant
-from neox_serve.gateway.server.calls import Call, TokenCount
+from neox_serve.gateway.server.calls import Call, CallAccounting, CallIdentity, TokenCount
+from neox_serve.gateway.server.deadlines import Deadline
 from neox_serve.gateway.server.metrics import OTHER_TENANTS, GatewayMetrics
 from tests.fakes.scripted_dispatcher import ScriptedDispatcher
 
@@ -14,11 +15,11 @@ from tests.fakes.scripted_dispatcher import ScriptedDispatcher
 def tokens_by_tenant(metrics: GatewayMetrics) -> dict[str, float]:
     """Prompt tokens. Every family with a tenant names the same ones."""
     families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
-    by_tenant = [family for name, family in families.items() if name.startswith("neox_gateway_tenant_")]
+    by_tenant = [family for name, family in families.items() if name.startswith("neox_serve_gateway_tenant_")]
     named = [{sample.labels["tenant"] for sample in family.samples} for family in by_tenant]
     assert len(named) >= 3
     assert all(names == named[0] for names in named)
-    tokens = families["neox_gateway_tenant_tokens"].samples
+    tokens = families["neox_serve_gateway_tenant_tokens"].samples
     return {
         sample.labels["tenant"]: sample.value for sample in tokens if sample.name.endswith("_total") and sample.labels["kind"] == "prompt"
     }
@@ -30,8 +31,13 @@ async def test_metrics_name_the_largest_tenants_and_no_counter_takes_over_what_a
     assert task is not None
 
     def used(tenant: str, prompt: int) -> dict[str, float]:
-        call = Call("/m", task, "r", 0.0, 10.0, Principal(Tenant(tenant), "key", frozenset()), tokens=TokenCount(prompt))
-        call.first_token_at_s = call.last_token_at_s = 1.0
+        call = Call(
+            CallIdentity("/m", "r", Principal(Tenant(tenant), "key", frozenset())),
+            Deadline(0.0, 10.0),
+            task,
+            accounting=CallAccounting(tokens=TokenCount(prompt)),
+        )
+        call.progress.first_token_at_s = call.progress.last_token_at_s = 1.0
         metrics.began(call)
         metrics.ended(call, "OK", "", 2.0)
         return tokens_by_tenant(metrics)

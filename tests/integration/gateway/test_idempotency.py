@@ -1,4 +1,4 @@
-"""Repeats of a request_id: one run, one answer, however often and however early it is asked for again."""
+"""Idempotent requests of one gateway: a request id runs once and has one response, however often and however early it is repeated."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,6 @@ import grpc
 import pytest
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.gateway.server.repeats import Repeats
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.status import from_rpc_error
 from tests.fakes.gateways import Stubs, connected, running_gateway
@@ -43,20 +42,20 @@ async def events(call: Any) -> list[Any]:
     return [event async for event in call]
 
 
-async def test_repeat_of_a_running_call_shares_its_answer(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_repeat_of_a_running_call_returns_its_response(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     answers = await asyncio.gather(*(stubs.inference.Generate(unary("one")) for _ in range(5)))
     assert all(answer == answers[0] for answer in answers)
     assert len(dispatcher.opened) == len(dispatcher.reserved) == 1
 
 
-async def test_repeat_of_a_call_that_ended_gets_the_same_answer_at_once(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_repeat_of_a_completed_call_returns_the_stored_response(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     first = await stubs.inference.Generate(unary("one"))
     assert await stubs.inference.Generate(unary("one")) == first
     assert (await stubs.inference.Generate(unary("two"))) != first
     assert len(dispatcher.opened) == 2
 
 
-async def test_repeat_of_a_stream_gets_every_event_from_the_first_on(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_repeat_of_a_stream_sends_every_event_from_the_first_one(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     first = asyncio.create_task(events(stubs.inference.StreamGenerate(stream("one"))))
     await until(lambda: bool(dispatcher.streams))
     await asyncio.sleep(0.08)
@@ -75,7 +74,7 @@ async def test_repeat_with_another_message_is_refused_by_field(stubs: Stubs, dis
     assert (error.reason, error.violations[0].field) == (Reason.INVALID_ARGUMENT, "request_id")
 
 
-async def test_call_that_failed_may_be_tried_again_with_its_id(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_failed_call_may_be_repeated_with_its_request_id(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(failure=ServeError(Reason.REPLICA_LOST, "lost"))
     with pytest.raises(grpc.aio.AioRpcError):
         await stubs.inference.Generate(unary("one"))
@@ -83,7 +82,7 @@ async def test_call_that_failed_may_be_tried_again_with_its_id(stubs: Stubs, dis
     assert (await stubs.inference.Generate(unary("one"))).results
 
 
-async def test_repeat_of_a_call_that_is_given_up_may_try_again(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_repeat_of_a_cancelled_call_fails_with_overloaded(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(silent=True)
     first: Any = stubs.inference.Generate(unary("one"))
     await until(lambda: bool(dispatcher.streams))
@@ -94,7 +93,7 @@ async def test_repeat_of_a_call_that_is_given_up_may_try_again(stubs: Stubs, dis
     await until(lambda: not dispatcher.live)
 
 
-async def test_repeat_keeps_its_own_deadline(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_repeat_has_its_own_deadline(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(silent=True)
     first: Any = stubs.inference.Generate(unary("one"))
     await until(lambda: bool(dispatcher.streams))
@@ -106,33 +105,3 @@ async def _reason(call: Any) -> Reason:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value).reason
-
-
-def test_answers_are_forgotten_by_age_and_by_size() -> None:
-    now_s = 0.0
-    repeats = Repeats(memory_s=10.0, max_bytes=100, clock=lambda: now_s)
-
-    def answer(name: str, size: int) -> None:
-        run = repeats.begin(("t", "m", name), b"raw")
-        run.put(b"x" * size)
-        repeats.succeed(("t", "m", name), run)
-
-    def known(name: str) -> bool:
-        return repeats.find(("t", "m", name), b"raw") is not None
-
-    answer("a", 60)
-    answer("b", 60)
-    assert (known("a"), known("b")) == (False, True)
-    answer("huge", 101)
-    assert not known("huge")
-    answer("c", 10)
-    now_s = 9.9
-    assert known("c")
-    now_s = 10.0
-    assert not known("c")
-
-
-def test_tenants_do_not_share_ids() -> None:
-    repeats = Repeats(memory_s=10.0, max_bytes=100, clock=lambda: 0.0)
-    repeats.begin(("a", "m", "id"), b"raw")
-    assert repeats.find(("b", "m", "id"), b"raw") is None
