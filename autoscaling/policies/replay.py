@@ -42,12 +42,12 @@ def reaction(asked: Sequence[float], *, window: int, delay: int, hold: int, ahea
     """What a policy that follows demand has ready in each bin: the most of what `rising` led it to expect between delay and delay + hold
     bins ago."""
     ready, sums = [0.0] * len(asked), [0.0, *accumulate(asked)]
+    means = [(later - earlier) / window for earlier, later in zip(sums, sums[window:], strict=False)]
     highest: deque[tuple[int, float]] = deque()
     for place in range(len(asked)):
         ended = place - delay
         if ended >= 3 * window:
-            means = [(sums[ended - back * window] - sums[ended - (back + 1) * window]) / window for back in range(3)]
-            expected = rising(means[0], means[1], means[2], ahead)
+            expected = rising(means[ended - window], means[ended - 2 * window], means[ended - 3 * window], ahead)
             while highest and highest[-1][1] <= expected:
                 highest.pop()
             highest.append((ended, expected))
@@ -72,7 +72,8 @@ def replay(demand: Sequence[float], base: float, reacted: Sequence[float], bin_s
     for each, ready in zip(demand, reacted, strict=True):
         replicas = ready if ready > least else base
         there += replicas
-        if not each and not backlog:
+        if not backlog and each <= replicas:
+            total += each
             continue
         before = backlog
         limit = patience_s * replicas

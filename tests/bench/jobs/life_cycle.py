@@ -11,7 +11,6 @@ from pathlib import Path
 
 from deployments.jobs.access import Access
 from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
-from deployments.jobs.quantize.checkpoint import REPORT
 from neox_serve.client import Client, JobState
 from neox_serve.core.jobs.evaluate import EvaluateWork
 from neox_serve.core.jobs.quantize import SCHEME_NAMES
@@ -106,6 +105,8 @@ def _quantised(scheme: str, folder: Path) -> float:
     held_out.write_text((library / "shutil.py").read_text(encoding="utf-8"))
     files = ["--calibration", str(calibration), "--held-out", str(held_out), "--output", str(output)]
     _run("deployments.jobs.quantize", "--scheme", scheme, *files)
+    from deployments.jobs.quantize.checkpoint import REPORT  # imports torch, which readers of results do not need
+
     return float(json.loads((output / REPORT).read_text(encoding="utf-8"))["quality_fraction"])
 
 
