@@ -6,7 +6,6 @@ from typing import Any
 from google.protobuf.message import Message
 
 from neox_serve.core.errors import invalid
-from neox_serve.wire.public_messages import duration
 
 
 def set_fields(message: Message, path: str, values: Mapping[str, Any]) -> None:
@@ -23,7 +22,8 @@ def set_seconds(message: Message, path: str, name: str, seconds: float | None) -
     """Sets a field that is a Duration, likewise."""
     if seconds is not None:
         try:
-            getattr(message, name).CopyFrom(duration(seconds))
+            getattr(message, name).FromNanoseconds(round(seconds * 1e9))
+            getattr(message, name).SetInParent()
         except (TypeError, ValueError, OverflowError) as error:
             raise invalid(f"{path}{name}", f"got {seconds!r}: {error}") from error
 

@@ -6,7 +6,8 @@ gRPC status; nothing else does. INTERNAL reasons show the client a generic text 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+from neox_serve.core.str_enum import StrEnum
 
 DOMAIN = "neox-serve"
 

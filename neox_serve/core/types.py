@@ -6,9 +6,9 @@ Values here have been validated: `__post_init__` states the invariants that ever
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from neox_serve.core.errors import ServeError
+from neox_serve.core.str_enum import StrEnum
 
 TokenIds = tuple[int, ...]
 

@@ -22,7 +22,7 @@ usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=Tru
 def show(
     connection: Connection,
     *,
-    days: Annotated[int, typer.Option(min=1, help="Whole days (UTC), with today.")] = 1,
+    days: Annotated[int, typer.Option(min=1, help="Whole days (timezone.utc), with today.")] = 1,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,12 +59,12 @@ def verify(
 
 def show_usage(ask: AdminCall, name: str | None, days: int, *, as_json: bool) -> None:
     """Prints what tenants used over whole days (UTC), with today. name: None for each of them."""
-    from datetime import UTC, datetime, timedelta
+    from datetime import datetime, timedelta, timezone
 
     from neox_serve.v1 import admin_service_pb2 as pb
 
     request = pb.GetUsageRequest(tenant=name or "")
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     request.start_time.FromDatetime(today - timedelta(days=days - 1))
     sums = ask(request).sums
     if as_json:

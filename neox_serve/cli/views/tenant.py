@@ -1,7 +1,7 @@
 """Tables of tenants, keys, usage and changes."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -89,4 +89,4 @@ def _limit(quotas: Any, field: str) -> str:
 
 
 def _moment(moment: Timestamp) -> str:
-    return datetime.fromtimestamp(moment.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(moment.seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -7,12 +7,12 @@ settled; one that Ray has forgotten, because the cluster was restarted, is start
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
 from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
+from neox_serve.core.str_enum import StrEnum
 
 MAX_RUNS_WITHOUT_PROGRESS = 5
 """Runs in a row that die without settling a row more, until the job is given up."""
