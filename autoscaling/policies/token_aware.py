@@ -20,8 +20,8 @@ import math
 from dataclasses import dataclass
 
 from autoscaling.policies.decision import Decision, Policy, State
-from autoscaling.policies.levels import highest_mean, times_to_level_ahead, whole
-from autoscaling.policies.replay import REACTED, enter, needed, reaction, rising
+from autoscaling.policies.demand_replay import REACTED, enter, needed, reaction, rising
+from autoscaling.policies.level_forecast import highest_mean, times_to_level_ahead, whole
 from autoscaling.signals import ClassDemand, PoolSignals, PoolSpec
 
 BIN_S = 2.0

@@ -18,10 +18,10 @@ from random import Random
 
 from autoscaling.policies.decision import Policy, State
 from autoscaling.signals import PoolSignals
+from autoscaling.simulator.config import Setting
 from autoscaling.simulator.engine import Request, SimulatedEngine, Urgency
-from autoscaling.simulator.meter import Meter
-from autoscaling.simulator.outcome import Action, Outcome
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.result import Action, Outcome
+from autoscaling.simulator.signal_collector import Meter
 from neox_serve.core.cluster import Demand, Replica, ReplicaPhase, Settled, Terms
 from neox_serve.core.errors import ServeError
 from neox_serve.core.prefix_cache.block_index import BlockNews

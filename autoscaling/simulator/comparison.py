@@ -12,9 +12,9 @@ from multiprocessing.connection import wait as wait_for_processes
 from threading import Thread
 
 from autoscaling.simulator.cluster import simulate
-from autoscaling.simulator.contenders import CONTENDERS
-from autoscaling.simulator.outcome import Outcome
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.compared_policies import CONTENDERS
+from autoscaling.simulator.config import Setting
+from autoscaling.simulator.result import Outcome
 from autoscaling.simulator.workloads import Workload
 
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from autoscaling.policies.decision import Decision, Policy, State
-from autoscaling.policies.replay import enter, needed
+from autoscaling.policies.demand_replay import enter, needed
 from autoscaling.signals import PoolSignals, PoolSpec
 from autoscaling.simulator.engine import Request, Urgency
 

@@ -16,14 +16,14 @@ from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from autoscaling.simulator.comparison import Curve
-    from autoscaling.simulator.setting import Setting
+    from autoscaling.simulator.config import Setting
     from autoscaling.simulator.workloads import Workload
 
 _TRAFFIC, _POOL, _PROMISE, _POLICIES, _RESULTS = "Traffic", "Pool", "What is promised", "Policies", "Results"
 
 
 class PolicyName(StrEnum):
-    """What --policy takes: the names in autoscaling.simulator.contenders, which help and completion must not import."""
+    """What --policy takes: the names in autoscaling.simulator.compared_policies, which help and completion must not import."""
 
     TOKEN_AWARE = "token-aware"  # noqa: S105 - a policy
     TARGET_ONGOING_REQUESTS = "target-ongoing-requests"
@@ -118,7 +118,7 @@ def _check_results(json_file: Path | None, report: Path | None) -> None:
 
 def _notes(given: "Workload", chosen: "Setting", calibration: Path | None, gpu: str, size: int) -> list[str]:
     """What is simulated, in sentences, and what it takes at the least; with calibration tables, how well they are met."""
-    from autoscaling.simulator.least import min_gpu_hours
+    from autoscaling.simulator.lower_bound import min_gpu_hours
 
     what = f"{given.name}: {given.duration_s:.0f} s, the first {chosen.warmup_s:.0f} of which do not count."
     bounds = f"{chosen.spec.min_replicas} to {chosen.spec.max_replicas}"

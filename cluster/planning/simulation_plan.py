@@ -5,8 +5,8 @@ from pathlib import Path
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
-from autoscaling.simulator.pools import Hardware
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.config import Setting
+from autoscaling.simulator.hardware import Hardware
 from autoscaling.simulator.workloads import Bursts, Workload
 
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from autoscaling.signals import Targets
 from autoscaling.simulator.calibration import Fit
+from autoscaling.simulator.compared_policies import CONTENDERS, ORACLE
 from autoscaling.simulator.comparison import Curve, Point, cheapest
-from autoscaling.simulator.contenders import CONTENDERS, ORACLE
 
 _COLUMNS = ("policy", "knob", "attainment", "GPU-hours", "over oracle", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "actions", "reversals")
 

@@ -17,10 +17,10 @@ from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.calibration import FITTED, GPUS, LATENCIES, TENSOR_PARALLEL_SIZES, fit, read_latencies, step_time
 from autoscaling.simulator.cluster import simulate
+from autoscaling.simulator.config import Setting
 from autoscaling.simulator.engine import EngineShape, Request, SimulatedEngine, Urgency
-from autoscaling.simulator.outcome import Outcome
-from autoscaling.simulator.pools import Hardware
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.hardware import Hardware
+from autoscaling.simulator.result import Outcome
 from autoscaling.simulator.workloads import Bursts, Workload
 
 CALIBRATION = Path(__file__).parents[3] / "shared" / "data" / "calibration"

@@ -8,10 +8,10 @@ from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
 from autoscaling.simulator.calibration import LATENCIES, TENSOR_PARALLEL_SIZES, fit, read_latencies
 from autoscaling.simulator.cluster import simulate
+from autoscaling.simulator.compared_policies import static
 from autoscaling.simulator.comparison import processes
-from autoscaling.simulator.contenders import static
-from autoscaling.simulator.pools import Hardware
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.config import Setting
+from autoscaling.simulator.hardware import Hardware
 from cluster.planning.plan import NEOX_20B, Layout, Load, Wish, kv_room_tokens
 from neox_serve.model.memory import Quantization, parameters, weight_bytes
 from tests.bench.goal import Goal

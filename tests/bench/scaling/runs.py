@@ -13,11 +13,11 @@ from statistics import median
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
+from autoscaling.simulator.compared_policies import CONTENDERS, ORACLE, OURS, PEERS
 from autoscaling.simulator.comparison import Curve, Job, Point, cheapest, compare, run
-from autoscaling.simulator.contenders import CONTENDERS, ORACLE, OURS, PEERS
-from autoscaling.simulator.least import min_gpu_hours
-from autoscaling.simulator.pools import Hardware
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.config import Setting
+from autoscaling.simulator.hardware import Hardware
+from autoscaling.simulator.lower_bound import min_gpu_hours
 from autoscaling.simulator.workloads import Bursts, Workload
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

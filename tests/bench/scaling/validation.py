@@ -15,11 +15,11 @@ from statistics import fmean, median
 from autoscaling.signals import PoolSpec
 from autoscaling.simulator.calibration import Fit, Latency, fit
 from autoscaling.simulator.cluster import simulate
-from autoscaling.simulator.contenders import static
+from autoscaling.simulator.compared_policies import static
+from autoscaling.simulator.config import Setting
 from autoscaling.simulator.engine import EngineShape
 from autoscaling.simulator.engine import Request as SimulatedRequest
-from autoscaling.simulator.pools import capacity_of
-from autoscaling.simulator.setting import Setting
+from autoscaling.simulator.hardware import capacity_of
 from neox_serve.loadgen.arrivals import ClosedLoop, OpenLoop
 from neox_serve.loadgen.generator import LoadGenerator, load_generator
 from neox_serve.loadgen.load import Load, Scheduled, scheduled

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.policies.levels import highest_mean, steadiness, times_to_level_ahead
-from autoscaling.policies.replay import enter, needed, reaction, replay
+from autoscaling.policies.demand_replay import enter, needed, reaction, replay
+from autoscaling.policies.level_forecast import highest_mean, steadiness, times_to_level_ahead
 from autoscaling.signals import Capacity, PoolSpec, Targets
 
 CAPACITY = Capacity(

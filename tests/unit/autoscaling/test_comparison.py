@@ -5,12 +5,12 @@ import math
 import pytest
 
 from autoscaling.signals import Targets
+from autoscaling.simulator.compared_policies import CONTENDERS
 from autoscaling.simulator.comparison import Curve, Point, cheapest
-from autoscaling.simulator.contenders import CONTENDERS
 from autoscaling.simulator.engine import Request, Urgency
-from autoscaling.simulator.least import min_gpu_hours
-from autoscaling.simulator.outcome import Outcome
-from autoscaling.simulator.pools import Hardware
+from autoscaling.simulator.hardware import Hardware
+from autoscaling.simulator.lower_bound import min_gpu_hours
+from autoscaling.simulator.result import Outcome
 
 FORECAST = CONTENDERS["forecast"]
 PROMISE = 0.99

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autoscaling.simulator.contenders import CONTENDERS
+from autoscaling.simulator.compared_policies import CONTENDERS
 from cluster.cli import app
 from cluster.commands.simulate import PolicyName
 
