@@ -1,4 +1,4 @@
-"""How well what is promised is kept lately: from the first-token and per-token times of answers."""
+"""Recent attainment of the latency targets, computed from the TTFT and TPOT of recent requests."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -6,48 +6,58 @@ from typing import NamedTuple
 
 from autoscaling.signals import Targets
 
-SPAN_S = 30.0
+WINDOW_S = 30.0
+"""Default length of the sliding window, in seconds."""
 
 
 class Attained(NamedTuple):
-    """Of answers lately: those within the targets, and the mean times; None where there were none. The names are those of PoolSignals."""
+    """Attainment and mean latencies over the window. The field names equal those of `PoolSignals`."""
 
     ttft_attainment_fraction: float | None = None
+    """Fraction of first tokens within the TTFT target; None if there were none."""
     ttft_mean_s: float | None = None
+    """Mean time to first token in seconds; None if there were none."""
     tpot_attainment_fraction: float | None = None
+    """Fraction of completed requests within the TPOT target; None if there were none."""
     tpot_mean_s: float | None = None
+    """Mean time per output token in seconds; None if no request completed."""
 
 
-class _Sums(NamedTuple):
-    """Of one report: how many, how many within the target, and the sum of their times."""
-
+class _ReportSums(NamedTuple):
     at_s: float
-    ttfts: int
-    ttfts_met: int
-    ttft_s: float
-    tpots: int
-    tpots_met: int
-    tpot_s: float
+    """Time of the report."""
+    ttft_count: int
+    """Number of first tokens."""
+    ttft_met_count: int
+    """Number of first tokens within the target."""
+    ttft_sum_s: float
+    """Sum of the times to first token."""
+    tpot_count: int
+    """Number of completed requests."""
+    tpot_met_count: int
+    """Number of completed requests within the TPOT target."""
+    tpot_sum_s: float
+    """Sum of the times per output token."""
 
 
 class Attainment:
-    """Of the last span_s. What is older falls out by whole reports."""
+    """Aggregates latencies over the last `window_s` seconds. Old measurements expire by whole reports."""
 
-    def __init__(self, targets: Targets, span_s: float = SPAN_S) -> None:
+    def __init__(self, targets: Targets, window_s: float = WINDOW_S) -> None:
         self._targets = targets
-        self._span_s = span_s
-        self._reports: deque[_Sums] = deque()
+        self._window_s = window_s
+        self._reports: deque[_ReportSums] = deque()
 
     def report(self, ttfts_s: Sequence[float], tpots_s: Sequence[float], now_s: float) -> Attained:
-        """Takes what was measured since the report before, and says how the targets are kept now."""
-        ttfts_met = sum(one <= self._targets.ttft_s for one in ttfts_s)
-        tpots_met = sum(one <= self._targets.tpot_s for one in tpots_s)
-        self._reports.append(_Sums(now_s, len(ttfts_s), ttfts_met, sum(ttfts_s), len(tpots_s), tpots_met, sum(tpots_s)))
-        while self._reports[0].at_s <= now_s - self._span_s:
+        """Add the latencies measured since the previous report and return the attainment over the window."""
+        ttft_met_count = sum(ttft_s <= self._targets.ttft_s for ttft_s in ttfts_s)
+        tpot_met_count = sum(tpot_s <= self._targets.tpot_s for tpot_s in tpots_s)
+        self._reports.append(_ReportSums(now_s, len(ttfts_s), ttft_met_count, sum(ttfts_s), len(tpots_s), tpot_met_count, sum(tpots_s)))
+        while self._reports[0].at_s <= now_s - self._window_s:
             self._reports.popleft()
         _, ttfts, ttfts_met, ttft_s, tpots, tpots_met, tpot_s = (sum(column) for column in zip(*self._reports, strict=True))
-        return Attained(*_of(ttfts, ttfts_met, ttft_s), *_of(tpots, tpots_met, tpot_s))
+        return Attained(*_fraction_and_mean(ttfts, ttfts_met, ttft_s), *_fraction_and_mean(tpots, tpots_met, tpot_s))
 
 
-def _of(count: float, met: float, seconds: float) -> tuple[float | None, float | None]:
-    return (met / count, seconds / count) if count else (None, None)
+def _fraction_and_mean(count: float, met_count: float, sum_s: float) -> tuple[float | None, float | None]:
+    return (met_count / count, sum_s / count) if count else (None, None)

@@ -13,7 +13,7 @@ from autoscaling.policies import POLICIES
 from autoscaling.policies.decision import Policy
 from autoscaling.policies.ray_serve import Delays, target_ongoing_requests
 from autoscaling.policies.token_aware import Tuning, token_aware
-from autoscaling.ray_adapter import VERDICT_NAMESPACE, stored_verdict
+from autoscaling.ray_adapter import VERDICT_NAMESPACE, serialize_verdict
 from autoscaling.scaler import Scaler, Verdict
 from autoscaling.signals import BULK, Capacity, ClassDemand, PoolSignals, PoolSpec, Targets
 from neox_serve.core.cluster import ScalingView
@@ -144,7 +144,7 @@ class ScalingLoop:
         verdicts = self._scaler.decide({pool.value: self._signals(pool, demands[pool], now_s) for pool in self._attainments}, now_s)
         changed = self._tell(verdicts)
         for name, verdict in verdicts.items():
-            _internal_kv_put(name.encode(), stored_verdict(verdict.replicas, verdict.reason, now_s), namespace=VERDICT_NAMESPACE)
+            _internal_kv_put(name.encode(), serialize_verdict(verdict.replicas, verdict.reason, now_s), namespace=VERDICT_NAMESPACE)
         self._rounds += 1
         if changed or self._rounds % _SAVE_EVERY == 0:
             _internal_kv_put(_MEMORY_KEY, json.dumps(self._scaler.dump()).encode(), namespace=VERDICT_NAMESPACE)

@@ -1,4 +1,8 @@
-"""Policies by the names that settings use, each with its own defaults."""
+"""Scaling policies: the default policy (`token_aware`) and the policies of other systems that it is compared with.
+
+Modules here may import only the standard library and `autoscaling.signals`. Start reading at `decision.py`, then `token_aware.py`.
+`POLICIES` maps the names used in the settings to policies with default parameters.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,6 +15,7 @@ from autoscaling.policies.ray_serve import target_ongoing_requests, target_ttft
 from autoscaling.policies.token_aware import token_aware
 
 DEFAULT_POLICY = "token-aware"
+"""Name of the policy that is used unless the settings choose another."""
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         DEFAULT_POLICY: token_aware(),
@@ -21,3 +26,4 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "forecast": forecast(headroom=1.2),
     }
 )
+"""Every policy by its name in the settings."""

@@ -1,4 +1,4 @@
-"""What a policy is, and what it answers."""
+"""The interface of a scaling policy, and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,22 +7,26 @@ from typing import Any, Protocol
 from autoscaling.signals import PoolSignals, PoolSpec
 
 State = Mapping[str, Any]
-"""What a policy remembers, as JSON would hold it; empty at first. It belongs to the policy: nobody else looks inside, but anybody may keep
-it for a policy whose process ends."""
+"""The memory of a policy as a JSON-serializable mapping, empty at first. Only the policy reads its contents. Callers store it, so that a
+policy continues after its process restarts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many replicas a pool should have, and why, in words for logs and people."""
+    """The result of a policy."""
 
     replicas: int
+    """The number of replicas that the pool should have."""
     reason: str
+    """Why, in words for logs and operators."""
 
 
 class Policy(Protocol):
-    """From what is seen of a pool to how many replicas it should have. Pure: equal arguments have equal answers. It may be asked at any
-    interval, several times a second or once in a minute."""
+    """A pure function from a pool's signals to its replica count: equal arguments give equal results.
+
+    It may be called at any interval, from several times a second to once a minute.
+    """
 
     def __call__(self, signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        """The decision, within the spec's bounds, and what to remember for the next call. now_s: of one and the same steady clock."""
+        """Return a decision within the spec's bounds and the state for the next call. All calls take `now_s` from one monotonic clock."""
         ...

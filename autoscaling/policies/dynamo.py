@@ -1,9 +1,9 @@
-"""A forecast planner after NVIDIA Dynamo's, as a peer.
+"""NVIDIA Dynamo's forecast planner, reimplemented for comparison.
 
-Source: Dynamo's planner design (throughput-based scaling): once in an adjustment interval of 180 s, the request rate and the mean input
-and output lengths of the next interval are forecast from those before, and as many replicas are wanted as serve that at the throughput
-that they were profiled to reach within the targets. Its predictors are constant, ARIMA, Kalman and Prophet; here a line through the last
-intervals (Holt's double exponential smoothing), which is ARIMA(0,2,2). Profiles stand for the replica's capacity.
+Source: Dynamo's planner design (throughput-based scaling). Once per adjustment interval of 180 s, the planner forecasts the request rate
+and the mean input and output lengths of the next interval, and requests the replicas that serve this load at their profiled throughput
+within the targets. Dynamo's predictors are constant, ARIMA, Kalman and Prophet. This implementation uses Holt's double exponential
+smoothing, which is ARIMA(0,2,2), and computes the throughput from the replica's `Capacity` instead of a profile.
 """
 
 import math
@@ -16,7 +16,7 @@ _LEVEL, _TREND = 0.6, 0.3
 
 
 def forecast(headroom: float = 1.0, interval_s: float = _INTERVAL_S) -> Policy:
-    """As many replicas as serve the forecast load times `headroom` within the targets."""
+    """Return a policy that provides replicas for `headroom` times the forecast load."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         demand = signals.urgent
@@ -31,7 +31,7 @@ def forecast(headroom: float = 1.0, interval_s: float = _INTERVAL_S) -> Policy:
         kept = {**state, "sums": sums, "next_s": state.get("next_s", now_s + interval_s)}
         target = state.get("target", max(signals.replicas, 1 if signals.requests else 0))
         if now_s < kept["next_s"]:
-            return Decision(spec.bounded(target), state.get("reason", "the first interval")), {**kept, "target": target}
+            return Decision(spec.bounded(target), state.get("reason", "waiting for the first interval to end")), {**kept, "target": target}
         rate, inputs, outputs = (value / sums[0] for value in sums[1:])
         level, trend = state.get("level", rate), state.get("trend", 0.0)
         smooth = _LEVEL * rate + (1 - _LEVEL) * (level + trend)
@@ -40,7 +40,7 @@ def forecast(headroom: float = 1.0, interval_s: float = _INTERVAL_S) -> Policy:
         work_s = spec.capacity.request_work_s(inputs / rate, outputs / rate) if rate else 0.0
         share = 1 - spec.capacity.fixed_s / spec.targets.tpot_s
         wanted = math.ceil(headroom * ahead * work_s / share) if share > 0 else spec.max_replicas
-        reason = f"{ahead:.2f} requests/s of {work_s:.3f} s forecast want {wanted}"
+        reason = f"forecast of {ahead:.2f} requests/s with {work_s:.3f} s of work each needs {wanted}"
         target = spec.bounded(max(1, wanted) if spec.min_replicas else wanted)
         return Decision(target, reason), {
             "sums": [0.0] * 4,

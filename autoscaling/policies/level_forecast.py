@@ -1,36 +1,53 @@
-"""Where demand is going: recorded demand as it would be at the level that lies ahead.
+"""Forecast of the demand level: scale factors that turn recorded demand into demand at the level that is expected.
 
-All series are means over bins of one width, oldest first.
+All series hold means over bins of equal width, oldest first.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from operator import sub
 from statistics import median
 
-_MAX_TIMES = 5.0
-"""As far as a quiet time is scaled up to a busy level; beyond, it says nothing about it."""
+_MAX_FACTOR = 5.0
+"""Maximum factor by which a quiet period is scaled up. A period that is more than five times quieter says nothing about the expected
+level."""
 _BLOCKS = 6
+"""Number of blocks in which the recent rise is measured."""
 
 
-def times_to_level_ahead(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
-    """What scales each bin from the level of its time, taken over `width` bins, to the level expected ahead_bins from now.
+def factors_to_expected_level(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
+    """Return for each bin the factor from the level at its time to the level expected `ahead_bins` bins from now.
 
-    Where levels say little of those that follow, as in traffic that comes in bursts, it is near 1 to the same degree.
+    A level is a mean over `width` bins. If levels do not predict the following levels, as in bursty traffic, the factors approach 1.
     """
     if len(series) < 2 * width or not any(series):
         return [1.0] * len(series)
     sums = [0.0, *accumulate(series)]
     overall = sums[-1] / len(series)
     steady = steadiness([(sums[end] - sums[end - width]) / width for end in range(width, len(series) + 1, width)])
-    ahead = steady * _level_ahead(sums, width, ahead_bins) + (1 - steady) * overall
-    return [_times(ahead, steady * _level(sums, place, width) + (1 - steady) * overall) for place in range(len(series))]
+    expected = steady * _expected_level(sums, width, ahead_bins) + (1 - steady) * overall
+    unsteady = (1 - steady) * overall
+    levels = [steady * mean + unsteady for mean in _centered_means(sums, width)]
+    # Equal to min(_MAX_FACTOR, expected / level), without a call for each bin.
+    return [(factor if (factor := expected / level) < _MAX_FACTOR else _MAX_FACTOR) if level > 0 else 1.0 for level in levels]
+
+
+def _centered_means(sums: Sequence[float], width: int) -> list[float]:
+    """Return for each bin the mean over about `width` bins around it, fewer at both ends. `sums` are cumulative sums from 0 on."""
+    half, count = width // 2, len(sums) - 1
+    full = 2 * half + 1
+    middle = [(last - first) / full for first, last in zip(sums, sums[full:], strict=False)]
+    begin = [(sums[last] - sums[0]) / last for last in range(half + 1, full)]
+    end = [(sums[count] - sums[first]) / (count - first) for first in range(count - full + 1, count - half)]
+    return begin + middle + end
 
 
 def steadiness(levels: Sequence[float]) -> float:
-    """1 where each level is like the one before, 0 where one says little of the next: where more than half of their variance is between
-    neighbours. Half of it where there are too few to tell.
+    """Return how well each level predicts the next, from 0 to 1.
 
+    The result is 1 if each level resembles the previous one, and 0 if the mean square difference between neighbours is at least the
+    variance (for independent levels, it is twice the variance). It is 0.5 if there are too few levels to tell.
     Source: von Neumann's ratio of the mean square successive difference to the variance, Annals of Mathematical Statistics 12, 1941.
     """
     mean = sum(levels) / len(levels)
@@ -43,30 +60,24 @@ def steadiness(levels: Sequence[float]) -> float:
     return max(0.0, 1 - steps / variance)
 
 
-def _level_ahead(sums: Sequence[float], width: int, ahead_bins: float) -> float:
-    """The newest level, led on by the rise of the last two widths: the median of that from block to block, which a jump, that shows in two
-    of five, is not. Levels that fall are not led on; capacity is better kept a while too long."""
+def _expected_level(sums: Sequence[float], width: int, ahead_bins: float) -> float:
+    """Return the newest level, extrapolated by the rise over the last two widths.
+
+    The rise is the median of the differences between consecutive blocks. A jump changes at most two of the five differences and therefore
+    does not count as a rise. Falling levels are not extrapolated, because keeping capacity a little too long is the safer error.
+    """
     block = max(1, 2 * width // _BLOCKS)
     blocks = [(sums[-1 - back * block] - sums[-1 - (back + 1) * block]) / block for back in range(_BLOCKS)]
     rise = median(after - before for after, before in pairwise(blocks)) / block
     return blocks[0] + max(0.0, rise) * (block / 2 + ahead_bins)
 
 
-def _level(sums: Sequence[float], place: int, width: int) -> float:
-    first, last = max(0, place - width // 2), min(len(sums) - 1, place + width // 2 + 1)
-    return (sums[last] - sums[first]) / (last - first)
-
-
-def _times(ahead: float, level: float) -> float:
-    return min(_MAX_TIMES, ahead / level) if level > 0 else 1.0
-
-
 def highest_mean(series: Sequence[float], width: int) -> float:
-    """Of any `width` bins in a row; 0 where there are not so many."""
+    """Return the highest mean of any `width` consecutive bins, or 0 if the series is shorter than that."""
     sums = [0.0, *accumulate(series)]
-    return max((later - earlier for earlier, later in zip(sums, sums[width:], strict=False)), default=0.0) / width
+    return max(map(sub, sums[width:], sums), default=0.0) / width
 
 
-def whole(replicas: float) -> int:
-    """Enough of them, where a thousandth more is none."""
+def round_up(replicas: float) -> int:
+    """Return the replica count rounded up, ignoring an excess of less than a thousandth."""
     return math.ceil(replicas - 1e-3)

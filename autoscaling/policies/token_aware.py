@@ -1,189 +1,206 @@
-"""Our policy: provisions for the demand of the time when a replica that is asked for now will be ready, learnt from the demand so far.
+"""The default policy: it provides replicas for the demand expected when a replica that is requested now becomes ready.
 
 Theory of operation:
 
-* Demand is counted in replicas, from the tokens that come and what they cost one (`Capacity.replicas_of_request`): reading weights and KV
-  caches, computing prompts, memory. BULK requests are no demand; they fill what is idle.
-* Known bursts are provided for. The demand of the last hours is replayed against ever fewer replicas (`replay`), to find how few would have
-  kept the promised part of the requests within their TTFT. Bursts shorter than the patience of the target cost nothing, and rare ones only
-  as much as the promise requires; no burst is chased that will be over before a replica has started.
-* The level is forecast over the start-up time: history is scaled from the level at its time to that which lies ahead (`levels`).
-* What history has never seen is a new level: when the last seconds bring more than any like them, what they bring is provided for at once,
-  with what will wait by the time that replicas are ready, to be worked off within half a start-up. How high it is, the newest of these
-  seconds say, since the first may still have been before it.
-* Scaling down is tried out first: the same replay with a tenth more demand must do with fewer replicas, what runs now must fit on them, and
-  both must have been so for the time of two start-ups and a little more. So a count that has just been left is not wanted again at once.
-* A pool that may go to zero does so when nothing has come for as long; the first request brings it back.
+* Demand is measured in replicas, computed from the tokens of the arriving requests and a replica's `Capacity`: reading weights and KV
+  caches, computing prompts, and memory. BULK requests do not count as demand, because they fill idle capacity.
+* Known bursts are provided for. The demand of the last hours is replayed against ever fewer replicas (`demand_replay`), to find how few
+  would have served the promised fraction of requests within their TTFT target. Bursts shorter than the target's patience cost nothing, and
+  rare bursts cost only as much as the promise requires. The policy does not chase a burst that will end before a replica has started.
+* The level is forecast over the start-up time: history is scaled from the level at its time to the expected level (`level_forecast`).
+* A load that history has never seen is a new level. If the last seconds bring clearly more demand than any earlier ones, the policy
+  provides for it at once, including the queue that will build up until the new replicas are ready, which is to be worked off within half a
+  start-up. The newest of these seconds determine the new level, because the oldest may precede the jump.
+* Scaling down is tested first: the same replay with 10% more demand must need fewer replicas, the running requests must fit on them, and
+  both must have held for two start-ups and a little longer. A count that the pool has just left is therefore not wanted again at once.
+* A pool that may scale to zero does so after a time without requests. The first request brings it back.
 """
 
 import math
 from dataclasses import dataclass
 
 from autoscaling.policies.decision import Decision, Policy, State
-from autoscaling.policies.demand_replay import REACTED, enter, needed, reaction, rising
-from autoscaling.policies.level_forecast import highest_mean, times_to_level_ahead, whole
+from autoscaling.policies.demand_replay import REACTION_THRESHOLD, add_demand, extrapolate_rise, reactive_replicas, replicas_needed
+from autoscaling.policies.level_forecast import factors_to_expected_level, highest_mean, round_up
 from autoscaling.signals import ClassDemand, PoolSignals, PoolSpec
 
 BIN_S = 2.0
-_PATIENCE = 0.8
-"""Of the TTFT target, what a request may wait: its prompt takes time too, and replicas are not loaded quite alike."""
-_FULL = 0.9
-"""Of a replica's KV cache and places, what may be taken where its load has been joined by that of another."""
-_FOLLOWED_BINS = 10
+"""Width of the bins in which demand is recorded, in seconds."""
+_PATIENCE_FRACTION = 0.8
+"""Fraction of the TTFT target that a request may wait. The rest is for its prefill and for uneven load across replicas."""
+_MAX_FILL_FRACTION = 0.9
+"""Fraction of a replica's KV cache and request slots that may be filled when the load of a removed replica is added."""
+_REACTION_WINDOW_BINS = 10
 _MAX_CAUTION = 8.0
-_LONGEST_RISE_S = 60.0
-_LONGEST_QUEUE_S = 60.0
-"""Of waiting that is worked off; who has waited for longer is gone or refused."""
+_MAX_RISE_S = 60.0
+_MAX_QUEUE_S = 60.0
+"""Maximum waiting time that is worked off, in seconds. Requests that have waited longer have left or were refused."""
 _MIN_CATCH_UP_S = 15.0
-_RISES = ((0.0, 3.0), (0.15, 2.0), (0.25, 1.5), (0.4, 1.2), (0.6, 1.0))
-"""For which part of a start-up how many times the known demand must have come to be a new level. The smaller a rise, the less it has to
-hurry; and the longer a start-up, the more a burst that is over by then would cost."""
-_SHORTEST_RISE_S, _LONGEST_LEVEL_S = 6.0, 60.0
-_NEWEST_BINS, _MAX_NEWER = 2, 2.0
-"""Of a rise, those that say how high it is, and how many times its mean they may: they are few."""
+_NEW_LEVEL_RULES = ((0.0, 3.0), (0.15, 2.0), (0.25, 1.5), (0.4, 1.2), (0.6, 1.0))
+"""Pairs of a fraction of the start-up time and a factor. Demand is a new level if it exceeds the known demand by the factor for that time.
+
+A small rise can wait longer, and with a long start-up, reacting to a burst that ends before the replicas are ready would cost more."""
+_MIN_NEW_LEVEL_S, _MAX_NEW_LEVEL_S = 6.0, 60.0
+_NEWEST_BINS, _MAX_NEWEST_FACTOR = 2, 2.0
+"""The bins that determine the height of a new level, and the maximum factor by which they may exceed its mean, because they are few."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """headroom: demand that is provided for, over the expected. miss_share: of the misses that targets allow, those that are planned with.
-    spare_fraction: more demand that fewer replicas must bear. hold_startups, hold_beyond_s: for how many start-ups, and how long beyond,
-    they must have done: traffic wavers at its own pace, however long a start-up is.
-
-    history_s: of demand that is replayed. level_s: over which a level is taken.
-    period_s: between two replays. idle_s: without requests until a pool goes to zero, at least two start-ups.
-    """
+    """Parameters of the policy."""
 
     headroom: float = 1.1
+    """Factor of the expected demand that the pool provides for."""
     miss_share: float = 0.8
+    """Fraction of the misses allowed by the attainment target that the policy plans to use."""
     spare_fraction: float = 0.1
+    """Additional demand that a smaller pool must be able to serve before the policy scales down."""
     hold_startups: float = 2.0
+    """Number of start-up times for which fewer replicas must have been sufficient before the policy scales down."""
     hold_beyond_s: float = 90.0
+    """Additional time for which fewer replicas must have been sufficient, because traffic varies independently of the start-up time."""
     history_s: float = 7200.0
+    """Length of the demand history that is replayed, in seconds."""
     level_s: float = 300.0
+    """Width of the window over which a demand level is averaged, in seconds."""
     period_s: float = 10.0
+    """Time between two replays, in seconds."""
     idle_s: float = 300.0
+    """Time without requests until the pool scales to zero, in seconds. At least two start-up times are waited."""
 
     def hold_s(self, startup_s: float) -> float:
-        """For how long fewer replicas must have done."""
+        """Return how long fewer replicas must have been sufficient before the policy scales down, in seconds."""
         return self.hold_startups * startup_s + self.hold_beyond_s
 
 
 @dataclass(slots=True)
 class _Memory:
-    """The state between calls.
+    """The state between calls. All values are JSON-serializable."""
 
-    asked: what came, in bins of BIN_S; work: the same, with answers spread over the time that they are written in; the last asked and the
-    first ahead are still filling. provided, spare: what the last replay found, without and with demand to spare. wants: by moment, counts
-    that would have done; those only that the highest over a time can still be. fell_s, caution: when the pool last was made smaller,
-    and how many times as long as usual that is waited for.
-    """
-
-    asked: list[float]
-    work: list[float]
-    ahead: list[float]
+    arrived_demand: list[float]
+    """Demand by bin of arrival, in replicas. The last bin is still filling."""
+    spread_demand: list[float]
+    """Demand of the complete bins, with the demand of answers spread over the time in which they are generated."""
+    future_demand: list[float]
+    """The continuation of `spread_demand`: the current bin, and later bins in which answers will still be generated."""
     bin_began_s: float
-    called_s: float
+    """Start of the current bin."""
+    last_call_s: float
+    """Time of the previous call."""
     began_s: float
+    """Time of the first call."""
     last_request_s: float
-    provided: int
-    spare: int
+    """Last time at which requests arrived or waited."""
+    needed: int
+    """Replicas that the last replay found necessary."""
+    needed_with_spare: int
+    """Replicas that the last replay found necessary for `spare_fraction` more demand."""
     replayed_s: float
-    wants: list[list[float]]
-    fell_s: float
+    """Time of the last replay."""
+    recent_wants: list[list[float]]
+    """Times and replica counts that would have been sufficient, reduced to those that can still be a maximum: counts decrease."""
+    scaled_down_s: float
+    """When the policy last scaled down."""
     caution: float
+    """Factor by which the hold time is currently prolonged."""
     target: int
+    """The last decided replica count."""
 
     @classmethod
-    def of(cls, state: State, signals: PoolSignals, now_s: float) -> "_Memory":
-        """What was remembered, or a beginning."""
+    def restore(cls, state: State, signals: PoolSignals, now_s: float) -> "_Memory":
+        """Return the memory kept in `state`, or a new one if the state is empty."""
         if state:
-            lists = {name: list(state[name]) for name in ("asked", "work", "ahead", "wants")}
+            lists = {name: list(state[name]) for name in ("arrived_demand", "spread_demand", "future_demand", "recent_wants")}
             return cls(**{**state, **lists})
         replicas = signals.replicas
         return cls([0.0], [], [0.0], now_s, now_s, now_s, now_s, 0, replicas, now_s - 1e9, [[now_s, replicas]], now_s - 1e9, 1.0, replicas)
 
     def state(self) -> State:
-        """As JSON holds it."""
+        """Return the memory as a JSON-serializable mapping."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def token_aware(tuning: Tuning = Tuning()) -> Policy:
-    """The policy."""
+    """Return the policy with the given parameters."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        memory = _Memory.of(state, signals, now_s)
+        memory = _Memory.restore(state, signals, now_s)
         startup_s = signals.startup_s or spec.startup_s
-        _note(memory, signals.urgent, spec, tuning, now_s)
+        _record(memory, signals.urgent, spec, tuning, now_s)
         if now_s - memory.replayed_s >= tuning.period_s:
             memory.replayed_s = now_s
             _replay(memory, spec, tuning, startup_s)
-        sudden = max(_sudden(memory, signals, spec, tuning, startup_s), _followed(memory, signals, spec, tuning, startup_s))
-        decision = _decide(memory, signals, spec, tuning, sudden, now_s)
-        _learn(memory, decision.replicas, tuning.hold_s(startup_s), now_s)
+        reactive = max(
+            _replicas_for_new_level(memory, signals, spec, tuning, startup_s), _replicas_for_rise(memory, signals, spec, tuning, startup_s)
+        )
+        decision = _decide(memory, signals, spec, tuning, reactive, now_s)
+        _adapt_caution(memory, decision.replicas, tuning.hold_s(startup_s), now_s)
         return decision, memory.state()
 
     return policy
 
 
-def _note(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning, now_s: float) -> None:
-    """Enters what has come since the call before, and closes bins that are past."""
+def _record(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning, now_s: float) -> None:
+    """Record the demand since the previous call, and close the bins that have ended."""
     rate = demand.arrived_requests_per_s
     if rate > 0 or demand.waiting_requests:
         memory.last_request_s = now_s
     if rate > 0:
         lengths = demand.arrived_input_tokens_per_s / rate, demand.arrived_output_tokens_per_s / rate
-        requests, tpot_s = rate * (now_s - memory.called_s), spec.targets.tpot_s
-        memory.asked[-1] += requests * spec.capacity.replicas_of_request(*lengths, tpot_s) / BIN_S
-        enter(memory.ahead, 0, BIN_S, requests, lengths, spec.capacity, tpot_s)
-    memory.called_s = now_s
+        requests, tpot_s = rate * (now_s - memory.last_call_s), spec.targets.tpot_s
+        memory.arrived_demand[-1] += requests * spec.capacity.replicas_of_request(*lengths, tpot_s) / BIN_S
+        add_demand(memory.future_demand, 0, BIN_S, requests, lengths, spec.capacity, tpot_s)
+    memory.last_call_s = now_s
     if bins := int((now_s - memory.bin_began_s) / BIN_S):
         kept = round(tuning.history_s / BIN_S)
-        memory.ahead.extend([0.0] * (bins + 1 - len(memory.ahead)))
-        memory.work = [*memory.work, *memory.ahead[:bins]][-kept:]
-        memory.ahead = memory.ahead[bins:]
-        memory.asked = [*memory.asked, *([0.0] * bins)][-kept:]
+        memory.future_demand.extend([0.0] * (bins + 1 - len(memory.future_demand)))
+        memory.spread_demand = [*memory.spread_demand, *memory.future_demand[:bins]][-kept:]
+        memory.future_demand = memory.future_demand[bins:]
+        memory.arrived_demand = [*memory.arrived_demand, *([0.0] * bins)][-kept:]
         memory.bin_began_s += bins * BIN_S
 
 
 def _replay(memory: _Memory, spec: PoolSpec, tuning: Tuning, startup_s: float) -> None:
-    """Replicas that keep the promise, with and without demand to spare, if history comes again at the level that lies ahead."""
-    times = times_to_level_ahead(memory.work, round(tuning.level_s / BIN_S), startup_s / BIN_S)
-    asked = [each * by for each, by in zip(memory.asked[-len(times) - 1 :], times, strict=False)]
+    """Find the replicas that keep the promise, with and without spare demand, if history repeats itself at the expected level."""
+    factors = factors_to_expected_level(memory.spread_demand, round(tuning.level_s / BIN_S), startup_s / BIN_S)
+    arrived = [each * by for each, by in zip(memory.arrived_demand[-len(factors) - 1 :], factors, strict=False)]
     delay, hold = math.ceil(startup_s / BIN_S), round(tuning.hold_s(startup_s) / BIN_S)
-    followed = reaction(asked, window=_FOLLOWED_BINS, delay=delay, hold=hold, ahead=_led_on(startup_s))
-    memory.provided, memory.spare = (
-        needed(
-            [each * by * more for each, by in zip(memory.work, times, strict=True)],
+    reactive = reactive_replicas(arrived, window=_REACTION_WINDOW_BINS, delay=delay, hold=hold, ahead_windows=_ahead_windows(startup_s))
+    memory.needed, memory.needed_with_spare = (
+        replicas_needed(
+            [each * by * scale for each, by in zip(memory.spread_demand, factors, strict=True)],
             bin_s=BIN_S,
-            patience_s=_PATIENCE * spec.targets.ttft_s,
+            patience_s=_PATIENCE_FRACTION * spec.targets.ttft_s,
             miss_fraction=tuning.miss_share * (1 - spec.targets.attainment_fraction),
-            most=spec.max_replicas,
-            reacted=[each * more for each in followed],
+            max_replicas=spec.max_replicas,
+            reactive=[each * scale for each in reactive],
         )
-        for more in (tuning.headroom, tuning.headroom * (1 + tuning.spare_fraction))
+        for scale in (tuning.headroom, tuning.headroom * (1 + tuning.spare_fraction))
     )
 
 
-def _led_on(startup_s: float) -> float:
-    """How many windows ahead a rise is led on."""
-    return 0.5 + min(startup_s, _LONGEST_RISE_S) / (_FOLLOWED_BINS * BIN_S)
+def _ahead_windows(startup_s: float) -> float:
+    """Return by how many windows a rise is extrapolated."""
+    return 0.5 + min(startup_s, _MAX_RISE_S) / (_REACTION_WINDOW_BINS * BIN_S)
 
 
-def _followed(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
-    """Replicas for what comes now and what waits, where that is clearly more than is provided for."""
-    bins = memory.asked[-1 - 3 * _FOLLOWED_BINS : -1]
-    if len(bins) < 3 * _FOLLOWED_BINS:
+def _replicas_for_rise(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
+    """Return the replicas for the current demand and queue, or 0 if that is not clearly more than the replay found necessary."""
+    bins = memory.arrived_demand[-1 - 3 * _REACTION_WINDOW_BINS : -1]
+    if len(bins) < 3 * _REACTION_WINDOW_BINS:
         return 0
-    means = [sum(bins[first : first + _FOLLOWED_BINS]) / _FOLLOWED_BINS for first in range(0, len(bins), _FOLLOWED_BINS)]
-    now = tuning.headroom * rising(means[2], means[1], means[0], _led_on(startup_s))
-    backlog = _backlog(signals, spec)
-    if backlog > _PATIENCE * spec.targets.ttft_s * signals.ready_replicas:
-        now += backlog / max(_MIN_CATCH_UP_S, startup_s / 2)
-    return whole(now) if now > REACTED * memory.provided else 0
+    means = [
+        sum(bins[first : first + _REACTION_WINDOW_BINS]) / _REACTION_WINDOW_BINS for first in range(0, len(bins), _REACTION_WINDOW_BINS)
+    ]
+    expected = tuning.headroom * extrapolate_rise(means[2], means[1], means[0], _ahead_windows(startup_s))
+    backlog = _backlog_replica_s(signals, spec)
+    if backlog > _PATIENCE_FRACTION * spec.targets.ttft_s * signals.ready_replicas:
+        expected += backlog / max(_MIN_CATCH_UP_S, startup_s / 2)
+    return round_up(expected) if expected > REACTION_THRESHOLD * memory.needed else 0
 
 
-def _backlog(signals: PoolSignals, spec: PoolSpec) -> float:
-    """What waits, in replica-seconds. How much of it is prompt is not known: as of most requests, most."""
+def _backlog_replica_s(signals: PoolSignals, spec: PoolSpec) -> float:
+    """Return the work of the waiting requests in replica-seconds. Their prompts are assumed to be three quarters of their tokens."""
     waiting = signals.urgent
     if not waiting.waiting_requests:
         return 0.0
@@ -192,65 +209,70 @@ def _backlog(signals: PoolSignals, spec: PoolSpec) -> float:
     return waiting.waiting_requests * each
 
 
-def _sudden(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
-    """Replicas for a level that has not been there before; 0 where what comes now is nothing new."""
-    complete, known = memory.asked[:-1], max(memory.provided, signals.ready_replicas)
-    level = max(_risen(complete, known, min(_LONGEST_LEVEL_S, _SHORTEST_RISE_S + part * startup_s), times) for part, times in _RISES)
+def _replicas_for_new_level(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
+    """Return the replicas for a demand level that has not occurred before, or 0 if the current demand is not new."""
+    complete, known = memory.arrived_demand[:-1], max(memory.needed, signals.ready_replicas)
+    level = max(
+        _new_level(complete, known, min(_MAX_NEW_LEVEL_S, _MIN_NEW_LEVEL_S + fraction * startup_s), factor)
+        for fraction, factor in _NEW_LEVEL_RULES
+    )
     if not level:
         return 0
     lacking = max(0.0, level - signals.ready_replicas)
-    backlog = lacking * min(startup_s, _LONGEST_QUEUE_S)
-    return whole(tuning.headroom * (level + backlog / max(_MIN_CATCH_UP_S, startup_s / 2)))
+    backlog = lacking * min(startup_s, _MAX_QUEUE_S)
+    return round_up(tuning.headroom * (level + backlog / max(_MIN_CATCH_UP_S, startup_s / 2)))
 
 
-def _risen(demand: list[float], known: float, lasted_s: float, times: float) -> float:
-    """The level of the last seconds, where they brought so many times what is known, and more than so many seconds have ever brought."""
-    width = max(1, round(lasted_s / BIN_S))
+def _new_level(demand: list[float], known: float, duration_s: float, factor: float) -> float:
+    """Return the level of the last `duration_s` seconds if it exceeds `factor` times the known level and all earlier demand, otherwise
+    0."""
+    width = max(1, round(duration_s / BIN_S))
     mean = highest_mean(demand[-width:], width)
-    if mean <= times * known or mean <= 1.1 * highest_mean(demand[:-width], width):
+    if mean <= factor * known or mean <= 1.1 * highest_mean(demand[:-width], width):
         return 0.0
-    return max(mean, min(_MAX_NEWER * mean, highest_mean(demand[-_NEWEST_BINS:], _NEWEST_BINS)))
+    return max(mean, min(_MAX_NEWEST_FACTOR * mean, highest_mean(demand[-_NEWEST_BINS:], _NEWEST_BINS)))
 
 
-def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, sudden: int, now_s: float) -> Decision:
+def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, reactive: int, now_s: float) -> Decision:
     startup_s = signals.startup_s or spec.startup_s
     waiting = signals.urgent.waiting_requests
     quiet_s = now_s - memory.last_request_s
     if spec.min_replicas == 0 and not waiting and quiet_s >= max(tuning.idle_s, 2 * startup_s):
-        return Decision(0, f"nothing has come for {quiet_s:.0f} s")
+        return Decision(0, f"no requests for {quiet_s:.0f} s")
     floor = 1 if memory.target or quiet_s == 0 else 0
-    up = spec.bounded(max(memory.provided, sudden, floor))
+    up = spec.bounded(max(memory.needed, reactive, floor))
     hold_s = memory.caution * tuning.hold_s(startup_s)
-    hold = spec.bounded(max(_held(memory, max(memory.provided, memory.spare, sudden), hold_s, now_s), _running(signals, spec), floor))
+    recent_max = _recent_max(memory, max(memory.needed, memory.needed_with_spare, reactive), hold_s, now_s)
+    down = spec.bounded(max(recent_max, _replicas_for_running(signals, spec), floor))
     if up > memory.target:
         if memory.target == 0:
-            return Decision(up, f"requests have come to a pool at zero, {waiting:.0f} wait")
-        return Decision(up, f"what comes is new and needs {up}" if sudden > memory.provided else f"demand in {startup_s:.0f} s needs {up}")
-    if hold < memory.target and now_s - memory.began_s >= max(2 * tuning.level_s, hold_s):
-        return Decision(hold, f"{hold} would have done for {hold_s:.0f} s, with a tenth to spare")
-    return Decision(spec.bounded(memory.target), f"demand in {startup_s:.0f} s needs {up}, with a tenth to spare {hold}")
+            return Decision(up, f"requests arrived at a pool scaled to zero, {waiting:.0f} are waiting")
+        return Decision(up, f"new demand level needs {up}" if reactive > memory.needed else f"demand in {startup_s:.0f} s needs {up}")
+    if down < memory.target and now_s - memory.began_s >= max(2 * tuning.level_s, hold_s):
+        return Decision(down, f"{down} would have sufficed for {hold_s:.0f} s, with 10% spare")
+    return Decision(spec.bounded(memory.target), f"demand in {startup_s:.0f} s needs {up}, with 10% spare {down}")
 
 
-def _learn(memory: _Memory, replicas: int, usual_s: float, now_s: float) -> None:
-    """Twice the caution where a smaller pool was soon too small, half where it long was not."""
-    if replicas > memory.target and now_s - memory.fell_s < 2 * usual_s:
-        memory.caution, memory.fell_s = min(_MAX_CAUTION, 2 * memory.caution), now_s - 1e9
+def _adapt_caution(memory: _Memory, replicas: int, hold_s: float, now_s: float) -> None:
+    """Double the caution if a scale-down was soon reversed, and halve it if none was for a long time."""
+    if replicas > memory.target and now_s - memory.scaled_down_s < 2 * hold_s:
+        memory.caution, memory.scaled_down_s = min(_MAX_CAUTION, 2 * memory.caution), now_s - 1e9
     elif replicas < memory.target:
-        if now_s - memory.fell_s > 8 * usual_s:
+        if now_s - memory.scaled_down_s > 8 * hold_s:
             memory.caution = max(1.0, memory.caution / 2)
-        memory.fell_s = now_s
+        memory.scaled_down_s = now_s
     memory.target = replicas
 
 
-def _held(memory: _Memory, want: int, hold_s: float, now_s: float) -> int:
-    """The most that was wanted in hold_s."""
-    while memory.wants and memory.wants[-1][1] <= want:
-        memory.wants.pop()
-    memory.wants = [entry for entry in memory.wants if entry[0] > now_s - hold_s] + [[now_s, want]]
-    return int(memory.wants[0][1])
+def _recent_max(memory: _Memory, want: int, hold_s: float, now_s: float) -> int:
+    """Return the maximum of `want` over the last `hold_s` seconds, including now."""
+    while memory.recent_wants and memory.recent_wants[-1][1] <= want:
+        memory.recent_wants.pop()
+    memory.recent_wants = [entry for entry in memory.recent_wants if entry[0] > now_s - hold_s] + [[now_s, want]]
+    return int(memory.recent_wants[0][1])
 
 
-def _running(signals: PoolSignals, spec: PoolSpec) -> int:
-    """Replicas that what runs now would fit on."""
+def _replicas_for_running(signals: PoolSignals, spec: PoolSpec) -> int:
+    """Return the number of replicas that the running requests fit on."""
     tokens, requests = signals.running_tokens / spec.capacity.kv_tokens, signals.running_requests / spec.capacity.max_requests
-    return math.ceil(max(tokens, requests) / _FULL)
+    return math.ceil(max(tokens, requests) / _MAX_FILL_FRACTION)

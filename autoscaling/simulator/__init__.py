@@ -1,1 +1,5 @@
-"""A cluster in simulated time, to try scaling policies at sizes and speeds that no test cluster has. May use numpy and neox_serve.core."""
+"""A simulated cluster, to compare scaling policies at sizes and speeds that no test cluster has.
+
+It may import numpy, `autoscaling`, `neox_serve.core` and `neox_serve.model`. Start reading at `cluster.py`, which runs one simulation, then
+`comparison.py`, which compares policies by what attainment costs them.
+"""

@@ -1,10 +1,11 @@
 """Step times of GPT-NeoX-20B, fitted to published measurements.
 
-* A100-80GB: NVIDIA FasterTransformer's latencies of a GPT of the same shape (44 layers, hidden size 6144; docs/gpt_guide.md), by batch,
-  input and output length at tensor-parallel sizes 1 to 8.
-* H100: nobody has published the like. The A100's figures are scaled by how much faster the operators of one layer of InternLM-20B run there
-  (Vidur's profiles, data/profiling): those of one token for reading weights, those of 2048 for arithmetic. The KV cache is read as
-  much faster as the memory is (2.039 to 3.35 TB/s by NVIDIA's data sheets), since there is no table of attention.
+* A100-80GB: NVIDIA FasterTransformer's latencies of a GPT of the same shape (44 layers, hidden size 6144; docs/gpt_guide.md), by batch
+  size, input length and output length, at tensor-parallel sizes 1 to 8.
+* H100: no comparable measurements have been published. The A100's step times are scaled by the speed-up of the operators of one layer of
+  InternLM-20B (Vidur's profiles, data/profiling): the speed-up for 1 token applies to reading weights, the one for 2048 tokens to
+  arithmetic. Reading the KV cache is scaled by the memory bandwidth (2.039 and 3.35 TB/s in NVIDIA's data sheets), because there is no
+  attention profile.
 """
 
 import csv
@@ -17,10 +18,13 @@ import numpy as np
 from neox_serve.model.step_time import StepTime
 
 LATENCIES = "ft_gpt20b_a100_latency.csv"
+"""File name of FasterTransformer's latency table in the calibration folder."""
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+"""Tensor-parallel sizes in the tables."""
 GPUS = ("a100-80", "h100-80")
+"""GPUs with step times."""
 KV_TOKENS = {1: 15 * 2048, 2: 49 * 2048, 4: 116 * 2048, 8: 251 * 2048}
-"""That fit in fp16 beside the weights at 0.90 of 80 GB a GPU with 1.5 GiB kept free on each."""
+"""KV cache size in tokens by tensor-parallel size: in fp16 beside the weights, at 0.90 of 80 GB per GPU with 1.5 GiB kept free on each."""
 FITTED: Mapping[tuple[str, int], StepTime] = {
     ("a100-80", 1): StepTime(0.02689, 5.175e-05, 6.52e-07, 0.000179),
     ("a100-80", 2): StepTime(0.01813, 6.266e-05, 3.644e-07, 0.0001055),
@@ -31,45 +35,58 @@ FITTED: Mapping[tuple[str, int], StepTime] = {
     ("h100-80", 4): StepTime(0.008195, 2.067e-05, 8.206e-08, 2.354e-05),
     ("h100-80", 8): StepTime(0.006757, 2.298e-05, 3.033e-08, 1.797e-05),
 }
-"""What `step_time` finds in the tables, by GPU and tensor-parallel size, for where these are not at hand."""
+"""Results of `step_time` with the calibration tables, by GPU and tensor-parallel size. They are used if no tables are given."""
 _MEMORY_RATIO = 2.039 / 3.35
 _MS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A measured batch: all its prompts computed, then all its outputs generated. total_s: from start to end."""
+    """One measurement: a batch of prompts is computed, then all outputs are generated."""
 
     batch: int
+    """Number of sequences."""
     input_tokens: int
+    """Prompt length of each sequence."""
     output_tokens: int
+    """Output length of each sequence."""
     total_s: float
+    """Time from start to end, in seconds."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Input and output length."""
+        """The input and output length."""
         return self.input_tokens, self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Step times, and how far they are off: mean and largest relative errors, of rows that were fitted and of rows that were held out."""
+    """Fitted step times and their relative errors."""
 
     step_time: StepTime
+    """The step times fitted to all rows."""
     rows: int
+    """Number of rows."""
     error_fraction: float
-    largest_error_fraction: float
+    """Mean relative error over all rows."""
+    max_error_fraction: float
+    """Maximum relative error over all rows."""
     held_out_error_fraction: float
-    held_out_largest_error_fraction: float
+    """Mean relative error over rows that were left out of the fit."""
+    held_out_max_error_fraction: float
+    """Maximum relative error over rows that were left out of the fit."""
 
 
 def read_latencies(path: Path, tensor_parallel_size: int) -> list[Latency]:
-    """Rows of FasterTransformer's table; those that ran out of memory are left out. Raises ValueError naming file and column."""
+    """Read FasterTransformer's table, without the rows that ran out of memory.
+
+    Raises OSError if the file cannot be read, and ValueError if it has no column for the tensor-parallel size.
+    """
     column = f"tp{tensor_parallel_size}_ms"
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if column not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column {column!r}; it has {', '.join(reader.fieldnames or ())}")
+            raise ValueError(f"{path}: column {column!r} is missing; the file has {', '.join(reader.fieldnames or ())}")
         return [
             Latency(int(row["batch"]), int(row["input_len"]), int(row["output_len"]), float(row[column]) * _MS)
             for row in reader
@@ -78,32 +95,43 @@ def read_latencies(path: Path, tensor_parallel_size: int) -> list[Latency]:
 
 
 def predicted_s(step_time: StepTime, batch: int, input_tokens: int, output_tokens: int) -> float:
-    """How long a batch takes: its prompts in the first step, and a step for each further token, with ever more in the KV cache."""
+    """Return how long a batch takes, in seconds: one step for all prompts, then one step per token with a growing KV cache."""
     resident = batch * (input_tokens + output_tokens / 2)
     return step_time.prefill_s(batch * input_tokens) + output_tokens * step_time.decode_s(batch, resident)
 
 
 def fit(latencies: Sequence[Latency]) -> Fit:
-    """Least squares of relative errors. Held out: each (input, output) shape in turn, all its batches at once. Raises ValueError."""
+    """Fit step times by least squares of the relative errors.
+
+    For the held-out errors, each (input, output) shape is left out in turn, with all its batch sizes.
+    Raises ValueError if there are fewer than three shapes.
+    """
     shapes = sorted({row.shape for row in latencies})
     if len(shapes) < 3:
-        raise ValueError(f"{len(shapes)} (input, output) shapes: at least three are needed, or step times cannot be told apart")
-    whole = _solve(latencies)
-    errors = _errors(whole, latencies)
+        raise ValueError(
+            f"the table has {len(shapes)} (input, output) shapes; at least 3 are needed to separate the terms of the step time"
+        )
+    fitted = _solve(latencies)
+    errors = _errors(fitted, latencies)
     held_out: list[float] = []
     for shape in shapes:
         kept = _solve([row for row in latencies if row.shape != shape])
         held_out += _errors(kept, [row for row in latencies if row.shape == shape])
-    return Fit(whole, len(latencies), float(np.mean(errors)), max(errors), float(np.mean(held_out)), max(held_out))
+    return Fit(fitted, len(latencies), float(np.mean(errors)), max(errors), float(np.mean(held_out)), max(held_out))
 
 
 def step_time(folder: Path | None, gpu: str, tensor_parallel_size: int) -> StepTime:
-    """Of GPT-NeoX-20B in fp16. folder: with the tables; absent: as they were fitted. gpu: one of GPUS. Raises ValueError naming what is not
-    known."""
+    """Return the step times of GPT-NeoX-20B in fp16.
+
+    `folder` holds the calibration tables to fit; None uses the stored fit. `gpu` is one of GPUS.
+    Raises ValueError if the GPU or the tensor-parallel size is unknown, and OSError if a table cannot be read.
+    """
     if gpu not in GPUS:
-        raise ValueError(f"GPU {gpu!r}: must be one of {', '.join(GPUS)}")
+        raise ValueError(f"GPU {gpu!r} is unknown; it must be one of {', '.join(GPUS)}")
     if tensor_parallel_size not in TENSOR_PARALLEL_SIZES:
-        raise ValueError(f"tensor-parallel size {tensor_parallel_size}: must be one of {', '.join(map(str, TENSOR_PARALLEL_SIZES))}")
+        raise ValueError(
+            f"tensor-parallel size {tensor_parallel_size} is unknown; it must be one of {', '.join(map(str, TENSOR_PARALLEL_SIZES))}"
+        )
     if folder is None:
         return FITTED[gpu, tensor_parallel_size]
     a100 = fit(read_latencies(folder / LATENCIES, tensor_parallel_size)).step_time
@@ -136,7 +164,7 @@ def _errors(found: StepTime, latencies: Sequence[Latency]) -> list[float]:
 
 
 def _layer_ratio(folder: Path, tokens: int, tensor_parallel_size: int) -> float:
-    """The H100's time for one layer's operators over the A100's."""
+    """Return the H100's time for the operators of one layer divided by the A100's."""
     h100, a100 = (_layer_ms(folder / f"vidur_{gpu}_internlm-20b_mlp.csv", tokens, tensor_parallel_size) for gpu in ("h100", "a100"))
     return h100 / a100
 

@@ -1,4 +1,4 @@
-"""The policies that are compared, each with the one knob that trades GPU-hours for attainment and the span in which that is tried."""
+"""The policies that are compared, each with the one knob that trades GPU-hours for attainment, and the range of the knob."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,47 +11,55 @@ from autoscaling.simulator.oracle import oracle
 from autoscaling.simulator.workloads import Workload
 
 OURS, ORACLE, STATIC = "token-aware", "oracle", "static"
+"""Names of the project's default policy, the policy that knows the traffic in advance, and the fixed replica count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
-    """A policy by name. knob: what its number is. dear, cheap: the ends of its span, dear that which asks for the most replicas."""
+class ComparedPolicy:
+    """A policy in the comparison."""
 
     name: str
+    """Name on the command line and in results."""
     knob: str
-    dear: float
-    cheap: float
+    """Description of the knob."""
+    most_expensive_knob: float
+    """End of the knob's range that requests the most replicas."""
+    cheapest_knob: float
+    """End of the knob's range that requests the fewest replicas."""
     make: Callable[[float, Workload, PoolSpec, float, int], Policy]
+    """Creates the policy from the knob, the workload, the pool, the start-up time in seconds and the seed."""
 
 
 def static(replicas: float) -> Policy:
-    """Always as many, within the bounds of the pool."""
+    """Return a policy that always wants the same number of replicas, within the bounds of the pool."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        return Decision(spec.bounded(round(replicas)), "always as many"), state
+        return Decision(spec.bounded(round(replicas)), "fixed count"), state
 
     return policy
 
 
-def _plain(make: Callable[[float], Policy]) -> Callable[[float, Workload, PoolSpec, float, int], Policy]:
+def _from_knob(make: Callable[[float], Policy]) -> Callable[[float, Workload, PoolSpec, float, int], Policy]:
     return lambda knob, _workload, _spec, _startup_s, _seed: make(knob)
 
 
-def _knowing(knob: float, workload: Workload, spec: PoolSpec, startup_s: float, seed: int) -> Policy:
+def _oracle(knob: float, workload: Workload, spec: PoolSpec, startup_s: float, seed: int) -> Policy:
     return oracle(workload.requests(seed), spec, startup_s, knob)
 
 
-CONTENDERS: Mapping[str, Contender] = {
+COMPARED_POLICIES: Mapping[str, ComparedPolicy] = {
     contender.name: contender
     for contender in (
-        Contender(OURS, "headroom", 1.5, 0.2, _plain(lambda knob: token_aware(Tuning(headroom=knob)))),
-        Contender("target-ongoing-requests", "requests a replica", 0.25, 64.0, _plain(ray_serve.target_ongoing_requests)),
-        Contender("target-ttft", "fraction of the TTFT target", 0.02, 0.6, _plain(ray_serve.target_ttft)),
-        Contender("kpa", "requests a replica", 1.0, 90.0, _plain(knative.kpa)),
-        Contender("saturation", "KV usage", 0.12, 0.95, _plain(llm_d.saturation)),
-        Contender("forecast", "headroom", 16.0, 0.9, _plain(dynamo.forecast)),
-        Contender(STATIC, "replicas", 48.0, 1.0, _plain(static)),
-        Contender(ORACLE, "headroom", 1.5, 0.5, _knowing),
+        ComparedPolicy(OURS, "headroom", 1.5, 0.2, _from_knob(lambda knob: token_aware(Tuning(headroom=knob)))),
+        ComparedPolicy("target-ongoing-requests", "requests per replica", 0.25, 64.0, _from_knob(ray_serve.target_ongoing_requests)),
+        ComparedPolicy("target-ttft", "fraction of the TTFT target", 0.02, 0.6, _from_knob(ray_serve.target_ttft)),
+        ComparedPolicy("kpa", "requests per replica", 1.0, 90.0, _from_knob(knative.kpa)),
+        ComparedPolicy("saturation", "KV usage", 0.12, 0.95, _from_knob(llm_d.saturation)),
+        ComparedPolicy("forecast", "headroom", 16.0, 0.9, _from_knob(dynamo.forecast)),
+        ComparedPolicy(STATIC, "replicas", 48.0, 1.0, _from_knob(static)),
+        ComparedPolicy(ORACLE, "headroom", 1.5, 0.5, _oracle),
     )
 }
-PEERS = tuple(name for name in CONTENDERS if name not in {OURS, ORACLE, STATIC})
+"""Every compared policy by its name."""
+PEERS = tuple(name for name in COMPARED_POLICIES if name not in {OURS, ORACLE, STATIC})
+"""Names of the policies of other systems."""

@@ -1,6 +1,9 @@
-"""Policies compared over the curve of what attainment costs: each at several settings of its knob, and ever closer around the cheapest that
-keeps the promise. Where a knob is known that suits similar traffic, the search begins around that. One process for each core; all of it
-deterministic by seed."""
+"""Comparison of policies by the cost of attainment.
+
+Each policy is simulated at several values of its knob, which are refined around the cheapest value that meets the attainment target. If a
+suitable knob is known from similar traffic, the search starts around it. Simulations run in one process per core and are deterministic by
+seed.
+"""
 
 import math
 import os
@@ -12,157 +15,176 @@ from multiprocessing.connection import wait as wait_for_processes
 from threading import Thread
 
 from autoscaling.simulator.cluster import simulate
-from autoscaling.simulator.compared_policies import CONTENDERS
-from autoscaling.simulator.config import Setting
-from autoscaling.simulator.result import Outcome
+from autoscaling.simulator.compared_policies import COMPARED_POLICIES
+from autoscaling.simulator.config import SimulationConfig
+from autoscaling.simulator.result import SimulationResult
 from autoscaling.simulator.workloads import Workload
+
+_FIRST_STEP = 3 / 64
+"""Distance from a known knob at which the search starts, as a fraction of the knob's range on a logarithmic scale."""
+_MAX_WIDENINGS = 4
+"""Maximum number of times that a search leaves its initial range."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One simulation."""
+class ComparisonTask:
+    """One simulation of a comparison."""
 
-    contender: str
+    policy: str
+    """Name of the policy in COMPARED_POLICIES."""
     knob: float
+    """Value of the policy's knob."""
     workload: Workload
-    setting: Setting
+    """The traffic."""
+    config: SimulationConfig
+    """The simulated pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one setting of a policy's knob came to."""
+    """The result of one policy with one knob value."""
 
-    contender: str
+    policy: str
+    """Name of the policy in COMPARED_POLICIES."""
     knob: float
+    """Value of the policy's knob."""
     attainment_fraction: float
-    outcome: Outcome
+    """Fraction of requests within both latency targets."""
+    result: SimulationResult
+    """The complete result."""
 
     @property
     def gpu_hours(self) -> float:
-        """Of all replicas, after the warm-up."""
-        return self.outcome.gpu_hours
+        """GPU-hours of all replicas after the warm-up."""
+        return self.result.gpu_hours
 
 
-def run(job: Job, progress: Callable[[float], None] = lambda _seconds: None) -> Point:
-    """Simulates it."""
-    setting = job.setting
-    policy = CONTENDERS[job.contender].make(job.knob, job.workload, setting.spec, setting.startup_s, setting.seed)
-    outcome = simulate(job.workload.requests(setting.seed), policy, setting, job.workload.duration_s, progress)
-    return Point(job.contender, job.knob, outcome.attainment_fraction(setting.spec.targets), outcome)
+def run(task: ComparisonTask, progress: Callable[[float], None] = lambda _seconds: None) -> Point:
+    """Run one simulation. `progress` is called with the simulated time in seconds."""
+    config = task.config
+    policy = COMPARED_POLICIES[task.policy].make(task.knob, task.workload, config.spec, config.startup_s, config.seed)
+    result = simulate(task.workload.requests(config.seed), policy, config, task.workload.duration_s, progress)
+    return Point(task.policy, task.knob, result.attainment_fraction(config.spec.targets), result)
 
 
 def cheapest(points: Iterable[Point], attainment_fraction: float) -> Point | None:
-    """Of those that keep the promise, the one with the fewest GPU-hours."""
+    """Return the point with the fewest GPU-hours among those that reach the attainment, or None if none does."""
     return min(
         (point for point in points if point.attainment_fraction >= attainment_fraction), key=lambda point: point.gpu_hours, default=None
     )
 
 
-_NEAR = 3 / 64
-"""Of a knob's span, by its logarithm: how far around a known knob the search begins."""
-_MAX_WIDENED = 4
-
-
 @dataclass(slots=True)
 class Curve:
-    """The points of one policy, in the order of their knobs, dear ones first. around: a knob that the search begins at, None for a grid."""
+    """The points of one policy, and the state of the search for its cheapest sufficient knob."""
 
-    contender: str
+    policy: str
+    """Name of the policy in COMPARED_POLICIES."""
     points: list[Point]
+    """Points in the order of their knobs, the most expensive first."""
     around: float | None = None
-    spans: int = 0
-    widened: int = 0
+    """Knob at which the search starts; None starts with a grid over the whole range."""
+    refinements: int = 0
+    """Number of bisections so far."""
+    widenings: int = 0
+    """Number of times the search has left its initial range."""
 
     def next_knobs(self, coarse: int, fine: int, attainment_fraction: float) -> list[float]:
-        """Where to look next: a grid at first, and beyond its cheap end where that still keeps the promise; then between the cheapest point
-        that does and its cheaper neighbour. Around a known knob first three, and further out where these do not enclose the promise."""
-        which = CONTENDERS[self.contender]
+        """Return the knob values to simulate next; an empty list ends the search.
+
+        The search starts with a grid of `coarse` values, or with three values around a known knob. If the cheapest point still reaches the
+        attainment, or if no point around a known knob does, the search goes beyond the range. Otherwise it bisects the interval between the
+        cheapest sufficient point and its cheaper neighbour up to `fine` times.
+        """
+        compared = COMPARED_POLICIES[self.policy]
         if not self.points:
             if self.around is not None:
-                return [self._beside(self.around, steps) for steps in (-1, 0, 1)]
-            return [which.dear * (which.cheap / which.dear) ** (place / (coarse - 1)) for place in range(coarse)]
+                return [self._shifted(self.around, steps) for steps in (-1, 0, 1)]
+            ratio = compared.cheapest_knob / compared.most_expensive_knob
+            return [compared.most_expensive_knob * ratio ** (place / (coarse - 1)) for place in range(coarse)]
         best = cheapest(self.points, attainment_fraction)
         place = self.points.index(best) if best else -1
         if best is None or place == len(self.points) - 1:
-            return self._further_out(best)
-        if self.spans >= fine:
+            return self._widened(best)
+        if self.refinements >= fine:
             return []
-        self.spans += 1
+        self.refinements += 1
         return [math.sqrt(best.knob * self.points[place + 1].knob)]
 
-    def _further_out(self, best: Point | None) -> list[float]:
-        """Twice as far each time: beyond the cheapest knob where that keeps the promise; around a known one, beyond the dearest where none
-        does."""
-        if self.widened >= _MAX_WIDENED or (best is None and self.around is None):
+    def _widened(self, best: Point | None) -> list[float]:
+        """Return a knob beyond the range, twice as far each time: beyond the cheapest if it suffices, else beyond the most expensive."""
+        if self.widenings >= _MAX_WIDENINGS or (best is None and self.around is None):
             return []
-        self.widened += 1
-        return [self._beside(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widened)]
+        self.widenings += 1
+        return [self._shifted(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widenings)]
 
-    def _beside(self, knob: float, steps: int) -> float:
-        """Towards cheap, or towards dear where steps are negative."""
-        which = CONTENDERS[self.contender]
-        return knob * math.exp(math.log(which.cheap / which.dear) * steps * _NEAR)
+    def _shifted(self, knob: float, steps: int) -> float:
+        """Return the knob moved towards cheaper values, or towards more expensive ones if `steps` is negative."""
+        compared = COMPARED_POLICIES[self.policy]
+        return knob * math.exp(math.log(compared.cheapest_knob / compared.most_expensive_knob) * steps * _FIRST_STEP)
 
     def add(self, points: Iterable[Point]) -> None:
-        """In their places."""
-        towards_cheap = 1 if CONTENDERS[self.contender].cheap > CONTENDERS[self.contender].dear else -1
+        """Insert points in order."""
+        compared = COMPARED_POLICIES[self.policy]
+        towards_cheap = 1 if compared.cheapest_knob > compared.most_expensive_knob else -1
         self.points = sorted([*self.points, *points], key=lambda point: towards_cheap * point.knob)
 
 
 def compare(
-    contenders: Sequence[str],
+    policies: Sequence[str],
     workload: Workload,
-    setting: Setting,
+    config: SimulationConfig,
     executor: Executor,
     coarse: int = 5,
     fine: int = 4,
-    progress: Callable[[int, int], None] = lambda _done, _of: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
     around: Mapping[str, float] | None = None,
 ) -> dict[str, Curve]:
-    """The curves of all contenders. coarse: points of the first grid; fine: looks between two. progress: told runs done and to do.
+    """Return the curves of all policies.
 
-    around: of contenders, the knobs that suited similar traffic.
+    `coarse` is the number of points of the first grid and `fine` the maximum number of bisections. `progress` is called with the number of
+    finished simulations and the expected total. `around` holds knobs that suited similar traffic, by policy.
     """
-    promise = setting.spec.targets.attainment_fraction
-    curves = {name: Curve(name, [], (around or {}).get(name)) for name in contenders}
-    open_jobs: dict[Future[Point], str] = {}
-    most, done = len(contenders) * (coarse + fine), 0
-    awaited = dict.fromkeys(contenders, 0)
+    target_fraction = config.spec.targets.attainment_fraction
+    curves = {name: Curve(name, [], (around or {}).get(name)) for name in policies}
+    running: dict[Future[Point], str] = {}
+    expected_total, done = len(policies) * (coarse + fine), 0
+    pending = dict.fromkeys(policies, 0)
 
-    def ask(name: str) -> int:
-        knobs = curves[name].next_knobs(coarse, fine, promise)
+    def submit_next(name: str) -> int:
+        knobs = curves[name].next_knobs(coarse, fine, target_fraction)
         for knob in knobs:
-            open_jobs[executor.submit(run, Job(name, knob, workload, setting))] = name
-        awaited[name] = len(knobs)
+            running[executor.submit(run, ComparisonTask(name, knob, workload, config))] = name
+        pending[name] = len(knobs)
         return len(knobs)
 
-    for name in contenders:
-        ask(name)
-    while open_jobs:
-        for future in wait(open_jobs, return_when="FIRST_COMPLETED").done:
-            name = open_jobs.pop(future)
+    for name in policies:
+        submit_next(name)
+    while running:
+        for future in wait(running, return_when="FIRST_COMPLETED").done:
+            name = running.pop(future)
             curves[name].add([future.result()])
-            awaited[name] -= 1
+            pending[name] -= 1
             done += 1
-            if not awaited[name] and not ask(name):
-                most -= coarse + fine - len(curves[name].points)
-            progress(done, max(most, done + len(open_jobs)))
+            if not pending[name] and not submit_next(name):
+                expected_total -= coarse + fine - len(curves[name].points)
+            progress(done, max(expected_total, done + len(running)))
     return curves
 
 
-def processes(count: int) -> ProcessPoolExecutor:
-    """Processes that simulations run in, and that end with this one, however it ends.
+def process_pool(count: int) -> ProcessPoolExecutor:
+    """Return an executor whose worker processes end with this process, however it ends.
 
-    Spawned: a fork server is one to a process, and engines have theirs import what they need.
+    Workers are spawned, because a process has only one fork server and the engines preload theirs with modules of their own.
     """
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_exit_with_parent)
 
 
-def _end_with_parent() -> None:
-    """A worker that is killed with its parent's death could otherwise simulate on for hours, for nobody."""
+def _exit_with_parent() -> None:
+    """Watch the parent process: if it is killed, a worker would otherwise continue for hours."""
     parent = parent_process()
     if parent is not None:
-        Thread(target=_exit_after, args=(parent.sentinel,), name="end-with-parent", daemon=True).start()
+        Thread(target=_exit_after, args=(parent.sentinel,), name="exit-with-parent", daemon=True).start()
 
 
 def _exit_after(sentinel: int) -> None:

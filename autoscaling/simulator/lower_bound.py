@@ -1,4 +1,4 @@
-"""What no policy can do without: the GPU time of computing alone."""
+"""A lower bound of the cost of any policy: the GPU time of the computation itself."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from autoscaling.simulator.engine import Request, Urgency
 
 
 def min_gpu_hours(requests: Iterable[Request], spec: PoolSpec, begin_s: float, end_s: float) -> float:
-    """GPU-hours that the requests of a span take of replicas that are never idle, start in no time, and are had in any fraction.
+    """Return the GPU-hours that the requests between two times need on ideal replicas: never idle, started instantly, and divisible.
 
-    Steps are as slow as targets allow, so that the fewest go to reading weights; of all requests those are left out that cost the most and
-    that the promise spares. BULK is not counted.
+    Steps are as slow as the targets allow, so that reading the weights takes the smallest share. The most expensive requests are left out,
+    as many as may miss the targets. BULK requests do not count. The result is infinite if the TPOT target cannot be met.
     """
     capacity, targets = spec.capacity, spec.targets
     share = 1 - capacity.fixed_s / targets.tpot_s

@@ -1,7 +1,7 @@
 """The prefix cache of one simulated engine.
 
-It keeps what was computed until room is needed; then the block that was used longest ago goes, the last ones of a prompt before its first.
-A request's room is taken when it starts and given back when it ends.
+The cache keeps computed blocks until it needs space, and then evicts the least recently used block; of one prompt, the last blocks first. A
+request's space is allocated when it starts and released when it ends.
 """
 
 from collections import OrderedDict
@@ -10,74 +10,78 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class CacheNews:
-    """Blocks that came and went."""
+class CacheChanges:
+    """Changes of a cache's contents."""
 
     stored: list[int] = field(default_factory=list)
+    """Names of blocks that were added."""
     removed: list[int] = field(default_factory=list)
+    """Names of blocks that were evicted."""
 
 
 @dataclass(slots=True)
-class Room:
-    """What a request has of the cache: named blocks that others may share, and blocks of its own."""
+class Allocation:
+    """The part of the cache that a request occupies."""
 
     shared: list[int]
+    """Names of blocks that other requests may share."""
     own_blocks: int
+    """Number of further blocks that only this request uses."""
 
 
 class PrefixCache:
-    """Blocks of one engine."""
+    """The KV blocks of one engine."""
 
     def __init__(self, capacity_blocks: int) -> None:
         self._free_blocks = capacity_blocks
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._news = CacheNews()
+        self._changes = CacheChanges()
 
-    def held(self, blocks: Sequence[int]) -> int:
-        """The first blocks that are there, up to the first that is not."""
+    def cached_blocks(self, blocks: Sequence[int]) -> int:
+        """Return how many of the first blocks are cached, up to the first that is not."""
         return next((number for number, block in enumerate(blocks) if block not in self), len(blocks))
 
     def __contains__(self, block: int) -> bool:
         return block in self._users or block in self._idle
 
-    def take(self, held: Sequence[int], own_blocks: int) -> Room | None:
-        """Takes blocks that are there into use, and makes room for others; None where there is not enough."""
-        self._use(held)
+    def allocate(self, cached: Sequence[int], own_blocks: int) -> Allocation | None:
+        """Use the cached blocks and allocate `own_blocks` more, evicting others if needed. Return None if there is not enough space."""
+        self._use(cached)
         if own_blocks > self._free_blocks + len(self._idle):
-            self._leave(held)
+            self._unuse(cached)
             return None
         while self._free_blocks < own_blocks:
             block, _ = self._idle.popitem(last=False)
-            self._news.removed.append(block)
+            self._changes.removed.append(block)
             self._free_blocks += 1
         self._free_blocks -= own_blocks
-        return Room(list(held), own_blocks)
+        return Allocation(list(cached), own_blocks)
 
-    def share(self, room: Room, blocks: Sequence[int]) -> None:
-        """A request has computed blocks: others may use them. What another request has computed meanwhile stays its own."""
+    def share(self, allocation: Allocation, blocks: Sequence[int]) -> None:
+        """Make the computed blocks of a request available to others. Blocks that another request has shared meanwhile stay private."""
         new = [block for block in blocks if block not in self]
         self._use(new)
-        self._news.stored += new
-        room.shared += new
-        room.own_blocks -= len(new)
+        self._changes.stored += new
+        allocation.shared += new
+        allocation.own_blocks -= len(new)
 
-    def release(self, room: Room) -> None:
-        """A request has ended."""
-        self._free_blocks += room.own_blocks
-        self._leave(room.shared)
+    def release(self, allocation: Allocation) -> None:
+        """Release the allocation of a request that has ended."""
+        self._free_blocks += allocation.own_blocks
+        self._unuse(allocation.shared)
 
-    def take_news(self) -> CacheNews:
-        """What has changed since the last call."""
-        news, self._news = self._news, CacheNews()
-        return news
+    def take_changes(self) -> CacheChanges:
+        """Return the changes since the previous call."""
+        changes, self._changes = self._changes, CacheChanges()
+        return changes
 
     def _use(self, blocks: Sequence[int]) -> None:
         for block in blocks:
             self._idle.pop(block, None)
             self._users[block] = self._users.get(block, 0) + 1
 
-    def _leave(self, blocks: Sequence[int]) -> None:
+    def _unuse(self, blocks: Sequence[int]) -> None:
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:

@@ -1,4 +1,4 @@
-"""What became of simulated traffic: latencies of every request, replicas over time, and what they cost."""
+"""The result of a simulation: the latencies of every request, the replicas over time, and their cost."""
 
 import math
 from array import array
@@ -13,28 +13,39 @@ from autoscaling.signals import PoolSignals, Targets
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A change of how many replicas there should be."""
+    """A change of the wanted replica count."""
 
     at_s: float
+    """When the policy decided it, in simulated seconds."""
     before: int
+    """The wanted count before."""
     after: int
+    """The wanted count after."""
     reason: str
+    """The policy's reason."""
 
 
 @dataclass(slots=True)
 class Timeline:
-    """Once an interval: moments, replicas by state, requests that wait and run, and requests that came, a second."""
+    """The state of the pool once per interval. All arrays have the same length."""
 
     at_s: "array[float]" = field(default_factory=lambda: array("d"))
+    """Times, in simulated seconds."""
     ready: "array[int]" = field(default_factory=lambda: array("l"))
+    """Numbers of ready replicas."""
     starting: "array[int]" = field(default_factory=lambda: array("l"))
+    """Numbers of starting replicas."""
     draining: "array[int]" = field(default_factory=lambda: array("l"))
+    """Numbers of draining replicas."""
     waiting: "array[int]" = field(default_factory=lambda: array("l"))
+    """Numbers of waiting requests."""
     running: "array[int]" = field(default_factory=lambda: array("l"))
+    """Numbers of running requests."""
     arrived_per_s: "array[float]" = field(default_factory=lambda: array("d"))
+    """Arrival rates, in requests per second."""
 
-    def note(self, at_s: float, signals: PoolSignals) -> None:
-        """One moment, as a policy will see it."""
+    def record(self, at_s: float, signals: PoolSignals) -> None:
+        """Append the state at one moment."""
         demands = signals.by_class.values()
         self.at_s.append(at_s)
         self.ready.append(signals.ready_replicas)
@@ -46,30 +57,42 @@ class Timeline:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """One run. ttft_s, tpot_s: of requests, by at_s; infinite where one was refused. BULK requests are counted apart.
-
-    tpot_s is 0 for requests of one token. gpu_s: GPU-seconds, starting and draining included. startup_s: of the run's replicas, nominally.
-    """
+class SimulationResult:
+    """The result of one simulation. at_s, ttft_s, tpot_s and tenants describe the requests that are not BULK and have the same length."""
 
     duration_s: float
+    """Simulated time, in seconds."""
     startup_s: float
+    """Mean time to start a replica, in seconds."""
     gpu_s: float = 0.0
+    """GPU-seconds of all replicas after the warm-up, including starting and draining ones."""
     at_s: "array[float]" = field(default_factory=lambda: array("d"))
+    """Arrival times, in simulated seconds."""
     ttft_s: "array[float]" = field(default_factory=lambda: array("d"))
+    """Times to first token, in seconds; infinite for refused requests."""
     tpot_s: "array[float]" = field(default_factory=lambda: array("d"))
+    """Times per output token, in seconds; 0 for answers of one token, infinite for refused requests."""
     tenants: "array[int]" = field(default_factory=lambda: array("l"))
+    """Tenants, by number."""
     refused: int = 0
-    bulk_ended: int = 0
+    """Number of refused requests."""
+    bulk_completed: int = 0
+    """Number of BULK requests that have ended."""
     preemptions: int = 0
+    """Number of preemptions in the engines."""
     cached_tokens: int = 0
+    """Prompt tokens that prefix caches held."""
     prompt_tokens: int = 0
+    """Prompt tokens of all requests."""
     output_tokens: int = 0
+    """Tokens generated."""
     actions: list[Action] = field(default_factory=list)
+    """Changes of the wanted replica count after the warm-up."""
     timeline: Timeline = field(default_factory=Timeline)
+    """The pool's state over time."""
 
     def sort(self) -> None:
-        """Puts requests, which are noted as they end, in the order in which they came."""
+        """Sort the requests, which are recorded when they end, by arrival."""
         order = np.argsort(np.frombuffer(self.at_s, dtype=float), kind="stable")
         for name in ("at_s", "ttft_s", "tpot_s"):
             setattr(self, name, array("d", np.frombuffer(getattr(self, name), dtype=float)[order].tobytes()))
@@ -77,31 +100,31 @@ class Outcome:
 
     @property
     def requests(self) -> int:
-        """Answered or refused, BULK not counted."""
+        """Number of requests that were answered or refused, without BULK."""
         return len(self.at_s)
 
     @property
     def gpu_hours(self) -> float:
-        """Of all replicas."""
+        """GPU-hours of all replicas."""
         return self.gpu_s / 3600
 
     def met(self, targets: Targets) -> NDArray[np.bool_]:
-        """For each request, whether it was within both targets."""
+        """Return for each request whether it was within both targets."""
         ttft, tpot = np.frombuffer(self.ttft_s, dtype=float), np.frombuffer(self.tpot_s, dtype=float)
         return (ttft <= targets.ttft_s) & (tpot <= targets.tpot_s)
 
     def attainment_fraction(self, targets: Targets) -> float:
-        """Of requests that were within both targets; 1 where there were none."""
+        """Return the fraction of requests within both targets, or 1 if there were no requests."""
         return float(np.mean(self.met(targets))) if self.requests else 1.0
 
     def quantile_s(self, values: Sequence[float], fraction: float) -> float:
-        """Of ttft_s or tpot_s, refused ones left out; NaN where nothing is left."""
+        """Return a quantile of ttft_s or tpot_s without refused requests, or NaN if there are none."""
         found = np.asarray(values, dtype=float)
         found = found[np.isfinite(found)]
         return float(np.quantile(found, fraction)) if len(found) else math.nan
 
     def reversals(self, within_s: float) -> int:
-        """Actions that undo the direction of the one before within so many seconds."""
+        """Return the number of actions that reverse the direction of the previous action within `within_s` seconds."""
         found = 0
         for before, after in zip(self.actions, self.actions[1:], strict=False):
             opposite = (before.after - before.before) * (after.after - after.before) < 0
@@ -109,8 +132,11 @@ class Outcome:
         return found
 
     def recovery_s(self, step_s: float, targets: Targets, span_s: float = 60.0) -> float:
-        """From a moment until attainment is back: the first second from which on it is as promised over the next span_s. Infinite where it
-        never was."""
+        """Return how long after `step_s` the attainment recovers, in seconds.
+
+        It has recovered at the first second after which the next `span_s` seconds meet the target. If it never does, the result is
+        infinite.
+        """
         at, met = np.frombuffer(self.at_s, dtype=float), self.met(targets)
         for begin_s in np.arange(step_s, self.duration_s - span_s):
             first, last = np.searchsorted(at, (begin_s, begin_s + span_s))

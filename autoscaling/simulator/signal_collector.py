@@ -1,4 +1,4 @@
-"""What a simulated router and gateway measure between two questions to the policy: demand by class, and how fast answers came."""
+"""The measurements of a simulated router and gateway between two calls of the policy: demand by class, and latencies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,55 +8,59 @@ from autoscaling.signals import BULK, ClassDemand, Targets
 from autoscaling.simulator.engine import Request, Urgency
 
 CLASS_NAMES: Mapping[Urgency, str] = {Urgency.DEFAULT: "default", Urgency.BULK: BULK}
-_FORGETTING = 0.02
-"""How much the newest answer counts in how long a tenant's answers are expected to be."""
+"""Names of the priority classes in the signals."""
+_NEWEST_WEIGHT = 0.02
+"""Weight of the newest answer in a tenant's expected answer length."""
 
 
 @dataclass(slots=True)
 class _Counts:
-    """What came of one class since the last look, and what of it waits."""
-
     requests: int = 0
+    """Requests of one class that arrived since the last measurement."""
     input_tokens: float = 0.0
+    """Their prompt tokens."""
     output_tokens: float = 0.0
+    """Their expected output tokens."""
     waiting_requests: int = 0
+    """Requests of the class that wait for a replica now."""
     waiting_tokens: float = 0.0
+    """Prompt tokens and expected output tokens of the waiting requests."""
 
 
-class Meter:
-    """Told of every request; first_tokens is where engines put those that have theirs."""
+class SignalCollector:
+    """Counts requests. Engines append the requests that have their first token to `first_tokens`."""
 
     def __init__(self, targets: Targets) -> None:
         self.first_tokens: list[Request] = []
         self._counts = {urgency: _Counts() for urgency in Urgency}
-        self._expected: dict[int, float] = {}
+        self._expected_output_tokens: dict[int, float] = {}
         self._attainment = Attainment(targets)
-        self._tpots: list[float] = []
+        self._tpots_s: list[float] = []
 
-    def came(self, request: Request) -> None:
-        """A request has come, for the first time."""
+    def arrived(self, request: Request) -> None:
+        """Record that a request has arrived for the first time."""
         counts = self._counts[request.urgency]
         counts.requests += 1
         counts.input_tokens += request.prompt_tokens
         counts.output_tokens += self._expected_output(request)
 
-    def waits(self, request: Request) -> None:
-        """It waits for a replica."""
+    def began_waiting(self, request: Request) -> None:
+        """Record that a request waits for a replica."""
         request.held_tokens = int(request.prompt_tokens + self._expected_output(request))
         self._count_waiting(request, 1)
 
-    def waits_no_more(self, request: Request) -> None:
-        """It has got one, or is refused."""
+    def ended_waiting(self, request: Request) -> None:
+        """Record that a waiting request was dispatched or refused."""
         self._count_waiting(request, -1)
 
-    def ended(self, request: Request, tpot_s: float) -> None:
-        """Its answer is whole."""
+    def completed(self, request: Request, tpot_s: float) -> None:
+        """Record that a request has its complete answer."""
         before = self._expected_output(request)
-        self._expected[request.tenant] = before + _FORGETTING * (request.output_tokens - before)
-        self._tpots.append(tpot_s)
+        self._expected_output_tokens[request.tenant] = before + _NEWEST_WEIGHT * (request.output_tokens - before)
+        self._tpots_s.append(tpot_s)
 
     def demand(self, seconds: float) -> dict[str, ClassDemand]:
-        """By class, over the seconds since the last look."""
+        """Return the demand by class over the `seconds` since the previous call."""
         found = {}
         for urgency, counts in self._counts.items():
             found[CLASS_NAMES[urgency]] = ClassDemand(
@@ -70,15 +74,15 @@ class Meter:
         return found
 
     def attained(self, now_s: float) -> Attained:
-        """How the answers since the last look kept the targets."""
+        """Return the recent attainment, including the latencies since the previous call."""
         ttfts_s = [request.first_token_s - request.at_s for request in self.first_tokens if request.urgency is not Urgency.BULK]
-        attained = self._attainment.report(ttfts_s, self._tpots, now_s)
+        attained = self._attainment.report(ttfts_s, self._tpots_s, now_s)
         self.first_tokens.clear()
-        self._tpots.clear()
+        self._tpots_s.clear()
         return attained
 
     def _expected_output(self, request: Request) -> float:
-        return self._expected.get(request.tenant, float(request.output_tokens))
+        return self._expected_output_tokens.get(request.tenant, float(request.output_tokens))
 
     def _count_waiting(self, request: Request, change: int) -> None:
         counts = self._counts[request.urgency]

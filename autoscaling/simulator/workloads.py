@@ -1,4 +1,7 @@
-"""Traffic for simulations: recorded, after recorded tenants, and made up. All of it is deterministic by seed and in the order of time."""
+"""Traffic for simulations: recordings, traffic modelled on recorded tenants, and synthetic traffic.
+
+All requests are deterministic by seed and sorted by arrival.
+"""
 
 import csv
 import math
@@ -16,34 +19,39 @@ import numpy as np
 from autoscaling.simulator.engine import Request
 
 POSITIONS = 2048
-"""GPT-NeoX-20B's context; longer prompts are clipped so that their answers fit too."""
+"""Context length of GPT-NeoX-20B in tokens. Longer prompts are clipped so that their answers fit."""
 _AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIMESTAMP_CHARACTERS = len("2023-11-16 18:17:03.979960")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Traffic by name. requests: makes it anew for a seed, and can be pickled. step_s: when its rate jumps, to measure recovery from."""
+    """A source of traffic."""
 
     name: str
+    """Name in tables and reports."""
     duration_s: float
+    """Length of the traffic, in seconds."""
     requests: Callable[[int], Iterator[Request]] = field(repr=False)
+    """Generates the requests for a seed. It can be pickled."""
     step_s: float | None = None
+    """When the rate jumps, from which the recovery is measured; None if it does not."""
 
 
 def clipped(prompt_tokens: int, output_tokens: int, positions: int = POSITIONS) -> tuple[int, int]:
-    """Lengths that fit the model together: the answer keeps its length, up to half of the context; the prompt gets what is left."""
+    """Return a prompt and output length that fit the context. The output is limited to half of the context, the prompt to the rest."""
     output = max(1, min(output_tokens, positions // 2))
     return max(1, min(prompt_tokens, positions - output)), output
 
 
 def azure(path: Path, scale: float = 1.0, jitter_s: float = 2.0) -> Workload:
-    """A recording in Azure's format (TIMESTAMP, ContextTokens, GeneratedTokens), with scale times as many requests.
+    """Return a recording in Azure's format (columns TIMESTAMP, ContextTokens, GeneratedTokens) with `scale` times as many requests.
 
-    The copies of a request come within jitter_s of it, which leaves bursts as they are. Raises ValueError naming file, line and column.
+    The copies of a request arrive up to `jitter_s` seconds after it, which preserves bursts. Raises OSError if the file cannot be read, and
+    ValueError if its contents are invalid.
     """
     if scale <= 0:
-        raise ValueError(f"scale {scale}: must be positive")
+        raise ValueError(f"scale {scale} is invalid; it must be positive")
     rows = _read_azure(path)
     return Workload(f"azure:{path.stem}", rows[-1][0] + jitter_s, partial(_copied, rows, scale, jitter_s))
 
@@ -54,7 +62,7 @@ def _read_azure(path: Path) -> list[tuple[float, int, int]]:
         reader = csv.DictReader(file)
         missing = [name for name in _AZURE_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path}: no column {missing[0]!r}; Azure's format has {', '.join(_AZURE_COLUMNS)}")
+            raise ValueError(f"{path}: column {missing[0]!r} is missing; Azure's format has {', '.join(_AZURE_COLUMNS)}")
         for number, row in enumerate(reader, start=2):
             try:
                 moment = datetime.fromisoformat(row["TIMESTAMP"][:_TIMESTAMP_CHARACTERS]).timestamp()
@@ -62,7 +70,7 @@ def _read_azure(path: Path) -> list[tuple[float, int, int]]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     if not rows:
-        raise ValueError(f"{path}: has no requests")
+        raise ValueError(f"{path}: the file has no requests")
     rows.sort()
     return [(moment - rows[0][0], prompt, output) for moment, prompt, output in rows]
 
@@ -77,14 +85,16 @@ def _copied(rows: Sequence[tuple[float, int, int]], scale: float, jitter_s: floa
 
 
 def servegen(folder: Path, begin_s: float, duration_s: float, mean_rate: float) -> Workload:
-    """Many tenants after ServeGen's clients: each with its rate, its burstiness (CV of gaps) and its lengths in windows of 600 s.
+    """Return the traffic of many tenants modelled on ServeGen's clients.
 
-    begin_s: of the recorded two weeks. mean_rate: requests a second that all rates are scaled to; lengths are clipped to the context.
-    Clients without recorded lengths take those of another one, which is drawn. Raises ValueError where the span holds no rates.
+    Each tenant has its rate, its burstiness (coefficient of variation of the gaps) and its lengths in windows of 600 s. `begin_s` is the
+    start within the recorded two weeks. All rates are scaled to a total of `mean_rate` requests per second, and lengths are clipped to the
+    context. Clients without recorded lengths get those of a random other client. Raises ValueError if the recording has no rates in this
+    period.
     """
     rates = _read_rates(folder / "servegen_m-small_client_rates.csv", begin_s, duration_s)
     if not rates:
-        raise ValueError(f"begin_s {begin_s}, duration_s {duration_s}: no recorded rates there")
+        raise ValueError(f"the recording has no rates from begin_s {begin_s} for duration_s {duration_s}")
     lengths = _read_quantiles(folder / "servegen_m-small_token_quantiles.csv")
     recorded = sum(rate for windows in rates.values() for _, rate, _ in windows) * 600 / duration_s
     factor = mean_rate / recorded
@@ -98,7 +108,7 @@ _QUANTILE_COLUMNS = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99"
 
 
 def _read_rates(path: Path, begin_s: float, duration_s: float) -> _Windows:
-    """By client: window's begin from begin_s on, rate, CV of gaps."""
+    """Return by client, for each window: its start relative to begin_s, the rate, and the coefficient of variation of the gaps."""
     rates: _Windows = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -109,7 +119,7 @@ def _read_rates(path: Path, begin_s: float, duration_s: float) -> _Windows:
 
 
 def _read_quantiles(path: Path) -> _Lengths:
-    """By client and field, the first window's quantiles."""
+    """Return the quantiles of the first window by client and field."""
     found: _Lengths = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -135,7 +145,10 @@ def _tenants(rates: _Windows, lengths: _Lengths, factor: float, duration_s: floa
 
 
 def _renewals(rng: np.random.Generator, rate: float, cv: float, begin_s: float, end_s: float) -> list[float]:
-    """Moments with gamma-distributed gaps of a mean of 1/rate and this CV; ServeGen's windows begin anywhere in a gap."""
+    """Return arrival times with gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`.
+
+    A window starts at a random position within a gap.
+    """
     if rate <= 0:
         return []
     shape = 1 / min(max(cv, 0.2), 8.0) ** 2
@@ -149,62 +162,73 @@ def _renewals(rng: np.random.Generator, rate: float, cv: float, begin_s: float, 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Log-normal prompt and output lengths, by their medians and the standard deviation of their logarithm."""
+    """Log-normal distributions of prompt and output lengths."""
 
     prompt_tokens: float = 600.0
+    """Median prompt length."""
     output_tokens: float = 200.0
+    """Median output length."""
     sigma: float = 0.7
+    """Standard deviation of the logarithm of both lengths."""
 
     def draw(self, rng: Random) -> tuple[int, int]:
-        """Lengths of one request, which fit the model."""
+        """Return the prompt and output length of one request, which fit the context."""
         prompt_tokens = self.prompt_tokens * math.exp(self.sigma * rng.gauss(0, 1))
         return clipped(int(prompt_tokens), int(self.output_tokens * math.exp(self.sigma * rng.gauss(0, 1))))
 
 
 CHAT = Lengths()
+"""Lengths of chat requests."""
 
 
 class Rate(Protocol):
-    """How many requests a second come at a moment, for a seed."""
+    """An arrival rate over time."""
 
     @property
-    def highest(self) -> float:
-        """That it ever is."""
+    def max_rate(self) -> float:
+        """Upper bound of the rate, in requests per second."""
         ...
 
     def __call__(self, now_s: float, seed: int) -> float:
-        """At most `highest`."""
+        """Return the rate at `now_s`, in requests per second."""
         ...
 
 
 def varying(name: str, duration_s: float, rate: Rate, lengths: Lengths = CHAT, tenants: int = 20, step_s: float | None = None) -> Workload:
-    """Poisson arrivals whose rate changes with time. Source: thinning, Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979."""
+    """Return traffic with Poisson arrivals whose rate changes with time.
+
+    Source: thinning, Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979.
+    """
     return Workload(name, duration_s, partial(_thinned, duration_s, rate, lengths, tenants), step_s)
 
 
 def _thinned(duration_s: float, rate: Rate, lengths: Lengths, tenants: int, seed: int) -> Iterator[Request]:
-    rng, highest = Random(seed), rate.highest
-    now_s = rng.expovariate(highest)
+    rng, max_rate = Random(seed), rate.max_rate
+    now_s = rng.expovariate(max_rate)
     while now_s < duration_s:
-        if rng.random() * highest < rate(now_s, seed):
+        if rng.random() * max_rate < rate(now_s, seed):
             yield Request(now_s, *lengths.draw(rng), tenant=rng.randrange(tenants))
-        now_s += rng.expovariate(highest)
+        now_s += rng.expovariate(max_rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """On top of a rate: at `a_day` moments of each day, for lasts_s, `factor` times the rate, reached over ramp_s and left so."""
+    """Bursts on top of a rate."""
 
-    a_day: float = 12.0
-    lasts_s: float = 300.0
+    per_day: float = 12.0
+    """Number of bursts in each day, at random times."""
+    duration_s: float = 300.0
+    """Length of a burst, including both ramps."""
     ramp_s: float = 60.0
+    """Time in which the rate rises to the maximum, and in which it falls back."""
     factor: float = 1.5
+    """Factor of the rate at the maximum."""
 
-    def at(self, since_s: float) -> float:
-        """Times the rate, so long after a burst's beginning."""
-        if not 0 <= since_s < self.lasts_s:
+    def factor_at(self, since_s: float) -> float:
+        """Return the factor of the rate at a time after the start of a burst."""
+        if not 0 <= since_s < self.duration_s:
             return 1.0
-        return 1 + (self.factor - 1) * min(1.0, since_s / self.ramp_s, (self.lasts_s - since_s) / self.ramp_s)
+        return 1 + (self.factor - 1) * min(1.0, since_s / self.ramp_s, (self.duration_s - since_s) / self.ramp_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,23 +239,26 @@ class _Wave:
     bursts: Bursts
 
     @property
-    def highest(self) -> float:
+    def max_rate(self) -> float:
         return self.mean_rate * (1 + self.depth) * max(1.0, self.bursts.factor)
 
     def __call__(self, now_s: float, seed: int) -> float:
-        highest = 1.0
+        factor = 1.0
         for begin_s in self._begins_s(seed, int(now_s / self.day_s)):
-            highest = max(highest, self.bursts.at(now_s - begin_s))
-        return highest * self.mean_rate * (1 - self.depth * math.cos(2 * math.pi * now_s / self.day_s))
+            factor = max(factor, self.bursts.factor_at(now_s - begin_s))
+        return factor * self.mean_rate * (1 - self.depth * math.cos(2 * math.pi * now_s / self.day_s))
 
     @lru_cache(maxsize=16)  # noqa: B019 - it is frozen and small
     def _begins_s(self, seed: int, day: int) -> tuple[float, ...]:
         rng = Random(f"bursts {seed} {day}")
-        return tuple(self.day_s * (day + rng.random()) for _ in range(round(self.bursts.a_day)))
+        return tuple(self.day_s * (day + rng.random()) for _ in range(round(self.bursts.per_day)))
 
 
 def diurnal(mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts: Bursts = Bursts()) -> Workload:
-    """A day's wave, deepest at its beginning, with bursts at moments that the seed draws."""
+    """Return traffic with a daily wave, lowest at the start of each day, and bursts at random times.
+
+    `mean_rate` is in requests per second. `depth` is the amplitude of the wave as a fraction of the mean.
+    """
     return varying("diurnal", day_s * days, _Wave(mean_rate, day_s, depth, bursts))
 
 
@@ -242,7 +269,7 @@ class _Jump:
     step_s: float
 
     @property
-    def highest(self) -> float:
+    def max_rate(self) -> float:
         return self.before_rate * max(1.0, self.factor)
 
     def __call__(self, now_s: float, seed: int) -> float:
@@ -250,5 +277,5 @@ class _Jump:
 
 
 def step(before_rate: float, factor: float, step_s: float, duration_s: float) -> Workload:
-    """A steady rate that jumps once."""
+    """Return traffic with a steady rate that is multiplied by `factor` at `step_s`."""
     return varying("step", duration_s, _Jump(before_rate, factor, step_s), step_s=step_s)

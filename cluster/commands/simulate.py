@@ -16,7 +16,7 @@ from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from autoscaling.simulator.comparison import Curve
-    from autoscaling.simulator.config import Setting
+    from autoscaling.simulator.config import SimulationConfig
     from autoscaling.simulator.workloads import Workload
 
 _TRAFFIC, _POOL, _PROMISE, _POLICIES, _RESULTS = "Traffic", "Pool", "What is promised", "Policies", "Results"
@@ -116,7 +116,7 @@ def _check_results(json_file: Path | None, report: Path | None) -> None:
         raise CommandError("--report needs matplotlib: `pip install matplotlib`, or install neox-serve[plot]")
 
 
-def _notes(given: "Workload", chosen: "Setting", calibration: Path | None, gpu: str, size: int) -> list[str]:
+def _notes(given: "Workload", chosen: "SimulationConfig", calibration: Path | None, gpu: str, size: int) -> list[str]:
     """What is simulated, in sentences, and what it takes at the least; with calibration tables, how well they are met."""
     from autoscaling.simulator.lower_bound import min_gpu_hours
 
@@ -136,21 +136,21 @@ def _notes(given: "Workload", chosen: "Setting", calibration: Path | None, gpu: 
 
 
 def _curves(
-    names: list[str], given: "Workload", chosen: "Setting", processes: int | None, points: int, refinements: int
+    names: list[str], given: "Workload", chosen: "SimulationConfig", processes: int | None, points: int, refinements: int
 ) -> "dict[str, Curve]":
     from autoscaling.simulator import comparison
 
-    with comparison.processes(processes or os.cpu_count() or 1) as executor, _progress("simulations") as bar:
+    with comparison.process_pool(processes or os.cpu_count() or 1) as executor, _progress("simulations") as bar:
         return comparison.compare(names, given, chosen, executor, points, refinements, bar)
 
 
-def _single(names: list[str], knob: float, given: "Workload", chosen: "Setting") -> "dict[str, Curve]":
-    from autoscaling.simulator.comparison import Curve, Job, run
+def _single(names: list[str], knob: float, given: "Workload", chosen: "SimulationConfig") -> "dict[str, Curve]":
+    from autoscaling.simulator.comparison import ComparisonTask, Curve, run
 
     found = {}
     for name in names:
         with _progress(name) as bar:
-            point = run(Job(name, knob, given, chosen), lambda seconds: bar(int(seconds), int(given.duration_s)))
+            point = run(ComparisonTask(name, knob, given, chosen), lambda seconds: bar(int(seconds), int(given.duration_s)))
         found[name] = Curve(name, [point])
     return found
 
@@ -166,7 +166,7 @@ def _progress(what: str) -> Iterator[Any]:
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
-def _tell(curves: "dict[str, Curve]", chosen: "Setting", notes: list[str], json_file: Path | None, report: Path | None) -> None:
+def _tell(curves: "dict[str, Curve]", chosen: "SimulationConfig", notes: list[str], json_file: Path | None, report: Path | None) -> None:
     from cluster.views.simulation import figures, table, write_report
 
     targets = chosen.spec.targets

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
-from autoscaling.simulator.config import Setting
+from autoscaling.simulator.config import SimulationConfig
 from autoscaling.simulator.hardware import Hardware
 from autoscaling.simulator.workloads import Bursts, Workload
 
@@ -65,10 +65,10 @@ def traffic(options: TrafficOptions) -> Workload:
         raise OptionError("--trace" if options.trace is not None else "--tenants", str(error)) from error
     if options.workload == "step":
         return workloads.step(options.rate, options.step_factor, options.duration_s / 2, options.duration_s)
-    return workloads.diurnal(options.rate, day_s=options.duration_s, bursts=Bursts(a_day=3))
+    return workloads.diurnal(options.rate, day_s=options.duration_s, bursts=Bursts(per_day=3))
 
 
-def setting(options: PoolOptions, warmup_s: float, duration_s: float, seed: int) -> Setting:
+def setting(options: PoolOptions, warmup_s: float, duration_s: float, seed: int) -> SimulationConfig:
     """The pool. Raises OptionError."""
     if warmup_s >= duration_s:
         raise OptionError("--warm-up", f"must be shorter than the traffic, {duration_s:.0f} s, got {warmup_s:g}")
@@ -82,7 +82,7 @@ def setting(options: PoolOptions, warmup_s: float, duration_s: float, seed: int)
         shape = hardware.shape()
     except (OSError, ValueError) as error:
         raise OptionError("--max" if "min <= max" in str(error) else "--gpu", str(error)) from error
-    return Setting(
+    return SimulationConfig(
         spec,
         shape,
         options.startup_s,

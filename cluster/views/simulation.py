@@ -12,7 +12,7 @@ from rich.table import Table
 
 from autoscaling.signals import Targets
 from autoscaling.simulator.calibration import Fit
-from autoscaling.simulator.compared_policies import CONTENDERS, ORACLE
+from autoscaling.simulator.compared_policies import COMPARED_POLICIES, ORACLE
 from autoscaling.simulator.comparison import Curve, Point, cheapest
 
 _COLUMNS = ("policy", "knob", "attainment", "GPU-hours", "over oracle", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "actions", "reversals")
@@ -32,11 +32,11 @@ def rows(curves: Mapping[str, Curve], targets: Targets) -> list[dict[str, Any]]:
     oracle = points.get(ORACLE)
     found = []
     for name, point in points.items():
-        outcome = point.outcome
+        outcome = point.result
         found.append(
             {
                 "policy": name,
-                "knob": CONTENDERS[name].knob,
+                "knob": COMPARED_POLICIES[name].knob,
                 "knob_value": point.knob,
                 "attainment_fraction": point.attainment_fraction,
                 "keeps_promise": point.attainment_fraction >= targets.attainment_fraction,
@@ -71,7 +71,7 @@ def figures(curves: Mapping[str, Curve], targets: Targets) -> dict[str, Any]:
     actions = {
         name: [
             {"at_s": action.at_s, "before": action.before, "after": action.after, "reason": action.reason}
-            for action in point.outcome.actions
+            for action in point.result.actions
         ]
         for name, point in chosen(curves, targets).items()
     }
@@ -109,8 +109,8 @@ def _pair(first: float | None, second: float | None, unit: float) -> str:
 def fit_lines(fits: Mapping[int, Fit]) -> list[str]:
     """How well step times fit the tables, by tensor-parallel size."""
     return [
-        f"TP={size}: {found.rows} rows fitted, error {found.error_fraction:.1%} mean, {found.largest_error_fraction:.1%} at most; "
-        f"held out by shape {found.held_out_error_fraction:.1%} mean, {found.held_out_largest_error_fraction:.1%} at most"
+        f"TP={size}: {found.rows} rows fitted, error {found.error_fraction:.1%} mean, {found.max_error_fraction:.1%} at most; "
+        f"held out by shape {found.held_out_error_fraction:.1%} mean, {found.held_out_max_error_fraction:.1%} at most"
         for size, found in fits.items()
     ]
 
@@ -160,9 +160,9 @@ def _page(
 
 
 def _actions(name: str, point: Point) -> str:
-    cells = ((f"{action.at_s:.0f} s", f"{action.before} to {action.after}", action.reason) for action in point.outcome.actions)
+    cells = ((f"{action.at_s:.0f} s", f"{action.before} to {action.after}", action.reason) for action in point.result.actions)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    return f"<details><summary>{html.escape(name)}: {len(point.outcome.actions)}</summary><table>{lines}</table></details>"
+    return f"<details><summary>{html.escape(name)}: {len(point.result.actions)}</summary><table>{lines}</table></details>"
 
 
 def _draw_curves(curves: Mapping[str, Curve], targets: Targets) -> bytes:
@@ -182,7 +182,7 @@ def _draw_curves(curves: Mapping[str, Curve], targets: Targets) -> bytes:
 def _draw_replicas(points: Mapping[str, Point]) -> bytes:
     figure = _figure(11, 2.3 * len(points))
     for axes, (name, point) in zip(figure.subplots(len(points), sharex=True, squeeze=False)[:, 0], points.items(), strict=True):
-        timeline = point.outcome.timeline
+        timeline = point.result.timeline
         load = axes.twinx()
         load.fill_between(timeline.at_s, timeline.arrived_per_s, color="tab:orange", alpha=0.25, lw=0)
         load.set_ylabel("requests/s")
@@ -200,7 +200,7 @@ def _draw_latencies(points: Mapping[str, Point], targets: Targets) -> bytes:
     kinds = (("TTFT, s", "ttft_s", targets.ttft_s), ("TPOT, s", "tpot_s", targets.tpot_s))
     for axes, (label, field, target) in zip(figure.subplots(1, 2), kinds, strict=True):
         for name, point in points.items():
-            if values := [value for value in getattr(point.outcome, field) if math.isfinite(value) and value > 0]:
+            if values := [value for value in getattr(point.result, field) if math.isfinite(value) and value > 0]:
                 axes.ecdf(values, label=name)
         axes.axvline(target, color="grey", ls=":")
         axes.set(xlabel=label, ylabel="share of requests within", xscale="log")

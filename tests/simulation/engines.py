@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from autoscaling.simulator.prefix_cache import CacheNews, PrefixCache, Room
+from autoscaling.simulator.prefix_cache import Allocation, CacheChanges, PrefixCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Work:
     computed_tokens: int = 0
     written_tokens: int = 0
     first_token_s: float | None = None
-    room: Room | None = None
+    allocation: Allocation | None = None
 
     @property
     def uncomputed_tokens(self) -> int:
@@ -56,7 +56,7 @@ class Step:
 
     ends_s: float
     ended: list[Work]
-    news: CacheNews
+    news: CacheChanges
 
 
 class SimulatedEngine:
@@ -91,16 +91,16 @@ class SimulatedEngine:
             work.written_tokens += 1
         for work, part in parts:
             self._compute(work, part, now_s + took_s)
-        return Step(now_s + took_s, self._take_ended(), self._cache.take_news())
+        return Step(now_s + took_s, self._take_ended(), self._cache.take_changes())
 
     def _start(self) -> None:
         """Requests start in their order, while the cache has room for all their tokens."""
         while self._waiting:
             work = self._waiting[0]
-            held = work.blocks[: self._cache.held(work.blocks)]
+            held = work.blocks[: self._cache.cached_blocks(work.blocks)]
             tokens = work.prompt_tokens + work.output_tokens
-            work.room = self._cache.take(held, -(-tokens // self._block_tokens) - len(held))
-            if work.room is None:
+            work.allocation = self._cache.allocate(held, -(-tokens // self._block_tokens) - len(held))
+            if work.allocation is None:
                 return
             work.cached_tokens = len(held) * self._block_tokens
             self._running.append(self._waiting.popleft())
@@ -115,14 +115,14 @@ class SimulatedEngine:
 
     def _compute(self, work: Work, tokens: int, ends_s: float) -> None:
         work.computed_tokens += tokens
-        if not work.uncomputed_tokens and work.room is not None:
-            self._cache.share(work.room, work.blocks[work.cached_tokens // self._block_tokens :])
+        if not work.uncomputed_tokens and work.allocation is not None:
+            self._cache.share(work.allocation, work.blocks[work.cached_tokens // self._block_tokens :])
             work.first_token_s, work.written_tokens = ends_s, 1
 
     def _take_ended(self) -> list[Work]:
         ended = [work for work in self._running if work.ended]
         self._running = [work for work in self._running if not work.ended]
         for work in ended:
-            if work.room is not None:
-                self._cache.release(work.room)
+            if work.allocation is not None:
+                self._cache.release(work.allocation)
         return ended

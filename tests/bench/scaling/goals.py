@@ -9,8 +9,8 @@ from autoscaling.simulator import workloads
 from autoscaling.simulator.calibration import LATENCIES, TENSOR_PARALLEL_SIZES, fit, read_latencies
 from autoscaling.simulator.cluster import simulate
 from autoscaling.simulator.compared_policies import static
-from autoscaling.simulator.comparison import processes
-from autoscaling.simulator.config import Setting
+from autoscaling.simulator.comparison import process_pool
+from autoscaling.simulator.config import SimulationConfig
 from autoscaling.simulator.hardware import Hardware
 from cluster.planning.plan import NEOX_20B, Layout, Load, Wish, kv_room_tokens
 from neox_serve.model.memory import Quantization, parameters, weight_bytes
@@ -50,8 +50,8 @@ def hour_of_1000_replicas_s() -> float:
     hardware = Hardware()
     spec = hardware.spec(1000, 1000, 60.0, Targets())
 
-    workload = workloads.diurnal(900.0, day_s=3600.0, depth=0.3, bursts=workloads.Bursts(a_day=2))
-    which = Setting(spec, hardware.shape(), 60.0, initial_replicas=1000)
+    workload = workloads.diurnal(900.0, day_s=3600.0, depth=0.3, bursts=workloads.Bursts(per_day=2))
+    which = SimulationConfig(spec, hardware.shape(), 60.0, initial_replicas=1000)
     begin_s = time.perf_counter()
     simulate(workload.requests(0), static(1000), which, 3600.0)
     return time.perf_counter() - begin_s
@@ -59,7 +59,7 @@ def hour_of_1000_replicas_s() -> float:
 
 @cache
 def _recovery(startup_s: float) -> float:
-    with processes(_PROCESSES) as executor:
+    with process_pool(_PROCESSES) as executor:
         return scaling.recovery_startups(startup_s, executor)
 
 
@@ -67,7 +67,7 @@ def _recovery(startup_s: float) -> float:
 def _compared(name: str, startup_s: float) -> tuple[scaling.Compared, ...]:
     if name != "diurnal" and not scaling.shared_data_at_hand():
         raise FileNotFoundError(f"{scaling.SHARED}: the recorded traffic is not there")
-    with processes(_PROCESSES) as executor:
+    with process_pool(_PROCESSES) as executor:
         return tuple(scaling.measure(name, startup_s, executor))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from autoscaling.simulator.comparison import processes
+from autoscaling.simulator.comparison import process_pool
 from cluster.views.simulation import write_report
 from tests.bench import results
 from tests.bench.processes import stop_on_sigterm
@@ -22,7 +22,7 @@ _PROCESSES = 2
 
 def run(folder: Path, view: View, traffics: Sequence[str] = scaling.TRAFFIC, startups_s: Sequence[float] = scaling.STARTUPS_S) -> None:
     """Measures the cases one after the other, and writes each when it is done."""
-    with processes(_PROCESSES) as executor:
+    with process_pool(_PROCESSES) as executor:
         for traffic in traffics:
             for startup_s in startups_s:
                 with view.step(f"scaling: {traffic}, start-up {startup_s:.0f} s"):

@@ -13,9 +13,9 @@ from statistics import median
 
 from autoscaling.signals import Targets
 from autoscaling.simulator import workloads
-from autoscaling.simulator.compared_policies import CONTENDERS, ORACLE, OURS, PEERS
-from autoscaling.simulator.comparison import Curve, Job, Point, cheapest, compare, run
-from autoscaling.simulator.config import Setting
+from autoscaling.simulator.compared_policies import COMPARED_POLICIES, ORACLE, OURS, PEERS
+from autoscaling.simulator.comparison import ComparisonTask, Curve, Point, cheapest, compare, run
+from autoscaling.simulator.config import SimulationConfig
 from autoscaling.simulator.hardware import Hardware
 from autoscaling.simulator.lower_bound import min_gpu_hours
 from autoscaling.simulator.workloads import Bursts, Workload
@@ -44,22 +44,22 @@ def traffic(name: str) -> Traffic:
         return Traffic(workloads.azure(SHARED / "traces" / "AzureLLMInferenceTrace_code.csv", scale=4), 8)
     if name == "servegen":
         return Traffic(workloads.servegen(SHARED / "traces", begin_s=6 * 86_400 + 5 * 3600, duration_s=2700, mean_rate=60.0), 8)
-    return Traffic(workloads.diurnal(20.0, day_s=_DAY_S, bursts=Bursts(a_day=3)), 6)
+    return Traffic(workloads.diurnal(20.0, day_s=_DAY_S, bursts=Bursts(per_day=3)), 6)
 
 
 TRAFFIC = ("azure", "servegen", "diurnal")
 
 
-def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> Setting:
+def setting(startup_s: float, initial_replicas: int, seed: int = 0) -> SimulationConfig:
     """A pool on pairs of A100s."""
     hardware = Hardware()
     spec = hardware.spec(1, _MAX_REPLICAS, startup_s, Targets())
-    return Setting(spec, hardware.shape(), startup_s, initial_replicas=initial_replicas, warmup_s=_WARMUP_S, seed=seed)
+    return SimulationConfig(spec, hardware.shape(), startup_s, initial_replicas=initial_replicas, warmup_s=_WARMUP_S, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One workload and start-up time with one seed: the points that keep the promise, by contender; None where none did.
+    """One workload and start-up time with one seed: the points that keep the promise, by policy; None where none did.
 
     min_gpu_hours: that computing alone takes.
     """
@@ -70,7 +70,7 @@ class Compared:
     min_gpu_hours: float
 
     def best(self, name: str) -> Point | None:
-        """A contender's cheapest."""
+        """A policy's cheapest."""
         return cheapest(self.curves[name].points, self.promise)
 
     def best_peer(self) -> Point | None:
@@ -100,16 +100,16 @@ def measure(
 ) -> list[Compared]:
     """One comparison for each seed."""
     given, found = traffic(name), list[Compared]()
-    contenders: Sequence[str] = [one for one in CONTENDERS if one in {OURS, ORACLE, *PEERS}]
+    policies: Sequence[str] = [one for one in COMPARED_POLICIES if one in {OURS, ORACLE, *PEERS}]
     for seed in seeds:
         which = setting(startup_s, given.initial_replicas, seed)
         fine = _FINE_AROUND if found else _FINE
-        around = {name: best.knob for name in contenders if (best := found[0].best(name))} if found else None
-        curves = compare(contenders, given.workload, which, executor, fine=fine, progress=progress, around=around)
+        around = {name: best.knob for name in policies if (best := found[0].best(name))} if found else None
+        curves = compare(policies, given.workload, which, executor, fine=fine, progress=progress, around=around)
         least = min_gpu_hours(given.workload.requests(seed), which.spec, which.warmup_s, given.workload.duration_s)
         found.append(Compared(seed, curves, which.spec.targets.attainment_fraction, least))
         if len(found) == 1:
-            contenders = [OURS, ORACLE, *_cheapest_peers(found[0])]
+            policies = [OURS, ORACLE, *_cheapest_peers(found[0])]
     return found
 
 
@@ -131,23 +131,23 @@ def over_oracle(found: Sequence[Compared]) -> float:
 def reversals_a_day(found: Sequence[Compared], startup_s: float) -> float:
     """Of our cheapest point, within two start-ups; median over seeds. A recording, or a day made short, counts as one day."""
     points = [one.best(OURS) for one in found]
-    return median(point.outcome.reversals(2 * startup_s) if point else float("inf") for point in points)
+    return median(point.result.reversals(2 * startup_s) if point else float("inf") for point in points)
 
 
 def recovery_startups(startup_s: float, executor: Executor, seeds: Sequence[int] = SEEDS) -> float:
     """From a fivefold step until attainment is back, in start-ups; our default, median over seeds."""
     workload = workloads.step(before_rate=8.0, factor=5.0, step_s=1800.0, duration_s=3000.0)
     which = setting(startup_s, initial_replicas=3)
-    points = executor.map(run, [Job(OURS, 1.0, workload, replace(which, seed=seed)) for seed in seeds])
-    return median(point.outcome.recovery_s(1800.0, which.spec.targets) / startup_s for point in points)
+    points = executor.map(run, [ComparisonTask(OURS, 1.0, workload, replace(which, seed=seed)) for seed in seeds])
+    return median(point.result.recovery_s(1800.0, which.spec.targets) / startup_s for point in points)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A contender with one seed: its cheapest point that keeps the promise, None where none does. curve: knob, GPU-hours, attainment."""
+    """A policy with one seed: its cheapest point that keeps the promise, None where none does. curve: knob, GPU-hours, attainment."""
 
     seed: int
-    contender: str
+    policy: str
     gpu_hours: float | None
     attainment_fraction: float | None
     knob: float | None
@@ -157,7 +157,7 @@ class Row:
 
 
 def rows(compared: Compared, startup_s: float) -> list[Row]:
-    """All contenders."""
+    """All policies."""
     found = []
     for name, curve in compared.curves.items():
         best = compared.best(name)
@@ -169,7 +169,7 @@ def rows(compared: Compared, startup_s: float) -> list[Row]:
                 best.gpu_hours if best else None,
                 best.attainment_fraction if best else None,
                 best.knob if best else None,
-                best.outcome.reversals(2 * startup_s) if best else None,
+                best.result.reversals(2 * startup_s) if best else None,
                 compared.min_gpu_hours,
                 points,
             )
@@ -178,7 +178,7 @@ def rows(compared: Compared, startup_s: float) -> list[Row]:
 
 
 def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
-    """Lines for people: the ratios over all seeds, what computing alone takes, and the contenders with the first seed."""
+    """Lines for people: the ratios over all seeds, what computing alone takes, and the policies with the first seed."""
     least = median(one.over_least() for one in found)
     ratios = f"{over_best_peer(found):.2f} of the best peer, {over_oracle(found):.2f} of the oracle"
     lines = [
@@ -187,12 +187,12 @@ def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
     ]
     for row in rows(found[0], startup_s):
         what = (
-            f"{row.gpu_hours:7.1f} GPU-h at {row.attainment_fraction:.4f}, {CONTENDERS[row.contender].knob} {row.knob:.3g}, "
+            f"{row.gpu_hours:7.1f} GPU-h at {row.attainment_fraction:.4f}, {COMPARED_POLICIES[row.policy].knob} {row.knob:.3g}, "
             f"{row.reversals} reversals"
             if row.gpu_hours is not None
             else f"never; {max(point[2] for point in row.curve):.4f} at best"
         )
-        lines.append(f"  {row.contender:24} {what}")
+        lines.append(f"  {row.policy:24} {what}")
     return lines
 
 

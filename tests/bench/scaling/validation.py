@@ -16,7 +16,7 @@ from autoscaling.signals import PoolSpec
 from autoscaling.simulator.calibration import Fit, Latency, fit
 from autoscaling.simulator.cluster import simulate
 from autoscaling.simulator.compared_policies import static
-from autoscaling.simulator.config import Setting
+from autoscaling.simulator.config import SimulationConfig
 from autoscaling.simulator.engine import EngineShape
 from autoscaling.simulator.engine import Request as SimulatedRequest
 from autoscaling.simulator.hardware import capacity_of
@@ -167,7 +167,7 @@ def _shape(step_time: StepTime) -> EngineShape:
 
 def _simulated(requests: Sequence[Scheduled], step_time: StepTime, overhead_s: float) -> Medians:
     shape = _shape(step_time)
-    setting = Setting(PoolSpec(1, 1, capacity_of(shape, _MAX_SEQUENCES)), shape, startup_s=60.0)
+    setting = SimulationConfig(PoolSpec(1, 1, capacity_of(shape, _MAX_SEQUENCES)), shape, startup_s=60.0)
     asked = (SimulatedRequest(at_s, len(request.prompt), request.output_tokens) for at_s, request in requests)
     outcome = simulate(asked, static(1), setting, _RUN_S)
     return Medians(median(outcome.ttft_s) + overhead_s, median(outcome.tpot_s))

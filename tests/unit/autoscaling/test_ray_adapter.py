@@ -1,4 +1,4 @@
-"""What Serve's controller makes of a stored verdict."""
+"""The policy that Ray Serve's controller calls, and the stored verdicts it reads."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoscaling.ray_adapter import OLDEST_S, WantedReplicas, stored_verdict, wanted_of
+from autoscaling.ray_adapter import MAX_VERDICT_AGE_S, WantedReplicas, parse_verdict, serialize_verdict
 
 
 @dataclass
@@ -17,23 +17,23 @@ class Context:
 
 
 class Policy(WantedReplicas):
-    """With a store of the test's."""
+    """The policy with a stored verdict that the test sets."""
 
     found: int | None = None
 
-    def _look(self) -> int | None:
+    def _read_verdict(self) -> int | None:
         return self.found
 
 
-def test_verdict_that_is_fresh_counts_and_an_old_or_missing_one_does_not() -> None:
-    stored = stored_verdict(3, "why", at_s=100.0)
-    assert wanted_of(stored, 100.0 + OLDEST_S) == 3
-    assert wanted_of(stored, 101.0 + OLDEST_S) is None
-    assert wanted_of(None, 0.0) is None
+def test_parse_verdict_stale_or_missing_verdict_is_ignored() -> None:
+    stored = serialize_verdict(3, "why", at_s=100.0)
+    assert parse_verdict(stored, 100.0 + MAX_VERDICT_AGE_S) == 3
+    assert parse_verdict(stored, 101.0 + MAX_VERDICT_AGE_S) is None
+    assert parse_verdict(None, 0.0) is None
 
 
 @pytest.mark.parametrize(("found", "wanted"), [(None, 2), (5, 5), (0, 0)])
-def test_policy_does_what_was_decided_or_keeps_the_size(found: int | None, wanted: int) -> None:
+def test_policy_follows_the_verdict_or_keeps_the_size_without_one(found: int | None, wanted: int) -> None:
     policy = Policy("generation")
     policy.found = found
     assert policy(Context()) == (wanted, {})

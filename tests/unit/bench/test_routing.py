@@ -3,7 +3,6 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaling.simulator.prefix_cache import PrefixCache
 from tests.simulation.engines import SimulatedEngine, Speed, Work
 
 BLOCK_TOKENS = 16
@@ -45,18 +44,3 @@ def test_step_takes_what_its_tokens_take() -> None:
     engine.submit(Work(0.0, (), 130, 3))
     assert [engine.step(0.0).ends_s for _ in range(4)] == [1 + 10, 1 + 3, 1.01, 1.01]
     assert engine.idle
-
-
-def test_full_cache_gives_up_the_block_used_longest_ago_and_never_one_in_use() -> None:
-    cache = PrefixCache(4)
-    for number in (1, 2):
-        room = cache.take((), 1)
-        assert room is not None
-        cache.share(room, [number])
-        cache.release(room)
-    held = cache.take([1], 2)
-    assert held is not None
-    assert cache.take((), 2) is None
-    other = cache.take((), 1)
-    assert other is not None
-    assert (1 in cache, 2 in cache) == (True, False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autoscaling.simulator.compared_policies import CONTENDERS
+from autoscaling.simulator.compared_policies import COMPARED_POLICIES
 from cluster.cli import app
 from cluster.commands.simulate import PolicyName
 
@@ -18,7 +18,7 @@ QUICK = ["simulate", "--rate", "2", "--duration", "300", "--warm-up", "60", "--s
 
 
 def test_simulate_names_the_policies_that_there_are() -> None:
-    assert [name.value for name in PolicyName] == list(CONTENDERS)
+    assert [name.value for name in PolicyName] == list(COMPARED_POLICIES)
 
 
 def test_simulate_one_knob_tells_figures_and_draws_a_report(tmp_path: Path) -> None:
