@@ -1,11 +1,11 @@
-"""What a client's certificate says of it."""
+"""Names in client certificates."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The names that a verified certificate carries, as `SSLSocket.getpeercert` gives it: the common name, then DNS names and URIs."""
+    """Returns the names in a verified certificate (as from `SSLSocket.getpeercert`): the common name, then DNS names and URIs."""
     if not certificate:
         return ()
     common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]

@@ -1,7 +1,7 @@
-"""One client's connection: HTTP/2 by h2, a call a stream, and what they all have to say in one turn of the loop in one write.
+"""One client's connection: HTTP/2 by h2, one call per stream.
 
-Theory of operation: everything happens on one loop and never waits. Bytes that arrive become h2's events, and these messages of calls.
-Calls hand what they say to the connection's `Sending`, which writes it at the end of the turn.
+Theory of operation: everything happens on one event loop, and nothing here waits. Received bytes become h2 events, and these become request
+messages of calls. Calls pass their HEADERS and DATA to the connection's `Sending`, which writes them at the end of the loop's turn.
 """
 
 import asyncio
@@ -19,57 +19,64 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from neox_serve.transport.call import Requests, ServerCall
-from neox_serve.transport.floods import Floods
 from neox_serve.transport.framing import MessageReader, StatusError, metadata_of, response_headers, status_headers, timeout_s
 from neox_serve.transport.handling import handle
-from neox_serve.transport.keepalive import Check, Keepalive
-from neox_serve.transport.pings import Pings
+from neox_serve.transport.peer_limits import ControlFrameLimit, Keepalive, KeepaliveAction, PingLimit
 from neox_serve.transport.sending import Sending, tried
 
 _log = structlog.get_logger(__name__)
 
 _STREAM_WINDOW_BYTES = 1 << 20
+"""Flow-control window of each stream for request messages."""
 _CONNECTION_WINDOW_BYTES = 1 << 24
-# A read is taken in parts: 256 KiB of requests that are reset at once would be 1.5 s of h2's time before anyone could object.
+"""Flow-control window of the connection."""
 _PART_BYTES = 1 << 14
-# How long a client has for what costs it nothing: to say hello, and to send a request that it has begun.
-_HELLO_S = 10.0
-_REQUEST_S = 60.0
-# Handlers watch deadlines themselves and say more about them; this is for those that do not.
+"""Received data is processed in parts of this size, and limits are checked in between: h2 needs 1.5 s for 256 KiB of reset requests."""
+_PREFACE_TIMEOUT_S = 10.0
+"""Time in which a client must send the connection preface."""
+_REQUEST_TIMEOUT_S = 60.0
+"""Time in which a client must send the whole message of a request that it has begun."""
 _DEADLINE_GRACE_S = 0.05
+"""Handlers that observe the deadline give better errors, so the transport ends a call only this long after its deadline."""
 
 FindHandler = Callable[[str], "grpc.RpcMethodHandler[Any, Any]"]
-"""A path's handler. Raises StatusError."""
+"""Returns the handler of a path. Raises StatusError if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may ask of a server. Bytes and counts; keepalive as gRPC has it, in seconds.
-
-    A client that has sent nothing for keepalive_s is pinged, and is gone where it does not answer within keepalive_timeout_s. One that
-    pings more often than every min_ping_interval_s though nothing is sent to it is turned away.
-    """
+    """What one connection may use, and when it counts as dead."""
 
     max_message_bytes: int
+    """Largest request message, before and after decompression."""
     max_streams: int
+    """Streams that may be open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS)."""
     max_header_bytes: int = 16_384
+    """Largest header list of a request."""
     keepalive_s: float = 20.0
+    """A client that has sent nothing for this long gets a PING."""
     keepalive_timeout_s: float = 10.0
+    """The connection is aborted if the PING is not answered within this time."""
     min_ping_interval_s: float = 4.5
+    """A client that sends PINGs more often than this, while nothing is sent to it, gets a GOAWAY."""
 
 
 @dataclass(slots=True)
 class _Incoming:
-    """A call whose request is not whole. timer: what ends it if it never is."""
+    """A call whose request has not been received completely."""
 
     call: ServerCall
+    """The call."""
     reader: MessageReader
+    """Assembles messages from DATA frames."""
     requests: Requests
+    """Receives the messages for the handler."""
     timer: asyncio.TimerHandle | None
+    """Resets the stream if the request takes too long; None for a stream of requests."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection. on_closed: called once, at its end."""
+    """An HTTP/2 connection with a client."""
 
     def __init__(
         self,
@@ -79,32 +86,33 @@ class Connection(asyncio.Protocol):
         on_open: Callable[["Connection"], None],
         on_closed: Callable[["Connection"], None],
     ) -> None:
+        """`on_open` is called once the connection speaks HTTP/2, `on_closed` once when it has ended."""
         self._limits = limits
         self._find_handler = find_handler
         self._on_open = on_open
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None, validate_outbound_headers=False))
-        self._pings = Pings(limits.min_ping_interval_s)
-        self._sending = Sending(self._h2, self._pings, on_answered=self._answered, on_gone=self._forget)
+        self._ping_limit = PingLimit(limits.min_ping_interval_s)
+        self._sending = Sending(self._h2, self._ping_limit, on_answered=self._answered, on_gone=self._forget)
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, ServerCall] = {}
         self._incoming: dict[int, _Incoming] = {}
         self._closing = False
         self._known_stream_id = 0
-        self._floods = Floods()
+        self._control_frame_limit = ControlFrameLimit()
         self._keepalive = Keepalive()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def calls(self) -> int:
-        """Calls whose handlers run or whose statuses wait."""
+        """Number of calls whose handler runs or whose status has not been sent."""
         return len(self._calls)
 
-    # The socket
+    # Socket events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Says hello."""
+        """Sends the connection preface. Aborts a TLS connection that did not negotiate h2."""
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             cast("asyncio.Transport", transport).abort()
@@ -112,10 +120,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not of asyncio's class
         self._sending.attach(self._transport)
         self._on_open(self)
-        self._say_hello()
-        self._timer = self._loop.call_later(_HELLO_S, self._check_alive)
+        self._send_preface()
+        self._timer = self._loop.call_later(_PREFACE_TIMEOUT_S, self._check_alive)
 
-    def _say_hello(self) -> None:
+    def _send_preface(self) -> None:
         max_header_bytes = self._limits.max_header_bytes
         self._h2.local_settings = Settings(
             client=False,
@@ -131,46 +139,46 @@ class Connection(asyncio.Protocol):
         self._sending.flush_soon()
 
     def data_received(self, data: bytes) -> None:
-        """Takes what has arrived. A client that breaks HTTP/2's rules is told so and loses its connection."""
-        self._keepalive.heard()
+        """Processes received bytes. A client that violates HTTP/2 gets a GOAWAY and loses its connection."""
+        self._keepalive.data_received()
         for start in range(0, len(data), _PART_BYTES):
-            self._take(data[start : start + _PART_BYTES])
+            self._receive_part(data[start : start + _PART_BYTES])
         self._sending.flush_soon()
 
-    def _take(self, part: bytes) -> None:
+    def _receive_part(self, part: bytes) -> None:
         if self._is_over():
             return
         self._known_stream_id = self._h2.highest_inbound_stream_id
         try:
-            arrived = self._h2.receive_data(part)
+            received = self._h2.receive_data(part)
         except ProtocolError as error:
-            _log.info("client broke the protocol", peer=self._sending.peer, failure=str(error))
+            _log.info("http2_protocol_error", peer=self._sending.peer, error=str(error))
             self._close()
             return
-        for event in arrived:
-            if (react := _REACTIONS.get(type(event))) is not None and not self._is_over():
-                react(self, event)
+        for event in received:
+            if (on_event := _EVENT_HANDLERS.get(type(event))) is not None and not self._is_over():
+                on_event(self, event)
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full."""
+        """Stops writing because the socket's buffer is full."""
         self._sending.pause()
 
     def resume_writing(self) -> None:
-        """It has room again."""
+        """Continues writing because the buffer has room again."""
         self._sending.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancels what still runs."""
+        """Cancels the calls that still run."""
         if self._timer is not None:
             self._timer.cancel()
         for call in tuple(self._calls.values()):
             self._forget(call)
         self._on_closed(self)
 
-    # How calls end
+    # The end of a call
 
     def _answered(self, call: ServerCall) -> None:
-        """The status has gone. Where the request is not whole yet, its rest is not wanted."""
+        """Forgets a call whose status has been sent. If its request is incomplete, resets the stream, because the rest is not needed."""
         self._calls.pop(call.stream_id, None)
         if self._end_incoming(call.stream_id):
             self._sending.reset(call)
@@ -187,7 +195,7 @@ class Connection(asyncio.Protocol):
             incoming.timer.cancel()
         return incoming
 
-    # What clients send
+    # HTTP/2 events
 
     def _on_request(self, event: events.RequestReceived) -> None:
         headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in event.headers]
@@ -213,12 +221,12 @@ class Connection(asyncio.Protocol):
         requests = Requests()
         reader = MessageReader(self._limits.max_message_bytes, fields.get("grpc-encoding", "identity"))
         self._calls[stream_id] = call
-        timer = None if handler.request_streaming else self._loop.call_later(_REQUEST_S, self._sending.reset, call)
+        timer = None if handler.request_streaming else self._loop.call_later(_REQUEST_TIMEOUT_S, self._sending.reset, call)
         self._incoming[stream_id] = _Incoming(call, reader, requests, timer)
         call.task = self._loop.create_task(handle(call, requests, handler))
         if deadline_s is not None:
-            late = self._loop.call_at(deadline_s + _DEADLINE_GRACE_S, call.cancel)
-            call.task.add_done_callback(lambda _: late.cancel())
+            deadline_timer = self._loop.call_at(deadline_s + _DEADLINE_GRACE_S, call.cancel)
+            call.task.add_done_callback(lambda _: deadline_timer.cancel())
 
     def _on_data(self, event: events.DataReceived) -> None:
         tried(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
@@ -237,7 +245,7 @@ class Connection(asyncio.Protocol):
         if incoming is None:
             return
         if incoming.reader.in_message:
-            incoming.call.end(grpc.StatusCode.INTERNAL, "the request ends within a message")
+            incoming.call.end(grpc.StatusCode.INTERNAL, "the request stream ended in the middle of a message")
             incoming.call.cancel()
         incoming.requests.put(None)
 
@@ -245,7 +253,7 @@ class Connection(asyncio.Protocol):
         if (call := self._calls.get(event.stream_id)) is not None:
             self._forget(call)
         if event.stream_id > self._known_stream_id:
-            self._count_dear()
+            self._count_control_frame()
 
     def _on_window(self, event: events.WindowUpdated) -> None:
         if event.stream_id == 0:
@@ -255,62 +263,62 @@ class Connection(asyncio.Protocol):
 
     def _on_settings(self, _event: events.RemoteSettingsChanged) -> None:
         self._sending.unblock()
-        self._count_dear()
+        self._count_control_frame()
 
     def _on_ping(self, _event: events.PingReceived) -> None:
-        if self._pings.too_many(self._loop.time()):
-            self._turn_away(b"too_many_pings")
+        if self._ping_limit.exceeded_by_ping(self._loop.time()):
+            self._reject_peer(b"too_many_pings")
 
-    def _count_dear(self) -> None:
-        if self._floods.too_many(self._loop.time()):
-            self._turn_away(b"too_many_settings_or_resets")
+    def _count_control_frame(self) -> None:
+        if self._control_frame_limit.exceeded_by_frame(self._loop.time()):
+            self._reject_peer(b"too_many_settings_or_resets")
 
-    # Life
+    # The end of the connection
 
     def refuse_new(self) -> None:
-        """Calls that come from now on are sent back; clients try them elsewhere."""
+        """Answers streams that are opened from now on with REFUSED_STREAM, so that clients retry them on another connection."""
         self._closing = True
 
     def close(self) -> None:
-        """Ends the connection; what runs is cancelled."""
+        """Cancels all calls, sends GOAWAY and closes the connection."""
         for call in tuple(self._calls.values()):
             call.cancel()
         self._close(ErrorCodes.NO_ERROR)
 
     def abort(self) -> None:
-        """Drops the connection at once."""
+        """Closes the socket at once, without a GOAWAY."""
         if self._transport is not None:
             self._transport.abort()
 
     def _check_alive(self) -> None:
-        check = self._keepalive.check()
-        if check is Check.DROP or (check is Check.ASK and not tried(self._h2.ping, b"keepaliv")):
+        action = self._keepalive.check()
+        if action is KeepaliveAction.DROP or (action is KeepaliveAction.PING and not tried(self._h2.ping, b"keepaliv")):
             self.abort()
             return
         self._sending.flush_soon()
-        wait_s = self._limits.keepalive_s if check is Check.WAIT else self._limits.keepalive_timeout_s
+        wait_s = self._limits.keepalive_s if action is KeepaliveAction.WAIT else self._limits.keepalive_timeout_s
         self._timer = self._loop.call_later(wait_s, self._check_alive)
 
     def _is_over(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    def _turn_away(self, reason: bytes) -> None:
-        _log.info("client asks too much", peer=self._sending.peer, reason=reason.decode())
+    def _reject_peer(self, reason: bytes) -> None:
+        _log.info("peer_limit_exceeded", peer=self._sending.peer, reason=reason.decode())
         self._close(ErrorCodes.ENHANCE_YOUR_CALM, reason)
 
     def _close(self, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR, reason: bytes | None = None) -> None:
-        """Says goodbye, unless h2 has done that already, and closes."""
+        """Sends GOAWAY, which h2 has already queued after a protocol error, and closes the connection."""
         try:
             if code is not ErrorCodes.PROTOCOL_ERROR:
                 self._h2.close_connection(code, reason)
         except ProtocolError:
-            _log.debug("connection was closed already", peer=self._sending.peer)
+            _log.debug("connection_already_closed", peer=self._sending.peer)
         self._sending.flush()
         if self._transport is not None:
             self._transport.close()
 
 
-_REACTIONS: dict[type, Callable[[Connection, Any], None]] = {
+_EVENT_HANDLERS: dict[type, Callable[[Connection, Any], None]] = {
     events.RequestReceived: Connection._on_request,
     events.DataReceived: Connection._on_data,
     events.StreamEnded: Connection._on_end,

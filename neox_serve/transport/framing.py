@@ -1,4 +1,4 @@
-"""gRPC's own layer on HTTP/2: messages with a length in front, timeouts, statuses and metadata as headers.
+"""gRPC's layer on top of HTTP/2: length-prefixed messages, and timeouts, statuses and metadata in headers.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 """
@@ -15,19 +15,22 @@ Headers = list[tuple[bytes, bytes]]
 Metadata = Sequence[tuple[str, str | bytes]]
 
 ENCODINGS = "identity, deflate, gzip"
+"""Accepted values of grpc-encoding."""
 
 _HEAD_BYTES = 5
 _TIMEOUT_UNITS_S: Mapping[str, float] = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
 _INFLATE_WINDOW: Mapping[str, int] = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
-# What a status message may hold as it is; all else is percent-encoded.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""Characters that grpc-message holds as they are; all others are percent-encoded."""
 _RESERVED = ("grpc-", ":")
+"""Prefixes of headers that are not metadata."""
 _HTTP_ONLY = frozenset({"content-type", "te"})
+"""Further headers that are not metadata."""
 
 
 class StatusError(Exception):
-    """Ends a call with a status, before or instead of a handler's own."""
+    """Ends a call with a status that the transport chooses, not the handler."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(f"{code.name}: {details}")
@@ -36,25 +39,26 @@ class StatusError(Exception):
 
 
 def framed(message: bytes) -> bytes:
-    """A message as it goes into DATA frames, not compressed."""
+    """Returns an uncompressed message with its gRPC prefix, ready for DATA frames."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 class MessageReader:
-    """Cuts what DATA frames bring into messages. max_bytes: of one message, before and after it is decompressed."""
+    """Assembles messages from the contents of DATA frames."""
 
     def __init__(self, max_bytes: int, encoding: str) -> None:
+        """`max_bytes` limits each message before and after decompression; `encoding` is the value of grpc-encoding."""
         self._max_bytes = max_bytes
         self._encoding = encoding
         self._buffer = bytearray()
 
     @property
     def in_message(self) -> bool:
-        """Whether a message has begun and not ended."""
+        """Whether part of a message has been received."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that the data complete. Raises StatusError."""
+        """Returns the messages that the data completes. Raises StatusError if one is too large or cannot be decompressed."""
         self._buffer += data
         messages: list[bytes] = []
         while len(self._buffer) >= _HEAD_BYTES:
@@ -75,10 +79,10 @@ class MessageReader:
 
     def _inflated(self, payload: bytes) -> bytes:
         if self._encoding == "identity":
-            raise StatusError(grpc.StatusCode.INTERNAL, "a message is compressed, but no grpc-encoding says how")
+            raise StatusError(grpc.StatusCode.INTERNAL, "a message is compressed, but the request has no grpc-encoding header")
         window = _INFLATE_WINDOW.get(self._encoding)
         if window is None:
-            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding!r}; known are: {ENCODINGS}")
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding {self._encoding!r} is not supported; use one of {ENCODINGS}")
         inflater = zlib.decompressobj(window)
         try:
             message = inflater.decompress(payload, self._max_bytes + 1)
@@ -86,20 +90,22 @@ class MessageReader:
             raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not valid {self._encoding}: {error}") from error
         self._check_size(len(message))
         if not inflater.eof or inflater.unused_data:
-            raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not one whole {self._encoding} stream")
+            raise StatusError(grpc.StatusCode.INTERNAL, f"a message is not exactly one complete {self._encoding} stream")
         return message
 
 
 def timeout_s(value: str) -> float:
-    """Seconds of a grpc-timeout header. Raises StatusError."""
+    """Returns the value of a grpc-timeout header in seconds. Raises StatusError if it is malformed."""
     digits, unit = value[:-1], value[-1:]
     if unit not in _TIMEOUT_UNITS_S or not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
-        raise StatusError(grpc.StatusCode.INTERNAL, f"grpc-timeout {value!r} is not a number with a unit of H, M, S, m, u or n")
+        raise StatusError(
+            grpc.StatusCode.INTERNAL, f"grpc-timeout {value!r} is invalid; it must be up to 8 digits and one of H, M, S, m, u, n"
+        )
     return int(digits) * _TIMEOUT_UNITS_S[unit]
 
 
 def response_headers(metadata: Metadata = ()) -> Headers:
-    """The headers that begin an answer."""
+    """Returns the HEADERS that begin a response."""
     return [
         (b":status", b"200"),
         (b"content-type", b"application/grpc"),
@@ -109,7 +115,7 @@ def response_headers(metadata: Metadata = ()) -> Headers:
 
 
 def status_headers(code: grpc.StatusCode, details: str, metadata: Metadata = ()) -> Headers:
-    """The trailers that end a call."""
+    """Returns the trailers that end a call."""
     number: int = code.value[0]
     headers = [(b"grpc-status", b"%d" % number)]
     if details:
@@ -118,12 +124,12 @@ def status_headers(code: grpc.StatusCode, details: str, metadata: Metadata = ())
 
 
 def metadata_headers(metadata: Metadata) -> Headers:
-    """Metadata as headers; values of keys that end with -bin are bytes."""
+    """Returns metadata as headers. Values of keys that end with "-bin" are bytes and become base64."""
     return [(key.encode("ascii"), _header_value(key, value)) for key, value in metadata]
 
 
 def metadata_of(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str | bytes], ...]:
-    """What a client sent along. Raises StatusError."""
+    """Returns the metadata among request headers. Raises StatusError if a binary value is not base64."""
     return tuple(
         (key, part)
         for key, value in headers
@@ -138,7 +144,7 @@ def _header_value(key: str, value: str | bytes) -> bytes:
 
 
 def _decoded(key: str, value: str) -> list[bytes]:
-    """The values of a binary key, which HTTP lets a client or proxy join by commas."""
+    """Decodes the values of a binary key, which clients and proxies may join with commas."""
     try:
         parts = [part.strip() for part in value.split(",")]
         return [base64.b64decode(part + "=" * (-len(part) % 4), validate=True) for part in parts]

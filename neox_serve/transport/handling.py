@@ -1,4 +1,4 @@
-"""Runs a call's handler, of any of gRPC's four kinds, and gives the call its status at the end."""
+"""Runs the handler of a call, which may be of any of gRPC's four kinds, and ends the call with a status."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def handle(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
-    """From the first message to the status. Raises CancelledError alone."""
+    """Runs the handler and ends the call. Raises nothing but CancelledError."""
     call.serialize = handler.response_serializer
     try:
         await _answer(call, requests, handler)
@@ -24,12 +24,12 @@ async def handle(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodH
     except StatusError as error:
         call.end(error.code, error.details)
     except asyncio.CancelledError:
-        late = call.time_remaining() == 0.0
-        call.end(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, "")
+        expired = call.time_remaining() == 0.0
+        call.end(grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED, "")
         raise
-    except Exception as error:  # noqa: BLE001 - the process boundary: whatever a handler raises becomes a status
-        _log.exception("fault in a handler", method=call.path)
-        call.set_trailing_metadata(())  # which may be the fault
+    except Exception as error:  # noqa: BLE001 - the process boundary: anything that a handler raises becomes a status
+        _log.exception("handler_failed", method=call.path)
+        call.set_trailing_metadata(())  # the metadata itself may be what failed
         call.end(grpc.StatusCode.UNKNOWN, type(error).__name__)
 
 
@@ -58,10 +58,10 @@ async def _stream_of(requests: Requests, handler: "grpc.RpcMethodHandler[Any, An
 
 
 def _read(message: bytes, handler: "grpc.RpcMethodHandler[Any, Any]") -> Any:
-    """Raises StatusError where the message is not of the handler's type."""
+    """Returns the deserialized message. Raises StatusError if it cannot be parsed."""
     if handler.request_deserializer is None:
         return message
     try:
         return handler.request_deserializer(message)
     except Exception as error:
-        raise StatusError(grpc.StatusCode.INTERNAL, "the request message cannot be read") from error
+        raise StatusError(grpc.StatusCode.INTERNAL, "the request message cannot be parsed") from error

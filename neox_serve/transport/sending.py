@@ -1,7 +1,7 @@
-"""The sending half of a connection: frames of all calls gather and leave in one write, at the end of the loop's turn.
+"""The sending half of a connection. The frames of all calls are collected and written at once at the end of the event loop's turn.
 
-Where a stream's window, the connection's or the socket's buffer is full, the call stays among the blocked ones and goes on when that
-changes.
+A call is blocked while its stream's flow-control window, the connection's window or the socket's buffer is full. It continues when a
+WINDOW_UPDATE or room in the buffer unblocks it.
 """
 
 import asyncio
@@ -17,22 +17,26 @@ from h2.exceptions import ProtocolError, StreamClosedError
 from neox_serve.transport.call import ServerCall
 from neox_serve.transport.certificates import names_in
 from neox_serve.transport.framing import Headers
-from neox_serve.transport.pings import Pings
+from neox_serve.transport.peer_limits import PingLimit
 
 _log = structlog.get_logger(__name__)
 
 _WRITE_BUFFER_BYTES = 1 << 18
-# How much may wait in a full buffer besides messages, which then wait with their calls: answers to a client that asks and does not read.
+"""High-water mark of the socket's buffer."""
 _MAX_UNREAD_BYTES = 1 << 20
-# Length (24 bits), type (0: DATA), flags, stream.
+"""Bytes that may be written while the buffer is full. Messages wait with their calls then, so these are replies to a client that sends
+requests and does not read."""
 _FRAME_HEADER = struct.Struct(">HBBBL")
-# How long a status waits for a client that takes nothing of what is before it.
+"""Header of a frame: length (24 bits), type (0 for DATA), flags, stream id."""
 _LINGER_S = 5.0
+"""How long a status waits behind messages that the client does not read. Every byte that the client reads starts the time again."""
 
 
 def tried(send: Callable[..., None], *arguments: Any, **options: Any) -> bool:
-    """Calls a method of h2 for a stream; whether it could. The client may have reset the stream in bytes that came in the same read and
-    are not handled yet, which is its right and concerns no other stream."""
+    """Calls a method of h2 for a stream and returns whether the stream still allowed it.
+
+    The client may have reset the stream in bytes of the same read that are not processed yet. That is legal and affects no other stream.
+    """
     try:
         send(*arguments, **options)
     except ProtocolError:
@@ -41,13 +45,19 @@ def tried(send: Callable[..., None], *arguments: Any, **options: Any) -> bool:
 
 
 class Sending:
-    """What calls send. on_answered: gets a call whose status has gone; on_gone: one whose stream takes nothing more."""
+    """Sends the HEADERS and DATA of all calls of a connection."""
 
     def __init__(
-        self, h2: H2Connection, pings: Pings, *, on_answered: Callable[[ServerCall], None], on_gone: Callable[[ServerCall], None]
+        self,
+        h2: H2Connection,
+        ping_limit: PingLimit,
+        *,
+        on_answered: Callable[[ServerCall], None],
+        on_gone: Callable[[ServerCall], None],
     ) -> None:
+        """`on_answered` is called with a call whose status was sent, `on_gone` with a call whose stream was closed before that."""
         self._h2 = h2
-        self._pings = pings
+        self._ping_limit = ping_limit
         self._on_answered = on_answered
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
@@ -62,23 +72,23 @@ class Sending:
         self.certificate_names: tuple[str, ...] = ()
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """The socket that takes it all."""
+        """Sets the socket to write to."""
         self._transport = transport
         self.peer = str(transport.get_extra_info("peername"))
         self.certificate_names = names_in(transport.get_extra_info("peercert"))
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
 
-    # What calls use
+    # Used by calls
 
     def send_headers(self, call: ServerCall, headers: Headers, *, end: bool) -> None:
-        """Sends a block of headers, which no window bounds."""
+        """Sends HEADERS, which flow control does not limit."""
         if not tried(self._h2.send_headers, call.stream_id, headers, end_stream=end):
             self._on_gone(call)
-        self._pings.sent()
+        self._ping_limit.data_sent()
         self.flush_soon()
 
     def send_waiting(self, call: ServerCall) -> None:
-        """Sends what waits, as far as the client lets it; the rest when it does."""
+        """Sends the call's unsent data as far as flow control allows, then its trailers. The rest follows when the call is unblocked."""
         try:
             sent = self._send_data(call)
         except ProtocolError:
@@ -97,55 +107,55 @@ class Sending:
             self.forget(call.stream_id)
             self._on_answered(call)
 
-    # What the connection uses
+    # Used by the connection
 
     def reset(self, call: ServerCall) -> None:
-        """Tells the client that the stream is over, if it is not."""
+        """Sends RST_STREAM unless the stream is closed: NO_ERROR after a status, CANCEL before."""
         answered = call.ended and call.trailers is None
         tried(self._h2.reset_stream, call.stream_id, ErrorCodes.NO_ERROR if answered else ErrorCodes.CANCEL)
         self._on_gone(call)
         self.flush_soon()
 
     def pause(self) -> None:
-        """The socket's buffer is full."""
+        """Stops sending DATA because the socket's buffer is full."""
         self._writable = False
 
     def resume(self) -> None:
-        """It has room again."""
+        """Continues because the buffer has room again."""
         self._writable = True
         self._unread_bytes = 0
         self.unblock()
 
     def unblock(self) -> None:
-        """There may be room for any of the blocked calls."""
+        """Tries to send for every blocked call."""
         for call in tuple(self._blocked.values()):
             self.send_waiting(call)
 
     def unblock_stream(self, stream_id: int) -> None:
-        """There may be room for one of them."""
+        """Tries to send for one blocked call."""
         if (call := self._blocked.get(stream_id)) is not None:
             self.send_waiting(call)
 
     def forget(self, stream_id: int) -> None:
-        """Nothing more is sent for a call."""
+        """Drops a call from the blocked ones."""
         self._blocked.pop(stream_id, None)
         self._end_lingering(stream_id)
 
     def flush_soon(self) -> None:
-        """Writes at the end of this turn."""
+        """Writes all frames at the end of this turn of the event loop."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Writes what there is. Drops a client that lets too much of it lie."""
+        """Writes all frames now. Aborts the connection if the client leaves too much unread."""
         self._flushing = False
         if self._transport is None or self._transport.is_closing() or not (data := self._take_frames()):
             return
         if not self._writable:
             self._unread_bytes += len(data)
         if self._unread_bytes > _MAX_UNREAD_BYTES:
-            _log.info("client does not read its answers", peer=self.peer)
+            _log.info("peer_does_not_read", peer=self.peer)
             self._transport.abort()
             return
         self._transport.write(data)
@@ -157,10 +167,10 @@ class Sending:
         return data
 
     def _send_data(self, call: ServerCall) -> bool:
-        """Whether anything could go. Raises ProtocolError where the stream or the connection is over.
+        """Queues DATA frames and returns whether anything could be queued. Raises ProtocolError if the stream or connection is closed.
 
-        DATA frames are most of what is sent, and h2 takes a seventh of a token's way through a gateway for one; so they are made here, and
-        h2's windows kept. What h2 has to say goes before them, as it was said.
+        Most frames are DATA frames, and h2 needs a seventh of a token's time in the gateway to build one. They are therefore built here,
+        and h2's flow-control windows updated. Frames that h2 has queued before are sent first, in their order.
         """
         connection, data, sent = self._h2, call.unsent, False
         stream = connection.streams.get(call.stream_id)
@@ -181,7 +191,7 @@ class Sending:
             if call.sent_bytes == len(data):
                 data = call.unsent = b""
         if sent:
-            self._pings.sent()
+            self._ping_limit.data_sent()
             self.flush_soon()
         return sent
 

@@ -1,4 +1,4 @@
-"""A gRPC server on one port. Handlers are grpc's own: what generated code, grpc_health and grpc_reflection register works here."""
+"""A gRPC server on one port. It takes grpc's own handler objects, so generated code, grpc_health and grpc_reflection work with it."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,21 @@ import structlog
 from neox_serve.transport.connection import Connection, Limits
 from neox_serve.transport.framing import StatusError
 
-_GOODBYE_S = 0.5
+_CLOSE_TIMEOUT_S = 0.5
+"""Time for connections to close after their GOAWAY, and again after they are aborted."""
 _BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted."""
 _RETRY_ACCEPT_S = 1.0
+"""Pause after a connection could not be accepted."""
 _log = structlog.get_logger(__name__)
 
 
 class Server:
-    """Register handlers, then `start`, at the end `stop`."""
+    """A server. Register handlers, then call `start`, and `stop` at the end."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: set[Connection] = set()
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -32,15 +35,15 @@ class Server:
         self._tls: ssl.SSLContext | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Nothing: generated code calls this too, with what it registers by name as well."""
+        """Does nothing. Generated code calls it in addition to `add_registered_method_handlers`, with the same handlers."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]) -> None:
-        """As grpc.aio.Server has it: handlers of a service by the names of its methods."""
+        """Registers the handlers of a service by method name, as in grpc.aio.Server."""
         for name, handler in handlers.items():
-            self._found[f"/{service}/{name}"] = handler
+            self._handlers[f"/{service}/{name}"] = handler
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listens, on a port that others may share; returns the port. Raises OSError."""
+        """Listens with SO_REUSEPORT, on a free port if `port` is 0. Returns the port. Raises OSError if it cannot listen."""
         loop = asyncio.get_running_loop()
         for family, *_, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             bound = socket.create_server((address[0], port), family=family, backlog=_BACKLOG, reuse_port=True)
@@ -52,16 +55,16 @@ class Server:
         return port
 
     def use_tls(self, tls: ssl.SSLContext | None) -> None:
-        """New connections get this TLS from now on; those that are open go on."""
+        """Uses this TLS context for new connections. Open connections keep theirs."""
         self._tls = tls
 
     @property
     def connections(self) -> int:
-        """Those that are open."""
+        """Number of open connections."""
         return len(self._connections)
 
     async def stop(self, grace_s: float) -> None:
-        """Takes no new connections or calls, waits grace_s for those that run, then ends them."""
+        """Refuses new connections and calls, waits up to `grace_s` for running calls, then ends them."""
         self._refuse_new()
         await _cancelled(self._accepting)
         await _cancelled(self._opening)
@@ -71,24 +74,25 @@ class Server:
         await self._until(lambda: not any(connection.calls for connection in self._connections), grace_s)
         for connection in tuple(self._connections):
             connection.close()
-        await self._until(lambda: not self._connections, _GOODBYE_S)
+        await self._until(lambda: not self._connections, _CLOSE_TIMEOUT_S)
         for connection in tuple(self._connections):
             connection.abort()
-        await self._until(lambda: not self._connections, _GOODBYE_S)
+        await self._until(lambda: not self._connections, _CLOSE_TIMEOUT_S)
 
     def _refuse_new(self) -> None:
         for connection in self._connections:
             connection.refuse_new()
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Returns once the condition holds, or time is over."""
+        """Returns once the condition holds or the time is up."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while not condition() and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - a condition over all connections
             await asyncio.sleep(0.005)
 
     async def _accept(self, bound: socket.socket) -> None:
-        """Connections as they come. asyncio's own servers are bound to one TLS: to change it, they would have to be closed, and lose the
-        connections that they have just accepted.
+        """Accepts connections for ever.
+
+        An asyncio server cannot change its TLS context. It would have to be closed, and lose the connections that it has just accepted.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -97,8 +101,8 @@ class Server:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                # Out of file descriptors or memory, for example: it stays in the backlog meanwhile.
-                _log.warning("a connection could not be accepted yet", failure=error.strerror)
+                # For example, out of file descriptors or memory. The connection stays in the backlog.
+                _log.warning("accept_failed", error=error.strerror)
                 await asyncio.sleep(_RETRY_ACCEPT_S)
                 continue
             task = asyncio.create_task(self._open(accepted))
@@ -106,18 +110,18 @@ class Server:
             task.add_done_callback(self._opening.discard)
 
     async def _open(self, accepted: socket.socket) -> None:
-        """A connection that fails before it is open, for example in the TLS handshake, concerns nobody else."""
-        with contextlib.suppress(OSError):  # ssl.SSLError and ConnectionError are some
+        """Opens a connection. A failure before that, for example in the TLS handshake, affects no other connection."""
+        with contextlib.suppress(OSError):  # includes ssl.SSLError and ConnectionError
             await asyncio.get_running_loop().connect_accepted_socket(self._connection, accepted, ssl=self._tls)
 
     def _connection(self) -> Connection:
         return Connection(limits=self._limits, find_handler=self._find, on_open=self._connections.add, on_closed=self._connections.discard)
 
     def _find(self, path: str) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Raises StatusError where there is none."""
-        if (handler := self._found.get(path)) is not None:
+        """Returns the handler of a path. Raises StatusError if there is none."""
+        if (handler := self._handlers.get(path)) is not None:
             return handler
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"no method {path}")
+        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {path}")
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:

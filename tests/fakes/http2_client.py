@@ -115,7 +115,7 @@ class Http2Client:
         resets = (event for event in self.events if isinstance(event, events.StreamReset) and event.stream_id == stream_id)
         return next((event.error_code for event in resets), None)
 
-    def said_goodbye(self) -> list[Any]:
+    def goaway_codes(self) -> list[Any]:
         """The codes of the server's GOAWAY frames."""
         return [event.error_code for event in self.events if isinstance(event, events.ConnectionTerminated)]
 

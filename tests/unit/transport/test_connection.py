@@ -266,7 +266,7 @@ async def test_pings_without_end_are_answered_by_goodbye() -> None:
     for _ in range(10):
         under_test.h2.ping(b"12345678")
     await under_test.exchange()
-    assert ErrorCodes.ENHANCE_YOUR_CALM in under_test.said_goodbye()
+    assert ErrorCodes.ENHANCE_YOUR_CALM in under_test.goaway_codes()
     assert under_test.socket.closed
 
 
@@ -287,11 +287,11 @@ async def test_call_that_comes_while_the_server_stops_is_sent_back() -> None:
     assert list(under_test.connection._calls) == [running]
     under_test.connection.close()
     await under_test.exchange()
-    assert under_test.said_goodbye() == [ErrorCodes.NO_ERROR]
+    assert under_test.goaway_codes() == [ErrorCodes.NO_ERROR]
 
 
 async def test_request_that_never_ends_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_REQUEST_S", 0.0)
+    monkeypatch.setattr(connection_module, "_REQUEST_TIMEOUT_S", 0.0)
     under_test = client()
     stream_id = under_test.open("/t/Echo", message=None, end=False)
     await under_test.exchange()

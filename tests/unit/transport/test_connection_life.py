@@ -53,7 +53,7 @@ async def assert_over(under_test: Http2Client, task: "asyncio.Task[None]", *code
     """The client was told so, the socket is closed, and once it is gone nothing is left."""
     await under_test.exchange()
     assert under_test.socket.closed
-    assert under_test.said_goodbye() == list(codes)
+    assert under_test.goaway_codes() == list(codes)
     under_test.lose()
     await asyncio.wait({task}, timeout=5)
     assert task.cancelled()
@@ -66,7 +66,7 @@ def pings(under_test: Http2Client) -> int:
 
 
 async def test_silent_client_is_pinged_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_HELLO_S", 0.0)
+    monkeypatch.setattr(connection_module, "_PREFACE_TIMEOUT_S", 0.0)
     under_test = client(AT_ONCE)
     task = await running(under_test)
     assert pings(under_test) == 1
@@ -74,7 +74,7 @@ async def test_silent_client_is_pinged_and_dropped(monkeypatch: pytest.MonkeyPat
 
 
 async def test_client_that_says_nothing_at_all_is_dropped_without_a_ping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_HELLO_S", 0.0)
+    monkeypatch.setattr(connection_module, "_PREFACE_TIMEOUT_S", 0.0)
     under_test = client(AT_ONCE)
     for _ in range(3):
         await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_client_that_says_nothing_at_all_is_dropped_without_a_ping(monkeyp
 
 
 async def test_client_that_answers_pings_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_HELLO_S", 0.0)
+    monkeypatch.setattr(connection_module, "_PREFACE_TIMEOUT_S", 0.0)
     under_test = client(replace(LIMITS, keepalive_s=0.0))
     await under_test.exchange()
     assert pings(under_test) == 1
@@ -108,7 +108,7 @@ async def test_pings_between_sent_data_are_answered() -> None:
         stream_id = under_test.open("/t/Echo")
         await under_test.exchange()
         assert under_test.status(stream_id) == OK
-    assert under_test.said_goodbye() == []
+    assert under_test.goaway_codes() == []
 
 
 async def test_pings_between_messages_that_cannot_go_are_too_many() -> None:
