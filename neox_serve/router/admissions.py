@@ -1,4 +1,4 @@
-"""The router's desk for admissions: gateways' requests for replicas, on core.scheduling.admissions, with their spans and metrics."""
+"""The router's admission service: takes gateways' requests for replicas to `core.scheduling.admissions`, with spans and metrics."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import Span
 
-from neox_serve.core.cluster import Demand, Settled
+from neox_serve.core.cluster import Demand, RequestKey, Settled
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.scheduling.admissions import Admissions, Notification, Preempt, Queued
+from neox_serve.core.scheduling.admissions import Admissions, Notification, Outcome, Preempt, Queued
 from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.router.metrics import RouterMetrics
@@ -16,26 +16,26 @@ from neox_serve.telemetry.tracing import Tracing, end
 from neox_serve.wire import router_messages as wire
 
 _HOLD_S = 1.0
-"""Longest time that a request waits here for a replica that may come any moment; less than gateways wait for an answer."""
+"""Longest time that a request is held for a replica that may register at any moment. Gateways wait longer than this for a reply."""
+
+Notify = Callable[[str, pb.ConnectGatewayResponse], None]
+"""Sends a message to the gateway with this id, or drops it if that gateway is not connected: it asks again when it is back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request for admission. connection: of the stream it came on. came_s: when."""
+class _HeldRequest:
+    """A request that is held for a replica that may register at any moment."""
 
-    gateway_id: str
-    connection: int
-    lease_id: int
     demand: Demand
-    came_s: float
-
-
-Tell = Callable[[str, pb.ConnectGatewayResponse], None]
-"""Gives a message to a gateway, where it is connected; one that is not asks again when it is back."""
+    connection: int
+    arrived_s: float
 
 
 class AdmissionService:
-    """Answers for replicas. before_grant: called with each replica that a gateway is about to hear of."""
+    """Replies to gateways' requests for replicas.
+
+    clock: monotonic seconds. notify: sends a message to a gateway. before_grant: called with a replica's id before a gateway is granted it.
+    """
 
     def __init__(
         self,
@@ -45,34 +45,26 @@ class AdmissionService:
         clock: Callable[[], float],
         metrics: RouterMetrics,
         tracing: Tracing,
-        tell: Tell,
+        notify: Notify,
         before_grant: Callable[[str], None],
     ) -> None:
         self._state = state
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
-        self._tell = tell
+        self._notify = notify
         self._before_grant = before_grant
-        self._held: dict[tuple[str, int], Request] = {}
-        self._spans: dict[tuple[str, int], Span] = {}
+        self._held: dict[RequestKey, _HeldRequest] = {}
+        self._spans: dict[RequestKey, Span] = {}
         self.admissions = admissions
 
-    def admit(self, request: Request) -> None:
-        """Answers, or holds the request where a replica may come any moment."""
-        now_s, decided_s = self._clock(), time.perf_counter()
-        key = (request.gateway_id, request.lease_id)
-        self._begin_span(key, request.demand)
-        answers = self.admissions.ask(*key, request.demand, now_s)
-        first = answers[0].outcome
-        if isinstance(first, ServeError) and self._may_wait(first, request, now_s):
-            self._held[key] = request
-            return
-        self._tell_all(answers)
-        self._metrics.admitted(_outcome(first), time.perf_counter() - decided_s)
+    def admit(self, key: RequestKey, demand: Demand, connection: int) -> None:
+        """Grants, queues, refuses or holds a request. connection: the number of the gateway's stream."""
+        self._begin_span(key, demand)
+        self._admit(key, _HeldRequest(demand, connection, self._clock()))
 
     def settle(self, gateway_id: str, settled: Iterable[Settled]) -> None:
-        """Requests that ended, or were given up."""
+        """Ends requests that have finished or were withdrawn, and grants what has become free."""
         now_s = self._clock()
         for one in settled:
             key = (gateway_id, one.lease_id)
@@ -83,73 +75,90 @@ class AdmissionService:
         self._grant_next()
 
     def try_again(self) -> None:
-        """A replica may have come, or come free."""
+        """Admits held and queued requests if a replica has registered or become free."""
         held, self._held = self._held, {}
-        for request in held.values():
-            self.admit(request)
+        for key, request in held.items():
+            self._admit(key, request)
         self._grant_next()
 
     def expire(self) -> None:
-        """Refuses those whose time is over."""
+        """Refuses queued requests that have waited too long."""
         self._leave_queue(self.admissions.expire(self._clock()))
 
     def drop(self, gateway_id: str, connection: int, *, last: bool) -> None:
-        """Forgets the requests of a stream that ended: its gateway has gone on without an answer. last: it has no other stream."""
+        """Forgets the requests of a stream that ended, because its gateway goes on without a reply.
+
+        last: whether the gateway has no other stream.
+        """
         self._held = {key: request for key, request in self._held.items() if request.connection != connection}
         if last:
             self.admissions.drop_gateway_queue(gateway_id)
 
-    def _may_wait(self, refusal: ServeError, request: Request, now_s: float) -> bool:
-        in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.came_s + _HOLD_S
+    def _admit(self, key: RequestKey, request: _HeldRequest) -> None:
+        now_s, started_s = self._clock(), time.perf_counter()
+        notifications = self.admissions.ask(*key, request.demand, now_s)
+        outcome = notifications[0].outcome
+        if isinstance(outcome, ServeError) and self._may_hold(outcome, request, now_s):
+            self._held[key] = request
+            return
+        self._notify_all(notifications)
+        self._metrics.admitted(_label(outcome), time.perf_counter() - started_s)
+
+    def _may_hold(self, refusal: ServeError, request: _HeldRequest, now_s: float) -> bool:
+        in_time = refusal.reason is Reason.NO_READY_REPLICA and now_s < request.arrived_s + _HOLD_S
         return in_time and self._state.may_become_ready(request.demand, now_s)
 
     def _grant_next(self) -> None:
         self._leave_queue(self.admissions.next(self._clock()))
 
-    def _leave_queue(self, answers: list[Notification]) -> None:
-        for answer in answers:
-            self._metrics.left_queue(_outcome(answer.outcome))
-        self._tell_all(answers)
+    def _leave_queue(self, notifications: list[Notification]) -> None:
+        for notification in notifications:
+            self._metrics.left_queue(_label(notification.outcome))
+        self._notify_all(notifications)
 
-    def _tell_all(self, answers: Iterable[Notification]) -> None:
-        for answer in answers:
-            self._end_span(answer)
-            if isinstance(answer.outcome, Grant):
-                self._before_grant(answer.outcome.replica_id)
-            self._tell(answer.gateway_id, _message(answer))
+    def _notify_all(self, notifications: Iterable[Notification]) -> None:
+        for notification in notifications:
+            self._end_span(notification)
+            if isinstance(notification.outcome, Grant):
+                self._before_grant(notification.outcome.replica_id)
+            self._notify(notification.gateway_id, _message(notification))
 
-    def _begin_span(self, key: tuple[str, int], demand: Demand) -> None:
+    def _begin_span(self, key: RequestKey, demand: Demand) -> None:
         if demand.terms.traceparent and key not in self._spans:
             facts = {"neox.tenant": demand.terms.tenant, "neox.pool": demand.pool.value}
             self._spans[key] = self._tracing.begin("router.admit", demand.terms.traceparent, facts)
 
-    def _end_span(self, answer: Notification) -> None:
-        """Ends the span of a request that has its final answer."""
-        if not self._spans or isinstance(answer.outcome, Queued | Preempt):
+    def _end_span(self, notification: Notification) -> None:
+        """Ends the span of a request if the notification is its final one."""
+        outcome = notification.outcome
+        if not self._spans or isinstance(outcome, Queued | Preempt):
             return
-        if (span := self._spans.pop((answer.gateway_id, answer.lease_id), None)) is not None:
-            refused = answer.outcome.reason.value if isinstance(answer.outcome, ServeError) else ""
-            end(span, refused, replica_id=answer.outcome.replica_id if isinstance(answer.outcome, Grant) else "")
+        if (span := self._spans.pop((notification.gateway_id, notification.lease_id), None)) is not None:
+            refused = outcome.reason.value if isinstance(outcome, ServeError) else ""
+            end(span, refused, replica_id=outcome.replica_id if isinstance(outcome, Grant) else "")
 
 
-def _outcome(what: Grant | Queued | Preempt | ServeError) -> str:
-    """What became of a request, for metrics."""
-    match what:
+def _label(outcome: Outcome) -> str:
+    """Returns the value of the metrics' label "outcome"."""
+    match outcome:
         case ServeError():
-            return what.reason.value
+            return outcome.reason.value
         case Grant():
             return "granted"
         case Queued():
             return "queued"
-    return "asked_to_give_way"
+        case Preempt():
+            return "preempted"
 
 
-def _message(answer: Notification) -> pb.ConnectGatewayResponse:
-    match answer.outcome:
+def _message(notification: Notification) -> pb.ConnectGatewayResponse:
+    lease_id, outcome = notification.lease_id, notification.outcome
+    match outcome:
         case Grant():
-            return wire.grant(answer.lease_id, answer.outcome)
-        case ServeError() as error:
-            return wire.refuse(answer.lease_id, error)
+            return wire.grant(lease_id, outcome)
+        case ServeError():
+            return wire.refuse(lease_id, outcome)
         case Queued():
-            return wire.queued(answer.lease_id)
-    return wire.preempt(answer.lease_id)
+            return wire.queued(lease_id)
+        case Preempt():
+            return wire.preempt(lease_id)

@@ -25,7 +25,7 @@ from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceServicer, add_RouterLinkServiceServicer_to_server
 from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.streams import Readable, SendQueue, StreamEndedError, read, repeat, steady_wall_clock, stop_task, until_one_ends
-from neox_serve.router.admissions import AdmissionService, Request
+from neox_serve.router.admissions import AdmissionService
 from neox_serve.router.metrics import RouterMetrics
 from neox_serve.router.metrics_page import Labels, MetricsPage
 from neox_serve.router.quotas import QuotaService
@@ -103,7 +103,7 @@ class RouterServer(RouterLinkServiceServicer):
             clock=clock,
             metrics=self._metrics,
             tracing=self._tracing,
-            tell=self._tell,
+            notify=self._notify,
             before_grant=self._before_grant,
         )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
@@ -242,7 +242,7 @@ class RouterServer(RouterLinkServiceServicer):
     def _admit(self, gateway: _Gateway, admit: pb.AdmitRequest) -> None:
         if not self._repeated_elsewhere(gateway, admit):
             demand = wire.demand_from_proto(admit)
-            self._requests.admit(Request(gateway.gateway_id, gateway.connection, admit.lease_id, demand, self._clock()))
+            self._requests.admit((gateway.gateway_id, admit.lease_id), demand, gateway.connection)
 
     def _settle(self, gateway: _Gateway, message: pb.Settlements) -> None:
         settled = wire.settled_from_proto(message)
@@ -276,7 +276,7 @@ class RouterServer(RouterLinkServiceServicer):
         wait_s = self._requests.admissions.expected_wait_s(demand, self._clock())
         gateway.send_queue.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
 
-    def _tell(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
+    def _notify(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
         """Gives a message to a gateway's newest stream; one that has gone asks again when it is back."""
         queues = [gateway.send_queue for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
         if queues:

@@ -17,7 +17,8 @@ from neox_serve.core.cluster import (
     TenantView,
     Terms,
 )
-from neox_serve.core.errors import FieldViolation, QuotaViolation, Reason, ServeError
+from neox_serve.core.errors import FieldViolation, OwnedElsewhere, QuotaViolation, Reason, ServeError
+from neox_serve.core.scheduling.admissions import Queued
 from neox_serve.core.scheduling.cluster_state import Grant
 from neox_serve.core.tenancy.quota import QuotaState, Reservation, Spent
 from neox_serve.core.tenancy.tenants import PriorityClass, Quotas
@@ -210,7 +211,7 @@ def lease_from_proto(message: pb.Lease) -> Lease:
 def grant(lease_id: int, granted: Grant) -> pb.ConnectGatewayResponse:
     """The replica that takes a request."""
     response = pb.AdmitResponse(
-        lease_id=lease_id, replica_id=granted.replica_id, cached_tokens=granted.cached_tokens, explanation=granted.explanation
+        lease_id=lease_id, replica_id=granted.replica_id, cached_tokens=granted.cached_tokens or 0, explanation=granted.explanation
     )
     return pb.ConnectGatewayResponse(admit=response)
 
@@ -265,10 +266,15 @@ def refusal_from_proto(refusal: pb.Refusal) -> ServeError:
     )
 
 
-def admission_from_proto(response: pb.AdmitResponse) -> Grant | ServeError:
-    """The replica, or why there is none."""
-    if response.HasField("refusal"):
-        return refusal_from_proto(response.refusal)
+def admission_from_proto(response: pb.AdmitResponse) -> Grant | Queued | OwnedElsewhere | ServeError:
+    """Returns the router's reply to an admission request. Raises ValueError for an unknown reason of a refusal."""
+    match response.WhichOneof("outcome"):
+        case "refusal":
+            return refusal_from_proto(response.refusal)
+        case "queued":
+            return Queued()
+        case "owner_address":
+            return OwnedElsewhere(response.owner_address)
     return Grant(response.replica_id, response.cached_tokens, response.explanation)
 
 

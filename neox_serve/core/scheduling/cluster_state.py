@@ -38,11 +38,13 @@ _NO_LOAD = ReplicaLoad()
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The replica that takes a request. cached_tokens: of its prompt, thought to be cached there. explanation: for people."""
+    """The replica that is to run a request."""
 
     replica_id: str
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
+    """Prompt tokens expected in the replica's prefix cache; None if whoever granted the replica does not know its cache."""
     explanation: str = field(default="", compare=False)
+    """How the replica was chosen, for logs and traces."""
 
 
 @dataclass(slots=True)

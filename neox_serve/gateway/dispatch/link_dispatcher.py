@@ -1,6 +1,7 @@
-"""A gateway's way to the engines: asks the router for a replica, sends the request there, brings back what it yields.
+"""The gateway's `Dispatcher`: asks the router for a replica, sends the request there and returns what the replica generates.
 
-Without a router it goes on with the replicas it knows, by the same policy; the next router is told what is in flight.
+Without a router it goes on with the replicas it knows and chooses among them itself. The next router learns from the hello which requests
+are in flight.
 """
 
 import asyncio
@@ -9,8 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from itertools import count
 from random import Random
-
-import structlog
 
 from neox_serve.core.cluster import (
     ClusterView,
@@ -31,11 +30,12 @@ from neox_serve.core.scheduling.refusal import NOT_READY_RETRY_S
 from neox_serve.core.tenancy.quota import QuotaState
 from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.types import EmbeddingRequest, EmbeddingResult, GenerationRequest, Pool, TokenIds
-from neox_serve.gateway.dispatch.admission import Admission
 from neox_serve.gateway.dispatch.engine_links import EngineLinks
+from neox_serve.gateway.dispatch.placement import Placement, Placer
 from neox_serve.gateway.dispatch.protocol import ReservationHandle
 from neox_serve.gateway.dispatch.reservations import Reservations
-from neox_serve.gateway.dispatch.routed_stream import Placement, RoutedStream
+from neox_serve.gateway.dispatch.routed_stream import RoutedStream
+from neox_serve.gateway.dispatch.router_requests import NoReplyError, RouterRequests
 from neox_serve.internal.v1 import router_link_pb2 as pb
 from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceStub
 from neox_serve.link.channels import LinkTls
@@ -43,21 +43,22 @@ from neox_serve.link.router_link_client import METRICS_INTERVAL_S, ResolveRouter
 from neox_serve.link.streams import repeat, steady_wall_clock, stop_task
 from neox_serve.wire import router_messages as wire
 
-_log = structlog.get_logger(__name__)
-
-_UNTOLD_BLOCK_TOKENS = 32
-
+_DEFAULT_BLOCK_TOKENS = 32
+"""Block size for hashing prompts if no replica of the pool reports its prefix cache."""
 
 NO_TERMS = Terms()
-Estimated = tuple[float | None, QuotaState]
+"""The terms of a request without a tenant, a priority or a deadline."""
+
+Estimate = tuple[float | None, QuotaState]
+"""Seconds that a request would wait, None if unknown, and what counts against its tenant's quotas."""
 
 
 class LinkDispatcher:
-    """Sends requests to replicas.
+    """Sends requests to replicas over the router link and the engine links.
 
-    gateway_id: a new one each start. clock: seconds, steady. metrics_text: this
-    process's metrics, for the router's page. admission_timeout_s: longest wait for the router's answer, after which the gateway chooses by
-    itself. link_timeout_s: longest wait for the link to a replica just granted.
+    gateway_id: new for each start of the process. resolve_router: returns the router's address. metrics_text: returns this process's
+    metrics, for the router's metrics page. clock: monotonic seconds. admission_timeout_s: longest wait for the router's first reply to a
+    request, after which the gateway chooses a replica itself. link_timeout_s: longest wait for the link to a replica that was just granted.
     """
 
     def __init__(
@@ -77,69 +78,75 @@ class LinkDispatcher:
         self._metrics_text = metrics_text
         self._clock = clock
         self._started_s = clock()
-        self._link_timeout_s = link_timeout_s
         self._changed = asyncio.Event()
         self._waking: frozenset[Pool] = frozenset()
         self._links = EngineLinks(gateway_id=gateway_id, rng=rng, on_change=self._announce_change, tls=tls)
-        self._router = RouterLink[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse](
+        self._router = self._router_link(resolve_router, rng, tls)
+        send = self._router.send
+        self._placer = Placer(
+            gateway_id=gateway_id,
+            links=self._links,
+            send=send,
+            connected=self._is_connected,
+            rng=rng,
+            timeout_s=admission_timeout_s,
+            link_timeout_s=link_timeout_s,
+        )
+        self._reservations = Reservations(send=send, connected=self._is_connected, clock=steady_wall_clock(clock))
+        self._estimates = RouterRequests[Estimate](send=send, connected=self._is_connected)
+        self._views = RouterRequests[ClusterView](send=send, connected=self._is_connected)
+        self._streams: dict[int, RoutedStream] = {}
+        self._metrics_task: asyncio.Task[None] | None = None
+        self._open = 0
+        self.gateway_link_address = ""
+        """host:port of this gateway's GatewayLinkService; set before `start`, empty if it has none."""
+
+    def _router_link(
+        self, resolve_router: ResolveRouter, rng: Random, tls: LinkTls | None
+    ) -> RouterLink[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]:
+        return RouterLink(
             resolve_router=resolve_router,
             connect=lambda channel: RouterLinkServiceStub(channel).ConnectGateway(),
             hello=self._hello,
             response_type=pb.ConnectGatewayResponse,
             on_response=self._on_response,
-            on_connected=self._on_connected,
-            tls=tls,
+            on_connected=self._on_router_connected,
             on_lost=self._on_router_lost,
             rng=rng,
+            tls=tls,
         )
-        self._admission = Admission(
-            gateway_id=gateway_id,
-            links=self._links,
-            send=self._router.send,
-            router_connected=lambda: self._router.connected,
-            rng=rng,
-            timeout_s=admission_timeout_s,
-        )
-        self._reservations = Reservations(send=self._router.send, clock=steady_wall_clock(clock))
-        self._streams: dict[int, RoutedStream] = {}
-        self._estimates: dict[int, asyncio.Future[Estimated]] = {}
-        self._view_ids = count(1)
-        self._views: dict[int, asyncio.Future[ClusterView]] = {}
-        self._metrics_task: asyncio.Task[None] | None = None
-        self._open = 0
-        self.gateway_link_address = ""
 
     async def start(self) -> None:
-        """Starts to connect to the router, and to the replicas as it names them. Does not wait for them."""
+        """Starts to connect to the router, and then to the replicas that it lists. Does not wait for either."""
         self._router.start()
         self._metrics_task = asyncio.ensure_future(repeat(self._send_metrics, METRICS_INTERVAL_S))
 
     async def close(self) -> None:
-        """Ends all links. What is in flight fails with REPLICA_LOST."""
+        """Closes all links. Requests in flight fail with REPLICA_LOST."""
         await stop_task(self._metrics_task)
         await self._router.close()
         await self._links.close()
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests opened and not ended."""
+        """Number of requests opened and not ended."""
         return self._open
 
     @property
     def router_connected(self) -> bool:
-        """Whether a router answers. Without one requests are still served."""
+        """Whether a router is connected. Requests are served even without one."""
         return self._router.connected
 
     def ready_replicas(self, pool: Pool) -> int:
-        """Replicas of a pool that are ready and whose link is up."""
+        """Returns the number of replicas of a pool that are ready and whose link is up."""
         return sum(up and replica.pool is pool and replica.phase is ReplicaPhase.READY for replica, up in self._links.replicas())
 
     def may_wake(self, pool: Pool) -> bool:
-        """Whether requests of a pool without a replica are held until it has one."""
+        """Returns whether the router holds requests of a pool that has no replica until it has one."""
         return self.router_connected and pool in self._waking
 
     async def wait_ready(self, pools: Iterable[Pool], timeout_s: float) -> None:
-        """Returns when each pool has a replica. Raises ServeError(NO_READY_REPLICA) where that takes longer than timeout_s."""
+        """Waits until each pool has a ready replica. Raises ServeError(NO_READY_REPLICA) if that takes longer than timeout_s."""
         missing = list(pools)
         try:
             async with asyncio.timeout(timeout_s):
@@ -150,27 +157,32 @@ class LinkDispatcher:
             message = f"no ready replica within {timeout_s:g} s: {', '.join(missing)}"
             raise ServeError(Reason.NO_READY_REPLICA, message, retry_after_s=NOT_READY_RETRY_S) from error
 
+    # Requests
+
     async def reserve(self, tenant: Tenant, tokens: int) -> ReservationHandle:
-        """Reserves a call and its most tokens in the tenant's quotas. Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS."""
+        """Reserves one request and `tokens` tokens of the tenant's quotas.
+
+        Raises ServeError: QUOTA_EXCEEDED, REQUEST_NEVER_FITS, or NO_READY_REPLICA if no router replies.
+        """
         return await self._reservations.reserve(tenant, tokens)
 
     async def open_generation(self, model: str, request: GenerationRequest, terms: Terms = NO_TERMS) -> RoutedStream:
-        """Admits a request and sends it; the stream must be read to its end or cancelled.
+        """Places a generation request on a replica and sends it. The stream must be read to its end or cancelled.
 
-        Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. Cancelling the call leaves nothing behind.
+        Raises ServeError: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED, REPLICA_LOST. If the call is cancelled, the request ends.
         """
-        came_s, placed = self._clock(), count()
+        arrived_s, attempts = self._clock(), count()
 
-        def place(what: GenerationRequest, failed: tuple[str, ...]) -> Awaitable[Placement]:
-            demand = self._generation_demand(model, what)
-            asked = self._later(terms, came_s) if next(placed) else terms
-            return self._place(request.request_id, replace(demand, excluded=failed, terms=asked))
+        def place(current: GenerationRequest, failed: tuple[str, ...]) -> Awaitable[Placement]:
+            now_terms = self._later(terms, arrived_s) if next(attempts) else terms
+            demand = replace(self._generation_demand(model, current), excluded=failed, terms=now_terms)
+            return self._placer.place(request.request_id, demand)
 
         stream = RoutedStream(
             request,
             place=place,
             settle=self._settle_stream,
-            on_end=self._ended,
+            on_end=self._end_request,
             clock=self._clock,
             on_placed=self._note_stream,
         )
@@ -179,7 +191,7 @@ class LinkDispatcher:
         return stream
 
     async def embed(self, model: str, request: EmbeddingRequest, terms: Terms = NO_TERMS) -> EmbeddingResult:
-        """The vector of an input. Raises ServeError as `open_generation` does, or as the engine does. Cancelling the call frees it."""
+        """Returns the embedding of an input. Raises ServeError as `open_generation` or the engine does. If cancelled, the request ends."""
         ids = request.prompt_token_ids
         blocks, block_tokens = self._blocks(Pool.EMBEDDING, root(model, None, request.cache_salt), ids)
         demand = Demand(Pool.EMBEDDING, model, len(ids), 0, terms=terms, blocks=blocks, block_tokens=block_tokens)
@@ -187,56 +199,27 @@ class LinkDispatcher:
         try:
             return await self._embed(demand, request)
         finally:
-            self._ended()
+            self._end_request()
 
-    async def estimate(self, demand: Demand, timeout_s: float) -> Estimated:
-        """What would become of a request now: seconds it would wait, None where not known, and its tenant's use of quotas.
-
-        Raises ServeError(NO_READY_REPLICA) where the router does not answer in time.
-        """
-        number = next(self._view_ids)
-        future: asyncio.Future[Estimated] = asyncio.get_running_loop().create_future()
-        self._estimates[number] = future
-        self._router.send(wire.estimate_request(number, demand))
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise ServeError(Reason.NO_READY_REPLICA, "the router does not answer", {}, NOT_READY_RETRY_S) from None
-        finally:
-            del self._estimates[number]
-
-    def _later(self, terms: Terms, came_s: float) -> Terms:
-        """The terms of a request that came some time ago."""
-        gone_s = self._clock() - came_s
-        return replace(terms, time_left_s=max(0.0, terms.time_left_s - gone_s), waited_s=gone_s)
-
-    def _note_stream(self, lease: Lease, stream: RoutedStream) -> None:
-        self._streams[lease.lease_id] = stream
-
-    def _settle_stream(self, settled: Settled) -> None:
-        self._streams.pop(settled.lease_id, None)
-        self._admission.settle(settled)
-
-    def drain_replica(self, replica_id: str) -> None:
-        """Asks the router to have a replica replaced."""
-        self._router.send(wire.drain_request(replica_id))
-
-    async def cluster_view(self, timeout_s: float) -> ClusterView:
-        """The router's view of the cluster, or where it does not answer in time what this gateway knows by itself."""
-        if not self._router.connected:
-            return self._own_view()
-        view_id = next(self._view_ids)
-        future: asyncio.Future[ClusterView] = asyncio.get_running_loop().create_future()
-        self._views[view_id] = future
-        self._router.send(wire.view_request(view_id))
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            return self._own_view()
-        finally:
-            del self._views[view_id]
+    async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
+        admission_s, arrived_s = 0.0, self._clock()
+        while True:
+            started_s = self._clock()
+            placement = await self._placer.place(request.request_id, demand)
+            admission_s += self._clock() - started_s
+            lease, link = placement.lease, placement.link
+            settled = Settled(lease.lease_id)
+            try:
+                result = await link.embed(lease.lease_id, request)
+                settled = Settled(lease.lease_id, result.cached_tokens, timings=RequestTimings(self._clock() - arrived_s))
+                return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
+            except ServeError as error:
+                if event_of_failure(error, placement.failed) is not RequestEvent.MOVABLE:
+                    raise
+                demand = replace(demand, excluded=(*placement.failed, lease.replica_id))
+            finally:
+                link.cancel(lease.lease_id)
+                self._placer.settle(settled)
 
     def _generation_demand(self, model: str, request: GenerationRequest) -> Demand:
         blocks, block_tokens = self._blocks(Pool.GENERATION, root(model, request.adapter, request.cache_salt), request.prompt_token_ids)
@@ -252,98 +235,97 @@ class LinkDispatcher:
         )
 
     def _blocks(self, pool: Pool, parent: int, ids: TokenIds) -> tuple[tuple[int, ...], int]:
-        """The names of a prompt's blocks, and their size. Also where no replica tells of its cache: a policy may go by the beginning."""
-        block_tokens = self._links.block_tokens(pool) or _UNTOLD_BLOCK_TOKENS
+        """Returns the hashes of a prompt's blocks, and the block size in tokens.
+
+        They are sent even if no replica reports its cache: a routing policy may keep prompts with the same beginning together.
+        """
+        block_tokens = self._links.block_tokens(pool) or _DEFAULT_BLOCK_TOKENS
         return reusable_blocks(parent, ids, block_tokens), block_tokens
 
-    async def _embed(self, demand: Demand, request: EmbeddingRequest) -> EmbeddingResult:
-        admission_s, came_s = 0.0, self._clock()
-        while True:
-            asked_s = self._clock()
-            placement = await self._place(request.request_id, demand)
-            admission_s += self._clock() - asked_s
-            lease, link = placement.lease, placement.link
-            settled = Settled(lease.lease_id)
-            try:
-                result = await link.embed(lease.lease_id, request)
-                settled = Settled(lease.lease_id, result.cached_tokens, timings=RequestTimings(self._clock() - came_s))
-                return replace(result, admission_s=admission_s, replica_id=lease.replica_id)
-            except ServeError as error:
-                if event_of_failure(error, placement.failed) is not RequestEvent.MOVABLE:
-                    raise
-                demand = replace(demand, excluded=(*placement.failed, lease.replica_id))
-            finally:
-                link.cancel(lease.lease_id)
-                self._admission.settle(settled)
+    def _later(self, terms: Terms, arrived_s: float) -> Terms:
+        """Returns the terms as they are now, for a request that arrived at `arrived_s` and is placed again."""
+        waited_s = self._clock() - arrived_s
+        return replace(terms, time_left_s=max(0.0, terms.time_left_s - waited_s), waited_s=waited_s)
 
-    async def _place(self, request_id: str, demand: Demand) -> Placement:
-        """Leases a replica whose link is up; one that cannot be reached has failed the request. Raises ServeError."""
-        while True:
-            admitted = await self._admission.lease(demand)
-            lease = admitted.lease
-            try:
-                link = await self._links.up(lease.replica_id, self._link_timeout_s)
-            except ServeError as error:
-                self._admission.settle(Settled(lease.lease_id))
-                if event_of_failure(error, demand.excluded) is not RequestEvent.MOVABLE:
-                    raise
-                demand = replace(demand, excluded=(*demand.excluded, lease.replica_id))
-            except BaseException:
-                self._admission.settle(Settled(lease.lease_id))
-                raise
-            else:
-                _log.info("request_placed", request_id=request_id, replica_id=lease.replica_id, failed_replicas=demand.excluded)
-                predicted = admitted.by_router and self._links.block_tokens(demand.pool) > 0
-                return Placement(lease, link, demand.excluded, admitted.explanation, predicted)
+    def _note_stream(self, lease: Lease, stream: RoutedStream) -> None:
+        self._streams[lease.lease_id] = stream
 
-    def _ended(self) -> None:
+    def _settle_stream(self, settled: Settled) -> None:
+        self._streams.pop(settled.lease_id, None)
+        self._placer.settle(settled)
+
+    def _end_request(self) -> None:
         self._open -= 1
 
-    def _announce_change(self) -> None:
-        self._admission.on_links_changed()
-        self._changed.set()
+    # Questions to the router
 
-    # The router
+    async def estimate(self, demand: Demand, timeout_s: float) -> Estimate:
+        """Returns the wait that a request would have now, and its tenant's use of quotas.
+
+        Raises ServeError(NO_READY_REPLICA) if there is no router or it does not reply within timeout_s.
+        """
+        estimate_id = self._estimates.next_id()
+        try:
+            return await self._estimates.call(estimate_id, wire.estimate_request(estimate_id, demand), timeout_s=timeout_s)
+        except NoReplyError:
+            raise ServeError(Reason.NO_READY_REPLICA, "the router does not reply", {}, NOT_READY_RETRY_S) from None
+
+    async def cluster_view(self, timeout_s: float) -> ClusterView:
+        """Returns the router's view of the cluster. If no router replies within timeout_s, returns what this gateway knows itself."""
+        view_id = self._views.next_id()
+        try:
+            return await self._views.call(view_id, wire.view_request(view_id), timeout_s=timeout_s)
+        except NoReplyError:
+            return self._own_view()
+
+    def drain_replica(self, replica_id: str) -> None:
+        """Asks the router to drain a replica, so that it is replaced. Does nothing if no router is connected."""
+        self._router.send(wire.drain_request(replica_id))
+
+    def _own_view(self) -> ClusterView:
+        candidates = self._placer.candidates()
+        replicas = tuple(ReplicaView(each.replica, ReplicaLoad(), each.outstanding, 0.0) for each in candidates if each.reachable)
+        gateway = GatewayView(self._gateway_id, self._placer.leases_in_flight, self._clock() - self._started_s)
+        return ClusterView(replicas, (gateway,), from_router=False)
+
+    # Events of the links
 
     def _hello(self) -> pb.ConnectGatewayRequest:
-        return wire.gateway_hello(self._gateway_id, self._admission.leases(), *self._reservations.hello(), self.gateway_link_address)
+        return wire.gateway_hello(self._gateway_id, self._placer.leases(), *self._reservations.hello(), self.gateway_link_address)
 
-    def _on_connected(self) -> None:
-        self._admission.on_router_connected()
-        self._reservations.on_connected()
+    def _is_connected(self) -> bool:
+        return self._router.connected
+
+    def _on_router_connected(self) -> None:
+        self._placer.on_router_connected()
+        self._reservations.on_router_connected()
+
+    def _on_router_lost(self) -> None:
+        self._placer.on_router_lost()
+        self._reservations.on_router_lost()
+        self._estimates.on_router_lost()
+        self._views.on_router_lost()
 
     def _on_response(self, response: pb.ConnectGatewayResponse) -> None:
         match response.WhichOneof("message"):
             case "admit":
-                self._admission.on_answer(response.admit)
+                self._placer.on_reply(response.admit)
             case "replicas":
                 self._waking = wire.waking_from_proto(response.replicas)
                 self._links.update(wire.replicas_from_proto(response.replicas))
             case "reserve":
-                self._reservations.on_answer(response.reserve)
+                self._reservations.on_reply(response.reserve)
             case "preempt_lease_id":
                 if stream := self._streams.get(response.preempt_lease_id):
                     stream.preempt()
             case "estimate":
-                estimate = self._estimates.get(response.estimate.estimate_id)
-                if estimate is not None and not estimate.done():
-                    estimate.set_result(wire.estimate_from_proto(response.estimate))
+                self._estimates.on_reply(response.estimate.estimate_id, wire.estimate_from_proto(response.estimate))
             case "view":
-                future = self._views.get(response.view.view_id)
-                if future is not None and not future.done():
-                    future.set_result(wire.view_from_proto(response.view))
+                self._views.on_reply(response.view.view_id, wire.view_from_proto(response.view))
 
-    def _on_router_lost(self) -> None:
-        self._admission.on_router_lost()
-        for future in self._views.values():
-            if not future.done():
-                future.set_result(self._own_view())
-
-    def _own_view(self) -> ClusterView:
-        candidates = self._admission.candidates()
-        replicas = tuple(ReplicaView(each.replica, ReplicaLoad(), each.outstanding, 0.0) for each in candidates if each.reachable)
-        gateway = GatewayView(self._gateway_id, self._admission.leases_in_flight, self._clock() - self._started_s)
-        return ClusterView(replicas, (gateway,), from_router=False)
+    def _announce_change(self) -> None:
+        self._placer.on_links_changed()
+        self._changed.set()
 
     async def _send_metrics(self) -> None:
         if self._router.connected:

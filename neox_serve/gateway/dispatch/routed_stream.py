@@ -6,7 +6,7 @@ while the reader waits, before anything arrived always, and after that where the
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
@@ -15,23 +15,9 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import continued, is_continuable
 from neox_serve.core.generation.request_life import Action, RequestEvent, Stage, event_of_failure, step
 from neox_serve.core.types import Delta, DirectSink, Finish, FinishReason, GenerationRequest, PromptFacts, SequenceDelta
-from neox_serve.gateway.dispatch.engine_link import EngineLink
+from neox_serve.gateway.dispatch.placement import Placement
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a request goes. failed: replicas that have failed it so far. explanation: how it came to this one, for people.
-
-    predicted: whether what the replica's cache has was known, so that the lease's cached tokens are what its engine should find.
-    """
-
-    lease: Lease
-    link: EngineLink
-    failed: tuple[str, ...]
-    explanation: str = ""
-    predicted: bool = False
 
 
 Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from neox_serve.core.cluster import ReplicaPhase
+from neox_serve.core.cluster import Demand, ReplicaPhase
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import Pool
 from neox_serve.internal.v1 import router_link_pb2 as pb
@@ -18,8 +18,9 @@ from neox_serve.internal.v1.router_link_pb2_grpc import (
 )
 from neox_serve.link.channels import bind, internal_channel, internal_server
 from neox_serve.link.streams import StreamEndedError, read
+from neox_serve.replica.server import ReplicaServer
 from neox_serve.wire.engine_messages import SCHEMA_VERSION
-from tests.fakes.link_cluster import MODEL, LinkCluster, generation, read_all, text_of, until
+from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation, read_all, text_of, until
 from tests.fakes.scripted_engine import ScriptedEngine
 
 
@@ -160,22 +161,26 @@ class HungRouter(RouterLinkServiceServicer):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "hung")
 
 
+async def hang(cluster: LinkCluster, replica: ReplicaServer) -> tuple[HungRouter, aio.Server]:
+    """Starts a router that lists one replica and then never replies; peers look for this one from now on."""
+    listed = pb.Replica(
+        replica_id=replica.replica_id,
+        pool=pb.POOL_GENERATION,
+        model=MODEL,
+        address=replica.address,
+        phase=pb.REPLICA_PHASE_READY,
+        max_requests=8,
+    )
+    hung, server = HungRouter(listed), internal_server()
+    add_RouterLinkServiceServicer_to_server(hung, server)
+    cluster.router_address = bind(server, "127.0.0.1", 0)
+    await server.start()
+    return hung, server
+
+
 async def test_router_that_hangs_delays_a_request_by_the_admission_timeout_only() -> None:
-    engine = ScriptedEngine()
     async with LinkCluster() as cluster:
-        replica = await cluster.replica(engine)
-        named = pb.Replica(
-            replica_id=replica.replica_id,
-            pool=pb.POOL_GENERATION,
-            model=MODEL,
-            address=replica.address,
-            phase=pb.REPLICA_PHASE_READY,
-            max_requests=8,
-        )
-        hung, server = HungRouter(named), internal_server()
-        add_RouterLinkServiceServicer_to_server(hung, server)
-        cluster.router_address = bind(server, "127.0.0.1", 0)
-        await server.start()
+        hung, server = await hang(cluster, await cluster.replica(ScriptedEngine()))
         dispatcher = await cluster.dispatcher(admission_timeout_s=0.2)
         stream = await dispatcher.open_generation(MODEL, generation())
         assert 0.15 < stream.admission_s < 2
@@ -185,6 +190,20 @@ async def test_router_that_hangs_delays_a_request_by_the_admission_timeout_only(
         view = await dispatcher.cluster_view(0.05)
         assert not view.from_router
         await server.stop(None)
+
+
+async def test_router_lost_while_estimate_and_view_wait_ends_both_at_once() -> None:
+    async with LinkCluster() as cluster:
+        _, server = await hang(cluster, await cluster.replica(ScriptedEngine()))
+        dispatcher = await cluster.dispatcher()
+        estimating = asyncio.ensure_future(dispatcher.estimate(Demand(Pool.GENERATION, MODEL, 3, 10), 60.0))
+        viewing = asyncio.ensure_future(dispatcher.cluster_view(60.0))
+        await asyncio.sleep(0.05)
+        assert not estimating.done()
+        assert not viewing.done()
+        await server.stop(None)
+        assert (await failure_of(estimating)).reason is Reason.NO_READY_REPLICA
+        assert not (await asyncio.wait_for(viewing, 20)).from_router
 
 
 async def test_resolver_that_hangs_or_raises_is_asked_again() -> None:

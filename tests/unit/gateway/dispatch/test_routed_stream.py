@@ -15,7 +15,8 @@ from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
 from neox_serve.core.generation.request_life import replica_lost
 from neox_serve.core.types import Delta, GenerationRequest, SequenceDelta, Stopping
 from neox_serve.gateway.dispatch.engine_link import DeltaReceiver, EngineLink
-from neox_serve.gateway.dispatch.routed_stream import Placement, RoutedStream
+from neox_serve.gateway.dispatch.placement import Placement
+from neox_serve.gateway.dispatch.routed_stream import RoutedStream
 
 REQUEST = GenerationRequest("r", (1,), Stopping(10))
 
