@@ -1,7 +1,9 @@
-"""The composition root: which Serve applications a cluster consists of, and what each is built from.
+"""The composition root: the Serve applications of a cluster, and the settings that each is built from.
 
-One application for each part, so that each can be rolled alone. Serve restarts all deployments of an application whose arguments change;
-therefore each gets only the settings that it reads, and a change of an engine setting leaves router, gateways and the other pool running.
+Every part is an application of its own, so that it can be updated separately. Serve restarts all deployments of an application whose `args`
+change; therefore each application gets only its slice of the settings, and a change of an engine setting leaves router, gateways and the
+other pool running. The router's process also controls batch jobs, which need the engines' settings. They are passed as `user_config`, which
+Serve hands to a running deployment by calling `reconfigure`.
 """
 
 from typing import Any
@@ -15,111 +17,83 @@ from deployments.lookup import ROUTER_APPLICATION, ROUTER_DEPLOYMENT
 from deployments.placement import node_resource, placement_options, scaling_options
 from deployments.router import RouterDeployment
 from neox_serve.core.types import Pool
-from neox_serve.settings import Settings, pool_settings, restore
+from neox_serve.settings import Settings
+from neox_serve.settings.slices import (
+    GatewayProcessSettings,
+    JobControllerSettings,
+    ReplicaProcessSettings,
+    RouterProcessSettings,
+    Slice,
+)
 
 GENERATION_APPLICATION = "neox-generation"
 EMBEDDING_APPLICATION = "neox-embedding"
 GATEWAY_APPLICATION = "neox-gateway"
 
-# Serve notices a dead replica after at most one period; faster checks cost more than they gain.
 _HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0, "graceful_shutdown_wait_loop_s": 0.1}
-# Beyond the time a replica gives its own work, for closing engine processes.
+"""Serve notices a dead replica after at most one health check period. Shorter periods cost more than they gain."""
 _CLOSING_S = 20.0
+"""Time to close engine processes, in addition to the time that a replica has to finish its requests."""
 
 
 def serve_config(settings: Settings) -> dict[str, Any]:
-    """The cluster in the schema of Ray Serve's REST API and of KubeRay's serveConfigV2."""
+    """Returns the cluster in the schema of Ray Serve's REST API and of KubeRay's serveConfigV2."""
     return {"proxy_location": "Disabled", "applications": applications(settings)}
 
 
 def applications(settings: Settings) -> list[dict[str, Any]]:
-    """The cluster's applications, each with the function that builds it and the settings it reads."""
-    engine = {"model", "router", "log", "links", "tracing"}
-    chosen = [
-        # First: it takes longest to be up, and Serve builds in this order.
-        _application(GENERATION_APPLICATION, "build_generation", settings, engine | {"generation"}),
-        _application(ROUTER_APPLICATION, "build_router", settings, _ROUTER_READS),
-        _application(GATEWAY_APPLICATION, "build_gateway", settings, _GATEWAY_READS),
-    ]
+    """Returns the cluster's applications, each with the function that builds it and its slice of the settings.
+
+    Serve builds them in this order. The generation pool comes first because it takes longest to start.
+    """
+    chosen = [_application(GENERATION_APPLICATION, "build_generation", ReplicaProcessSettings.from_settings(settings, Pool.GENERATION))]
     if settings.embedding.enabled:
-        chosen.insert(1, _application(EMBEDDING_APPLICATION, "build_embedding", settings, engine | {"embedding"}))
-    return chosen
+        embedding = ReplicaProcessSettings.from_settings(settings, Pool.EMBEDDING)
+        chosen.append(_application(EMBEDDING_APPLICATION, "build_embedding", embedding))
+    router = _application(ROUTER_APPLICATION, "build_router", RouterProcessSettings.from_settings(settings))
+    router["deployments"] = [{"name": ROUTER_DEPLOYMENT, "user_config": JobControllerSettings.from_settings(settings).dump()}]
+    gateway = _application(GATEWAY_APPLICATION, "build_gateway", GatewayProcessSettings.from_settings(settings))
+    return [*chosen, router, gateway]
 
 
-_SCALED = {"engine": {"tensor_parallel_size", "pipeline_parallel_size"}, "replicas": True}
-_ROUTER_READS: dict[str, Any] = {
-    "router": True,
-    "scaling": True,
-    "model": {"name", "source", "revision", "registry"},
-    "generation": _SCALED,
-    "embedding": {"enabled": True, **_SCALED},
-    "metrics": True,
-    "log": True,
-    "access": True,
-    "batch": True,
-    "gateway": {"host", "port", "tls_certificate", "tls_key"},
-    "state_folder": True,
-    "links": True,
-    "tracing": True,
-}
-_GATEWAY_READS: dict[str, Any] = {
-    "model": True,
-    "limits": True,
-    "gateway": True,
-    "access": True,
-    "links": True,
-    "tracing": True,
-    "state_folder": True,
-    "router": True,
-    "log": True,
-    "generation": {"engine": {"max_model_len", "max_lora_rank"}},
-    "embedding": {"enabled": True, "default_pooling": True, "layer": True, "final_layer_norm": True, "engine": {"max_model_len"}},
-}
-
-
-def _application(name: str, builder: str, settings: Settings, reads: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "import_path": f"deployments.app:{builder}",
-        "route_prefix": None,
-        "args": settings.model_dump(mode="json", include=reads, exclude_unset=False),
-    }
+def _application(name: str, builder: str, settings: Slice) -> dict[str, Any]:
+    return {"name": name, "import_path": f"deployments.app:{builder}", "route_prefix": None, "args": settings.dump()}
 
 
 def build_router(arguments: dict[str, Any]) -> Application:
     """Builds the router's application; called by Serve."""
-    actor = {"num_cpus": 0, **node_resource(restore(arguments).router.node_resource)}
+    settings = RouterProcessSettings.read(arguments)
+    actor = {"num_cpus": 0, **node_resource(settings.router.node_resource)}
     options = {"name": ROUTER_DEPLOYMENT, "num_replicas": 1, "ray_actor_options": actor, **_HEALTH}
     return serve.deployment(RouterDeployment).options(**options).bind(arguments)
 
 
 def build_generation(arguments: dict[str, Any]) -> Application:
     """Builds the generation pool's application; called by Serve."""
-    return _engine_pool(Pool.GENERATION, arguments)
+    return _engine_pool(arguments)
 
 
 def build_embedding(arguments: dict[str, Any]) -> Application:
     """Builds the embedding pool's application; called by Serve."""
-    return _engine_pool(Pool.EMBEDDING, arguments)
+    return _engine_pool(arguments)
 
 
-def _engine_pool(pool: Pool, arguments: dict[str, Any]) -> Application:
-    settings = restore(arguments)
-    chosen = pool_settings(settings, pool)
+def _engine_pool(arguments: dict[str, Any]) -> Application:
+    settings = ReplicaProcessSettings.read(arguments).engine
     options = {
-        "name": pool.value,
+        "name": settings.pool.value,
         "max_surge_percent": 100,
-        "graceful_shutdown_timeout_s": chosen.replicas.drain_timeout_s + _CLOSING_S,
-        **placement_options(chosen.engine, chosen.replicas),
-        **scaling_options(pool, chosen.replicas),
+        "graceful_shutdown_timeout_s": settings.replicas.drain_timeout_s + _CLOSING_S,
+        **placement_options(settings.engine, settings.replicas),
+        **scaling_options(settings.pool, settings.replicas),
         **_HEALTH,
     }
-    return serve.deployment(EngineDeployment).options(**options).bind(pool.value, arguments)
+    return serve.deployment(EngineDeployment).options(**options).bind(arguments)
 
 
 def build_gateway(arguments: dict[str, Any]) -> Application:
     """Builds the gateways' application; called by Serve."""
-    gateway = restore(arguments).gateway
+    gateway = GatewayProcessSettings.read(arguments).gateway
     options = {
         "name": "gateway",
         "num_replicas": gateway.processes,

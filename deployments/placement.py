@@ -7,11 +7,6 @@ from neox_serve.engine.pools import executor_backend
 from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
 
-def workers(engine: EngineSettings) -> int:
-    """Processes that hold a part of the model each: tensor-parallel times pipeline-parallel size."""
-    return engine.tensor_parallel_size * engine.pipeline_parallel_size
-
-
 def node_resource(name: str | None) -> dict[str, Any]:
     """The part of `ray_actor_options` that keeps an actor to the nodes with a custom resource, of which it takes 1."""
     return {"resources": {name: 1}} if name else {}
@@ -29,12 +24,12 @@ def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict
         bundle = {"CPU": max(replicas.num_cpus, 1.0), "GPU": replicas.gpus_per_worker} | ({name: 1.0} if name else {})
         return {
             "ray_actor_options": actor,
-            "placement_group_bundles": [bundle] * workers(engine),
+            "placement_group_bundles": [bundle] * engine.workers,
             "placement_group_strategy": "PACK",
         }
     actor |= node_resource(name)
     if replicas.gpus_per_worker:
-        actor["num_gpus"] = replicas.gpus_per_worker * workers(engine)
+        actor["num_gpus"] = replicas.gpus_per_worker * engine.workers
     return {"ray_actor_options": actor}
 
 

@@ -22,9 +22,9 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 from neox_serve.link.streams import repeat
 from neox_serve.router.server import RouterServer
-from neox_serve.settings import Settings, pool_settings
 from neox_serve.settings.engines import ReplicaSettings
 from neox_serve.settings.scaling import ScalingSettings
+from neox_serve.settings.slices import RouterProcessSettings, ScaledPoolSettings
 
 _log = structlog.get_logger(__name__)
 
@@ -32,16 +32,15 @@ _MEMORY_KEY = b"memory"
 _SAVE_EVERY = 5
 
 
-def scaled_pools(settings: Settings) -> dict[Pool, ReplicaSettings]:
-    """The pools whose bounds leave a choice."""
-    pools = [Pool.GENERATION, *([Pool.EMBEDDING] if settings.embedding.enabled else [])]
-    replicas = {pool: pool_settings(settings, pool).replicas for pool in pools}
+def scaled_pools(settings: RouterProcessSettings) -> dict[Pool, ReplicaSettings]:
+    """Returns the pools that are scaled: those whose minimum and maximum number of replicas differ."""
+    replicas = {pool: section.replicas for pool, section in settings.pools.items()}
     return {pool: one for pool, one in replicas.items() if one.min != one.max}
 
 
-def waking_lanes(settings: Settings) -> frozenset[tuple[Pool, str]]:
-    """Where requests are held while there is no replica, since one will come."""
-    return frozenset((pool, settings.model.name) for pool, one in scaled_pools(settings).items() if one.min == 0)
+def waking_lanes(settings: RouterProcessSettings) -> frozenset[tuple[Pool, str]]:
+    """Returns pool and model of the requests that wait while there is no replica, because the pool will be scaled up from zero."""
+    return frozenset((pool, settings.model_name) for pool, one in scaled_pools(settings).items() if one.min == 0)
 
 
 def tuning_of(scaling: ScalingSettings) -> Tuning:
@@ -68,16 +67,15 @@ def policy_of(scaling: ScalingSettings) -> Policy:
     return POLICIES[scaling.policy]
 
 
-def scaler_of(settings: Settings) -> Scaler:
+def scaler_of(settings: RouterProcessSettings) -> Scaler:
     """The cluster's scaler. Raises ValueError where the GPU budget is too small for the fewest replicas."""
     pools = scaled_pools(settings)
-    specs = {pool.value: _spec(settings.scaling, one, _gpus(settings, pool)) for pool, one in pools.items()}
+    specs = {pool.value: _spec(settings.scaling, one, _gpus(settings.pools[pool])) for pool, one in pools.items()}
     return Scaler(policy_of(settings.scaling), specs, {pool.value: one.initial for pool, one in pools.items()}, settings.scaling.gpu_budget)
 
 
-def _gpus(settings: Settings, pool: Pool) -> float:
-    chosen = pool_settings(settings, pool)
-    return chosen.replicas.gpus_per_worker * chosen.engine.tensor_parallel_size * chosen.engine.pipeline_parallel_size
+def _gpus(section: ScaledPoolSettings) -> float:
+    return section.replicas.gpus_per_worker * section.workers_per_replica
 
 
 def _spec(scaling: ScalingSettings, replicas: ReplicaSettings, gpus: float) -> PoolSpec:
@@ -168,7 +166,7 @@ class ScalingLoop:
         return changed
 
 
-def loop_of(settings: Settings, server: RouterServer, wall_clock: Callable[[], float]) -> Any:
+def loop_of(settings: RouterProcessSettings, server: RouterServer, wall_clock: Callable[[], float]) -> Any:
     """The loop, where any pool scales; None where none does."""
     pools = tuple(scaled_pools(settings))
     return ScalingLoop(scaler_of(settings), pools, _targets(settings.scaling), server, wall_clock) if pools else None

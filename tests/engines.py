@@ -17,11 +17,12 @@ from safetensors.numpy import save_file
 from neox_serve.core.types import Pool
 from neox_serve.engine.detokenizer import TokenTable
 from neox_serve.engine.factory import engine_environment, read_token_table, start_engine
-from neox_serve.engine.fake.answers import Vocabulary
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming
+from neox_serve.engine.fake.outputs import Vocabulary
 from neox_serve.engine.protocol import Engine
 from neox_serve.model import model_files
 from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import PoolEngineSettings
 
 MAX_NUM_SEQS = 8
 BLOCK_SIZE = 32
@@ -52,8 +53,9 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 async def start(pool: Pool, settings: Settings) -> Engine:
     """An engine in its own environment."""
-    with environment(engine_environment(pool, settings)):
-        return await start_engine(pool, settings)
+    engine = PoolEngineSettings.from_settings(settings, pool)
+    with environment(engine_environment(engine)):
+        return await start_engine(engine)
 
 
 def descendants() -> set[psutil.Process]:

@@ -68,13 +68,15 @@ def render(  # noqa: PLR0913, PLR0917 - an option each
 
 def _check_engines(settings: "Settings") -> str:
     """Checks the engine of every pool, vLLM's own checks last; returns the model's facts in words. Raises SettingsError."""
-    from neox_serve.engine.checking import check_engines, check_with_vllm
+    from neox_serve.engine.checks import check_engines, check_with_vllm
     from neox_serve.engine.environment import engine_environment
     from neox_serve.engine.pools import enabled_pools
+    from neox_serve.settings.slices import PoolEngineSettings
 
     facts = check_engines(settings)
     for pool in enabled_pools(settings):
-        # vLLM logs to stdout, even what it makes of good settings.
-        os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
-        check_with_vllm(pool, settings)
+        engine = PoolEngineSettings.from_settings(settings, pool)
+        # vLLM logs to stdout, even about valid settings.
+        os.environ.update(engine_environment(engine) | {"VLLM_LOGGING_LEVEL": "ERROR"})
+        check_with_vllm(engine)
     return f"{facts.layers} layers of {facts.hidden_size}, {facts.heads} heads, {facts.positions} positions"

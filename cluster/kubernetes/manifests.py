@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from deployments.app import GATEWAY_APPLICATION, serve_config
-from deployments.placement import workers
 from neox_serve.core.types import Pool
 from neox_serve.engine.pools import enabled_pools, executor_backend
 from neox_serve.settings import Settings, check_shared_by_nodes, pool_settings, restore
@@ -172,12 +171,12 @@ def _engine_group(settings: Settings, pool: Pool, target: Target) -> dict[str, A
 
 def _pods_per_replica(chosen: GenerationSettings | EmbeddingSettings) -> int:
     """With the `ray` executor a replica's workers may stand in several pods, otherwise all are children of one process."""
-    return workers(chosen.engine) if executor_backend(chosen.engine, chosen.replicas) == "ray" else 1
+    return chosen.engine.workers if executor_backend(chosen.engine, chosen.replicas) == "ray" else 1
 
 
 def _gpus_per_pod(chosen: GenerationSettings | EmbeddingSettings) -> int:
     """Whole GPUs: Kubernetes gives no parts of one."""
-    total = chosen.replicas.gpus_per_worker * workers(chosen.engine)
+    total = chosen.replicas.gpus_per_worker * chosen.engine.workers
     return -(-int(-(-total // 1)) // _pods_per_replica(chosen))
 
 

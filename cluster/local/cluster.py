@@ -24,7 +24,7 @@ from cluster.local.ray_access import present_token, quiet_about_token
 from cluster.views.startup import StartupView
 from deployments.app import EMBEDDING_APPLICATION, GATEWAY_APPLICATION, GENERATION_APPLICATION
 from deployments.lookup import ROUTER_APPLICATION
-from neox_serve.engine.checking import check_engines
+from neox_serve.engine.checks import check_engines
 from neox_serve.settings import Settings, SettingsError, check_shared_by_nodes
 
 # Gateways go first and find the engines still there for what they have accepted.

@@ -6,6 +6,7 @@ reading in tree.py, which lists the sections, then loading.py and slices.py.
 """
 
 from neox_serve.settings.derived import (
+    AccessSource,
     allows_anonymous,
     batch_folder,
     check_shared_by_nodes,
@@ -18,6 +19,7 @@ from neox_serve.settings.loading import SettingsError, load, parse, restore
 from neox_serve.settings.tree import Settings
 
 __all__ = [
+    "AccessSource",
     "Settings",
     "SettingsError",
     "allows_anonymous",

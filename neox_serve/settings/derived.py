@@ -12,7 +12,7 @@ from neox_serve.settings.loading import SettingsError
 from neox_serve.settings.tree import Settings
 
 
-class _AccessSource(Protocol):
+class AccessSource(Protocol):
     """Settings, or a slice with the same fields."""
 
     @property
@@ -22,7 +22,7 @@ class _AccessSource(Protocol):
     def state_folder(self) -> Path: ...
 
 
-class _BatchSource(Protocol):
+class BatchSource(Protocol):
     """Settings, or a slice with the same fields."""
 
     @property
@@ -44,7 +44,7 @@ def allows_anonymous(access: AccessSettings, gateway: GatewaySettings) -> bool:
     return gateway.host == "localhost" or (_is_address(gateway.host) and ip_address(gateway.host).is_loopback)
 
 
-def database_url(settings: _AccessSource) -> str:
+def database_url(settings: AccessSource) -> str:
     """Returns the SQLAlchemy URL of the database. Raises SettingsError if access.database_url_file cannot be read."""
     if (path := settings.access.database_url_file) is not None:
         try:
@@ -54,7 +54,7 @@ def database_url(settings: _AccessSource) -> str:
     return settings.access.database_url or f"sqlite:///{settings.state_folder / 'neox-serve.db'}"
 
 
-def secret_file(settings: _AccessSource) -> Path:
+def secret_file(settings: AccessSource) -> Path:
     """Returns the path of the file with the platform's secret."""
     return settings.access.secret_file or settings.state_folder / "secret"
 
@@ -81,7 +81,7 @@ def connect_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def batch_folder(settings: _BatchSource) -> str:
+def batch_folder(settings: BatchSource) -> str:
     """Returns the folder of the jobs' files, which has one subfolder per tenant."""
     return settings.batch.folder or str(settings.state_folder / "batch")
 

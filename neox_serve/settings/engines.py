@@ -123,6 +123,11 @@ class EngineSettings(Section):
     )
     fake: FakeEngineSettings = Field(FakeEngineSettings(), description="Timing of the fake engine. Ignored unless kind is `fake`.")
 
+    @property
+    def workers(self) -> int:
+        """Number of worker processes, each of which holds a part of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
 
 class ReplicaSettings(Section):
     """The number of replicas of a pool, and the resources that each reserves in the Ray cluster."""

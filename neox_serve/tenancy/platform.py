@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from neox_serve.core.tenancy.quota import DAY_S, MINUTE_S, Spent, day_of
 from neox_serve.core.tenancy.usage import Chain
-from neox_serve.settings import Settings, SettingsError, database_url, secret_file
+from neox_serve.settings import AccessSource, SettingsError, database_url, secret_file
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.directory_watcher import DirectoryWatcher
 from neox_serve.tenancy.job_store import JobStore
@@ -35,7 +35,7 @@ class Platform:
         self.writer = UsageWriter(self.usage, Chain(secret, gateway_id))
 
     @classmethod
-    async def open(cls, settings: Settings, gateway_id: str) -> Self:
+    async def open(cls, settings: AccessSource, gateway_id: str) -> Self:
         """Opens the database, makes its tables where they are not there, and follows it. Raises SettingsError."""
         secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
         database = await asyncio.to_thread(open_database, database_url(settings))
@@ -51,7 +51,7 @@ class Platform:
         await asyncio.to_thread(self._database.dispose)
 
 
-async def spent_recently(settings: Settings) -> dict[str, list[Spent]]:
+async def spent_recently(settings: AccessSource) -> dict[str, list[Spent]]:
     """By gateway: what was used this day, and in the last minute. Raises SettingsError where the database cannot be used."""
 
     def read() -> dict[str, list[Spent]]:

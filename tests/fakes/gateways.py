@@ -14,6 +14,7 @@ from neox_serve.model.facts import ModelFacts
 from neox_serve.model.model_files import locate, read_facts
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import Settings, parse
+from neox_serve.settings.slices import GatewayProcessSettings
 from neox_serve.tenancy.platform import Platform
 from neox_serve.v1.inference_service_pb2_grpc import InferenceServiceStub
 from neox_serve.v1.model_service_pb2_grpc import ModelServiceStub
@@ -69,7 +70,7 @@ async def running_gateway(
 ) -> AsyncIterator[GatewayServer]:
     """A gateway that serves until the block ends."""
     server = GatewayServer(
-        settings=gateway_settings(**sections),
+        settings=GatewayProcessSettings.from_settings(gateway_settings(**sections)),
         gateway_id=GATEWAY_ID,
         dispatcher=dispatcher,
         tokenizer=builtin_tokenizer(),

@@ -10,8 +10,8 @@ from google.protobuf import json_format
 
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.types import GenerationRequest, Pool
-from neox_serve.engine.fake.answers import Vocabulary
 from neox_serve.engine.fake.engine import FakeEngine, FakeTiming, Fault
+from neox_serve.engine.fake.outputs import Vocabulary
 from neox_serve.gateway.dispatch.link_dispatcher import LinkDispatcher
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.replica.server import ReplicaServer

@@ -49,7 +49,8 @@ from deployments.jobs.reports import ReportFile
 from neox_serve.client import AsyncClient, RetryPolicy, Tls
 from neox_serve.core.errors import ServeError
 from neox_serve.core.jobs.vector_target import ALLOWED, VectorTarget
-from neox_serve.settings import Settings, SettingsError, load
+from neox_serve.settings import SettingsError
+from neox_serve.settings.slices import JobEngineSettings
 
 _LOCK_POLL_S = 0.2
 _ENDLESS = 1_000_000_000
@@ -187,9 +188,9 @@ async def _answerer(job: BulkJob) -> AsyncIterator[tuple[Any, int]]:
         yield client, job.concurrency
 
 
-def _settings(job: BulkJob) -> Settings:
+def _settings(job: BulkJob) -> JobEngineSettings:
     try:
-        return load(job.config)
+        return JobEngineSettings.load(job.config)
     except SettingsError as error:
         raise JobError(f"--config: {error}", 2) from error
 

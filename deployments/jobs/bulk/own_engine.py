@@ -29,7 +29,8 @@ from neox_serve.gateway.server.calls import Call, CallIdentity
 from neox_serve.gateway.server.deadlines import Deadline
 from neox_serve.model import model_files
 from neox_serve.model.tokenizer import Tokenizer
-from neox_serve.settings import Settings, SettingsError, pool_settings
+from neox_serve.settings import SettingsError
+from neox_serve.settings.slices import JobEngineSettings, PoolEngineSettings, ServedModelSettings
 
 T = TypeVar("T")
 
@@ -65,19 +66,20 @@ class OwnEngine:
 
 
 @asynccontextmanager
-async def own_engine(pool: Pool, settings: Settings) -> AsyncIterator[OwnEngine]:
+async def own_engine(pool: Pool, settings: JobEngineSettings) -> AsyncIterator[OwnEngine]:
     """An engine as long as the block lasts. This process must not have imported vLLM. Raises JobError where it does not start."""
-    os.environ.update(engine_environment(pool, settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    engine_settings = PoolEngineSettings.from_settings(settings, pool)
+    os.environ.update(engine_environment(engine_settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
     try:
         folder = model_files.locate_tokenizer(settings.model.source, settings.model.revision)
-        served = Served.from_settings(settings, model_files.read_facts(folder))
-        engine = await start_engine(pool, settings, offline=True)
+        served = Served.from_settings(ServedModelSettings.from_settings(settings), model_files.read_facts(folder))
+        engine = await start_engine(engine_settings, offline=True)
     except SettingsError as error:
         raise JobError(str(error), 2) from error
     except RuntimeError as error:
         raise JobError(f"the engine does not start: {error}", 1) from error
     try:
-        yield OwnEngine(engine, served, Tokenizer(folder), 2 * pool_settings(settings, pool).engine.max_num_seqs)
+        yield OwnEngine(engine, served, Tokenizer(folder), 2 * engine_settings.engine.max_num_seqs)
     finally:
         await engine.close()
 

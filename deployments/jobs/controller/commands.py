@@ -24,12 +24,9 @@ from neox_serve.core.jobs.job import Job, RowsWork
 from neox_serve.core.jobs.quantize import QuantizeWork
 from neox_serve.core.jobs.vector_target import VectorTarget
 from neox_serve.core.types import Pool
-from neox_serve.engine.pools import on_gpu
-from neox_serve.settings import Settings, batch_folder, connect_address, pool_settings
+from neox_serve.settings import batch_folder
 from neox_serve.settings.engines import ModelSettings
-
-_OF_ENGINES = {"model", "generation", "embedding", "limits", "log"}
-"""The settings that a job's own engines need; those with secrets are not among them."""
+from neox_serve.settings.slices import COMPLETE_FILE_SUFFIX, JobControllerSettings, PoolEngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +48,20 @@ class Places:
     engine_gpus: Mapping[Pool, float] = field(default_factory=dict)
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: JobControllerSettings) -> Self:
         """As they are set."""
-        batch, gateway = settings.batch, settings.gateway
-        tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if gateway.tls_certificate or batch.tls_ca else None
+        batch = settings.batch
+        tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if settings.gateway_tls else None
         return cls(
             batch_folder(settings),
             settings.state_folder / "jobs",
-            batch.gateway_address or connect_address(gateway.host, gateway.port),
+            settings.gateway_address,
             tls,
             batch.max_running_jobs,
             batch.tasks_folder,
-            settings.model,
-            settings.model_dump(mode="json", include=_OF_ENGINES),
-            {pool: _gpus(pool, settings) for pool in Pool},
+            settings.engines.model,
+            settings.engines.dump(),
+            {pool: _gpus(PoolEngineSettings.from_settings(settings.engines, pool)) for pool in Pool},
         )
 
     def file(self, tenant: str, name: str) -> str:
@@ -90,7 +87,7 @@ class Places:
 
     def config(self, job: Job) -> Path:
         """Settings of its own engines."""
-        return self.notes_of(job) / "engines.json"
+        return self.notes_of(job) / f"engines{COMPLETE_FILE_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +159,5 @@ def _rows(job: Job, work: RowsWork, places: Places) -> Command:
     return Command(bulk.entrypoint_of(told), partial_of(told.output), KINDS[job.kind].pool if work.own_engine else None)
 
 
-def _gpus(pool: Pool, settings: Settings) -> float:
-    engine = pool_settings(settings, pool).engine
-    return float(engine.tensor_parallel_size * engine.pipeline_parallel_size) if on_gpu(pool, settings) else 0.0
+def _gpus(settings: PoolEngineSettings) -> float:
+    return float(settings.engine.workers) if settings.on_gpu else 0.0

@@ -40,7 +40,8 @@ from neox_serve.core.jobs.job import (
 )
 from neox_serve.core.tenancy.tenants import ANONYMOUS
 from neox_serve.link.streams import repeat
-from neox_serve.settings import Settings, database_url, secret_file
+from neox_serve.settings import database_url, secret_file
+from neox_serve.settings.slices import JobControllerSettings, RouterProcessSettings
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 from neox_serve.tenancy.platform import read_secret
@@ -93,6 +94,10 @@ class JobController:
         self._accounts = accounts
         self._clock = clock
         self._logs_due_s: dict[str, float] = {}
+
+    def reconfigure(self, settings: JobControllerSettings) -> None:
+        """Uses changed settings for the runs that are started from now on."""
+        self._places = Places.from_settings(settings)
 
     async def run(self) -> None:
         """Looks after the jobs for ever."""
@@ -230,12 +235,14 @@ class JobController:
 
 
 @asynccontextmanager
-async def open_controller(settings: Settings, runs: Runs, quotas: TokenQuotas) -> AsyncIterator[JobController]:
-    """The cluster's controller, with its database open as long as the block lasts. Raises SettingsError."""
+async def open_controller(
+    settings: RouterProcessSettings, jobs: JobControllerSettings, runs: Runs, quotas: TokenQuotas
+) -> AsyncIterator[JobController]:
+
     secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
     engine = await asyncio.to_thread(open_database, database_url(settings))
     try:
-        accounts = Accounts(UsageStore(engine), secret, settings.model.name, quotas)
-        yield JobController(JobStore(engine), TenantStore(engine), runs, Places.from_settings(settings), accounts)
+        accounts = Accounts(UsageStore(engine), secret, settings.model_name, quotas)
+        yield JobController(JobStore(engine), TenantStore(engine), runs, Places.from_settings(jobs), accounts)
     finally:
         await asyncio.to_thread(engine.dispose)

@@ -35,7 +35,8 @@ from neox_serve.core.jobs.finetune import TARGETS
 from neox_serve.model import model_files
 from neox_serve.model.facts import ModelFacts
 from neox_serve.model.tokenizer import Tokenizer
-from neox_serve.settings import Settings, SettingsError, load
+from neox_serve.settings import SettingsError
+from neox_serve.settings.slices import JobEngineSettings
 
 
 def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
@@ -128,9 +129,9 @@ def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growi
     return found
 
 
-def _settings(job: QuantizeJob) -> Settings:
+def _settings(job: QuantizeJob) -> JobEngineSettings:
     try:
-        return load(job.config)
+        return JobEngineSettings.load(job.config)
     except SettingsError as error:
         raise JobError(f"--config: {error}", 2) from error
 

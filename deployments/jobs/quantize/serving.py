@@ -19,7 +19,7 @@ from deployments.jobs.bulk.own_engine import OwnEngine, own_engine
 from deployments.jobs.failures import JobError
 from deployments.jobs.quantize.texts import Texts
 from neox_serve.core.types import Pool
-from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import JobEngineSettings
 
 _PROMPTS, _PROMPT_TOKENS = 16, 64
 _MAX_S = 3_600.0
@@ -42,7 +42,7 @@ class _Said:
     token_ids: list[list[int]]
 
 
-def compare(before: Path, after: Path, texts: Texts, tokens: int, settings: Settings, console: Console) -> Comparison:
+def compare(before: Path, after: Path, texts: Texts, tokens: int, settings: JobEngineSettings, console: Console) -> Comparison:
     """Has an engine of each checkpoint go on with parts of the held-out text, tokens each. Raises JobError where one does not start."""
     prompts = _prompts(texts)
     first, second = (_said(folder, prompts, tokens, settings, console) for folder in (before, after))
@@ -58,10 +58,10 @@ def _prompts(texts: Texts) -> list[list[int]]:
     return [ids[start : start + _PROMPT_TOKENS] for start in starts][:_PROMPTS]
 
 
-def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Settings, console: Console) -> _Said:
+def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: JobEngineSettings, console: Console) -> _Said:
     console.print(f"An engine of {folder} starts ...", markup=False, highlight=False)
     own = settings.model.model_copy(update={"source": str(folder), "revision": None, "adapters": (), "registry": None})
-    values = settings.model_copy(update={"model": own}).model_dump(mode="json", include={"model", "generation", "limits", "log"})
+    values = settings.model_copy(update={"model": own}).dump()
     values["generation"]["engine"]["quantization"] = None
     with tempfile.TemporaryDirectory() as there:
         ask, answer = Path(there, "ask.json"), Path(there, "answer.json")
@@ -76,7 +76,7 @@ def _said(folder: Path, prompts: list[list[int]], tokens: int, settings: Setting
         return _Said(**json.loads(answer.read_text(encoding="utf-8")))
 
 
-async def _serve(settings: Settings, prompts: list[list[int]], tokens: int) -> _Said:
+async def _serve(settings: JobEngineSettings, prompts: list[list[int]], tokens: int) -> _Said:
     """All prompts at once; a first time, unmeasured, until the engine is warm."""
     async with own_engine(Pool.GENERATION, settings) as engine:
         await _answers(engine, prompts, min(tokens, 8))
@@ -94,7 +94,7 @@ async def _answers(engine: OwnEngine, prompts: list[list[int]], tokens: int) -> 
 def main() -> None:
     """The command."""
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    said = asyncio.run(_serve(restore(asked["settings"]), asked["prompts"], asked["tokens"]))
+    said = asyncio.run(_serve(JobEngineSettings.read(asked["settings"]), asked["prompts"], asked["tokens"]))
     Path(sys.argv[2]).write_text(json.dumps(asdict(said)), encoding="utf-8")
 
 

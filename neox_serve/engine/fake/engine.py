@@ -24,10 +24,10 @@ from neox_serve.core.types import (
     SequenceDelta,
 )
 from neox_serve.engine import structured_outputs
-from neox_serve.engine.fake import answers
-from neox_serve.engine.fake.answers import Answer, Vocabulary
+from neox_serve.engine.fake import outputs
 from neox_serve.engine.fake.cache import FakeCache
-from neox_serve.engine.outbox import Outbox
+from neox_serve.engine.fake.outputs import FakeOutput, Vocabulary
+from neox_serve.engine.step_buffer import StepBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Live:
 
     key: Hashable
     sink: DeltaSink
-    answer: Answer
+    output: FakeOutput
     due_s: float
     fault: Fault | None
     cached_tokens: int = 0
@@ -115,9 +115,9 @@ class FakeEngine:
         self._faults = faults
         self._clock = clock
         self._cache = cache
-        self._stamp_text = timestamp_text
+        self._timestamp_text = timestamp_text
         self._load = _Load()
-        self._outbox = Outbox()
+        self._step_buffer = StepBuffer()
         self._alive = True
         self._step_at_s = 0.0
         self._work = asyncio.Event()
@@ -138,7 +138,7 @@ class FakeEngine:
         if fault is not None and fault.after_tokens is None:
             raise fault.error
         due_s = self._clock.now_s() + self._timing.ttft_s
-        self._load.waiting[key] = _Live(key, sink, answers.answer(request, self._vocabulary), due_s, fault)
+        self._load.waiting[key] = _Live(key, sink, outputs.output_of(request, self._vocabulary), due_s, fault)
         self._work.set()
         if self._loop_task is None:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
@@ -156,7 +156,7 @@ class FakeEngine:
         await self.check_health()
         if wait.cancelled():
             raise ServeError(Reason.CANCELLED, "the request was aborted")
-        return answers.embedding(request, self._vocabulary)
+        return outputs.embedding(request, self._vocabulary)
 
     async def abort(self, key: Hashable) -> None:
         """Forgets the request."""
@@ -168,13 +168,13 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         """The load after the last step."""
         load = self._load
-        used = sum(live.answer.prompt_tokens + live.steps for live in load.running.values())
+        used = sum(live.output.prompt_tokens + live.steps for live in load.running.values())
         return EngineStats(
             running_requests=len(load.running) + len(load.embeddings),
             waiting_requests=len(load.waiting),
             kv_usage_fraction=min(1.0, used / self._vocabulary.kv_capacity_tokens),
             output_tokens_total=load.output_tokens_total,
-            prefill_backlog_tokens=sum(live.answer.prompt_tokens for live in load.waiting.values()),
+            prefill_backlog_tokens=sum(live.output.prompt_tokens for live in load.waiting.values()),
         )
 
     async def check_health(self) -> None:
@@ -197,8 +197,8 @@ class FakeEngine:
         self._load.running.clear()
         self._load.waiting.clear()
         for live in lost:
-            self._outbox.add(live.sink, Delta(live.key, end=True, failure=_lost()))
-        self._outbox.flush()
+            self._step_buffer.add(live.sink, Delta(live.key, end=True, failure=_lost()))
+        self._step_buffer.flush()
         for wait in self._load.embeddings.values():
             wait.cancel()
 
@@ -231,14 +231,14 @@ class FakeEngine:
 
     def _step(self) -> None:
         self._start_due_requests()
-        stamp = f"{self._clock.now_s():.6f} " if self._stamp_text else None
+        stamp = f"{self._clock.now_s():.6f} " if self._timestamp_text else None
         for live in tuple(self._load.running.values()):
             delta = self._advance(live, stamp)
             if delta.end:
                 del self._load.running[live.key]
             if delta.sequences or delta.end:
-                self._outbox.add(live.sink, delta)
-        self._outbox.flush()
+                self._step_buffer.add(live.sink, delta)
+        self._step_buffer.flush()
 
     def _start_due_requests(self) -> None:
         load = self._load
@@ -246,16 +246,16 @@ class FakeEngine:
         for live in due[: max(0, self._max_num_seqs - len(load.running))]:
             load.running[live.key] = load.waiting.pop(live.key)
             if self._cache is not None:
-                live.cached_tokens = self._cache.serve(live.answer.request)
+                live.cached_tokens = self._cache.serve(live.output.request)
 
     def _advance(self, live: _Live, stamp: str | None) -> Delta:
         if live.fault is not None and live.steps == live.fault.after_tokens:
             return Delta(live.key, end=True, failure=live.fault.error)
         live.steps += 1
-        sequences, ended = live.answer.step()
+        sequences, ended = live.output.step()
         if stamp is not None:
             sequences = _stamped(sequences, stamp)
-        prompt = live.answer.prompt(live.cached_tokens) if sequences and not live.told else None
+        prompt = live.output.prompt(live.cached_tokens) if sequences and not live.told else None
         live.told |= bool(sequences)
         for sequence in sequences:
             self._load.output_tokens_total += len(sequence.token_ids)

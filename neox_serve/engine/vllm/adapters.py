@@ -15,7 +15,7 @@ import structlog
 from vllm.lora.request import LoRARequest
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.engine import arguments
+from neox_serve.engine.adapter_checks import check_adapter
 from neox_serve.engine.adapter_slots import AdapterSlots
 from neox_serve.engine.vllm.ports import Port
 from neox_serve.model import model_files
@@ -35,7 +35,7 @@ class AdapterRules:
 
     facts: ModelFacts
     max_rank: int
-    places: int
+    max_loaded: int
     cache: Path
 
 
@@ -50,7 +50,7 @@ class VllmAdapters:
         # vLLM numbers adapters from 1.
         self._numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
         self._requests: dict[str, LoRARequest] = {}
-        self._slots = AdapterSlots(rules.places, [adapter.name for adapter in model.adapters if adapter.pinned])
+        self._slots = AdapterSlots(rules.max_loaded, [adapter.name for adapter in model.adapters if adapter.pinned])
         self._turn = asyncio.Lock()
 
     @property
@@ -112,7 +112,7 @@ class VllmAdapters:
         setting = f"adapter {name!r}"
         try:
             folder = model_files.locate_adapter(self._source(name) or "", setting=setting, cache=self._rules.cache)
-            problems = list(arguments.check_adapter(folder, self._rules.facts, self._rules.max_rank, setting))
+            problems = list(check_adapter(folder, self._rules.facts, self._rules.max_rank, setting))
         except SettingsError as error:
             raise _broken(name, str(error)) from error
         if problems:

@@ -1,4 +1,4 @@
-"""Runs a beam search on an engine that gives the likely next tokens of a text."""
+"""Runs a beam search on an engine that returns the most likely next tokens of a text."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,29 +13,29 @@ from neox_serve.engine.detokenizer import TextStream, TokenTable
 from neox_serve.engine.vllm.requests import positions
 
 Step = Callable[[TokenIds, int], Awaitable[RequestOutput]]
-"""Asks for one token after a text, with that many of the most likely ones."""
+"""Generates one token after the given ones. The second argument is the number of most likely tokens to return."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a search came to."""
+class BeamSearchResult:
+    """The result of a beam search."""
 
     sequences: tuple[SequenceDelta, ...]
     prompt: PromptFacts
 
 
 def check(request: GenerationRequest) -> None:
-    """Raises INVALID_ARGUMENT for what does not go with beams: these grow by likelihood alone, all at the same pace."""
+    """Raises INVALID_ARGUMENT for parameters that a beam search does not support."""
     if request.structured_output is not None:
-        raise invalid("parameters.structured_output", "does not go with beam search")
+        raise invalid("parameters.structured_output", "is not supported with beam search")
     if request.stopping.stop_sequences:
-        raise invalid("parameters.stopping.stop_sequences", "do not go with beam search; stop_token_ids do")
+        raise invalid("parameters.stopping.stop_sequences", "are not supported with beam search; use stop_token_ids")
     if request.prompt_logprobs is not None:
-        raise invalid("parameters.prompt_logprobs", "do not go with beam search")
+        raise invalid("parameters.prompt_logprobs", "are not supported with beam search")
 
 
-async def run(request: GenerationRequest, beam: Beam, table: TokenTable, eos_token_id: int, step: Step) -> Found:
-    """The best texts of a request. Raises what `step` raises; being cancelled cancels the steps under way."""
+async def run(request: GenerationRequest, beam: Beam, table: TokenTable, eos_token_id: int, step: Step) -> BeamSearchResult:
+    """Returns the best sequences of a request. Raises what `step` raises. Cancelling the call cancels its steps."""
     search = BeamSearch(beam, request.stopping, eos_token_id, len(request.prompt_token_ids))
     cached_tokens: int | None = None
     while not search.done:
@@ -43,8 +43,8 @@ async def run(request: GenerationRequest, beam: Beam, table: TokenTable, eos_tok
         if cached_tokens is None:
             cached_tokens = outputs[0].num_cached_tokens or 0
         search = search.advance([_candidates(output, search.candidates_per_beam, table) for output in outputs])
-    found = tuple(_told(index, hypothesis, search, request, table) for index, hypothesis in enumerate(search.best()))
-    return Found(found, PromptFacts(cached_tokens or 0))
+    found = tuple(_sequence_delta(index, hypothesis, search, request, table) for index, hypothesis in enumerate(search.best()))
+    return BeamSearchResult(found, PromptFacts(cached_tokens or 0))
 
 
 async def _step_all(request: GenerationRequest, search: BeamSearch, step: Step) -> list[RequestOutput]:
@@ -67,12 +67,12 @@ async def _one(step: Step, token_ids: TokenIds, candidates: int) -> RequestOutpu
 
 
 def _candidates(output: RequestOutput, count: int, table: TokenTable) -> list[PositionLogprobs]:
-    """The likely next tokens, each as the token of its position, all with the same alternatives."""
+    """Returns the most likely next tokens, each as the chosen token of its position, all with the same alternatives."""
     (position,) = positions(output.outputs[0].logprobs, count, table.display)
     return [PositionLogprobs(token, position.alternatives) for token in position.alternatives]
 
 
-def _told(index: int, hypothesis: Hypothesis, search: BeamSearch, request: GenerationRequest, table: TokenTable) -> SequenceDelta:
+def _sequence_delta(index: int, hypothesis: Hypothesis, search: BeamSearch, request: GenerationRequest, table: TokenTable) -> SequenceDelta:
     finish = hypothesis.finish
     hidden = finish is not None and finish.reason is FinishReason.STOP and not request.stopping.include_stop_in_output
     text = TextStream(table.text_bytes, request.stopping, request.prompt_token_ids).push(hypothesis.token_ids, hide_last=hidden).text

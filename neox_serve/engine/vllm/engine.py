@@ -1,8 +1,8 @@
 """The engine on vLLM.
 
-A step's life here: the port reads what the engine core computed, every output goes through its request's collector into
-a `Job`, and at the end of the step each touched job gives one delta to the outbox, which calls each sink once. No task waits for a request,
-so 256 streams cost one wake-up a step.
+Theory of operation: in each step the port reads what the engine core computed, and every output passes through its request's collector into
+an `ActiveRequest`. At the end of the step each request with new output adds one delta to the step buffer, which calls each sink once. No
+task waits for a request, so 256 streams cost one wake-up per step.
 """
 
 import asyncio
@@ -33,20 +33,20 @@ from neox_serve.core.types import (
 )
 from neox_serve.engine import structured_outputs
 from neox_serve.engine.detokenizer import TokenTable
-from neox_serve.engine.outbox import Outbox
+from neox_serve.engine.step_buffer import StepBuffer
 from neox_serve.engine.vllm import beams, pooling
 from neox_serve.engine.vllm import metrics as vllm_metrics
 from neox_serve.engine.vllm import requests as vllm_requests
+from neox_serve.engine.vllm.active_request import ActiveRequest, Sequence
 from neox_serve.engine.vllm.adapters import VllmAdapters
 from neox_serve.engine.vllm.cache_events import CacheEventReader
 from neox_serve.engine.vllm.errors import translate
-from neox_serve.engine.vllm.jobs import Job, Sequence
 from neox_serve.engine.vllm.ports import Port
 from neox_serve.engine.vllm.steps import StepSignal
 
 
 class VllmEngine:
-    """Implements `neox_serve.engine.protocol.Engine`. Used on one event loop, that of its creation. cache: closed with it."""
+    """Implements `neox_serve.engine.protocol.Engine`. It must be used on the event loop that it was created on, and closes its `cache`."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class VllmEngine:
         self._supported_tasks = supported_tasks
         self._eos_token_id = eos_token_id
         self._loop = asyncio.get_running_loop()
-        self._jobs: dict[Hashable, Job] = {}
-        self._touched: dict[int, Job] = {}
+        self._active: dict[Hashable, ActiveRequest] = {}
+        self._updated: dict[int, ActiveRequest] = {}
         self._to_stop: list[str] = []
-        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
+        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._outbox = Outbox()
+        self._step_buffer = StepBuffer()
         self._output_tokens_total = 0
         self._kv_usage_fraction = 0.0
         self._closed = False
@@ -84,7 +84,7 @@ class VllmEngine:
 
     @property
     def block_ledger(self) -> BlockLedger | None:
-        """What vLLM's prefix cache holds."""
+        """The content of vLLM's prefix cache; None if the engine does not report it."""
         return self._cache.ledger if self._cache else None
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
@@ -94,78 +94,78 @@ class VllmEngine:
         if request.beam is not None:
             beams.check(request)
             return self._start_beam_search(key, request, request.beam, sink, adapter)
-        job = Job(key, request, sink, self._table)
-        self._jobs[key] = job
+        active = ActiveRequest(key, request, sink, self._table)
+        self._active[key] = active
         try:
             for prepared in await self._prepare(request, adapter):
-                if not job.closed:
-                    await self._submit(job, prepared)
+                if not active.closed:
+                    await self._submit(active, prepared)
         except BaseException as error:
-            self._drop(job)
+            self._drop(active)
             if isinstance(error, Exception):
                 raise self._explained(request, error) from error
             raise
         return None
 
     async def embed(self, key: Hashable, request: EmbeddingRequest) -> EmbeddingResult:
-        """The vector of an input. Raises ServeError."""
+        """Returns the vector of an input. Raises ServeError."""
         self._check_alive()
-        flight = self._loop.create_task(self._embed(request))
-        self._flights[key] = flight
+        task = self._loop.create_task(self._embed(request))
+        self._tasks[key] = task
         try:
-            await asyncio.wait({flight})
+            await asyncio.wait({task})
         finally:
-            flight.cancel()
-            self._flights.pop(key, None)
-        if flight.cancelled():
+            task.cancel()
+            self._tasks.pop(key, None)
+        if task.cancelled():
             self._check_alive()
             raise ServeError(Reason.CANCELLED, "the request was aborted")
-        return flight.result()
+        return task.result()
 
     async def abort(self, key: Hashable) -> None:
-        """Forgets the request and frees its KV blocks with the engine core's next step."""
-        if flight := self._flights.pop(key, None):
-            flight.cancel()
-        if job := self._jobs.get(key):
-            self._drop(job)
+        """Drops the request. The engine core frees its KV blocks in its next step."""
+        if task := self._tasks.pop(key, None):
+            task.cancel()
+        if active := self._active.get(key):
+            self._drop(active)
 
     def stats(self) -> EngineStats:
-        """The load after the last step. A request waits until it has its first token."""
-        running = sum(job.started for job in self._jobs.values())
-        idle = not self._jobs and not self._flights
+        """Returns the load after the last step. A request counts as waiting until it has its first token."""
+        running = sum(active.started for active in self._active.values())
+        idle = not self._active and not self._tasks
         return EngineStats(
-            running_requests=running + len(self._flights),
-            waiting_requests=len(self._jobs) - running,
+            running_requests=running + len(self._tasks),
+            waiting_requests=len(self._active) - running,
             kv_usage_fraction=0.0 if idle else self._kv_usage_fraction,
             output_tokens_total=self._output_tokens_total,
             adapters=self._adapters.loaded,
-            prefill_backlog_tokens=sum(len(job.request.prompt_token_ids) for job in self._jobs.values() if not job.started),
+            prefill_backlog_tokens=sum(len(active.request.prompt_token_ids) for active in self._active.values() if not active.started),
         )
 
     async def check_health(self) -> None:
-        """Raises REPLICA_LOST once the engine core or one of its workers is gone."""
+        """Raises REPLICA_LOST if the engine core or one of its workers has died."""
         self._check_alive()
 
     def metrics_text(self) -> str:
-        """vLLM's own metrics."""
+        """Returns vLLM's own metrics in Prometheus' text format."""
         return vllm_metrics.text()
 
     async def close(self) -> None:
-        """Ends what runs with REPLICA_LOST and stops the engine core and its workers. Idempotent."""
+        """Ends running requests with REPLICA_LOST and stops the engine core and its workers. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self._fail_all(ServeError(Reason.REPLICA_LOST, "the engine was stopped"))
-        for task in (*self._flights.values(), *self._background):
+        for task in (*self._tasks.values(), *self._background):
             task.cancel()
         if self._cache is not None:
             await self._cache.close()
         await self._port.close()
 
     async def _prepare(self, request: GenerationRequest, adapter: LoRARequest | None) -> list[EngineCoreRequest]:
-        """All sequences as vLLM's requests, so that a parameter it refuses is known before any runs.
+        """Returns a vLLM request for each sequence. All are validated before any is submitted.
 
-        Building a grammar to see whether it can be built takes time; that happens off the event loop.
+        Validating a structured output compiles its grammar, which takes time and therefore happens on another thread.
         """
         params = [vllm_requests.sampling_params(request, index) for index in range(request.n)]
         if request.structured_output is None:
@@ -183,67 +183,67 @@ class VllmEngine:
         processor.assign_request_id(request)
         return request
 
-    async def _submit(self, job: Job, prepared: EngineCoreRequest) -> None:
-        sequence = job.add_sequence(prepared.request_id)
-        await self._port.submit(prepared, partial(self._receive, job, sequence))
-        if job.closed:
+    async def _submit(self, active: ActiveRequest, prepared: EngineCoreRequest) -> None:
+        sequence = active.add_sequence(prepared.request_id)
+        await self._port.submit(prepared, partial(self._receive, active, sequence))
+        if active.closed:
             await self._stop([prepared.request_id])
 
-    def _receive(self, job: Job, sequence: Sequence, output: RequestOutput | Exception) -> None:
-        if job.closed:
+    def _receive(self, active: ActiveRequest, sequence: Sequence, output: RequestOutput | Exception) -> None:
+        if active.closed:
             return
-        self._touched[id(job)] = job
+        self._updated[id(active)] = active
         if isinstance(output, Exception):
-            job.failure = translate(output)
+            active.failure = translate(output)
             self._loop.call_soon(self._end_step, None)
             return
-        if (vllm_id := job.receive(sequence, output)) is not None:
+        if (vllm_id := active.receive(sequence, output)) is not None:
             self._to_stop.append(vllm_id)
 
     def _end_step(self, stats: SchedulerStats | None) -> None:
-        """All outputs of a step are in: tells the sinks, and vLLM what need not go on."""
+        """Called when all outputs of a step have arrived: sends the deltas, and aborts vLLM requests that are no longer needed."""
         if stats is not None:
             self._kv_usage_fraction = stats.kv_cache_usage
-        touched, self._touched = self._touched, {}
-        for job in touched.values():
-            self._tell(job)
-        self._outbox.flush()
+        updated, self._updated = self._updated, {}
+        for active in updated.values():
+            self._buffer_delta(active)
+        self._step_buffer.flush()
         if self._to_stop:
             ids, self._to_stop = self._to_stop, []
             self._in_background(self._stop(ids))
 
-    def _tell(self, job: Job) -> None:
-        delta = None if job.closed else job.take_delta()
+    def _buffer_delta(self, active: ActiveRequest) -> None:
+        delta = None if active.closed else active.take_delta()
         if delta is None:
             return
         for part in delta.sequences:
             self._output_tokens_total += len(part.token_ids)
         if delta.end:
-            self._finish(job)
-        self._outbox.add(job.sink, delta)
+            self._finish(active)
+        self._step_buffer.add(active.sink, delta)
 
-    def _finish(self, job: Job) -> None:
-        job.closed = True
-        self._jobs.pop(job.key, None)
-        self._to_stop += job.live_ids
+    def _finish(self, active: ActiveRequest) -> None:
+        active.closed = True
+        self._active.pop(active.key, None)
+        self._to_stop += active.live_ids
 
-    def _drop(self, job: Job) -> None:
-        """Ends a job without a word to its sink."""
-        self._outbox.discard(job.sink, job.key)
-        job.closed = True
-        if self._jobs.get(job.key) is job:
-            del self._jobs[job.key]
-        if job.live_ids:
-            self._in_background(self._stop(job.live_ids))
+    def _drop(self, active: ActiveRequest) -> None:
+        """Ends a request without sending anything to its sink."""
+        self._step_buffer.discard(active.sink, active.key)
+        active.closed = True
+        if self._active.get(active.key) is active:
+            del self._active[active.key]
+        if active.live_ids:
+            self._in_background(self._stop(active.live_ids))
 
     def _fail_all(self, failure: ServeError) -> None:
-        for job in tuple(self._jobs.values()):
-            job.failure = failure
-            self._touched[id(job)] = job
+        for active in tuple(self._active.values()):
+            active.failure = failure
+            self._updated[id(active)] = active
         self._end_step(None)
 
     async def _stop(self, vllm_ids: list[str]) -> None:
-        """Takes requests out of vLLM. A dead engine has nothing to stop."""
+        """Aborts vLLM requests, unless the engine is closed."""
         if not self._closed:
             await self._port.stop(vllm_ids)
 
@@ -253,10 +253,10 @@ class VllmEngine:
         task.add_done_callback(self._background.discard)
 
     async def _one_output(self, prepared: EngineCoreRequest) -> Any:
-        """The only output of a request that has one. Cancelling this frees the request."""
+        """Runs a vLLM request that has a single output and returns it. Cancelling the call frees the request."""
         arrived: asyncio.Future[Any] = self._loop.create_future()
 
-        def settle(output: RequestOutput | PoolingRequestOutput | Exception) -> None:
+        def receive(output: RequestOutput | PoolingRequestOutput | Exception) -> None:
             if arrived.done():
                 return
             if isinstance(output, Exception):
@@ -265,7 +265,7 @@ class VllmEngine:
                 arrived.set_result(output)
 
         try:
-            await self._port.submit(prepared, settle)
+            await self._port.submit(prepared, receive)
             return await arrived
         except asyncio.CancelledError:
             self._in_background(self._stop([prepared.request_id]))
@@ -275,45 +275,45 @@ class VllmEngine:
 
     async def _embed(self, request: EmbeddingRequest) -> EmbeddingResult:
         native = request.pooling is self._native_pooling
-        params = vllm_requests.pooling_params(whole=not native)
+        params = vllm_requests.pooling_params(per_token=not native)
         try:
             prepared = self._core_request(request.prompt_token_ids, params, request.cache_salt)
         except Exception as error:
             raise translate(error) from error
         output: PoolingRequestOutput = await self._one_output(prepared)
-        return pooling.result(output, request, whole=not native)
+        return pooling.result(output, request, per_token=not native)
 
     def _start_beam_search(
         self, key: Hashable, request: GenerationRequest, beam: Beam, sink: DeltaSink, adapter: LoRARequest | None
     ) -> None:
         step = partial(self._beam_candidates, request.cache_salt, adapter)
-        flight = self._loop.create_task(beams.run(request, beam, self._table, self._eos_token_id, step))
-        self._flights[key] = flight
-        flight.add_done_callback(partial(self._end_beam_search, key, sink))
+        task = self._loop.create_task(beams.run(request, beam, self._table, self._eos_token_id, step))
+        self._tasks[key] = task
+        task.add_done_callback(partial(self._end_beam_search, key, sink))
 
     async def _beam_candidates(self, salt: str | None, adapter: LoRARequest | None, token_ids: TokenIds, candidates: int) -> RequestOutput:
         prepared = self._core_request(token_ids, vllm_requests.beam_step_params(candidates), salt, adapter)
         output: RequestOutput = await self._one_output(prepared)
         return output
 
-    def _end_beam_search(self, key: Hashable, sink: DeltaSink, flight: "asyncio.Task[beams.Found]") -> None:
-        """A search that was aborted is no longer among the flights, and nothing is said of it."""
-        if self._flights.get(key) is not flight:
+    def _end_beam_search(self, key: Hashable, sink: DeltaSink, task: "asyncio.Task[beams.BeamSearchResult]") -> None:
+        """Sends the result of a beam search. An aborted search is no longer in `_tasks`, and nothing is sent."""
+        if self._tasks.get(key) is not task:
             return
-        del self._flights[key]
-        if flight.cancelled():
+        del self._tasks[key]
+        if task.cancelled():
             delta = Delta(key, end=True, failure=ServeError(Reason.REPLICA_LOST, "the engine was stopped"))
-        elif error := flight.exception():
+        elif error := task.exception():
             delta = Delta(key, end=True, failure=error if isinstance(error, ServeError) else translate(error))
         else:
-            found = flight.result()
+            found = task.result()
             self._output_tokens_total += sum(len(sequence.token_ids) for sequence in found.sequences)
             delta = Delta(key, found.sequences, found.prompt, end=True)
-        self._outbox.add(sink, delta)
-        self._outbox.flush()
+        self._step_buffer.add(sink, delta)
+        self._step_buffer.flush()
 
     def _adapters_in_use(self) -> set[str]:
-        return {job.request.adapter for job in self._jobs.values() if job.request.adapter is not None}
+        return {active.request.adapter for active in self._active.values() if active.request.adapter is not None}
 
     def _explained(self, request: GenerationRequest, error: Exception) -> ServeError:
         ours = error if isinstance(error, ServeError) else translate(error)

@@ -54,9 +54,9 @@ def beam_step_params(candidates: int) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=1, logprobs=candidates, detokenize=False, output_kind=RequestOutputKind.DELTA)
 
 
-def pooling_params(*, whole: bool) -> PoolingParams:
-    """One vector an input, or (whole) one a token; vLLM never normalizes for us."""
-    return PoolingParams(task="token_embed" if whole else "embed", use_activation=False)
+def pooling_params(*, per_token: bool) -> PoolingParams:
+    """Returns parameters for one vector per input, or one per token. vLLM does not normalize; `pooling.result` does."""
+    return PoolingParams(task="token_embed" if per_token else "embed", use_activation=False)
 
 
 def positions(entries: list[Mapping[int, Logprob] | None] | None, alternatives: int, display: Display) -> tuple[PositionLogprobs, ...]:

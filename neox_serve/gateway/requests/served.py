@@ -11,8 +11,7 @@ from neox_serve.engine.vllm.plugins.layers import final_layer_norm
 from neox_serve.model.adapter_names import usable_adapters
 from neox_serve.model.adapter_registry import AdapterRegistry
 from neox_serve.model.facts import ModelFacts
-from neox_serve.settings import Settings
-from neox_serve.settings.engines import EngineSettings
+from neox_serve.settings.slices import ServedModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,9 @@ class Served:
     end_of_text_id: int
 
     @classmethod
-    def from_settings(cls, settings: Settings, facts: ModelFacts) -> "Served":
+    def from_settings(cls, settings: ServedModelSettings, facts: ModelFacts) -> "Served":
         """What the settings say about a model of these facts."""
-        limits = {Pool.GENERATION: _limits(settings, facts, settings.generation.engine)}
-        if settings.embedding.enabled:
-            limits[Pool.EMBEDDING] = _limits(settings, facts, settings.embedding.engine)
+        limits = {pool: _limits(settings, facts, max_model_len) for pool, max_model_len in settings.max_model_len.items()}
         paths = {adapter.name: Path(adapter.path).expanduser() for adapter in settings.model.adapters if "://" not in adapter.path}
         local = {name: path for name, path in paths.items() if path.is_dir()}
         return cls(
@@ -51,12 +48,12 @@ class Served:
             adapters=tuple(adapter.name for adapter in settings.model.adapters),
             local_adapters=local,
             registry=AdapterRegistry(settings.model.registry),
-            max_adapter_rank=settings.generation.engine.max_lora_rank,
+            max_adapter_rank=settings.max_lora_rank,
             limits=limits,
-            default_pooling=settings.embedding.default_pooling,
+            default_pooling=settings.output.default_pooling,
             embedding_dimensions=facts.hidden_size,
-            embedding_layer=settings.embedding.layer or facts.layers,
-            final_layer_norm=final_layer_norm(settings, facts),
+            embedding_layer=settings.output.layer or facts.layers,
+            final_layer_norm=final_layer_norm(settings.output, facts),
             end_of_text_id=facts.eos_token_id,
         )
 
@@ -99,9 +96,9 @@ class Served:
         )
 
 
-def _limits(settings: Settings, facts: ModelFacts, engine: EngineSettings) -> ModelLimits:
+def _limits(settings: ServedModelSettings, facts: ModelFacts, max_model_len: int | None) -> ModelLimits:
     return ModelLimits(
-        max_model_len=engine.max_model_len or facts.positions,
+        max_model_len=max_model_len or facts.positions,
         vocabulary_size=facts.vocabulary_size,
         prompts_per_request=settings.limits.prompts_per_request,
         n=settings.limits.n,

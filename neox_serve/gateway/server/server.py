@@ -29,8 +29,9 @@ from neox_serve.gateway.server.tls import TlsFiles, server_context
 from neox_serve.link.channels import LinkTls
 from neox_serve.model.facts import ModelFacts
 from neox_serve.model.tokenizer import Tokenizer
-from neox_serve.settings import Settings, SettingsError, allows_anonymous
+from neox_serve.settings import SettingsError, allows_anonymous
 from neox_serve.settings.gateway import GatewaySettings
+from neox_serve.settings.slices import GatewayProcessSettings
 from neox_serve.telemetry.tracing import Tracing
 from neox_serve.tenancy.platform import Platform
 from neox_serve.transport.connection import Limits
@@ -56,7 +57,7 @@ class GatewayServer:
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: GatewayProcessSettings,
         gateway_id: str,
         dispatcher: Dispatcher,
         tokenizer: Tokenizer,
@@ -75,7 +76,7 @@ class GatewayServer:
             clock=time.time,
         )
         self._tracing = Tracing(settings.tracing, "gateway")
-        limits = settings.limits
+        limits = settings.served.limits
         self.idempotency_cache = IdempotencyCache(
             window_s=limits.idempotency_window_s, max_bytes=limits.idempotency_max_bytes, clock=time.monotonic
         )
@@ -88,7 +89,7 @@ class GatewayServer:
             tracing=self._tracing,
             idempotency=Idempotency(self.idempotency_cache, IdempotencyLinkClient(link_tls).follow),
         )
-        self._served = Served.from_settings(settings, facts)
+        self._served = Served.from_settings(settings.served, facts)
         self._pools = tuple(self._served.limits)
         self._health = Health(self._conditions)
         self._methods = methods(
@@ -100,7 +101,7 @@ class GatewayServer:
             draining=lambda: self._runner.draining,
             platform=platform,
         )
-        self._request_bytes = settings.limits.request_bytes
+        self._request_bytes = limits.request_bytes
         self._server: Server | None = None
         self._tls_files = TlsFiles(settings.gateway)
         self._background: list[asyncio.Task[None]] = []

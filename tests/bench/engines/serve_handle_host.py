@@ -19,6 +19,7 @@ from ray import serve
 from neox_serve.core.types import Delta, GenerationRequest, Pool, Sampling, Stopping
 from neox_serve.engine.factory import start_engine
 from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.engines.targets.serve_handle import APPLICATION, DEPLOYMENT
 
 
@@ -26,7 +27,7 @@ class FakeStreams:
     """Streams the fake engine's tokens to callers of its handle."""
 
     async def __init__(self, settings_values: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._engine = await start_engine(Pool.GENERATION, restore(settings_values))
+        self._engine = await start_engine(PoolEngineSettings.from_settings(restore(settings_values), Pool.GENERATION))
         self._requests = 0
 
     async def stream(self, prompt: tuple[int, ...], output_tokens: int) -> AsyncIterator[tuple[int, ...]]:

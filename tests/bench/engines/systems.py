@@ -26,6 +26,7 @@ from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.targets.openai_server import OpenAiSpec
 from neox_serve.model.model_files import locate
 from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.engines.targets.async_llm import AsyncLlmSpec
 from tests.bench.engines.targets.serve_handle import ServeHandleSpec
 from tests.bench.engines.targets.vllm_grpc import VllmGrpcSpec
@@ -38,6 +39,10 @@ DEFAULTS_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """KV space in GiB, the one thing said of vLLM's engine where it is left to its defaults: else it takes 92 % of the machine's memory."""
 
 Values = Mapping[str, Any]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return engine_environment(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class OpenAiServer:
         flags = ["--host", "127.0.0.1", *flags_of(_named(settings))] if self.defaults else openai_server_flags(settings)
         command = ["-m", "vllm.entrypoints.openai.api_server", *flags, "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
-        environment = DEFAULTS_ENVIRONMENT if self.defaults else engine_environment(Pool.GENERATION, settings)
+        environment = DEFAULTS_ENVIRONMENT if self.defaults else _environment(settings)
         with system_process(command, environment, log) as process:
             wait_for(lambda: _answers(f"{url}/health"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
@@ -113,7 +118,7 @@ class VllmGrpcServer:
         """With the flags that say what the settings say."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "vllm-grpc.log"
         command = ["-m", "vllm.entrypoints.launchers.grpc_server", *engine_flags(settings), "--host", "127.0.0.1", "--port", str(port)]
-        with system_process(command, engine_environment(Pool.GENERATION, settings), log) as process:
+        with system_process(command, _environment(settings), log) as process:
             wait_for(lambda: _listens(port), process, log, _START_S, self.name)
             yield Running(VllmGrpcSpec(f"127.0.0.1:{port}"), lambda: family(process))
 
@@ -139,7 +144,7 @@ class RayServeLlm:
         arguments_file.write_text(json.dumps(arguments), encoding="utf-8")
         command = ["-m", "tests.bench.engines.serve_llm_host", str(arguments_file), str(port)]
         url = f"http://127.0.0.1:{port}"
-        environment = DEFAULTS_ENVIRONMENT if self.defaults else engine_environment(Pool.GENERATION, settings)
+        environment = DEFAULTS_ENVIRONMENT if self.defaults else _environment(settings)
         with system_process(command, environment, log) as process:
             wait_for(lambda: _answers(f"{url}/v1/models"), process, log, _START_S, self.name)
             yield Running(OpenAiSpec(url, settings.model.name), lambda: family(process))
@@ -156,7 +161,11 @@ class AsyncLlm:
     def running(self, folder: Path) -> Iterator[Running]:
         """Nothing to start: the load generator does it."""
         settings = restore(dict(self.values))
-        yield Running(AsyncLlmSpec(settings.model_dump(mode="json")), None, engine_environment(Pool.GENERATION, settings))
+        yield Running(
+            AsyncLlmSpec(settings.model_dump(mode="json")),
+            None,
+            _environment(settings),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +283,7 @@ def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[s
     """Arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the executor (mp) itself."""
     engine = engine_values(settings)
     named = {"model", "served_model_name", "distributed_executor_backend"}
-    environment = engine_environment(Pool.GENERATION, settings)
+    environment = _environment(settings)
     return {
         "model_loading_config": {"model_id": settings.model.name, "model_source": engine["model"]},
         "accelerator_config": {"kind": "cpu"},

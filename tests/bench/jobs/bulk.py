@@ -28,6 +28,7 @@ from neox_serve.loadgen.summaries import percentile
 from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.workloads import Synthetic
 from neox_serve.settings import restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.engines.engine_comparison import VALUES
 from tests.bench.engines.systems import cluster_values
 from tests.bench.faults.cancellation import NotMeasuredError
@@ -109,7 +110,7 @@ def _rows(path: Path, count: int) -> Path:
 
 def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]]:
     """tok/s of LLM.generate and of the job, turn by turn."""
-    log, environment = folder / "offline.log", engine_environment(Pool.GENERATION, restore(dict(VALUES)))
+    log, environment = folder / "offline.log", engine_environment(PoolEngineSettings.from_settings(restore(dict(VALUES)), Pool.GENERATION))
     arguments = ["-m", "tests.bench.jobs.offline_host", str(settings), str(rows), str(_TURNS), str(folder)]
     with system_process(arguments, environment, log) as process:
         if process.wait(_HOST_TIMEOUT_S) != 0:

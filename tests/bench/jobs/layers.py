@@ -19,6 +19,7 @@ from neox_serve.engine.factory import engine_environment, start_engine
 from neox_serve.engine.protocol import Engine
 from neox_serve.model import model_files
 from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.faults.cancellation import NotMeasuredError
 from tests.bench.processes import system_process
 from tests.bench.view import View
@@ -57,7 +58,7 @@ def run(folder: Path, view: View) -> Layers:
 
 def _measured(layer: int, folder: Path) -> Measured:
     log = folder / f"layer-{layer}.log"
-    environment = engine_environment(Pool.EMBEDDING, _settings(layer))
+    environment = engine_environment(PoolEngineSettings.from_settings(_settings(layer), Pool.EMBEDDING))
     with system_process(["-m", "tests.bench.jobs.layers", str(layer)], environment, log) as process:
         if process.wait(_TIMEOUT_S) != 0:
             raise NotMeasuredError(f"the engine failed; see {log}")
@@ -71,7 +72,7 @@ def _settings(layer: int) -> Settings:
 
 
 async def _measure(layer: int) -> Measured:
-    engine = await start_engine(Pool.EMBEDDING, _settings(layer), offline=True)
+    engine = await start_engine(PoolEngineSettings.from_settings(_settings(layer), Pool.EMBEDDING), offline=True)
     try:
         seconds = min([await _timed(engine, number) for number in range(_ROUNDS)])
         result = await engine.embed("one", _request(0, 0))
@@ -116,5 +117,5 @@ def _error(vector: list[float], layer: int) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.update(engine_environment(Pool.EMBEDDING, _settings(int(sys.argv[1]))))
+    os.environ.update(engine_environment(PoolEngineSettings.from_settings(_settings(int(sys.argv[1])), Pool.EMBEDDING)))
     print(json.dumps(asdict(asyncio.run(_measure(int(sys.argv[1]))))), flush=True)

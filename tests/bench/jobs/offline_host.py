@@ -23,6 +23,7 @@ from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.vllm.arguments import build_engine_arguments
 from neox_serve.model.model_files import locate
 from neox_serve.settings import restore
+from neox_serve.settings.slices import PoolEngineSettings
 
 _FIRST = 256
 
@@ -35,7 +36,9 @@ def main() -> None:
     settings_file, rows_file, rounds, folder = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     settings = restore(json.loads(settings_file.read_text(encoding="utf-8")))
     rows = [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]
-    arguments = build_engine_arguments(Pool.GENERATION, settings, locate(settings.model.source, settings.model.revision), this_machine())
+    arguments = build_engine_arguments(
+        PoolEngineSettings.from_settings(settings, Pool.GENERATION), locate(settings.model.source, settings.model.revision), this_machine()
+    )
     llm = LLM(**{each.name: getattr(arguments, each.name) for each in fields(EngineArgs)} | {"disable_log_stats": True})
     _offline(llm, rows[:_FIRST])  # what is set up with the first batches
     found: dict[str, list[float]] = {"offline": [], "own": []}

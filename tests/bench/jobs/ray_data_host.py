@@ -19,6 +19,7 @@ from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.vllm.arguments import build_engine_arguments
 from neox_serve.model.model_files import locate
 from neox_serve.settings import Settings, restore
+from neox_serve.settings.slices import PoolEngineSettings
 
 _LOGICAL_CPUS = 8
 _BATCH, _BATCHES = 32, 8
@@ -32,7 +33,7 @@ def main() -> None:
     settings = restore(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     rows = [json.loads(line) for line in Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()]
     asked = [{"token_ids": row["prompt"], "most": row["max_tokens"]} for row in rows]  # a column "prompt" would be taken for a text
-    environment = engine_environment(Pool.GENERATION, settings)
+    environment = engine_environment(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     # More CPUs than a small machine has: Ray Data's own stages ask for some, and would wait for ever.
     ray.init(address="local", num_cpus=_LOGICAL_CPUS, include_dashboard=False, logging_level="warning")
     config = vLLMEngineProcessorConfig(
@@ -56,7 +57,9 @@ def main() -> None:
 
 
 def _arguments(settings: Settings) -> dict[str, Any]:
-    arguments = build_engine_arguments(Pool.GENERATION, settings, locate(settings.model.source, settings.model.revision), this_machine())
+    arguments = build_engine_arguments(
+        PoolEngineSettings.from_settings(settings, Pool.GENERATION), locate(settings.model.source, settings.model.revision), this_machine()
+    )
     defaults = asdict(type(arguments)())
     found = {each.name: getattr(arguments, each.name) for each in fields(arguments)}
     return {name: value for name, value in found.items() if name != "model" and value != defaults[name]}

@@ -22,6 +22,7 @@ from neox_serve.engine.vllm import arguments as vllm_arguments
 from neox_serve.engine.vllm import errors
 from neox_serve.model import model_files
 from neox_serve.settings import Settings, SettingsError, load, restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.engines import environment, start
 from tests.unit.model.test_facts import PUBLISHED_20B
 
@@ -32,9 +33,10 @@ AVX2 = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 << 30)
 
 
 def config_of(pool: Pool, settings: Settings, folder: Path) -> VllmConfig:
-    with environment(engine_environment(pool, settings, AVX2)):
-        arguments = vllm_arguments.build_engine_arguments(pool, settings, folder, AVX2)
-        return vllm_arguments.build_engine_config(pool, settings, arguments)
+    engine = PoolEngineSettings.from_settings(settings, pool)
+    with environment(engine_environment(engine, AVX2)):
+        arguments = vllm_arguments.build_engine_arguments(engine, folder, AVX2)
+        return vllm_arguments.build_engine_config(pool, arguments)
 
 
 def settings(pool: Pool, *, gpus: float = 0.0, model: dict[str, Any] | None = None, **engine: Any) -> Settings:
@@ -62,7 +64,7 @@ def test_vllm_accepts_the_settings_of_gpt_neox_20b_on_two_tensor_parallel_worker
 
 def test_vllm_refusal_is_a_settings_error(gpt_neox_20b: Path) -> None:
     asked = settings(Pool.GENERATION, gpus=1, tensor_parallel_size=3, model={"source": str(gpt_neox_20b)})
-    with pytest.raises(SettingsError, match=r"(?s)generation\.engine: vLLM refuses these arguments: .*attention heads"):
+    with pytest.raises(SettingsError, match=r"(?s)generation\.engine: vLLM rejects these arguments: .*attention heads"):
         config_of(Pool.GENERATION, asked, gpt_neox_20b)
 
 
@@ -127,7 +129,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
 BAD = [
     pytest.param({"max_model_len": 4096}, "max_model_len: 4096", id="our check"),
     pytest.param({"quantization": "four-bit"}, "quantization: 'four-bit'", id="name"),
-    pytest.param({"extra_arguments": {"scheduling_policy": "seven"}}, "vLLM refuses these arguments", id="vLLM's check"),
+    pytest.param({"extra_arguments": {"scheduling_policy": "seven"}}, "vLLM rejects these arguments", id="vLLM's check"),
 ]
 
 

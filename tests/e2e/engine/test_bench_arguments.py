@@ -9,6 +9,7 @@ from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import this_machine
 from neox_serve.model.model_files import locate
 from neox_serve.settings import restore
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.engines.engine_comparison import VALUES
 from tests.bench.engines.systems import openai_server_flags
 
@@ -25,7 +26,7 @@ def test_openai_server_flags_give_the_engine_that_neox_serve_builds() -> None:
     from neox_serve.engine.vllm.arguments import build_engine_arguments
 
     settings = restore(dict(VALUES))
-    ours = build_engine_arguments(Pool.GENERATION, settings, locate("builtin", None), this_machine())
+    ours = build_engine_arguments(PoolEngineSettings.from_settings(settings, Pool.GENERATION), locate("builtin", None), this_machine())
     skipped = {"--host", "--uvicorn-log-level", "--disable-uvicorn-access-log"}
     flags = [text for text in _pairs(openai_server_flags(settings)) if text[0] not in skipped]
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())

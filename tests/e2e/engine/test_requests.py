@@ -82,5 +82,5 @@ def test_beam_step_params_ask_one_greedy_token_with_its_candidates() -> None:
 
 @pytest.mark.parametrize(("whole", "task"), [(True, "token_embed"), (False, "embed")])
 def test_pooling_params_ask_vectors_that_vllm_has_not_normalized(whole: bool, task: str) -> None:
-    params = vllm_requests.pooling_params(whole=whole)
+    params = vllm_requests.pooling_params(per_token=whole)
     assert (params.task, params.use_activation) == (task, False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from neox_serve.client import AsyncClient
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.engine.fake.answers import Vocabulary
+from neox_serve.engine.fake.outputs import Vocabulary
 from neox_serve.gateway.handlers.scoring import parted
 from neox_serve.v1 import inference_service_pb2
 from tests.fakes.whole_path import Path, whole_path

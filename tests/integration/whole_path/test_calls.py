@@ -12,8 +12,8 @@ from google.protobuf import json_format
 
 from neox_serve.core.errors import Reason
 from neox_serve.core.types import Pool, SequenceDelta
-from neox_serve.engine.fake.answers import Vocabulary
 from neox_serve.engine.fake.engine import FakeTiming
+from neox_serve.engine.fake.outputs import Vocabulary
 from neox_serve.gateway.server import deadlines
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.v1 import generation_pb2, inference_service_pb2, ops_service_pb2

@@ -10,8 +10,8 @@ import pytest
 
 from neox_serve.core.errors import Reason
 from neox_serve.core.types import EmbeddingRequest, Pooling
-from neox_serve.engine.fake import answers
-from neox_serve.engine.fake.answers import Vocabulary
+from neox_serve.engine.fake import outputs
+from neox_serve.engine.fake.outputs import Vocabulary
 from neox_serve.v1 import generation_pb2, inference_service_pb2, model_service_pb2
 from neox_serve.wire.status import from_rpc_error
 from tests.fakes.whole_path import Path, events_of, stream_request, unary_request, whole_path
@@ -197,7 +197,7 @@ async def test_long_prompt_or_input_is_refused_where_no_end_is_named(path: Path)
 
 def embedding_of(token_ids: tuple[int, ...]) -> list[float]:
     """What the fake engine gives for exactly these tokens, by the default pooling."""
-    result = answers.embedding(EmbeddingRequest("r", token_ids, Pooling.MEAN), Vocabulary())
+    result = outputs.embedding(EmbeddingRequest("r", token_ids, Pooling.MEAN), Vocabulary())
     return list(array("f", result.values))
 
 

@@ -1,6 +1,6 @@
 """What a replica takes from the cluster."""
 
-from deployments.placement import placement_options, scaling_options, workers
+from deployments.placement import placement_options, scaling_options
 from neox_serve.core.types import Pool
 from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
@@ -13,7 +13,7 @@ def test_placement_on_cpu_takes_no_gpu() -> None:
 def test_placement_workers_in_the_replica_hold_all_gpus_on_one_node() -> None:
     engine = EngineSettings(tensor_parallel_size=2, pipeline_parallel_size=2)
     options = placement_options(engine, ReplicaSettings(gpus_per_worker=1))
-    assert workers(engine) == 4
+    assert engine.workers == 4
     assert options["ray_actor_options"]["num_gpus"] == 4
 
 

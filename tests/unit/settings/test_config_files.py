@@ -6,12 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from deployments.placement import placement_options, workers
+from deployments.placement import placement_options
 from neox_serve.core.types import Pool
-from neox_serve.engine.arguments import check
+from neox_serve.engine.checks import check
 from neox_serve.engine.hardware import Machine
 from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import SettingsError, load, pool_settings
+from neox_serve.settings.slices import PoolEngineSettings
 
 FOLDER = Path(__file__).parents[3] / "deployments" / "config"
 GIB = 1 << 30
@@ -45,7 +46,7 @@ def test_config_file_loads(path: Path) -> None:
 def test_config_20b_passes_the_engine_checks_on_a_node_with_gpus() -> None:
     settings = load(FOLDER / "neox-20b.yaml")
     for pool in Pool:
-        check(pool, settings, NEOX_20B, GPU_NODE)
+        check(PoolEngineSettings.from_settings(settings, pool), NEOX_20B, GPU_NODE)
 
 
 def test_config_20b_with_a_tensor_parallel_size_that_does_not_divide_is_refused() -> None:
@@ -53,13 +54,13 @@ def test_config_20b_with_a_tensor_parallel_size_that_does_not_divide_is_refused(
     engine = settings.generation.engine.model_copy(update={"tensor_parallel_size": 3})
     wrong = settings.model_copy(update={"generation": settings.generation.model_copy(update={"engine": engine})})
     with pytest.raises(SettingsError, match=r"generation\.engine\.tensor_parallel_size"):
-        check(Pool.GENERATION, wrong, NEOX_20B, GPU_NODE)
+        check(PoolEngineSettings.from_settings(wrong, Pool.GENERATION), NEOX_20B, GPU_NODE)
 
 
 @pytest.mark.parametrize("pool", [*Pool])
 def test_config_20b_places_a_replica_with_both_its_gpus(pool: Pool) -> None:
     chosen = pool_settings(load(FOLDER / "neox-20b.yaml"), pool)
-    assert workers(chosen.engine) == 2
+    assert chosen.engine.workers == 2
     assert placement_options(chosen.engine, chosen.replicas)["ray_actor_options"]["num_gpus"] == 2
 
 

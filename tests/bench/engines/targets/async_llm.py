@@ -13,6 +13,7 @@ from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.loadgen.workloads import Prompt
 from neox_serve.model.model_files import locate
 from neox_serve.settings import restore
+from neox_serve.settings.slices import PoolEngineSettings
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -33,7 +34,7 @@ class AsyncLlmSpec:
 
         settings = restore(self.settings)
         folder = locate(settings.model.source, settings.model.revision)
-        arguments = build_engine_arguments(Pool.GENERATION, settings, folder, this_machine())
+        arguments = build_engine_arguments(PoolEngineSettings.from_settings(settings, Pool.GENERATION), folder, this_machine())
         llm = AsyncLLM.from_engine_args(replace(arguments, disable_log_stats=False))
         try:
             yield AsyncLlmTarget(llm)

@@ -12,6 +12,7 @@ from neox_serve.core.types import Delta, Pool, SequenceDelta
 from neox_serve.engine.factory import start_engine
 from neox_serve.engine.protocol import Engine
 from neox_serve.settings import Settings
+from neox_serve.settings.slices import PoolEngineSettings
 from neox_serve.v1 import generation_pb2
 from neox_serve.v1.inference_service_pb2 import StreamFinal, StreamGenerateRequest, StreamGenerateResponse
 from neox_serve.wire.public_messages import ChunkWriter, finish_message, generation_request
@@ -87,7 +88,7 @@ async def _write_chunks(stream: _Stream, context: Context, prompt_tokens: int) -
 @asynccontextmanager
 async def bare(settings: Settings, _folder: Path) -> AsyncIterator[str]:
     """The engine and the server, in one process."""
-    engine = await start_engine(Pool.GENERATION, settings)
+    engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = grpc.aio.server(options=_OPTIONS)
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareServicer(engine).stream_generate)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("neox_serve.v1.InferenceService", {"StreamGenerate": handler}),))

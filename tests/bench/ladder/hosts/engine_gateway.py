@@ -7,6 +7,7 @@ from pathlib import Path
 from neox_serve.core.types import Pool
 from neox_serve.engine.factory import start_engine
 from neox_serve.settings import Settings
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.ladder.engine_dispatcher import EngineDispatcher
 from tests.bench.ladder.hosts import hosting
 from tests.bench.ladder.hosts.gateway import gateway_server
@@ -15,7 +16,7 @@ from tests.bench.ladder.hosts.gateway import gateway_server
 @asynccontextmanager
 async def engine_gateway(settings: Settings, _folder: Path) -> AsyncIterator[str]:
     """Engine and gateway."""
-    engine = await start_engine(Pool.GENERATION, settings)
+    engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = gateway_server(settings, EngineDispatcher(engine))
     await server.start()
     try:

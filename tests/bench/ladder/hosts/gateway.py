@@ -11,6 +11,7 @@ from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.model.model_files import locate_tokenizer, read_facts
 from neox_serve.model.tokenizer import Tokenizer
 from neox_serve.settings import Settings
+from neox_serve.settings.slices import GatewayProcessSettings
 from tests.bench.ladder.hosts import hosting
 
 _GATEWAY_ID = "gateway-on-the-ladder"
@@ -21,7 +22,11 @@ def gateway_server(settings: Settings, dispatcher: protocol.Dispatcher) -> Gatew
     """A gateway's server on a dispatcher, not started."""
     folder = locate_tokenizer(settings.model.source, settings.model.revision)
     return GatewayServer(
-        settings=settings, gateway_id=_GATEWAY_ID, dispatcher=dispatcher, tokenizer=Tokenizer(folder), facts=read_facts(folder)
+        settings=GatewayProcessSettings.from_settings(settings),
+        gateway_id=_GATEWAY_ID,
+        dispatcher=dispatcher,
+        tokenizer=Tokenizer(folder),
+        facts=read_facts(folder),
     )
 
 

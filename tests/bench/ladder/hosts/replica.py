@@ -8,13 +8,14 @@ from neox_serve.core.types import Pool
 from neox_serve.engine.factory import start_engine
 from neox_serve.replica.server import ReplicaServer
 from neox_serve.settings import Settings
+from neox_serve.settings.slices import PoolEngineSettings
 from tests.bench.ladder.hosts import hosting
 
 
 @asynccontextmanager
 async def replica(settings: Settings, folder: Path) -> AsyncIterator[str]:
     """The engine and its links."""
-    engine = await start_engine(Pool.GENERATION, settings)
+    engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = ReplicaServer(
         engine=engine,
         pool=Pool.GENERATION,

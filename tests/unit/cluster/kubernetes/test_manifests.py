@@ -16,6 +16,7 @@ from deployments.app import build_gateway, build_router
 from deployments.placement import placement_options
 from neox_serve.settings import Settings, SettingsError, check_shared_by_nodes, database_url, load, restore
 from neox_serve.settings.engines import ReplicaSettings
+from neox_serve.settings.slices import GatewayProcessSettings, RouterProcessSettings
 
 NEOX_20B = Path(__file__).parents[4] / "deployments" / "config" / "neox-20b.yaml"
 
@@ -196,8 +197,9 @@ def test_every_part_is_kept_to_pods_that_have_room_for_it() -> None:
     asked += [settings.generation.replicas.node_resource, settings.embedding.replicas.node_resource]
     assert set(offered) == set(asked)
     assert offered["neox_gateway"] >= 2 * settings.gateway.processes
-    assert build_router(settings.model_dump())._bound_deployment.ray_actor_options["resources"] == {"neox_router": 1}
-    assert build_gateway(settings.model_dump())._bound_deployment.ray_actor_options["resources"] == {"neox_gateway": 1}
+    router, gateway = RouterProcessSettings.from_settings(settings), GatewayProcessSettings.from_settings(settings)
+    assert build_router(router.dump())._bound_deployment.ray_actor_options["resources"] == {"neox_router": 1}
+    assert build_gateway(gateway.dump())._bound_deployment.ray_actor_options["resources"] == {"neox_gateway": 1}
 
 
 def test_placement_takes_the_node_resource_with_every_executor() -> None:

@@ -14,6 +14,7 @@ from neox_serve.gateway.requests import validation
 from neox_serve.gateway.requests.served import Served
 from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import parse
+from neox_serve.settings.slices import ServedModelSettings
 from neox_serve.v1 import generation_pb2, inference_service_pb2, token_service_pb2
 
 VOCABULARY = 1000
@@ -32,8 +33,14 @@ FACTS = ModelFacts(
     eos_token_id=0,
     weights_dtype="float32",
 )
-SERVED = Served.from_settings(parse({"model": {"adapters": [{"name": "tuned", "path": "/adapters/tuned"}]}}), FACTS)
-WITHOUT_EMBEDDINGS = Served.from_settings(parse({"embedding": {"enabled": False}}), FACTS)
+
+
+def _served(values: dict[str, Any]) -> Served:
+    return Served.from_settings(ServedModelSettings.from_settings(parse(values)), FACTS)
+
+
+SERVED = _served({"model": {"adapters": [{"name": "tuned", "path": "/adapters/tuned"}]}})
+WITHOUT_EMBEDDINGS = _served({"embedding": {"enabled": False}})
 
 
 def generate(**fields: Any) -> inference_service_pb2.GenerateRequest:

@@ -10,14 +10,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from neox_serve.core.types import Pool
-from neox_serve.engine import arguments
+from neox_serve.engine import checks
+from neox_serve.engine.adapter_checks import configured_adapter_problems
 from neox_serve.engine.environment import engine_environment, threads_bind
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import executor_backend
 from neox_serve.engine.vllm.plugins import layers
 from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import Settings, SettingsError, restore
-from neox_serve.settings.engines import EngineSettings, ReplicaSettings
+from neox_serve.settings.engines import EmbeddingSettings, EngineSettings, ReplicaSettings
+from neox_serve.settings.slices import EmbeddingOutputSettings, PoolEngineSettings
 from tests.unit.model.test_facts import PUBLISHED_20B
 
 GIB = 1 << 30
@@ -33,31 +35,39 @@ def settings(pool: Pool = Pool.GENERATION, *, gpus: float = 0.0, model: dict[str
     return restore({"model": model or {}, pool.value: {"engine": engine, "replicas": {"gpus_per_worker": gpus}}})
 
 
+def check(pool: Pool, settings: Settings, facts: ModelFacts, machine: Machine) -> None:
+    checks.check(PoolEngineSettings.from_settings(settings, pool), facts, machine)
+
+
+def environment_of(settings: Settings, machine: Machine = AVX2) -> dict[str, str]:
+    return engine_environment(PoolEngineSettings.from_settings(settings, Pool.GENERATION), machine)
+
+
 def problems(asked: Settings, facts: ModelFacts = SMALL, machine: Machine = AVX2, pool: Pool = Pool.GENERATION) -> str:
     with pytest.raises(SettingsError) as raised:
-        arguments.check(pool, asked, facts, machine)
+        check(pool, asked, facts, machine)
     return str(raised.value)
 
 
 def test_check_defaults_on_a_small_machine_pass_for_both_pools() -> None:
     for pool in Pool:
-        arguments.check(pool, settings(pool), SMALL, AVX2)
+        check(pool, settings(pool), SMALL, AVX2)
 
 
 def test_check_layer_that_the_model_has_not_is_named() -> None:
     asked = restore({"embedding": {"layer": 7}})
     assert problems(asked, pool=Pool.EMBEDDING) == "embedding.layer: 7: must be in [1, 6], the model's layers"
-    arguments.check(Pool.GENERATION, asked, SMALL, AVX2)
+    check(Pool.GENERATION, asked, SMALL, AVX2)
 
 
 def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_it() -> None:
     asked = restore({"embedding": {"layer": 2}})
-    assert layers.loaded_facts(Pool.EMBEDDING, asked, SMALL).layers == 2
-    assert layers.loaded_facts(Pool.GENERATION, asked, SMALL).layers == 6
+    assert layers.loaded_facts(PoolEngineSettings.from_settings(asked, Pool.EMBEDDING).output, SMALL).layers == 2
+    assert layers.loaded_facts(PoolEngineSettings.from_settings(asked, Pool.GENERATION).output, SMALL).layers == 6
     whole, part = (restore({"embedding": {"layer": layer, "engine": {"kv_cache_gib": 1.0}}}) for layer in (44, 2))
     machine = Machine(frozenset({"avx2"}), cores=4, memory_bytes=16 * GIB)
     assert "the weights must fit" in problems(whole, LARGE, machine, Pool.EMBEDDING)
-    arguments.check(Pool.EMBEDDING, part, LARGE, machine)
+    check(Pool.EMBEDDING, part, LARGE, machine)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +81,11 @@ def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_i
     ],
 )
 def test_final_layer_norm_goes_with_the_last_layer_unless_it_is_chosen(embedding: dict[str, Any], normed: bool) -> None:
-    assert layers.final_layer_norm(restore({"embedding": embedding}), SMALL) is normed
+    assert layers.final_layer_norm(EmbeddingOutputSettings.from_section(EmbeddingSettings(**embedding)), SMALL) is normed
 
 
 def test_check_20b_on_two_gpus_passes() -> None:
-    arguments.check(Pool.GENERATION, settings(gpus=1, tensor_parallel_size=2), LARGE, Machine(frozenset(), 16, 64 * GIB, gpus=2))
+    check(Pool.GENERATION, settings(gpus=1, tensor_parallel_size=2), LARGE, Machine(frozenset(), 16, 64 * GIB, gpus=2))
 
 
 @pytest.mark.parametrize(
@@ -122,15 +132,15 @@ def test_check_20b_does_not_fit_a_small_machine() -> None:
 
 def test_check_heads_without_cpu_kernel_name_the_model() -> None:
     facts = ModelFacts.from_config(PUBLISHED_20B | {"num_hidden_layers": 1, "num_attention_heads": 16, "hidden_size": 256})
-    assert problems(settings(), facts).startswith("model.source: its heads of 16 dimensions")
+    assert problems(settings(), facts).startswith("model.source: attention heads of 16 dimensions")
 
 
 def test_check_quantization_with_kernels_for_avx512_passes_there() -> None:
-    arguments.check(Pool.GENERATION, settings(quantization="gptq"), SMALL, AVX512)
+    check(Pool.GENERATION, settings(quantization="gptq"), SMALL, AVX512)
 
 
 def test_check_fake_engine_needs_nothing() -> None:
-    arguments.check(Pool.GENERATION, settings(kind="fake", tensor_parallel_size=3), SMALL, AVX2)
+    check(Pool.GENERATION, settings(kind="fake", tensor_parallel_size=3), SMALL, AVX2)
 
 
 MakeAdapter = Callable[..., Path]
@@ -150,7 +160,7 @@ def adapter(tmp_path: Path) -> MakeAdapter:
 
 def adapter_problems(path: str) -> str:
     chosen = settings(model={"adapters": [{"name": "a", "path": path}]})
-    return "\n".join(arguments.adapter_problems(Pool.GENERATION, chosen, SMALL))
+    return "\n".join(configured_adapter_problems(chosen.model, SMALL, chosen.generation.engine.max_lora_rank))
 
 
 def test_check_adapter_that_fits_passes(adapter: MakeAdapter) -> None:
@@ -161,7 +171,7 @@ def test_check_adapter_that_fits_passes(adapter: MakeAdapter) -> None:
     ("made", "complaint"),
     [
         ({"rank": 32}, "rank r 32: must be 1 to max_lora_rank, 16"),
-        ({"hidden": 512}, "made for another base model"),
+        ({"hidden": 512}, "it was made for another base model"),
         ({"config": {}}, "rank r None"),
         ({"config": {"r": "8"}}, "rank r '8'"),
     ],
@@ -173,7 +183,7 @@ def test_check_adapter_that_cannot_run_names_its_path(adapter: MakeAdapter, made
 
 
 def test_check_adapter_folder_that_is_not_there_is_named() -> None:
-    assert "model.adapters.0.path: '/no/such': is no folder" in adapter_problems("/no/such")
+    assert "model.adapters.0.path: '/no/such': is not a folder" in adapter_problems("/no/such")
 
 
 @pytest.mark.parametrize(
@@ -205,12 +215,12 @@ def test_threads_bind_gives_each_of_several_workers_its_cores(engine: dict[str, 
 
 
 def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> None:
-    environment = engine_environment(Pool.GENERATION, settings(), AVX2)
+    environment = environment_of(settings())
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert environment["OMP_NUM_THREADS"] == "4"
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_environment(Pool.GENERATION, settings(executor_backend="mp"), AVX2)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment_of(settings(executor_backend="mp"))
 
 
 @pytest.mark.parametrize(
@@ -230,25 +240,25 @@ def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus
 
 def test_environment_of_a_cpu_on_which_vllm_has_no_kernel_of_4_bits_leaves_it_to_ours() -> None:
     with_avx512 = Machine(AVX2.cpu_flags | {"avx512f", "avx512_bf16"}, AVX2.cores, AVX2.memory_bytes)
-    assert engine_environment(Pool.GENERATION, settings(), AVX2)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
-    assert engine_environment(Pool.GENERATION, settings(dtype="float32"), with_avx512)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
-    assert "VLLM_DISABLED_KERNELS" not in engine_environment(Pool.GENERATION, settings(dtype="bfloat16"), with_avx512)
+    assert environment_of(settings())["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert environment_of(settings(dtype="float32"), with_avx512)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+    assert "VLLM_DISABLED_KERNELS" not in environment_of(settings(dtype="bfloat16"), with_avx512)
 
 
 def test_environment_lets_threads_sleep_where_cores_are_few() -> None:
     many = Machine(AVX2.cpu_flags, cores=64, memory_bytes=AVX2.memory_bytes)
-    assert engine_environment(Pool.GENERATION, settings(), AVX2)["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert "OMP_WAIT_POLICY" not in engine_environment(Pool.GENERATION, settings(), many)
+    assert environment_of(settings())["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in environment_of(settings(), many)
 
 
 def test_environment_of_a_hub_model_may_go_online_and_of_a_gpu_says_nothing_of_cpus() -> None:
-    environment = engine_environment(Pool.GENERATION, settings(gpus=1, model={"source": "EleutherAI/gpt-neox-20b"}), AVX2)
+    environment = environment_of(settings(gpus=1, model={"source": "EleutherAI/gpt-neox-20b"}))
     assert "HF_HUB_OFFLINE" not in environment
     assert not any("OMP" in name for name in environment)
 
 
 def test_environment_of_a_fake_engine_is_empty() -> None:
-    assert engine_environment(Pool.GENERATION, settings(kind="fake"), AVX2) == {}
+    assert environment_of(settings(kind="fake")) == {}
 
 
 def test_this_machine_has_cores_and_memory() -> None:

@@ -1,4 +1,4 @@
-"""The state of one generation request in the vLLM engine: outputs go in as the step brings them, one delta comes out at its end."""
+"""The state of one generation request in the vLLM engine: it takes vLLM's outputs during a step and gives one delta at the step's end."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -14,32 +14,38 @@ from neox_serve.engine.vllm.requests import positions
 
 @dataclass(slots=True)
 class Sequence:
-    """One of a request's n sequences. vllm_id: its request in vLLM; live: whether vLLM still works on it."""
+    """One of the n sequences of a request."""
 
     index: int
     vllm_id: str
+    """Id of the vLLM request that generates the sequence."""
     stream: TextStream
     live: bool = True
+    """Whether vLLM still generates the sequence."""
     tokens: int = 0
+    """Number of tokens generated so far."""
 
 
 @dataclass(slots=True)
-class Job:
-    """A request and what the current step has brought for it. prompt: known once the first sequence has its first token."""
+class ActiveRequest:
+    """A request that runs, and the outputs of the current step."""
 
     key: Hashable
     request: GenerationRequest
     sink: DeltaSink
     table: TokenTable
     sequences: list[Sequence] = field(default_factory=list)
-    news: list[SequenceDelta] = field(default_factory=list)
+    step_outputs: list[SequenceDelta] = field(default_factory=list)
     prompt: PromptFacts | None = None
+    """Known once the first sequence has its first token."""
     started: bool = False
+    """Whether a delta has been taken."""
     failure: ServeError | None = None
     closed: bool = False
+    """Whether the request has ended or was aborted. Later outputs are ignored."""
 
     def add_sequence(self, vllm_id: str) -> Sequence:
-        """One more of the n sequences."""
+        """Adds the next of the n sequences."""
         stream = TextStream(self.table.text_bytes, self.request.stopping, self.request.prompt_token_ids)
         sequence = Sequence(len(self.sequences), vllm_id, stream)
         self.sequences.append(sequence)
@@ -47,13 +53,13 @@ class Job:
 
     @property
     def live_ids(self) -> list[str]:
-        """What vLLM must be told to stop if the request ends now."""
+        """The vLLM requests to abort if this request ends now."""
         return [sequence.vllm_id for sequence in self.sequences if sequence.live]
 
     def receive(self, sequence: Sequence, output: RequestOutput) -> str | None:
-        """Takes one output. Returns the id of a vLLM request that must be stopped, because a stop sequence matched, or None.
+        """Takes one output. Returns the id of a vLLM request to abort because a stop sequence matched, otherwise None.
 
-        vLLM goes on with a sequence that a stop sequence ended until it hears of that; what comes of it in between is not told.
+        vLLM continues a sequence after a stop sequence until the abort reaches it. Outputs in between are ignored.
         """
         if not sequence.live:
             return None
@@ -69,15 +75,18 @@ class Job:
         return None
 
     def take_delta(self) -> Delta | None:
-        """What is to be told at the end of a step. Nothing before the prompt's facts are known, since these come in the first delta."""
+        """Returns the delta of the step, or None if there is nothing to send yet.
+
+        The first delta carries the prompt's facts, so there is none before they are known.
+        """
         if self.failure is not None:
             return Delta(self.key, end=True, failure=self.failure)
-        if self.prompt is None or not self.news:
+        if self.prompt is None or not self.step_outputs:
             return None
         prompt = None if self.started else self.prompt
         self.started = True
-        news, self.news = tuple(self.news), []
-        return Delta(self.key, news, prompt, end=not any(sequence.live for sequence in self.sequences))
+        outputs, self.step_outputs = tuple(self.step_outputs), []
+        return Delta(self.key, outputs, prompt, end=not any(sequence.live for sequence in self.sequences))
 
     def _extend(self, sequence: Sequence, completion: CompletionOutput) -> str | None:
         token_ids = tuple(completion.token_ids)
@@ -87,7 +96,7 @@ class Job:
         finish = _finish(piece, completion)
         text = piece.text if finish is None or piece.stop is not None else piece.text + sequence.stream.finish()
         logprobs = positions(completion.logprobs, self.request.logprobs or 0, self.table.display)[: piece.tokens]
-        self.news.append(SequenceDelta(sequence.index, text, token_ids[: piece.tokens], logprobs, finish))
+        self.step_outputs.append(SequenceDelta(sequence.index, text, token_ids[: piece.tokens], logprobs, finish))
         if piece.stop is None or not sequence.live:
             return None
         sequence.live = False
@@ -98,15 +107,13 @@ class Job:
         return PromptFacts(output.num_cached_tokens or 0, entries)
 
     def _failed(self, finish_reason: str) -> ServeError:
-        """A structured-output sequence that fails before its first token is one whose grammar the engine core could not build."""
-        if (
-            finish_reason == "error"
-            and self.request.structured_output is not None
-            and not any(sequence.tokens for sequence in self.sequences)
-        ):
-            return structured_outputs.refusal(
-                self.request.structured_output, "cannot be followed: the engine could not build a grammar from it"
-            )
+        """Returns the error of a request that vLLM ended.
+
+        A structured output that fails before its first token is one for which the engine core could not build a grammar.
+        """
+        structured_output = self.request.structured_output
+        if finish_reason == "error" and structured_output is not None and not any(sequence.tokens for sequence in self.sequences):
+            return structured_outputs.refusal(structured_output, "cannot be followed: the engine could not build a grammar from it")
         return ServeError(Reason.ENGINE_FAILED, f"vLLM ended the request with {finish_reason!r}")
 
 

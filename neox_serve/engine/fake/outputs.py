@@ -68,7 +68,7 @@ class _Sequence:
 
 
 @dataclass(slots=True)
-class Answer:
+class FakeOutput:
     """All that one request will be told, a step at a time. forced: the token that a logit bias makes certain."""
 
     request: GenerationRequest
@@ -153,14 +153,14 @@ def _forced(request: GenerationRequest) -> int | None:
     return max(bias, key=lambda token_id: bias[token_id]) if bias and max(bias.values()) >= _CERTAIN_BIAS else None
 
 
-def answer(request: GenerationRequest, vocabulary: Vocabulary) -> Answer:
+def output_of(request: GenerationRequest, vocabulary: Vocabulary) -> FakeOutput:
     """The answer to a request. Sequences of one request differ."""
     count = request.beam.num_return if request.beam else request.n
     seed = request.sampling.seed or 0
     streams = (TextStream(vocabulary.text_bytes, request.stopping, request.prompt_token_ids) for _ in range(count))
     states = (state_after(request.prompt_token_ids, seed + _SEQUENCE_SEED * index) for index in range(count))
     sequences = [_Sequence(index, state, stream) for index, (state, stream) in enumerate(zip(states, streams, strict=True))]
-    return Answer(request, vocabulary, sequences, _forced(request))
+    return FakeOutput(request, vocabulary, sequences, _forced(request))
 
 
 def embedding(request: EmbeddingRequest, vocabulary: Vocabulary) -> EmbeddingResult:
