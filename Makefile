@@ -17,7 +17,7 @@ setup: $(VENV)/.installed ## Create the environment, or update it after the lock
 
 $(VENV)/.installed: requirements/cpu.lock requirements/install.py pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the locked environment (about 4 GB, a few minutes) ..."
+	@echo "Installing the locked environment (about 5 GB on disk, a few minutes) ..."
 	@$(BIN)/python requirements/install.py requirements/cpu.lock
 	@touch $@
 
@@ -54,10 +54,10 @@ hooks: setup ## Install the git hooks of .pre-commit-config.yaml (needs pre-comm
 	@pre-commit install
 
 docs: setup ## Build the documentation site into site/; broken links fail
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: setup ## Serve the documentation site on http://127.0.0.1:8000 and rebuild it after every change
-	@$(BIN)/mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 reference: setup ## Regenerate docs/reference from the settings, the protos and the commands
 	@$(BIN)/python -m tools.docs

@@ -51,10 +51,10 @@ def complete_torch(lock: Path, run: Run, requirements: Iterable[str], is_install
         return 1
     sys.stdout.write(
         "This machine's registry has torch's CUDA build. It also runs on CPUs, but needs its CUDA libraries to load:\n"
-        "installing them from the same registry (about 3 GB more to download) ...\n"
+        "installing them from the same registry (about 3 GB more on disk) ...\n"
     )
     sys.stdout.flush()
-    return run([*PIP, "--constraint", str(lock), *missing])
+    return run([*PIP, "--no-warn-conflicts", "--constraint", str(lock), *missing])
 
 
 def install(lock: Path, run: Run = run, imports_torch: Callable[[], bool] = imports_torch) -> int:

@@ -86,6 +86,7 @@ def test_chat_without_a_template_is_refused(client: Client, asked: list[Question
 def test_commands_of_the_page_on_fine_tuning_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
     commands = re.findall(r"^    ((?:python|neox-serve) .+)$", _PAGE, flags=re.MULTILINE)
     assert len(commands) == 3
+    (tmp_path / "docs").symlink_to(Path(__file__).parents[3] / "docs")
     for command in commands:
         done = subprocess.run(
             command, shell=True, check=False, capture_output=True, text=True, timeout=120, env=real_cluster.shell_environment, cwd=tmp_path

@@ -158,6 +158,7 @@ def test_commands_of_the_page_on_quantising_work_in_their_order(tmp_path: Path) 
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = re.findall(r"^    (python .+)$", page, flags=re.MULTILINE)
     assert len(commands) == 2
+    (tmp_path / "docs").symlink_to(Path(__file__).parents[3] / "docs")
     for command in commands:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
