@@ -77,7 +77,8 @@ def test_page_names_settings_that_exist(page: Path) -> None:
     properties = json.loads((DOCS / "reference" / "settings.schema.json").read_text(encoding="utf-8"))["properties"]
     reference = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:" + "|".join(properties) + r")\.[a-z_.]+)(?:[:=][^`]*)?`", page.read_text(encoding="utf-8"))
-    assert [name for name in named if f"`{name}`" not in reference and not name.endswith((".md", ".jsonl", ".proto"))] == []
+    others = re.compile(r"ray\.(serve|data)\..*|scaling\.(TRAFFIC|recovery|simulated|held_out|hour).*")  # Ray's modules, names of goals
+    assert [name for name in named if f"`{name}`" not in reference and not others.fullmatch(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
