@@ -47,7 +47,8 @@ class EngineLinkServiceServicer:
     """
 
     def Connect(self, request_iterator, context):
-        """UNAVAILABLE: the replica is gone or draining. FAILED_PRECONDITION: the schema versions differ.
+        """Opened by a gateway, for as long as it knows the replica. UNAVAILABLE: the replica is draining or gone; use another one.
+        FAILED_PRECONDITION: the schema versions differ. Cancelling the call aborts all its requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

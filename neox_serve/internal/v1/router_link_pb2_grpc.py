@@ -52,13 +52,16 @@ class RouterLinkServiceServicer:
     """
 
     def ConnectGateway(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Opened by a gateway, for as long as it runs. FAILED_PRECONDITION: the schema versions differ. On any other status, resolve the router's
+        address again and reconnect. Cancelling the call ends the gateway's connection; its leases stay for the grace period.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConnectReplica(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Opened by a replica, for as long as it runs. Statuses and cancellation as for ConnectGateway.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
