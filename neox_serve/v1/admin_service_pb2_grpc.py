@@ -26,12 +26,17 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Tenants, keys, quotas, usage. Callable with the role ADMIN alone. Every change is in the audit log, and holds on all gateways within a second.
+    """Tenants, API keys, quotas, usage and the audit log. All calls require the role ADMIN and a cluster with a database. Every change is
+    recorded in the audit log, and takes effect on all gateways within a second.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, a name is taken, or there is no such tenant or key; the field is named
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid, a name is taken, or a tenant or key does not exist; BadRequest names the field
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the credential does not have the role ADMIN
+    UNIMPLEMENTED       the cluster has no database of tenants
+    DEADLINE_EXCEEDED   allow more time; a change may have been made, so read before repeating it
+    CANCELLED           the client cancelled the call; a change that has begun is completed
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -98,85 +103,94 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Tenants, keys, quotas, usage. Callable with the role ADMIN alone. Every change is in the audit log, and holds on all gateways within a second.
+    """Tenants, API keys, quotas, usage and the audit log. All calls require the role ADMIN and a cluster with a database. Every change is
+    recorded in the audit log, and takes effect on all gateways within a second.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, a name is taken, or there is no such tenant or key; the field is named
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid, a name is taken, or a tenant or key does not exist; BadRequest names the field
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the credential does not have the role ADMIN
+    UNIMPLEMENTED       the cluster has no database of tenants
+    DEADLINE_EXCEEDED   allow more time; a change may have been made, so read before repeating it
+    CANCELLED           the client cancelled the call; a change that has begun is completed
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def CreateTenant(self, request, context):
-        """Enters a tenant, without any key.
+        """Creates a tenant without keys. INVALID_ARGUMENT if its name or one of its certificate names is taken. Statuses and cancellation: as
+        above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTenant(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a tenant. Statuses and cancellation: as for every call.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTenants(self, request, context):
-        """All tenants, by name.
+        """Lists all tenants by name, in pages. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTenant(self, request, context):
-        """Makes a tenant be as given, as a whole.
+        """Replaces all fields of a tenant. An absent field gets its default, not its former value. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateKey(self, request, context):
-        """A further key of a tenant.
+        """Creates another API key of a tenant. Repeating the call creates a second one. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """A new key of a tenant; its others end after the overlap.
+        """Creates an API key and revokes all other keys of the tenant after an overlap. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Ends a key at once, and within a second the calls that it began.
+        """Revokes an API key. Calls that were made with it end with UNAUTHENTICATED within a second. Statuses and cancellation: as for every
+        call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListKeys(self, request, context):
-        """A tenant's keys, without their secrets.
+        """Lists the API keys of a tenant without their secrets. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUsage(self, request, context):
-        """What was used, by tenant and model.
+        """Returns usage by tenant and model. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyUsage(self, request, context):
-        """Checks that no usage record was changed or taken away since it was written.
+        """Checks that no usage record was changed or removed after it was written. It reads all records, so allow enough time. Statuses and
+        cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """The newest entries of the audit log, newest first.
+        """Returns the newest entries of the audit log, the newest first. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,12 +263,17 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Tenants, keys, quotas, usage. Callable with the role ADMIN alone. Every change is in the audit log, and holds on all gateways within a second.
+    """Tenants, API keys, quotas, usage and the audit log. All calls require the role ADMIN and a cluster with a database. Every change is
+    recorded in the audit log, and takes effect on all gateways within a second.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, a name is taken, or there is no such tenant or key; the field is named
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid, a name is taken, or a tenant or key does not exist; BadRequest names the field
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the credential does not have the role ADMIN
+    UNIMPLEMENTED       the cluster has no database of tenants
+    DEADLINE_EXCEEDED   allow more time; a change may have been made, so read before repeating it
+    CANCELLED           the client cancelled the call; a change that has begun is completed
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     @staticmethod

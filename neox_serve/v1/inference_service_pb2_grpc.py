@@ -26,27 +26,33 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Text generation and embeddings.
+    """Generation, embedding and scoring.
 
-    Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
-    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
-    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
+    Deadlines and cancellation: work stops when the gRPC deadline passes or the client cancels, and the engine's resources are free at once.
 
-    Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
-    fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
-    INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
-    PERMISSION_DENIED   the credential's role may not make this call
-    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
-    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
-    RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
-    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
-    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
-    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
-    DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
-    CANCELLED           the caller gave up
-    INTERNAL            a fault of the server (ENGINE_FAILED, INTERNAL): report it with the request id
+    Idempotency: if a client sets request_id, a repeat with the same id and the same message joins the running call, or receives the stored
+    response for a minute after its success, whichever gateway it reaches. The model does not run twice. The same id with another message is
+    refused with INVALID_ARGUMENT. Failed calls may be repeated.
+
+    Request metadata: `neox-session` groups calls of a tenant, which go to the same replica if the cluster routes by session. `neox-explain:
+    1` asks for `neox-route` in the trailing metadata: for each prompt, the replica and why it was chosen.
+
+    Trailing metadata: `neox-request-id` and `neox-gateway` always, `neox-priority` if the priority was lowered to the tenant's maximum.
+
+    Every error has google.rpc.Status details: always ErrorInfo (domain "neox-serve" and a stable reason), BadRequest naming the fields of an
+    INVALID_ARGUMENT, and RetryInfo if a retry may help. Statuses of every call, with the reasons and what to do:
+    INVALID_ARGUMENT    INVALID_ARGUMENT, PROMPT_TOO_LONG: correct the fields; do not retry unchanged
+    UNAUTHENTICATED     UNAUTHENTICATED: the credential is missing, unknown, expired or revoked; get a valid one
+    PERMISSION_DENIED   PERMISSION_DENIED: the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL, UNKNOWN_ADAPTER: does not exist or is not available to this tenant; see ModelService.ListModels
+    FAILED_PRECONDITION BROKEN_ADAPTER: the adapter's files are missing, damaged or made for another model; tell its owner
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    QUOTA_EXCEEDED (with QuotaFailure): retry after RetryInfo.retry_delay
+    REQUEST_NEVER_FITS: the request is larger than a quota allows at all; request less
+    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   DEADLINE_EXCEEDED: allow more time, or ask for partial text
+    CANCELLED           CANCELLED: the client cancelled the call, or read nothing for too long
+    INTERNAL            ENGINE_FAILED, INTERNAL: a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -83,61 +89,81 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Text generation and embeddings.
+    """Generation, embedding and scoring.
 
-    Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
-    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
-    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
+    Deadlines and cancellation: work stops when the gRPC deadline passes or the client cancels, and the engine's resources are free at once.
 
-    Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
-    fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
-    INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
-    PERMISSION_DENIED   the credential's role may not make this call
-    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
-    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
-    RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
-    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
-    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
-    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
-    DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
-    CANCELLED           the caller gave up
-    INTERNAL            a fault of the server (ENGINE_FAILED, INTERNAL): report it with the request id
+    Idempotency: if a client sets request_id, a repeat with the same id and the same message joins the running call, or receives the stored
+    response for a minute after its success, whichever gateway it reaches. The model does not run twice. The same id with another message is
+    refused with INVALID_ARGUMENT. Failed calls may be repeated.
+
+    Request metadata: `neox-session` groups calls of a tenant, which go to the same replica if the cluster routes by session. `neox-explain:
+    1` asks for `neox-route` in the trailing metadata: for each prompt, the replica and why it was chosen.
+
+    Trailing metadata: `neox-request-id` and `neox-gateway` always, `neox-priority` if the priority was lowered to the tenant's maximum.
+
+    Every error has google.rpc.Status details: always ErrorInfo (domain "neox-serve" and a stable reason), BadRequest naming the fields of an
+    INVALID_ARGUMENT, and RetryInfo if a retry may help. Statuses of every call, with the reasons and what to do:
+    INVALID_ARGUMENT    INVALID_ARGUMENT, PROMPT_TOO_LONG: correct the fields; do not retry unchanged
+    UNAUTHENTICATED     UNAUTHENTICATED: the credential is missing, unknown, expired or revoked; get a valid one
+    PERMISSION_DENIED   PERMISSION_DENIED: the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL, UNKNOWN_ADAPTER: does not exist or is not available to this tenant; see ModelService.ListModels
+    FAILED_PRECONDITION BROKEN_ADAPTER: the adapter's files are missing, damaged or made for another model; tell its owner
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    QUOTA_EXCEEDED (with QuotaFailure): retry after RetryInfo.retry_delay
+    REQUEST_NEVER_FITS: the request is larger than a quota allows at all; request less
+    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   DEADLINE_EXCEEDED: allow more time, or ask for partial text
+    CANCELLED           CANCELLED: the client cancelled the call, or read nothing for too long
+    INTERNAL            ENGINE_FAILED, INTERNAL: a fault of the server; report it with the request id
     """
 
     def Generate(self, request, context):
-        """Completes one or many prompts and answers when all are finished. Prompts of one call run side by side; the first that fails ends the
-        call with its error, and the others are cancelled.
+        """Completes one or more prompts and responds when all are finished. Prompts of one call run concurrently. The first failure fails the
+        call and cancels the other prompts.
+
+        Statuses: those of every call. Cancelling the call cancels all prompts, and nothing is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Completes one prompt: any number of chunks, then exactly one final event. A stream that ends without its final event has failed, with the
-        call's status saying why. A client that reads slowly, or asks for it in StreamOptions, gets fewer, larger chunks; it slows nobody else.
+        """Completes one prompt and streams the output: any number of chunks, then exactly one final event. A stream without a final event has
+        failed, and its status says why. A client that reads slowly, or sets StreamOptions, gets fewer and larger chunks; other clients are not
+        slowed down. If a replica is lost during a plain generation, another one continues the stream.
+
+        Statuses: those of every call. After the first token, ErrorInfo.metadata["completion_tokens"] holds the number of tokens sent before
+        the failure; a retry starts again. Cancelling the call stops generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Turns one or many inputs into vectors.
+        """Returns a vector for each of one or more inputs. The first failure fails the call and cancels the other inputs.
+
+        Statuses: those of every call. Cancelling the call cancels all inputs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Says how likely one or many continuations are, each after a context of its own.
+        """Returns how likely each of one or more continuations is after its context. The first failure fails the call and cancels the other
+        items.
+
+        Statuses: those of every call. Cancelling the call cancels all items.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Estimate(self, request, context):
-        """Says what a generation would take and how long it would wait, without running anything. It counts in no quota.
+        """Returns what a generation would use and how long it would wait, without running it or counting it in a quota.
+
+        Statuses: those of every call, except those of engines (BROKEN_ADAPTER, REPLICA_LOST, ENGINE_FAILED). UNAVAILABLE also if the router
+        does not respond. Cancelling the call has no further effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,27 +206,33 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Text generation and embeddings.
+    """Generation, embedding and scoring.
 
-    Every call: the request id (given, or made by the server) comes back in trailing metadata as `neox-request-id`. The call's gRPC deadline is
-    honoured: work stops when it passes. A cancelled call frees its engine resources at once. Calls of one tenant that name the same session
-    in their metadata (`neox-session`) meet the same replica, where the cluster routes by sessions. To a call with the metadata `neox-explain: 1`
-    trailing metadata tells for each prompt which replica took it and why (`neox-route`).
+    Deadlines and cancellation: work stops when the gRPC deadline passes or the client cancels, and the engine's resources are free at once.
 
-    Every error carries google.rpc.Status details: always an ErrorInfo (domain "neox-serve", a stable reason); BadRequest naming the
-    fields of an INVALID_ARGUMENT; RetryInfo where trying again helps. The statuses of every call:
-    INVALID_ARGUMENT    a field is wrong (INVALID_ARGUMENT, PROMPT_TOO_LONG): correct it, do not repeat it
-    UNAUTHENTICATED     no credential, or one that is not valid (any more): get a valid one
-    PERMISSION_DENIED   the credential's role may not make this call
-    NOT_FOUND           model or adapter unknown, or not for this tenant (UNKNOWN_MODEL, UNKNOWN_ADAPTER): see ModelService.ListModels
-    FAILED_PRECONDITION the adapter's files are missing, damaged or for another model (BROKEN_ADAPTER): tell its owner
-    RESOURCE_EXHAUSTED  the message is over the size limit (REQUEST_TOO_LARGE): send less
-    a quota is used up (QUOTA_EXCEEDED, with QuotaFailure): try again after RetryInfo.retry_delay
-    the request is more than a quota ever allows (REQUEST_NEVER_FITS): ask for less
-    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: try again after RetryInfo.retry_delay
-    DEADLINE_EXCEEDED   the deadline passed first: allow more time, or ask for partial text
-    CANCELLED           the caller gave up
-    INTERNAL            a fault of the server (ENGINE_FAILED, INTERNAL): report it with the request id
+    Idempotency: if a client sets request_id, a repeat with the same id and the same message joins the running call, or receives the stored
+    response for a minute after its success, whichever gateway it reaches. The model does not run twice. The same id with another message is
+    refused with INVALID_ARGUMENT. Failed calls may be repeated.
+
+    Request metadata: `neox-session` groups calls of a tenant, which go to the same replica if the cluster routes by session. `neox-explain:
+    1` asks for `neox-route` in the trailing metadata: for each prompt, the replica and why it was chosen.
+
+    Trailing metadata: `neox-request-id` and `neox-gateway` always, `neox-priority` if the priority was lowered to the tenant's maximum.
+
+    Every error has google.rpc.Status details: always ErrorInfo (domain "neox-serve" and a stable reason), BadRequest naming the fields of an
+    INVALID_ARGUMENT, and RetryInfo if a retry may help. Statuses of every call, with the reasons and what to do:
+    INVALID_ARGUMENT    INVALID_ARGUMENT, PROMPT_TOO_LONG: correct the fields; do not retry unchanged
+    UNAUTHENTICATED     UNAUTHENTICATED: the credential is missing, unknown, expired or revoked; get a valid one
+    PERMISSION_DENIED   PERMISSION_DENIED: the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL, UNKNOWN_ADAPTER: does not exist or is not available to this tenant; see ModelService.ListModels
+    FAILED_PRECONDITION BROKEN_ADAPTER: the adapter's files are missing, damaged or made for another model; tell its owner
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    QUOTA_EXCEEDED (with QuotaFailure): retry after RetryInfo.retry_delay
+    REQUEST_NEVER_FITS: the request is larger than a quota allows at all; request less
+    UNAVAILABLE         OVERLOADED, NO_READY_REPLICA, DRAINING, REPLICA_LOST: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   DEADLINE_EXCEEDED: allow more time, or ask for partial text
+    CANCELLED           CANCELLED: the client cancelled the call, or read nothing for too long
+    INTERNAL            ENGINE_FAILED, INTERNAL: a fault of the server; report it with the request id
     """
 
     @staticmethod

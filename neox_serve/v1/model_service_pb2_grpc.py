@@ -26,7 +26,14 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Facts about the served models. They run in the gateway and need no engine.
+    """Facts about the served models. The calls run in the gateway and need no engine, and every role may make them.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid or unknown; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -48,18 +55,26 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Facts about the served models. They run in the gateway and need no engine.
+    """Facts about the served models. The calls run in the gateway and need no engine, and every role may make them.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid or unknown; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def ListModels(self, request, context):
-        """All models. INVALID_ARGUMENT only for unknown fields.
+        """Lists the models that the tenant may use. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model. NOT_FOUND (UNKNOWN_MODEL) where the name is not served.
+        """Returns one model. Statuses and cancellation: as for every call, and NOT_FOUND (UNKNOWN_MODEL) if no such model is served to the
+        tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +102,14 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Facts about the served models. They run in the gateway and need no engine.
+    """Facts about the served models. The calls run in the gateway and need no engine, and every role may make them.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid or unknown; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     @staticmethod

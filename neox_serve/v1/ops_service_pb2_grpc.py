@@ -26,7 +26,15 @@ if _version_not_supported:
 
 
 class OpsServiceStub:
-    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
+    """The state of the cluster, and actions of operators. These calls do not count against a gateway's concurrency limit.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -48,19 +56,33 @@ class OpsServiceStub:
 
 
 class OpsServiceServicer:
-    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
+    """The state of the cluster, and actions of operators. These calls do not count against a gateway's concurrency limit.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def GetClusterStatus(self, request, context):
-        """The cluster now. Always answers: what is not known (the router is down, say) is said in `conditions`.
+        """Returns the state of the cluster now. Requires the role OPERATOR or ADMIN. Succeeds even if the router does not respond: then it
+        returns what this gateway knows, and `conditions` says so.
+
+        Statuses: those of every call. Cancelling the call has no further effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainReplica(self, request, context):
-        """Takes a replica out: it finishes what it has, takes nothing new, and is then replaced by a new one. Returns at once; the status shows the
-        replica DRAINING. INVALID_ARGUMENT where there is no such replica, UNAVAILABLE where the router does not answer.
+        """Removes a replica: it finishes its requests, accepts no new ones, and is then replaced. Requires the role OPERATOR. Returns at once;
+        the status then shows the replica as DRAINING. Repeating the call has no further effect.
+
+        Statuses: those of every call; INVALID_ARGUMENT also if there is no such replica; UNAVAILABLE (NO_READY_REPLICA) if the router does not
+        respond, retry after RetryInfo.retry_delay. Cancelling the call does not stop the removal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +110,15 @@ def add_OpsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OpsService:
-    """View of the running cluster, and what its operators do to it. Callable with the role OPERATOR; the view with ADMIN too.
+    """The state of the cluster, and actions of operators. These calls do not count against a gateway's concurrency limit.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     @staticmethod

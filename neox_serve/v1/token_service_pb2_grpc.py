@@ -28,8 +28,16 @@ if _version_not_supported:
 class TokenServiceStub:
     """Tokenizer calls. They run in the gateway and need no engine.
 
-    Statuses of every call: INVALID_ARGUMENT (correct the field), NOT_FOUND (unknown model), RESOURCE_EXHAUSTED (message too large),
-    DEADLINE_EXCEEDED and CANCELLED, UNAVAILABLE (draining: try again).
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL: see ModelService.ListModels
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    UNAVAILABLE         OVERLOADED, DRAINING: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -53,19 +61,27 @@ class TokenServiceStub:
 class TokenServiceServicer:
     """Tokenizer calls. They run in the gateway and need no engine.
 
-    Statuses of every call: INVALID_ARGUMENT (correct the field), NOT_FOUND (unknown model), RESOURCE_EXHAUSTED (message too large),
-    DEADLINE_EXCEEDED and CANCELLED, UNAVAILABLE (draining: try again).
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL: see ModelService.ListModels
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    UNAVAILABLE         OVERLOADED, DRAINING: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def Tokenize(self, request, context):
-        """Turns texts into token ids.
+        """Converts texts to token ids. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Turns token ids into texts.
+        """Converts token ids to texts. Statuses and cancellation: as for every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,8 +111,16 @@ def add_TokenServiceServicer_to_server(servicer, server):
 class TokenService:
     """Tokenizer calls. They run in the gateway and need no engine.
 
-    Statuses of every call: INVALID_ARGUMENT (correct the field), NOT_FOUND (unknown model), RESOURCE_EXHAUSTED (message too large),
-    DEADLINE_EXCEEDED and CANCELLED, UNAVAILABLE (draining: try again).
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid; correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    NOT_FOUND           UNKNOWN_MODEL: see ModelService.ListModels
+    RESOURCE_EXHAUSTED  REQUEST_TOO_LARGE: the message exceeds ModelLimits.request_bytes; send less
+    UNAVAILABLE         OVERLOADED, DRAINING: retry after RetryInfo.retry_delay
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call, which has no further effect
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     @staticmethod

@@ -172,7 +172,7 @@ def test_metadata_goes_both_ways(address: str) -> None:
 @pytest.mark.parametrize(
     ("method", "request_bytes", "code", "details"),
     [
-        ("/t/None", b"", grpc.StatusCode.UNIMPLEMENTED, "no method /t/None"),
+        ("/t/None", b"", grpc.StatusCode.UNIMPLEMENTED, "unknown method /t/None"),
         ("/t/Break", b"", grpc.StatusCode.UNKNOWN, "ValueError"),
         ("/t/Echo", b"x" * 5_000_001, grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (5000001 vs. 5000000)"),
     ],
