@@ -39,7 +39,7 @@ def plan(  # noqa: PLR0913 - the command's options, one by one
     as_json: JsonOption = False,
 ) -> None:
     """Plan GPUs, layout and replicas for a model and a load."""
-    from cluster.planning.plan import Load, Wish
+    from cluster.planning.plan import Load, PlanRequest
     from cluster.planning.plan import plan as make
     from cluster.views.plan import plan_figures, plan_view
     from neox_serve.model.memory import Quantization
@@ -49,10 +49,10 @@ def plan(  # noqa: PLR0913 - the command's options, one by one
     gpus = {name: int(count) for name, count in _pairs(gpu or ["a100-80=8"], "--gpu")}
     try:
         load = Load(rate, input_tokens, output_tokens, ttft_s, tpot_s)
-        wish = Wish(facts, load, gpus, context or facts.positions, kept, utilization, dict(_pairs(price or [], "--price")))
+        request = PlanRequest(facts, load, gpus, context or facts.positions, kept, utilization, dict(_pairs(price or [], "--price")))
     except ValueError as error:
         raise CommandError(str(error)) from error
-    found = make(wish)
+    found = make(request)
     if as_json:
         print_json(plan_figures(found))
     else:
@@ -60,7 +60,7 @@ def plan(  # noqa: PLR0913 - the command's options, one by one
     if found.best is None:
         raise typer.Exit(1)
     if config is not None:
-        _write(config, found.best, wish, model)
+        _write(config, found.best, request, model)
 
 
 def _facts(model: str) -> "ModelFacts":
@@ -91,7 +91,7 @@ def _pairs(texts: list[str], option: str) -> list[tuple[str, float]]:
     return found
 
 
-def _write(config: Path, best: Any, wish: Any, model: str) -> None:
+def _write(config: Path, best: Any, request: Any, model: str) -> None:
     import yaml
 
     from cluster.planning.plan import serve_settings
@@ -100,7 +100,7 @@ def _write(config: Path, best: Any, wish: Any, model: str) -> None:
     path = Path(model)
     source = "EleutherAI/gpt-neox-20b" if model == _NEOX_20B else str(path if path.is_dir() else path.parent)
     name = model if model == _NEOX_20B else Path(source).name or "model"
-    values = serve_settings(best, wish, {"name": name, "source": source})
+    values = serve_settings(best, request, {"name": name, "source": source})
     parse(values)
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     typer.echo(f"Settings: {config}; start with `neox-serve up --config {config}`", err=True)

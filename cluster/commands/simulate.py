@@ -77,7 +77,7 @@ def simulate(  # noqa: PLR0913 - the command's options, one by one
     report: Annotated[Path | None, _option(_RESULTS, "Writes report.html and pictures; needs matplotlib.", metavar="FOLDER")] = None,
 ) -> None:
     """Simulate scaling policies: what attainment costs each, and what an oracle would have used."""
-    from cluster.planning.simulation_plan import OptionError, PoolOptions, TrafficOptions, setting, traffic
+    from cluster.planning.simulation_plan import OptionError, PoolOptions, TrafficOptions, simulation_config, traffic
 
     _check_results(json_file, report)
     names = [name.value for name in dict.fromkeys(policy or PolicyName)]
@@ -96,7 +96,7 @@ def simulate(  # noqa: PLR0913 - the command's options, one by one
             tpot_s,
             attainment,
         )
-        chosen = setting(pool, warmup_s, given.duration_s, seed)
+        chosen = simulation_config(pool, warmup_s, given.duration_s, seed)
     except OptionError as error:
         raise typer.BadParameter(str(error), param_hint=error.option) from error
     notes = _notes(given, chosen, calibration, gpu, tensor_parallel_size)

@@ -1,8 +1,8 @@
-"""Kubernetes manifests from the settings that run locally: a KubeRay RayService, the gateways' Service, and a PodMonitor.
+"""Kubernetes manifests, rendered from the same settings that run locally: a KubeRay RayService, the gateways' Service, and a PodMonitor.
 
-Three kinds of pods. The head holds Ray's control plane and the router, which serves the metrics page. Gateway pods hold gateways alone; the
-Service sends calls to those whose gRPC health says that they serve. Engine pods hold one replica each (one worker each with the `ray`
-executor), with all its GPUs. Custom Ray resources keep each part on its pods (`node_resource` in the settings).
+There are three kinds of pods. The head pod runs Ray's control plane and the router, which serves the metrics page. Gateway pods run only
+gateways, and the Service routes calls to those whose gRPC health check reports SERVING. Each engine pod runs one replica with all its GPUs,
+or one worker with the `ray` executor. Custom Ray resources keep each part on its pods (`node_resource` in the settings).
 """
 
 import importlib.metadata
@@ -24,60 +24,65 @@ _CACHE_FOLDER = "/home/neox/.cache"
 _TLS_FOLDER = "/etc/neox-serve/tls"
 _ACCESS_FOLDER = "/etc/neox-serve/access"
 _TLS_FILES = {"tls_certificate": "tls.crt", "tls_key": "tls.key", "tls_client_ca": "ca.crt"}
-_ANY = "0.0.0.0"  # noqa: S104 - inside a pod, whose Service decides who reaches it
+_ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - inside a pod, the Service controls access
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the manifests go, and what is not a setting of neox-serve. Quantities as Kubernetes writes them.
-
-    gateway_pods: each holds `gateway.processes` gateways.
-    surge_replicas: engine replicas of a pool beyond its maximum that a roll may start before old ones go; with 0, a pool at its maximum
-    cannot be rolled in place.
-    model_cache_claim: a PersistentVolumeClaim for downloaded checkpoints; None: each pod downloads for itself.
-    tls_secret: a kubernetes.io/tls Secret, with ca.crt where clients must show a certificate; mounted where the settings speak TLS.
-    access_secret: a Secret with `secret` (32 bytes or more: the key of usage chains and cache salts) and, where the settings name no
-    database, `database-url` (PostgreSQL's, as SQLAlchemy takes it).
-    gpu_node_selector: labels of the nodes for pods with GPUs.
-    """
+    """Properties of the Kubernetes deployment that are not settings of neox-serve. Quantities use Kubernetes' notation."""
 
     name: str = "neox-serve"
+    """Name of the RayService, and prefix of the other resources' names."""
     namespace: str = "default"
+    """Kubernetes namespace."""
     image: str = "neox-serve:latest"
+    """Container image of all pods."""
     gateway_pods: int = 2
+    """Number of gateway pods. Each runs `gateway.processes` gateways."""
     engine_cpu: str = "4"
+    """CPUs of each engine pod."""
     engine_memory: str = "32Gi"
+    """Memory of each engine pod."""
     shared_memory: str = "8Gi"
+    """Size of /dev/shm in each pod."""
     surge_replicas: int = 0
+    """Engine replicas beyond a pool's maximum that a rolling update may start before old ones stop.
+
+    With 0, a pool at its maximum cannot be updated in place."""
     model_cache_claim: str | None = None
+    """PersistentVolumeClaim for downloaded checkpoints. None means that each pod downloads its own copy."""
     tls_secret: str = "neox-serve-tls"  # noqa: S105 - a name
+    """Secret of type kubernetes.io/tls, with ca.crt if clients must present a certificate. It is mounted if the settings enable TLS."""
     access_secret: str = "neox-serve-access"  # noqa: S105 - a name
+    """Secret with `secret` (at least 32 bytes, the key of usage chains and cache salts), and `database-url` (an SQLAlchemy URL of a
+    PostgreSQL database) unless the settings contain one."""
     gpu_node_selector: tuple[tuple[str, str], ...] = ()
+    """Labels of the nodes for pods with GPUs, as pairs of name and value."""
 
 
 def render_yaml(settings: Settings, target: Target) -> str:
-    """All manifests as one YAML stream."""
+    """Return all manifests as one YAML stream. Raises SettingsError as `on_kubernetes` does."""
     return yaml.dump_all(render(settings, target), Dumper=_Dumper, sort_keys=False, width=140)
 
 
 def render(settings: Settings, target: Target) -> list[dict[str, Any]]:
-    """All manifests, in the order in which they are applied."""
+    """Return all manifests in the order in which they must be applied. Raises SettingsError as `on_kubernetes` does."""
     manifests = [_ray_service(settings, target), _gateway_service(settings, target)]
     return [*manifests, _pod_monitor(target)] if settings.metrics.enabled else manifests
 
 
 def on_kubernetes(settings: Settings) -> Settings:
-    """The settings as the pods run them: reachable from other pods, every part on its own kind of node, one database for all.
+    """Return the settings for the pods: reachable from other pods, each part on its own kind of node, and one database for all.
 
-    Raises SettingsError where that would be SQLite, which is a file of one pod.
+    Raises SettingsError if the settings contain an SQLite database, which is a file in a single pod.
     """
     values = settings.model_dump()
     values["access"] |= {"secret_file": f"{_ACCESS_FOLDER}/secret"}
     if settings.access.database_url is None:
         values["access"] |= {"database_url_file": f"{_ACCESS_FOLDER}/database-url"}
-    values["gateway"] |= {"host": _ANY, "node_resource": _GATEWAY_RESOURCE}
-    values["router"] |= {"host": _ANY, "node_resource": _ROUTER_RESOURCE}
-    values["metrics"] |= {"host": _ANY}
+    values["gateway"] |= {"host": _ALL_INTERFACES, "node_resource": _GATEWAY_RESOURCE}
+    values["router"] |= {"host": _ALL_INTERFACES, "node_resource": _ROUTER_RESOURCE}
+    values["metrics"] |= {"host": _ALL_INTERFACES}
     values["log"] |= {"format": "json"}
     for key, file in _TLS_FILES.items():
         if values["gateway"][key] is not None:
@@ -111,7 +116,7 @@ def _ray_service(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _serve_config(settings: Settings, target: Target) -> dict[str, Any]:
-    """As locally, with `gateway.processes` gateways for each gateway pod."""
+    """Return Serve's configuration as it is used locally, but with `gateway.processes` gateways for each gateway pod."""
     config = serve_config(on_kubernetes(settings))
     for application in config["applications"]:
         if application["name"] == GATEWAY_APPLICATION:
@@ -129,13 +134,16 @@ def _head_group(settings: Settings, target: Target) -> dict[str, Any]:
         ports.append({"name": "neox-metrics", "containerPort": settings.metrics.port})
     container = _container("ray-head", target, cpu="2", memory="8Gi") | {"ports": ports}
     return {
-        "rayStartParams": {"dashboard-host": _ANY, "num-cpus": "0", "resources": _ray_resources({_ROUTER_RESOURCE: 2})},
+        "rayStartParams": {"dashboard-host": _ALL_INTERFACES, "num-cpus": "0", "resources": _ray_resources({_ROUTER_RESOURCE: 2})},
         "template": _with_secret(_pod(target, "head", container), "access", target.access_secret, _ACCESS_FOLDER),
     }
 
 
 def _gateway_group(settings: Settings, target: Target) -> dict[str, Any]:
-    """Twice the room that the gateways need, since a rolled gateway goes only when the new one is ready."""
+    """Return the group of gateway pods.
+
+    The Ray resource is twice what the gateways need, because a rolling update stops an old gateway only after the new one is ready.
+    """
     processes = settings.gateway.processes
     container = _container("ray-worker", target, cpu=str(processes), memory=f"{processes + 1}Gi") | {
         "ports": [{"name": "grpc", "containerPort": settings.gateway.port}],
@@ -149,7 +157,7 @@ def _gateway_group(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _gateway_probe(settings: Settings) -> dict[str, Any]:
-    """gRPC health; Kubernetes cannot ask for it through TLS, so there the open port must do."""
+    """Return a gRPC health probe. Kubernetes has no gRPC probe over TLS, so with TLS the probe only checks that the port is open."""
     port = settings.gateway.port
     return {"tcpSocket": {"port": port}} if settings.gateway.tls_certificate else {"grpc": {"port": port}}
 
@@ -170,24 +178,24 @@ def _engine_group(settings: Settings, pool: Pool, target: Target) -> dict[str, A
 
 
 def _pods_per_replica(chosen: GenerationSettings | EmbeddingSettings) -> int:
-    """With the `ray` executor a replica's workers may stand in several pods, otherwise all are children of one process."""
+    """Return the number of pods: one per worker with the `ray` executor; otherwise all workers are children of one process."""
     return chosen.engine.workers if executor_backend(chosen.engine, chosen.replicas) == "ray" else 1
 
 
 def _gpus_per_pod(chosen: GenerationSettings | EmbeddingSettings) -> int:
-    """Whole GPUs: Kubernetes gives no parts of one."""
+    """Return a whole number, because Kubernetes does not divide GPUs."""
     total = chosen.replicas.gpus_per_worker * chosen.engine.workers
     return -(-int(-(-total // 1)) // _pods_per_replica(chosen))
 
 
 def _worker_group(name: str, *, replicas: tuple[int, int, int], resources: dict[str, int], template: dict[str, Any]) -> dict[str, Any]:
-    """replicas: at the start, least, most."""
-    start, least, most = replicas
+    """Return a worker group. `replicas` are the initial, minimum and maximum numbers of pods."""
+    initial, minimum, maximum = replicas
     return {
         "groupName": name,
-        "replicas": start,
-        "minReplicas": least,
-        "maxReplicas": most,
+        "replicas": initial,
+        "minReplicas": minimum,
+        "maxReplicas": maximum,
         "rayStartParams": {"resources": _ray_resources(resources)},
         "template": template,
     }
@@ -221,7 +229,7 @@ def _container(name: str, target: Target, *, cpu: str, memory: str, gpus: int = 
 
 
 def _with_secret(pod: dict[str, Any], volume: str, secret: str, folder: str) -> dict[str, Any]:
-    """The pod, with a Secret's keys as files in a folder of its containers."""
+    """Add a Secret to the pod, mounted as files in all its containers, and return the pod."""
     pod["spec"]["volumes"].append({"name": volume, "secret": {"secretName": secret}})
     for container in pod["spec"]["containers"]:
         container["volumeMounts"].append({"name": volume, "mountPath": folder, "readOnly": True})
@@ -229,7 +237,7 @@ def _with_secret(pod: dict[str, Any], volume: str, secret: str, folder: str) -> 
 
 
 def _gateway_service(settings: Settings, target: Target) -> dict[str, Any]:
-    """Headless: gRPC clients see every gateway pod and share their calls out (round_robin)."""
+    """Return a headless Service, so that gRPC clients see every gateway pod and balance their calls (round_robin)."""
     port = {"name": "grpc", "port": settings.gateway.port, "targetPort": "grpc", "appProtocol": "grpc"}
     return {
         "apiVersion": "v1",
@@ -240,7 +248,10 @@ def _gateway_service(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _pod_monitor(target: Target) -> dict[str, Any]:
-    """The router's page tells of all processes; it names them by `instance`, which Prometheus must not overwrite."""
+    """Return the monitor of the router's metrics page.
+
+    The page covers all processes and labels them by `instance`, which Prometheus must not overwrite (`honorLabels`).
+    """
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -269,7 +280,7 @@ def _resource_of(pool: Pool) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as they read, and every value where it stands instead of references."""
+    """Writes multi-line strings as block literals, and repeats values instead of using anchors and aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -282,5 +293,5 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _ray_resources(resources: dict[str, int]) -> str:
-    """KubeRay hands the value to a shell, so the JSON comes in quotes of its own."""
+    """Return the resources as JSON in quotes, because KubeRay passes the value through a shell."""
     return json.dumps(json.dumps(resources))

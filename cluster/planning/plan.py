@@ -1,8 +1,9 @@
-"""Plans a pool of replicas: which GPUs, how the model is split over them, how many replicas a load takes, and what that costs.
+"""Planning of a pool of replicas: the GPUs, the split of the model over them, the number of replicas for a load, and the cost.
 
-Memory follows from the model's shape (model.memory). Step times are GPT-NeoX-20B's as fitted to measurements on A100-80GB and scaled to
-H100-80GB (autoscaling.simulator.calibration); other GPUs are scaled by their data sheets, other models by their weights, KV and arithmetic.
-A replica's steps then take F / (1 - rho): F for reading the weights, rho the share of its time that requests add to (Little's law).
+Memory is computed from the model's shape (`model.memory`). Step times are those of GPT-NeoX-20B, fitted to measurements on A100-80GB and
+scaled to H100-80GB (`autoscaling.simulator.calibration`). Other GPUs are scaled by their data sheets, and other models by their weights, KV
+size and arithmetic. A replica's steps take F / (1 - rho), with F the time for reading the weights and rho the fraction of its time that
+goes to the work of requests (Little's law).
 """
 
 import math
@@ -16,8 +17,9 @@ from neox_serve.model.memory import Quantization, kv_bytes_per_token, kv_tokens_
 from neox_serve.model.step_time import StepTime
 
 GIB = 1 << 30
+"""Bytes in a GiB."""
 _OVERHEAD_BYTES = 1.5 * GIB
-"""Of each GPU, for activations, CUDA graphs and the runtime."""
+"""Memory of each GPU that activations, CUDA graphs and the runtime take."""
 _STEP_TOKENS = 512
 _MAX_SEQUENCES = 256
 _VOCABULARY_PADDING = 64
@@ -35,21 +37,23 @@ NEOX_20B = ModelFacts(
     eos_token_id=0,
     weights_dtype="float16",
 )
-"""As published: EleutherAI/gpt-neox-20b, config.json."""
+"""Shape of GPT-NeoX-20B. Source: EleutherAI/gpt-neox-20b, config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A type of GPU. memory_bytes: that the driver shows. bandwidth: of memory, bytes/s; arithmetic: fp16, FLOP/s; both by data sheet.
-
-    price: an hour, in whatever currency is planned in.
-    """
+    """A type of GPU."""
 
     name: str
+    """Name on the command line."""
     memory_bytes: float
-    bandwidth: float
-    arithmetic: float
-    price: float
+    """Memory as reported by the driver."""
+    memory_bytes_per_s: float
+    """Memory bandwidth according to the data sheet."""
+    flops_per_s: float
+    """Dense fp16 arithmetic according to the data sheet, in FLOP/s."""
+    price_per_hour: float
+    """Default price, in the currency of the plan."""
 
 
 GPUS: Mapping[str, Gpu] = {
@@ -63,61 +67,82 @@ GPUS: Mapping[str, Gpu] = {
         Gpu("l4", 24e9, 0.300e12, 121e12, 0.4),
     )
 }
+"""Known types of GPU by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked: requests a second of these lengths, first tokens within ttft_s, further ones within tpot_s each."""
+    """A load and its latency targets. All values must be positive."""
 
     rate: float
+    """Requests per second."""
     input_tokens: float
+    """Mean prompt length."""
     output_tokens: float
+    """Mean output length."""
     ttft_s: float = 2.0
+    """Maximum time to first token, in seconds."""
     tpot_s: float = 0.1
+    """Maximum time per output token, in seconds."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} {getattr(self, name):g}: must be positive")
+                raise ValueError(f"{name} {getattr(self, name):g} is invalid; it must be positive")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is planned for. gpus: of each type by name, how many there are. context: tokens that a sequence may have."""
+class PlanRequest:
+    """The input of a plan. Raises ValueError if a value is out of range or a GPU is unknown."""
 
     facts: ModelFacts
+    """Shape of the model."""
     load: Load
+    """The load and its latency targets."""
     gpus: Mapping[str, int]
-    context: int
+    """Number of available GPUs by type."""
+    max_model_len: int
+    """Context length: the maximum number of tokens of a sequence."""
     quantizations: Sequence[Quantization] = (Quantization.NONE,)
-    utilization: float = 0.9
-    prices: Mapping[str, float] | None = None
+    """Quantizations to consider."""
+    gpu_memory_utilization: float = 0.9
+    """Fraction of each GPU's memory that the engine may use."""
+    prices_per_hour: Mapping[str, float] | None = None
+    """Prices by type of GPU that replace the defaults."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.context <= self.facts.positions:
-            raise ValueError(f"context {self.context}: must be in [1, {self.facts.positions}], the model's positions")
-        if not 0 < self.utilization <= 1:
-            raise ValueError(f"utilization {self.utilization}: must be in (0, 1]")
-        if self.load.input_tokens + self.load.output_tokens > self.context:
-            asked = self.load.input_tokens + self.load.output_tokens
-            raise ValueError(f"input_tokens + output_tokens {asked:g}: must be at most context, {self.context}")
+        if not 1 <= self.max_model_len <= self.facts.positions:
+            raise ValueError(
+                f"max_model_len {self.max_model_len} is invalid; it must be between 1 and {self.facts.positions}, the model's positions"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization {self.gpu_memory_utilization} is invalid; it must be greater than 0 and at most 1")
+        request_tokens = self.load.input_tokens + self.load.output_tokens
+        if request_tokens > self.max_model_len:
+            raise ValueError(
+                f"input_tokens + output_tokens {request_tokens:g} is invalid; it must be at most max_model_len, {self.max_model_len}"
+            )
         for name in self.gpus:
             if name not in GPUS:
-                raise ValueError(f"GPU {name!r}: must be one of {', '.join(GPUS)}")
+                raise ValueError(f"GPU {name!r} is unknown; it must be one of {', '.join(GPUS)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to place a replica."""
+    """One way to place a replica on GPUs."""
 
     gpu: str
+    """Type of the GPUs."""
     quantization: Quantization
+    """Quantization of the weights."""
     tensor_parallel_size: int
+    """Number of GPUs that share each layer."""
     pipeline_parallel_size: int
+    """Number of stages into which the layers are divided."""
 
     @property
     def gpus(self) -> int:
-        """Of one replica."""
+        """Number of GPUs of one replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def __str__(self) -> str:
@@ -126,67 +151,84 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A layout that serves the load. kv_tokens, sequences: that a replica's cache holds. The rest is expected at the load."""
+class PlannedLayout:
+    """A layout that serves the load, and its expected operation."""
 
     layout: Layout
+    """The placement of each replica."""
     weight_bytes: int
+    """Memory of the weights of one replica."""
     kv_tokens: int
+    """Tokens that the KV cache of one replica holds."""
     sequences: int
+    """Sequences of maximum length that the KV cache of one replica holds."""
     replicas: int
+    """Number of replicas that the load needs."""
     running: float
+    """Expected number of running requests per replica."""
     ttft_s: float
+    """Expected time to first token, in seconds."""
     tpot_s: float
+    """Expected time per output token, in seconds."""
     tokens_per_s: float
+    """Output tokens per second of all replicas."""
     cost: float
+    """Price of all GPUs per hour."""
     step: StepTime
+    """Step times of one replica."""
 
     @property
     def gpus(self) -> int:
-        """Of all replicas."""
+        """Number of GPUs of all replicas."""
         return self.replicas * self.layout.gpus
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A layout that does not do, and why."""
+class RejectedLayout:
+    """A layout that does not serve the load."""
 
     layout: Layout
+    """The placement of each replica."""
     reason: str
+    """Why it was rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What came of a wish. planned: the best first. nearest: where nothing is planned, what would come nearest to it."""
+    """The result of planning."""
 
-    wish: Wish
-    planned: tuple[Planned, ...]
-    refused: tuple[Refused, ...]
-    nearest: str = ""
+    request: PlanRequest
+    """The input."""
+    planned: tuple[PlannedLayout, ...]
+    """Layouts that serve the load, the best first."""
+    rejected: tuple[RejectedLayout, ...]
+    """Layouts that do not serve the load."""
+    alternative: str = ""
+    """If nothing is planned, a sentence about what would serve the load."""
 
     @property
-    def best(self) -> Planned | None:
-        """The cheapest; of equals, the one with the fewest GPUs, then the quickest."""
+    def best(self) -> PlannedLayout | None:
+        """The cheapest layout; among equal costs, the one with the fewest GPUs, then the fastest. None if no layout serves the load."""
         return self.planned[0] if self.planned else None
 
 
-def plan(wish: Wish) -> Plan:
-    """Tries every layout."""
-    planned, refused = list[Planned](), list[Refused]()
-    for layout in layouts(wish):
-        found = _judge(wish, layout)
-        if isinstance(found, Planned):
+def plan(request: PlanRequest) -> Plan:
+    """Evaluate every layout and return those that serve the load and those that do not."""
+    planned, rejected = list[PlannedLayout](), list[RejectedLayout]()
+    for layout in layouts(request):
+        found = _evaluate(request, layout)
+        if isinstance(found, PlannedLayout):
             planned.append(found)
         else:
-            refused.append(found)
+            rejected.append(found)
     planned.sort(key=lambda one: (one.cost, one.gpus, one.tpot_s))
-    return Plan(wish, tuple(planned), tuple(refused), "" if planned else _nearest(wish))
+    return Plan(request, tuple(planned), tuple(rejected), "" if planned else _alternative(request))
 
 
-def layouts(wish: Wish) -> Iterator[Layout]:
-    """All splits by powers of two that the GPUs of a type are enough for."""
-    for gpu, count in wish.gpus.items():
-        for quantization in wish.quantizations:
+def layouts(request: PlanRequest) -> Iterator[Layout]:
+    """Yield all splits by powers of two for which there are enough GPUs."""
+    for gpu, count in request.gpus.items():
+        for quantization in request.quantizations:
             for tensor in (1, 2, 4, 8):
                 for pipeline in (1, 2, 4):
                     if tensor * pipeline <= count:
@@ -194,73 +236,81 @@ def layouts(wish: Wish) -> Iterator[Layout]:
 
 
 def indivisible(facts: ModelFacts, layout: Layout) -> str:
-    """Why the model cannot be split so; empty where it can."""
+    """Return why the model cannot be split in this way, or an empty string if it can."""
     tensor, pipeline = layout.tensor_parallel_size, layout.pipeline_parallel_size
     if facts.heads % tensor:
-        return f"{facts.heads} heads cannot be split over {tensor}"
+        return f"{facts.heads} heads are not divisible by tensor_parallel_size {tensor}"
     if facts.intermediate_size % tensor:
-        return f"{facts.intermediate_size} MLP columns cannot be split over {tensor}"
+        return f"{facts.intermediate_size} MLP columns are not divisible by tensor_parallel_size {tensor}"
     if _padded(facts.vocabulary_size) % tensor:
-        return f"a vocabulary of {_padded(facts.vocabulary_size)} cannot be split over {tensor}"
+        return f"the padded vocabulary of {_padded(facts.vocabulary_size)} is not divisible by tensor_parallel_size {tensor}"
     if facts.layers % pipeline:
-        return f"{facts.layers} layers cannot be split evenly over {pipeline} stages"
+        return f"{facts.layers} layers are not divisible by pipeline_parallel_size {pipeline}"
     return ""
 
 
-def kv_room_tokens(wish: Wish, layout: Layout) -> int:
-    """Tokens that a replica's KV cache holds; not positive where the weights leave no room."""
-    return kv_tokens_that_fit(_room_bytes(wish, layout), wish.facts, weight_bytes(wish.facts, layout.quantization))
+def kv_cache_tokens(request: PlanRequest, layout: Layout) -> int:
+    """Return how many tokens the KV cache of a replica holds. The result is not positive if the weights leave no memory."""
+    return kv_tokens_that_fit(_usable_bytes(request, layout), request.facts, weight_bytes(request.facts, layout.quantization))
 
 
 def step_time(facts: ModelFacts, layout: Layout) -> StepTime:
-    """Of one replica. A pipeline's stages follow one another, so that a token takes no less time for them."""
+    """Return the step times of one replica.
+
+    Pipeline stages do not shorten the time of a token, because it passes them one after another.
+    """
     fitted_gpu = "h100-80" if layout.gpu == "h100-80" else "a100-80"
     fitted, gpu, reference = FITTED[fitted_gpu, layout.tensor_parallel_size], GPUS[layout.gpu], GPUS[fitted_gpu]
-    # Beyond reading the weights, a step has launches and all-reduces, of each layer.
-    reading_s = weight_bytes(NEOX_20B) / layout.tensor_parallel_size / reference.bandwidth
-    others_s = max(0.0, fitted.fixed_s - reading_s) * facts.layers / NEOX_20B.layers
-    arithmetic = parameters(facts) / parameters(NEOX_20B) * reference.arithmetic / gpu.arithmetic
-    slower = reference.bandwidth / gpu.bandwidth
-    kv = kv_bytes_per_token(facts) / kv_bytes_per_token(NEOX_20B) * slower
-    read_s = weight_bytes(facts, layout.quantization) / layout.tensor_parallel_size / gpu.bandwidth
+    # The rest of the fixed time is for kernel launches and all-reduces, which are proportional to the number of layers.
+    reference_read_s = weight_bytes(NEOX_20B) / layout.tensor_parallel_size / reference.memory_bytes_per_s
+    overhead_s = max(0.0, fitted.fixed_s - reference_read_s) * facts.layers / NEOX_20B.layers
+    arithmetic = parameters(facts) / parameters(NEOX_20B) * reference.flops_per_s / gpu.flops_per_s
+    slowdown = reference.memory_bytes_per_s / gpu.memory_bytes_per_s
+    kv = kv_bytes_per_token(facts) / kv_bytes_per_token(NEOX_20B) * slowdown
+    read_s = weight_bytes(facts, layout.quantization) / layout.tensor_parallel_size / gpu.memory_bytes_per_s
     scaled = fitted.scaled(weights=1.0, arithmetic=arithmetic, kv=kv)
-    return replace(scaled, fixed_s=others_s + read_s)
+    return replace(scaled, fixed_s=overhead_s + read_s)
 
 
 def _padded(vocabulary_size: int) -> int:
-    """As vLLM stores it."""
+    """Return the vocabulary size as vLLM stores it."""
     return math.ceil(vocabulary_size / _VOCABULARY_PADDING) * _VOCABULARY_PADDING
 
 
-def _room_bytes(wish: Wish, layout: Layout) -> float:
-    return layout.gpus * (wish.utilization * GPUS[layout.gpu].memory_bytes - _OVERHEAD_BYTES)
+def _usable_bytes(request: PlanRequest, layout: Layout) -> float:
+    return layout.gpus * (request.gpu_memory_utilization * GPUS[layout.gpu].memory_bytes - _OVERHEAD_BYTES)
 
 
-def _judge(wish: Wish, layout: Layout) -> Planned | Refused:
-    if reason := indivisible(wish.facts, layout):
-        return Refused(layout, reason)
-    tokens = kv_room_tokens(wish, layout)
-    if tokens < wish.context:
-        missing = (wish.context - tokens) * kv_bytes_per_token(wish.facts) / layout.gpus / GIB
-        return Refused(layout, f"does not fit: {missing:.1f} GiB a GPU short of the weights and one sequence of {wish.context} tokens")
-    step = step_time(wish.facts, layout)
-    if step.fixed_s >= wish.load.tpot_s:
-        return Refused(layout, f"reading the weights alone takes {1e3 * step.fixed_s:.0f} ms a token, over {1e3 * wish.load.tpot_s:.0f}")
-    most = wish.gpus[layout.gpu] // layout.gpus
-    for replicas in range(1, most + 1):
-        if (found := _at(wish, layout, step, tokens, replicas)) is not None:
+def _evaluate(request: PlanRequest, layout: Layout) -> PlannedLayout | RejectedLayout:
+    if reason := indivisible(request.facts, layout):
+        return RejectedLayout(layout, reason)
+    tokens, max_model_len = kv_cache_tokens(request, layout), request.max_model_len
+    if tokens < max_model_len:
+        missing = (max_model_len - tokens) * kv_bytes_per_token(request.facts) / layout.gpus / GIB
+        return RejectedLayout(
+            layout, f"does not fit: the weights and one sequence of {max_model_len} tokens need {missing:.1f} GiB more memory per GPU"
+        )
+    step = step_time(request.facts, layout)
+    if step.fixed_s >= request.load.tpot_s:
+        times = f"{1e3 * step.fixed_s:.0f} ms per token, more than the TPOT target of {1e3 * request.load.tpot_s:.0f} ms"
+        return RejectedLayout(layout, f"reading the weights takes {times}")
+    max_replicas = request.gpus[layout.gpu] // layout.gpus
+    for replicas in range(1, max_replicas + 1):
+        if (found := _planned(request, layout, step, tokens, replicas)) is not None:
             return found
-    return Refused(layout, f"the {most} replicas that there are GPUs for do not keep the promise at {wish.load.rate:g} requests/s")
+    return RejectedLayout(
+        layout, f"the available GPUs allow {max_replicas} replicas, which miss the latency targets at {request.load.rate:g} requests/s"
+    )
 
 
-def _at(wish: Wish, layout: Layout, step: StepTime, kv_tokens: int, replicas: int) -> Planned | None:
-    """The load on so many replicas; None where it is too much for them."""
-    load, stages = wish.load, layout.pipeline_parallel_size
+def _planned(request: PlanRequest, layout: Layout, step: StepTime, kv_tokens: int, replicas: int) -> PlannedLayout | None:
+    """Return the expected operation with a number of replicas, or None if they cannot serve the load."""
+    load, stages = request.load, layout.pipeline_parallel_size
     resident = load.input_tokens + load.output_tokens / 2
     per_token_s = step.per_sequence_s + step.per_resident_token_s * resident
     work_s = step.prefill_s(load.input_tokens) + load.output_tokens * per_token_s
     rate = load.rate / replicas
-    # Stages work at the same time, on different parts of the batch.
+    # Pipeline stages work in parallel on different parts of the batch.
     busy = rate * work_s / stages
     if busy >= 1:
         return None
@@ -271,45 +321,41 @@ def _at(wish: Wish, layout: Layout, step: StepTime, kv_tokens: int, replicas: in
     ttft_s = step.prefill_s(load.input_tokens) + (chunks + 0.5) * tpot_s
     if tpot_s > load.tpot_s or ttft_s > load.ttft_s or running > sequences:
         return None
-    price = (wish.prices or {}).get(layout.gpu, GPUS[layout.gpu].price)
-    return Planned(
+    price_per_hour = (request.prices_per_hour or {}).get(layout.gpu, GPUS[layout.gpu].price_per_hour)
+    return PlannedLayout(
         layout=layout,
-        weight_bytes=weight_bytes(wish.facts, layout.quantization),
+        weight_bytes=weight_bytes(request.facts, layout.quantization),
         kv_tokens=kv_tokens,
-        sequences=kv_tokens // wish.context,
+        sequences=kv_tokens // request.max_model_len,
         replicas=replicas,
         running=running,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         tokens_per_s=load.rate * load.output_tokens,
-        cost=replicas * layout.gpus * price,
+        cost=replicas * layout.gpus * price_per_hour,
         step=step,
     )
 
 
-def _nearest(wish: Wish) -> str:
-    """What would serve the load: other quantisations on the GPUs that there are, then more of them, then other types."""
-    enough = dict.fromkeys(GPUS, 1024)
-    tries = (
-        ("with", Wish(wish.facts, wish.load, wish.gpus, wish.context, tuple(Quantization), wish.utilization, wish.prices)),
-        ("with more GPUs:", _with_gpus(wish, dict.fromkeys(wish.gpus, 1024), wish.quantizations)),
-        ("with other GPUs:", _with_gpus(wish, enough, wish.quantizations)),
-        ("with other GPUs:", _with_gpus(wish, enough, tuple(Quantization))),
+def _alternative(request: PlanRequest) -> str:
+    """Return a sentence about what would serve the load: other quantizations, then more GPUs, then other GPUs."""
+    any_gpu = dict.fromkeys(GPUS, 1024)
+    alternatives = (
+        ("With another quantization", replace(request, quantizations=tuple(Quantization))),
+        ("With more GPUs", replace(request, gpus=dict.fromkeys(request.gpus, 1024))),
+        ("With other GPUs", replace(request, gpus=any_gpu)),
+        ("With other GPUs and another quantization", replace(request, gpus=any_gpu, quantizations=tuple(Quantization))),
     )
-    for words, other in tries:
-        found = [one for layout in layouts(other) if isinstance(one := _judge(other, layout), Planned)]
+    for change, changed in alternatives:
+        found = [one for layout in layouts(changed) if isinstance(one := _evaluate(changed, layout), PlannedLayout)]
         if found:
             best = min(found, key=lambda one: (one.gpus, one.cost))
-            return f"{words} {best.layout} it would be served by {best.replicas} replicas, {best.gpus} GPUs"
-    return "no GPU that is known here serves it: a slower promise, shorter requests or a smaller context are needed"
+            return f"{change}, {best.replicas} replicas with layout {best.layout} ({best.gpus} GPUs) would serve it."
+    return "No known GPU serves it. Relax the latency targets, shorten the requests, or reduce the context."
 
 
-def _with_gpus(wish: Wish, gpus: Mapping[str, int], quantizations: Sequence[Quantization]) -> Wish:
-    return Wish(wish.facts, wish.load, gpus, wish.context, quantizations, wish.utilization, wish.prices)
-
-
-def serve_settings(found: Planned, wish: Wish, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that `neox-serve up` takes. model: its `model` section."""
+def serve_settings(found: PlannedLayout, request: PlanRequest, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for `neox-serve up`. `model` is their `model` section."""
     layout = found.layout
     quantized = {} if layout.quantization is Quantization.NONE else {"quantization": "compressed-tensors"}
     return {
@@ -319,22 +365,22 @@ def serve_settings(found: Planned, wish: Wish, model: Mapping[str, Any]) -> dict
                 "dtype": "float16",
                 "tensor_parallel_size": layout.tensor_parallel_size,
                 "pipeline_parallel_size": layout.pipeline_parallel_size,
-                "max_model_len": wish.context,
+                "max_model_len": request.max_model_len,
                 "max_num_seqs": max(1, min(_MAX_SEQUENCES, found.sequences)),
-                "gpu_memory_utilization": wish.utilization,
+                "gpu_memory_utilization": request.gpu_memory_utilization,
                 **quantized,
             },
             "replicas": {
                 "min": 1,
                 "initial": found.replicas,
-                "max": wish.gpus[layout.gpu] // layout.gpus,
+                "max": request.gpus[layout.gpu] // layout.gpus,
                 "gpus_per_worker": 1,
             },
         },
         "embedding": {"enabled": False},
         "scaling": {
-            "target_ttft_s": wish.load.ttft_s,
-            "target_tpot_s": wish.load.tpot_s,
+            "target_ttft_s": request.load.ttft_s,
+            "target_tpot_s": request.load.tpot_s,
             "step_base_s": found.step.fixed_s,
             "step_per_sequence_s": found.step.per_sequence_s,
             "step_per_resident_token_s": found.step.per_resident_token_s,

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cluster.planning.plan import GIB, Plan, Planned
+from cluster.planning.plan import GIB, Plan, PlannedLayout
 from neox_serve.model.memory import kv_bytes_per_token, parameters
 
 _SHOWN = 8
@@ -16,18 +16,18 @@ _SHOWN = 8
 
 def plan_view(found: Plan) -> RenderableType:
     """What is planned, the best first, and why the others are refused."""
-    facts = found.wish.facts
+    facts = found.request.facts
     head = Text(
         f"{parameters(facts):,} parameters, {kv_bytes_per_token(facts):,} bytes of KV a token; "
-        f"{found.wish.load.rate:g} requests/s of {found.wish.load.input_tokens:g} + {found.wish.load.output_tokens:g} tokens"
+        f"{found.request.load.rate:g} requests/s of {found.request.load.input_tokens:g} + {found.request.load.output_tokens:g} tokens"
     )
     parts: list[RenderableType] = [head]
     if found.planned:
         parts.append(_planned(found))
-    if found.refused:
-        parts.append(_refused(found))
-    if found.nearest:
-        parts.append(Text(f"Nothing serves this. But {found.nearest}.", style="bold red"))
+    if found.rejected:
+        parts.append(_rejected(found))
+    if found.alternative:
+        parts.append(Text(f"No layout serves this load. {found.alternative}", style="bold red"))
     return Group(*parts)
 
 
@@ -39,7 +39,7 @@ def _planned(found: Plan) -> Table:
     return table
 
 
-def _cells(one: Planned) -> list[str]:
+def _cells(one: PlannedLayout) -> list[str]:
     return [
         f"{one.weight_bytes / GIB:.1f}",
         f"{one.kv_tokens:,}",
@@ -53,21 +53,21 @@ def _cells(one: Planned) -> list[str]:
     ]
 
 
-def _refused(found: Plan) -> Table:
-    table = Table("layout", "why not", title="Refused", title_justify="left")
-    for one in found.refused:
+def _rejected(found: Plan) -> Table:
+    table = Table("layout", "reason", title="Rejected layouts", title_justify="left")
+    for one in found.rejected:
         table.add_row(escape(str(one.layout)), escape(one.reason))
     return table
 
 
 def plan_figures(found: Plan) -> dict[str, Any]:
     """All of it, by names with units."""
-    facts = found.wish.facts
+    facts = found.request.facts
     return {
         "parameters": parameters(facts),
         "kv_bytes_per_token": kv_bytes_per_token(facts),
-        "load": asdict(found.wish.load),
+        "load": asdict(found.request.load),
         "planned": [asdict(one) | {"gpus": one.gpus} for one in found.planned],
-        "refused": [asdict(one) for one in found.refused],
-        "nearest": found.nearest,
+        "rejected": [asdict(one) for one in found.rejected],
+        "alternative": found.alternative,
     }

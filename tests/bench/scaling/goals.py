@@ -12,7 +12,7 @@ from autoscaling.simulator.compared_policies import static
 from autoscaling.simulator.comparison import process_pool
 from autoscaling.simulator.config import SimulationConfig
 from autoscaling.simulator.hardware import Hardware
-from cluster.planning.plan import NEOX_20B, Layout, Load, Wish, kv_room_tokens
+from cluster.planning.plan import NEOX_20B, Layout, Load, PlanRequest, kv_cache_tokens
 from neox_serve.model.memory import Quantization, parameters, weight_bytes
 from tests.bench.goal import Goal
 from tests.bench.scaling import runs as scaling
@@ -29,12 +29,12 @@ _KNOWN_SEQUENCES = {
 
 def largest_planning_error() -> float:
     """Of the planner's figures of GPT-NeoX-20B against the known ones; sequences count as whole ones."""
-    wish = Wish(NEOX_20B, Load(1, 600, 200), {"a100-80": 8, "a10": 8}, 2048)
+    wish = PlanRequest(NEOX_20B, Load(1, 600, 200), {"a100-80": 8, "a10": 8}, 2048)
     errors = [abs(parameters(NEOX_20B) / 20_554_567_680 - 1), abs(weight_bytes(NEOX_20B) / 41.1e9 - 1)]
     for (gpu, quantization), known in _KNOWN_SEQUENCES.items():
         for size, expected in zip((1, 2, 4, 8), known, strict=True):
             if expected is not None:
-                found = kv_room_tokens(wish, Layout(gpu, Quantization(quantization), size, 1)) // 2048
+                found = kv_cache_tokens(wish, Layout(gpu, Quantization(quantization), size, 1)) // 2048
                 errors.append(abs(found / expected - 1))
     return max(errors)
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid by KubeRay's and Serve's schemas, and of the right size for what the settings ask."""
+"""The Kubernetes manifests: valid according to the schemas of KubeRay and Serve, and sized according to the settings."""
 
 import json
 from pathlib import Path
@@ -108,13 +108,13 @@ RAY_SERVICE = {
 
 
 def groups(settings: Settings, **target: Any) -> dict[str, Any]:
-    """The worker groups by name."""
+    """Return the worker groups by name."""
     service, *_ = render(settings, Target(**target))
     return {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
 
 
 def gpus(group: dict[str, Any]) -> int:
-    """Of one pod."""
+    """Return the number of GPUs of one pod."""
     return int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
 
 
@@ -127,18 +127,18 @@ def with_engine(parallel: dict[str, Any], replicas: dict[str, Any]) -> Settings:
 
 
 @pytest.mark.parametrize("settings", [restore({}), load(NEOX_20B)], ids=["defaults", "20b"])
-def test_manifests_are_valid_by_the_schemas(settings: Settings) -> None:
+def test_render_manifests_match_the_schemas(settings: Settings) -> None:
     service, *others = [*yaml.safe_load_all(render_yaml(settings, Target()))]
     jsonschema.validate(service, RAY_SERVICE)
     ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     assert [manifest["kind"] for manifest in others] == ["Service", "PodMonitor"]
 
 
-def test_manifests_as_yaml_are_what_was_rendered() -> None:
+def test_render_yaml_parses_to_the_rendered_manifests() -> None:
     assert [*yaml.safe_load_all(render_yaml(restore({}), Target()))] == render(restore({}), Target())
 
 
-def test_20b_replica_gets_a_pod_with_two_gpus() -> None:
+def test_render_20b_replica_gets_a_pod_with_two_gpus() -> None:
     found = groups(load(NEOX_20B))
     assert {name: gpus(group) for name, group in found.items()} == {"gateway": 0, "generation": 2, "embedding": 2}
     assert sizes(found["generation"]) == (1, 1, 2)
@@ -156,23 +156,23 @@ def test_20b_replica_gets_a_pod_with_two_gpus() -> None:
         ({}, 0, 0, 3),
     ],
 )
-def test_engine_group_is_sized_by_workers_and_replicas(parallel: Any, per_worker: float, gpus_per_pod: int, max_pods: int) -> None:
+def test_render_engine_group_is_sized_by_workers_and_replicas(parallel: Any, per_worker: float, gpus_per_pod: int, max_pods: int) -> None:
     settings = with_engine(parallel, {"min": 1, "initial": 1, "max": 3, "gpus_per_worker": per_worker})
     group = groups(settings)["generation"]
     assert (gpus(group), group["maxReplicas"]) == (gpus_per_pod, max_pods)
     assert "embedding" not in groups(settings)
 
 
-def test_surge_gives_a_roll_room_and_turns_the_autoscaler_on() -> None:
+def test_render_surge_replicas_raise_the_maximum_and_enable_the_autoscaler() -> None:
     settings = with_engine({}, {"min": 2, "initial": 2, "max": 2})
-    still, *_ = render(settings, Target())
-    assert not still["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
-    surging, *_ = render(settings, Target(surge_replicas=1))
-    assert surging["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
+    without_surge, *_ = render(settings, Target())
+    assert not without_surge["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
+    with_surge, *_ = render(settings, Target(surge_replicas=1))
+    assert with_surge["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
     assert sizes(groups(settings, surge_replicas=1)["generation"]) == (2, 2, 3)
 
 
-def test_gateways_have_a_group_a_service_and_a_health_probe_of_their_own() -> None:
+def test_render_gateways_have_their_own_group_service_and_health_probe() -> None:
     settings = restore({"gateway": {"processes": 3, "port": 50099}})
     service, front, _ = render(settings, Target(gateway_pods=4))
     group = groups(settings, gateway_pods=4)["gateway"]
@@ -186,23 +186,23 @@ def test_gateways_have_a_group_a_service_and_a_health_probe_of_their_own() -> No
     assert applications["neox-gateway"]["deployments"] == [{"name": "gateway", "num_replicas": 12}]
 
 
-def test_every_part_is_kept_to_pods_that_have_room_for_it() -> None:
+def test_render_pods_offer_the_resources_that_each_part_requests() -> None:
     settings = on_kubernetes(restore({}))
     service, *_ = render(restore({}), Target())
     cluster = service["spec"]["rayClusterConfig"]
     offered: dict[str, int] = {}
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         offered |= json.loads(json.loads(group["rayStartParams"]["resources"]))
-    asked = [settings.router.node_resource, settings.gateway.node_resource]
-    asked += [settings.generation.replicas.node_resource, settings.embedding.replicas.node_resource]
-    assert set(offered) == set(asked)
+    requested = [settings.router.node_resource, settings.gateway.node_resource]
+    requested += [settings.generation.replicas.node_resource, settings.embedding.replicas.node_resource]
+    assert set(offered) == set(requested)
     assert offered["neox_gateway"] >= 2 * settings.gateway.processes
     router, gateway = RouterProcessSettings.from_settings(settings), GatewayProcessSettings.from_settings(settings)
     assert build_router(router.dump())._bound_deployment.ray_actor_options["resources"] == {"neox_router": 1}
     assert build_gateway(gateway.dump())._bound_deployment.ray_actor_options["resources"] == {"neox_gateway": 1}
 
 
-def test_placement_takes_the_node_resource_with_every_executor() -> None:
+def test_placement_options_include_the_node_resource_with_every_executor() -> None:
     replicas = ReplicaSettings(node_resource="here", gpus_per_worker=1, num_cpus=2)
     engine = restore({}).generation.engine
     assert placement_options(engine, replicas)["ray_actor_options"]["resources"] == {"here": 1}
@@ -210,13 +210,13 @@ def test_placement_takes_the_node_resource_with_every_executor() -> None:
     assert spread["placement_group_bundles"] == [{"CPU": 2.0, "GPU": 1.0, "here": 1.0}] * 2
 
 
-def test_parts_can_be_reached_from_other_pods() -> None:
+def test_on_kubernetes_servers_listen_on_all_interfaces() -> None:
     settings = on_kubernetes(restore({}))
     assert {settings.gateway.host, settings.router.host, settings.metrics.host} == {"0.0.0.0"}
     assert settings.log.format == "json"
 
 
-def test_tls_settings_become_a_mounted_secret(tmp_path: Path) -> None:
+def test_render_tls_settings_mount_a_secret(tmp_path: Path) -> None:
     files = {key: str(tmp_path / key) for key in ("tls_certificate", "tls_key", "tls_client_ca")}
     settings = restore({"gateway": files})
     assert str(on_kubernetes(settings).gateway.tls_key) == "/etc/neox-serve/tls/tls.key"
@@ -225,7 +225,7 @@ def test_tls_settings_become_a_mounted_secret(tmp_path: Path) -> None:
     assert "tcpSocket" in spec["containers"][0]["readinessProbe"]
 
 
-def test_database_and_secret_come_from_a_mounted_secret_where_gateways_and_router_read_them() -> None:
+def test_render_access_secret_is_mounted_in_gateway_and_head_pods_only() -> None:
     access = on_kubernetes(restore({})).access
     assert (str(access.database_url_file), str(access.secret_file)) == (
         "/etc/neox-serve/access/database-url",
@@ -241,14 +241,14 @@ def test_database_and_secret_come_from_a_mounted_secret_where_gateways_and_route
     assert "access" not in str(groups(restore({}))["generation"]["template"])
 
 
-def test_postgresql_of_the_settings_is_kept_and_sqlite_is_refused() -> None:
+def test_on_kubernetes_postgresql_is_kept_and_sqlite_is_rejected() -> None:
     named = on_kubernetes(restore({"access": {"database_url": "postgresql+psycopg://me@host/neox"}})).access
     assert (named.database_url, named.database_url_file) == ("postgresql+psycopg://me@host/neox", None)
     with pytest.raises(SettingsError, match=r"access\.database_url: sqlite:///x\.db is a file on one node.*PostgreSQL"):
         on_kubernetes(restore({"access": {"database_url": "sqlite:///x.db"}}))
 
 
-def test_gateways_of_several_nodes_share_database_and_secret() -> None:
+def test_check_shared_by_nodes_requires_a_shared_database_and_secret() -> None:
     with pytest.raises(SettingsError, match=r"access\.database_url: the default, SQLite"):
         check_shared_by_nodes(restore({}))
     with pytest.raises(SettingsError, match=r"access\.secret_file"):
@@ -266,7 +266,7 @@ def test_database_url_is_read_from_its_file(tmp_path: Path) -> None:
         restore({"access": {"database_url": "sqlite:///x", "database_url_file": "/url"}})
 
 
-def test_metrics_are_scraped_from_the_head_with_their_own_instance_labels() -> None:
+def test_render_pod_monitor_scrapes_the_head_and_keeps_instance_labels() -> None:
     service, _, monitor = render(restore({}), Target())
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
@@ -277,14 +277,14 @@ def test_metrics_are_scraped_from_the_head_with_their_own_instance_labels() -> N
     assert len(render(restore({"metrics": {"enabled": False}}), Target())) == 2
 
 
-def test_pods_run_without_root_and_outlive_their_drain() -> None:
+def test_render_pods_run_without_root_and_outlast_their_drain() -> None:
     for name, group in groups(restore({})).items():
         spec = group["template"]["spec"]
         assert spec["securityContext"]["runAsNonRoot"], name
         assert spec["terminationGracePeriodSeconds"] == 150, name
 
 
-def test_render_command_prints_them() -> None:
+def test_render_command_prints_the_manifests() -> None:
     done = CliRunner().invoke(app, ["manifests", "render", "-c", str(NEOX_20B), "--image", "registry/neox:1", "--name", "twenty"])
     assert done.exit_code == 0, done.output
     service, *_ = yaml.safe_load_all(done.stdout)
