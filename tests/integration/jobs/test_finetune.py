@@ -184,7 +184,7 @@ def test_what_is_not_there_is_named(job: FinetuneJob, change: dict[str, str], sa
         survey(replace(job, work=work, model=change.get("model", "builtin")))
 
 
-def test_second_job_for_an_adapter_gives_way(job: FinetuneJob) -> None:
+def test_second_job_for_an_adapter_yields(job: FinetuneJob) -> None:
     process = started(job)
     wait_for(lambda: reached(job) > 0)
     with pytest.raises(JobError, match="another job is training this adapter"):

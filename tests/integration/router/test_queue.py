@@ -57,7 +57,7 @@ async def test_interactive_request_goes_before_bulk_that_came_first() -> None:
         assert order.index("user") <= 2
 
 
-async def test_bulk_request_without_a_token_gives_way_and_is_served_afterwards() -> None:
+async def test_bulk_request_without_output_is_preempted_and_served_afterwards() -> None:
     async with cluster_of(1, SLOW_START) as (_, router, dispatcher, engine):
         order: list[str] = []
         bulk = asyncio.create_task(run(dispatcher, Terms("bulk", priority=PriorityClass.BULK), order))

@@ -77,7 +77,9 @@ def test_page_names_settings_that_exist(page: Path) -> None:
     properties = json.loads((DOCS / "reference" / "settings.schema.json").read_text(encoding="utf-8"))["properties"]
     reference = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:" + "|".join(properties) + r")\.[a-z_.]+)(?:[:=][^`]*)?`", page.read_text(encoding="utf-8"))
-    others = re.compile(r"ray\.(serve|data)\..*|.*\.jsonl|scaling\.(TRAFFIC|recovery|simulated|held_out|hour).*")  # modules of Ray, files, goals
+    others = re.compile(
+        r"ray\.(serve|data)\..*|.*\.jsonl|scaling\.(TRAFFIC|recovery|simulated|held_out|hour).*"
+    )  # modules of Ray, files, goals
     assert [name for name in named if f"`{name}`" not in reference and not others.fullmatch(name)] == []
 
 

@@ -111,7 +111,7 @@ def test_request_whose_time_is_over_while_it_waits_is_refused() -> None:
     assert error_of(asked.expire(30.0)).message == "no replica has come free in 30.0 s"
 
 
-def test_running_bulk_request_is_asked_to_give_way_to_a_more_important_one_the_newest_first() -> None:
+def test_running_bulk_requests_are_preempted_for_a_higher_class_newest_first() -> None:
     asked = admissions(places=2)
     for lease_id in (1, 2):
         asked.ask("g", lease_id, demand("bulk", priority=PriorityClass.BULK), 0.0)
