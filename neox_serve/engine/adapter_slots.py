@@ -1,6 +1,6 @@
-"""Which adapters an engine keeps loaded: as many as it has places for, the least recently used leaves first. Pure.
+"""Decides which adapters an engine keeps loaded: a fixed number, from which the least recently used is unloaded first.
 
-Pinned ones stay once they are loaded. One that running requests use is never unloaded, for they would have to load it again.
+Pinned adapters are never unloaded. Neither are adapters that running requests use, because they would have to be loaded again.
 """
 
 from collections import OrderedDict
@@ -14,44 +14,45 @@ _RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """An adapter is to be loaded, after another was unloaded where one is named."""
+    """The decision to load an adapter."""
 
     evict: str | None = None
+    """Adapter to unload first; None if there is a free slot."""
 
 
 class AdapterSlots:
-    """The places of one engine."""
+    """The slots of one engine."""
 
-    def __init__(self, places: int, pinned: Collection[str] = ()) -> None:
-        self._places = places
+    def __init__(self, slots: int, pinned: Collection[str] = ()) -> None:
+        self._slots = slots
         self._pinned = frozenset(pinned)
         self._loaded: OrderedDict[str, None] = OrderedDict()
 
     @property
     def loaded(self) -> frozenset[str]:
-        """Adapters in their places."""
+        """The loaded adapters."""
         return frozenset(self._loaded)
 
     def use(self, name: str, in_use: Collection[str]) -> Load | None:
-        """What must be done before a request may use an adapter; None: nothing. in_use: by requests that run.
+        """Returns what must be done before a request may use an adapter; None if it is loaded. `in_use`: adapters of running requests.
 
-        Raises OVERLOADED where all places are taken by adapters that must stay.
+        Raises OVERLOADED if all slots are occupied by adapters that must not be unloaded.
         """
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return None
-        if len(self._loaded) < self._places:
+        if len(self._loaded) < self._slots:
             return Load()
         evict = next((other for other in self._loaded if other not in self._pinned and other not in in_use), None)
         if evict is None:
-            message = f"all {self._places} places for adapters are taken by pinned ones and by running requests"
+            message = f"all {self._slots} adapter slots are occupied by pinned adapters and adapters of running requests"
             raise ServeError(Reason.OVERLOADED, message, {"adapter": name}, _RETRY_S)
         return Load(evict)
 
     def put(self, name: str) -> None:
-        """The adapter has been loaded."""
+        """Records that an adapter has been loaded."""
         self._loaded[name] = None
 
     def remove(self, name: str) -> None:
-        """The adapter has been unloaded."""
+        """Records that an adapter has been unloaded."""
         self._loaded.pop(name, None)

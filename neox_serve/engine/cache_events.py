@@ -1,8 +1,8 @@
-"""An engine's own names for the blocks of its prefix cache, turned into ours.
+"""Translates the engine's keys of prefix cache blocks into block hashes that all replicas share.
 
-The engine tells tokens only when it stores a block; after that it calls it by its own key, also as the parent of later ones. So keys are
-kept for as long as their blocks are. Two requests that compute the same block at once store it twice, and it is there until both copies are
-removed. A block whose parent is not known, because something was missed, cannot be named and is left out.
+The engine reports a block's tokens only when it stores the block. Later events refer to it by the engine's own key, also as the parent of
+other blocks, so keys are kept as long as their blocks. Two requests that compute the same block at the same time store it twice, and it is
+cached until both copies are removed. A block with an unknown parent, because an event was missed, has no known hash and is ignored.
 """
 
 from collections import Counter
@@ -15,32 +15,35 @@ from neox_serve.core.prefix_cache.block_ledger import BlockLedger
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """Blocks that follow each other. parent: the key of the block before the first; None where a prompt begins. salt: counts only there."""
+    """Consecutive blocks were stored."""
 
     keys: Sequence[Hashable]
     parent: Hashable | None
+    """Key of the block before the first; None at the beginning of a prompt."""
     token_ids: Sequence[int]
+    """Tokens of all the blocks."""
     adapter: str | None = None
     salt: str | None = None
+    """Cache salt of the request; relevant only at the beginning of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksRemoved:
-    """Blocks that are there no more."""
+    """Blocks were removed."""
 
     keys: Sequence[Hashable]
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksCleared:
-    """No block is there any more."""
+    """All blocks were removed."""
 
 
 CacheEvent = BlocksStored | BlocksRemoved | BlocksCleared
 
 
 class BlockNames:
-    """Enters an engine's events into a ledger. model: the name under which the engine's model is served."""
+    """Applies an engine's events to a ledger. `model` is the name under which the engine's model is served."""
 
     def __init__(self, ledger: BlockLedger, model: str) -> None:
         self._ledger = ledger
@@ -49,23 +52,23 @@ class BlockNames:
         self._further_copies: Counter[Hashable] = Counter()
 
     def take(self, events: Iterable[CacheEvent]) -> None:
-        """What changed, in its order."""
-        there: dict[int, bool] = {}
+        """Applies events in the order in which they happened."""
+        cached: dict[int, bool] = {}
         for event in events:
             match event:
                 case BlocksStored():
-                    there.update((name, True) for name in self._store(event))
+                    cached.update((name, True) for name in self._store(event))
                 case BlocksRemoved(keys):
-                    there.update((name, False) for name in self._remove(keys))
+                    cached.update((name, False) for name in self._remove(keys))
                 case BlocksCleared():
-                    there.update((name, False) for name in self._remove_all())
+                    cached.update((name, False) for name in self._remove_all())
         self._ledger.change(
-            stored=[name for name, is_there in there.items() if is_there],
-            removed=[name for name, is_there in there.items() if not is_there],
+            stored=[name for name, is_cached in cached.items() if is_cached],
+            removed=[name for name, is_cached in cached.items() if not is_cached],
         )
 
     def forget(self) -> None:
-        """Events were missed: what is known may be wrong."""
+        """Drops everything that is known. Call it if events were missed."""
         self._remove_all()
         self._ledger.clear()
 

@@ -1,9 +1,9 @@
-"""Token ids to text, token by token: no character is ever split, and text stops where a stop sequence says.
+"""Incremental detokenization: turns token ids into text without splitting characters, and finds stop sequences.
 
-GPT-NeoX tokenizers are byte-level: a token is a run of bytes and a character of most languages spans several tokens. So the text of a
-sequence is the UTF-8 decoding of its tokens' bytes, cut anywhere between characters. Two rules make joined pieces equal the whole:
-bytes of an unfinished character wait for the rest of it, and where the sequence ends first they are left out; bytes that can never
-become a character are U+FFFD, one for each maximal part, as `tokenizers` has it.
+GPT-NeoX tokenizers are byte-level: a token is a sequence of bytes, and in most languages a character spans several tokens. The text of a
+sequence is the UTF-8 decoding of its tokens' bytes. Two rules make the joined pieces equal to the decoding of the whole: the bytes of an
+incomplete character are held back until the character is complete, and dropped if the sequence ends first; bytes that can never become a
+character turn into U+FFFD, one for each maximal invalid part, as in the library `tokenizers`.
 """
 
 import codecs
@@ -14,29 +14,31 @@ from typing import Any
 from neox_serve.core.types import Stopping
 
 TokenBytes = Callable[[int], bytes]
-"""What a token adds to the text; nothing for special tokens and for ids the tokenizer does not know."""
+"""Returns the bytes that a token adds to the text: none for special tokens and for unknown ids."""
 
-_LONGEST_CHARACTER_BYTES = 4
+_MAX_CHARACTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """All tokens of a byte-level tokenizer. contents: bytes of each id; special: ids that add nothing to text."""
+    """All tokens of a byte-level tokenizer."""
 
     contents: tuple[bytes, ...]
+    """The bytes of each token id."""
     special: frozenset[int]
+    """Ids that add nothing to the text."""
 
     def text_bytes(self, token_id: int) -> bytes:
-        """A `TokenBytes`."""
+        """Implements `TokenBytes`."""
         return b"" if token_id in self.special or token_id >= len(self.contents) else self.contents[token_id]
 
     def display(self, token_id: int) -> str:
-        """A token by itself, special ones by name; partial characters are U+FFFD."""
+        """Returns a single token as text: special tokens by name, incomplete characters as U+FFFD."""
         return self.contents[token_id].decode("utf-8", "replace") if token_id < len(self.contents) else ""
 
     @classmethod
     def from_tokenizer_json(cls, tokenizer: Mapping[str, Any]) -> "TokenTable":
-        """The table of a parsed tokenizer.json. Raises ValueError where the tokenizer is not byte-level."""
+        """Returns the table of a parsed tokenizer.json. Raises ValueError if the tokenizer is not byte-level."""
         decoder = (tokenizer.get("decoder") or {}).get("type")
         if decoder != "ByteLevel":
             raise ValueError(f"decoder {decoder!r}: must be 'ByteLevel', as in every GPT-NeoX tokenizer")
@@ -48,7 +50,9 @@ class TokenTable:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable Latin-1 for itself, the others moved past U+00FF.
+    """Returns the byte that each character of a byte-level vocabulary represents.
+
+    Printable Latin-1 characters represent themselves; the other bytes are represented by characters after U+00FF.
 
     Source: GPT-2's `bytes_to_unicode`, which every byte-level BPE uses.
     """
@@ -61,7 +65,7 @@ _BYTE_OF_CHARACTER: Mapping[str, int] = _byte_of_character()
 
 
 def _unmap(token: str) -> bytes:
-    """A vocabulary entry as bytes. Added tokens (runs of spaces) hold plain text, which shows in characters outside the map."""
+    """Returns the bytes of a vocabulary entry. Added tokens are plain text if they contain characters outside the map, such as spaces."""
     try:
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
@@ -70,15 +74,17 @@ def _unmap(token: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What new tokens brought. tokens: how many of them count (those after a stop do not); stop: the stop sequence that matched."""
+    """The text that new tokens add."""
 
     text: str
     tokens: int
+    """Number of new tokens that belong to the output; tokens after a stop sequence do not."""
     stop: str | None = None
+    """The stop sequence that matched."""
 
 
 class TextStream:
-    """The text of one sequence as its tokens come in."""
+    """The text of one sequence, built as its tokens arrive."""
 
     def __init__(self, token_bytes: TokenBytes, stopping: Stopping, prompt_token_ids: Sequence[int] = ()) -> None:
         self._token_bytes = token_bytes
@@ -88,24 +94,24 @@ class TextStream:
         self._min_tokens = stopping.min_tokens
         self._tokens = 0
         self._held = ""
-        # A prompt may end inside a character; its last bytes belong to the first character of the output.
-        self._decode(prompt_token_ids[-2 * _LONGEST_CHARACTER_BYTES :])
+        # A prompt may end with an incomplete character, whose bytes belong to the first character of the output.
+        self._decode(prompt_token_ids[-2 * _MAX_CHARACTER_BYTES :])
 
     def push(self, token_ids: Sequence[int], *, hide_last: bool = False) -> Piece:
-        """Adds tokens; returns the text that can be shown. hide_last: the last token ended the sequence and is not part of the text."""
+        """Adds tokens and returns the text that can be sent. `hide_last`: the last token ended the sequence and is not part of the text."""
         visible = token_ids[:-1] if hide_last else token_ids
         if not self._stops:
             return Piece(self._decode(visible), len(token_ids))
-        shown = []
+        texts = []
         for count, token_id in enumerate(visible, start=1):
             text, stop = self._push_searching(token_id)
-            shown.append(text)
+            texts.append(text)
             if stop is not None:
-                return Piece("".join(shown), count, stop)
-        return Piece("".join(shown), len(token_ids))
+                return Piece("".join(texts), count, stop)
+        return Piece("".join(texts), len(token_ids))
 
     def finish(self) -> str:
-        """The text still held back, once the sequence has ended without a stop sequence."""
+        """Returns the text that was held back. Call it when the sequence has ended without a stop sequence."""
         held, self._held = self._held, ""
         return held + _surrogate_half(self._decoder.getstate()[0])
 
@@ -113,7 +119,7 @@ class TextStream:
         return self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))
 
     def _push_searching(self, token_id: int) -> tuple[str, str | None]:
-        """Text to show, and the stop sequence that its end completes. Only a stop that ends in new text counts."""
+        """Returns the text to send, and the stop sequence that it completes. Only a match that ends in new text counts."""
         self._tokens += 1
         searched, window = len(self._held), self._held + self._decode((token_id,))
         if self._tokens > self._min_tokens and (match := _first_stop(window, self._stops, searched)):
@@ -126,22 +132,22 @@ class TextStream:
 
 
 def _surrogate_half(waiting: bytes) -> str:
-    """The text of bytes that wait for the rest of a character: none, but for a half surrogate, which no third byte would make one.
+    """Returns the text of the bytes that the decoder holds back at the end: none, except for half a surrogate.
 
-    Python's decoder waits for that byte all the same.
+    No third byte can complete it, but Python's decoder waits for one.
     """
     is_half = len(waiting) == 2 and waiting[0] == 0xED and waiting[1] >= 0xA0
     return len(waiting) * "\ufffd" if is_half else ""
 
 
 def _first_stop(text: str, stops: Sequence[str], searched: int) -> tuple[int, str] | None:
-    """Start and text of the stop that ends first, past the `searched` first characters; equal ends: first in the list."""
+    """Returns start and text of the stop sequence that ends first, after the first `searched` characters. Ties: the first in the list."""
     found = ((text.find(stop, max(0, searched - len(stop) + 1)), stop) for stop in stops)
     return min(((start, stop) for start, stop in found if start >= 0), key=lambda match: match[0] + len(match[1]), default=None)
 
 
 def _held_length(text: str, stops: Sequence[str]) -> int:
-    """The longest end of the text that could be the beginning of a stop, in characters."""
+    """Returns the length, in characters, of the longest suffix of the text that could be the beginning of a stop sequence."""
     longest = max(map(len, stops)) - 1
     for length in range(min(longest, len(text)), 0, -1):
         end = text[-length:]

@@ -1,4 +1,4 @@
-"""What the machine can do, as far as the engine's settings depend on it. Pure functions; the shell that looks is at the end."""
+"""The properties of a machine that engine settings depend on."""
 
 from collections.abc import Set
 from dataclasses import dataclass
@@ -12,23 +12,27 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A node. cpu_flags: as /proc/cpuinfo spells them; memory_bytes: all of it; gpus: how many are visible."""
+    """A node."""
 
     cpu_flags: frozenset[str]
+    """CPU features, spelled as in /proc/cpuinfo."""
     cores: int
+    """Number of logical cores."""
     memory_bytes: int
+    """Total memory."""
     gpus: int = 0
+    """Number of GPUs."""
 
     @property
     def memory_gib(self) -> float:
-        """All memory in GiB."""
+        """Total memory in GiB."""
         return self.memory_bytes / _GIB
 
 
 def dtype_for(wanted: str, cpu_flags: Set[str], *, on_gpu: bool) -> str:
-    """The dtype for vLLM. "auto" on a CPU is bfloat16 where the CPU computes it, else float32.
+    """Returns the dtype for vLLM. On CPUs "auto" becomes bfloat16 if the CPU has instructions for it, otherwise float32.
 
-    Without such instructions both 16-bit types take a slow path: 650 tok/s against 2,450 (64 streams, 4 layers, AVX2).
+    Without such instructions both 16-bit types are slow: 650 tok/s compared to 2,450 tok/s with float32 (64 streams, 4 layers, AVX2).
     """
     if wanted != "auto" or on_gpu:
         return wanted
@@ -36,12 +40,12 @@ def dtype_for(wanted: str, cpu_flags: Set[str], *, on_gpu: bool) -> str:
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on."""
+    """Returns the properties of the machine that this process runs on."""
     return Machine(_cpu_flags(), psutil.cpu_count() or 1, psutil.virtual_memory().total, _gpus())
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Empty where the kernel does not say, which stands for a CPU without extensions."""
+    """Returns the CPU's features; an empty set if they are unknown, which is treated as a CPU without extensions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -50,6 +54,6 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _gpus() -> int:
-    """NVIDIA and AMD devices, by their device files: no driver is loaded to count them."""
+    """Returns the number of GPUs. It counts the device files of NVIDIA and AMD, which needs no driver."""
     devices = Path("/dev")
     return sum(device.name.removeprefix("nvidia").isdigit() for device in devices.glob("nvidia*")) or int((devices / "kfd").exists())

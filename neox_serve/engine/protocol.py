@@ -1,8 +1,8 @@
-"""What the rest of the system knows of an engine. The fake and the vLLM engine pass one contract suite (tests/contract).
+"""The interface of an engine. The vLLM engine and the fake engine pass the same contract suite (tests/contract).
 
-A request's life in an engine: `generate` admits it; then its deltas arrive at the sink, step by step; its last delta has `end` set,
-exactly once, with or without a failure. After `abort`, no further delta of that key arrives. One call of the sink carries everything
-that one engine step brought for that sink, so a sink that writes to a link writes one frame per step.
+Life of a request in an engine: `generate` admits it. Then its deltas arrive at the sink, step by step. Exactly one delta, the last, has
+`end` set, with or without a failure. After `abort`, no further delta of that key arrives. One call of a sink carries all deltas that one
+engine step produced for that sink, so a sink that writes to a link writes one frame per step.
 """
 
 from collections.abc import Hashable
@@ -23,31 +23,32 @@ class Engine(Protocol):
 
     @property
     def block_ledger(self) -> BlockLedger | None:
-        """What its prefix cache holds; None where it does not say."""
+        """The content of the prefix cache; None if the engine does not report it."""
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
-        """Admits a request; returns once it is queued. `key` is unique among the engine's live requests.
+        """Admits a request and returns once it is queued. `key` must be unique among the engine's live requests.
 
-        Raises ServeError: INVALID_ARGUMENT where the engine refuses a parameter (a structured output that does not compile, say),
-        UNKNOWN_ADAPTER, REPLICA_LOST where the engine is dead. Then no delta follows.
+        Raises ServeError, in which case no delta follows: INVALID_ARGUMENT if the engine rejects a parameter (for example a structured
+        output that does not compile), UNKNOWN_ADAPTER, or REPLICA_LOST if the engine is dead.
         """
 
     async def embed(self, key: Hashable, request: EmbeddingRequest) -> EmbeddingResult:
         """Returns the vector of an input. Raises ServeError.
 
-        Cancelling the call, or `abort(key)` (which raises CANCELLED in it), frees its resources."""
+        Cancelling the call frees its resources. So does `abort(key)`, after which the call raises CANCELLED.
+        """
 
     async def abort(self, key: Hashable) -> None:
-        """Frees a request's resources; unknown keys are ignored. No delta of the key arrives after this is called."""
+        """Frees a request's resources. Unknown keys are ignored. No delta of the key arrives after this call."""
 
     def stats(self) -> EngineStats:
-        """The engine's load, as of its last step."""
+        """Returns the engine's load after its last step."""
 
     async def check_health(self) -> None:
-        """Raises ServeError(REPLICA_LOST) where the engine can serve no more requests."""
+        """Raises ServeError(REPLICA_LOST) if the engine cannot serve requests any more."""
 
     def metrics_text(self) -> str:
-        """The engine's own metrics in Prometheus' text format; empty where it has none."""
+        """Returns the engine's own metrics in Prometheus' text format; empty if it has none."""
 
     async def close(self) -> None:
         """Stops the engine and its workers. Requests still running end with REPLICA_LOST."""

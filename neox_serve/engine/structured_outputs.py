@@ -1,4 +1,4 @@
-"""What is checked of a structured output before any grammar is built, and the names of the fields it comes from."""
+"""Checks of structured outputs that need no grammar compiler, and the request fields that they come from."""
 
 import json
 
@@ -10,17 +10,17 @@ _FIELDS: dict[type[StructuredOutput], str] = {JsonSchema: "json_schema", Regex: 
 
 
 def field_path(structured_output: StructuredOutput) -> str:
-    """The request field that a structured output comes from."""
+    """Returns the request field that a structured output comes from."""
     return _PREFIX + _FIELDS[type(structured_output)]
 
 
 def refusal(structured_output: StructuredOutput, why: str) -> ServeError:
-    """The error for a structured output that cannot be followed."""
+    """Returns the error for a structured output that cannot be followed."""
     return invalid(field_path(structured_output), why)
 
 
 def check_syntax(structured_output: StructuredOutput) -> None:
-    """Raises INVALID_ARGUMENT for a schema that is no JSON object, an empty pattern or a choice of nothing."""
+    """Raises INVALID_ARGUMENT for a schema that is not a JSON object, an empty pattern, or an empty list of choices."""
     match structured_output:
         case JsonSchema(schema):
             _check_schema(structured_output, schema)
@@ -29,7 +29,7 @@ def check_syntax(structured_output: StructuredOutput) -> None:
                 raise refusal(structured_output, "must not be empty")
         case Choice(texts):
             if not texts or not all(texts):
-                raise refusal(structured_output, "must hold at least one text, none of them empty")
+                raise refusal(structured_output, "must contain at least one text, and no empty text")
 
 
 def _check_schema(structured_output: StructuredOutput, schema: str) -> None:

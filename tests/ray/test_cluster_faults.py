@@ -129,13 +129,14 @@ async def test_scaling_up_and_down_under_load_loses_nothing(cluster: CommandClus
         assert_whole(await lasting, 900)
 
 
-async def test_rolling_an_engine_setting_eight_clients_see_no_error_and_no_new_gateway(cluster: CommandCluster) -> None:
+async def test_rolling_an_engine_setting_restarts_neither_gateways_nor_router_and_fails_no_request(cluster: CommandCluster) -> None:
     values = cluster.values | {"generation": {"engine": fake_engine(), "replicas": TWO_REPLICAS}}
     await asyncio.to_thread(cluster.roll, values)
     try:
         async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
             await until(lambda: generation_ready(client, 2), 60, "two replicas")
             gateways = {process.pid for process in cluster.processes(GATEWAY)}
+            router = {process.pid for process in cluster.processes(ROUTER)}
             engines = {process.pid for process in cluster.processes(GENERATION)}
             rolled = asyncio.Event()
 
@@ -153,6 +154,7 @@ async def test_rolling_an_engine_setting_eight_clients_see_no_error_and_no_new_g
             records = [record for task in clients for record in await task]
             assert_whole(records, 100)
             assert {process.pid for process in cluster.processes(GATEWAY)} == gateways
+            assert {process.pid for process in cluster.processes(ROUTER)} == router
             assert not engines & {process.pid for process in cluster.processes(GENERATION)}
     finally:
         await asyncio.to_thread(cluster.roll, cluster.values)

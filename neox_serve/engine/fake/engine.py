@@ -1,10 +1,10 @@
-"""An engine without a model: real timing, made-up tokens, failures on demand.
+"""An engine without a model: real timing, made-up tokens, and failures on demand.
 
-It runs as a batching engine does. A request waits `ttft_s`, then every step brings one token for each sequence of each running request,
-and all deltas of a step that belong to one sink go out in one call. Steps follow an absolute schedule: a late step does not delay the
-next one. Tokens follow from the request alone, so the same request gives the same tokens in any batch.
+It behaves like a batching engine. A request waits `ttft_s`. Then every step produces one token for each sequence of each running request,
+and all deltas of a step for the same sink are sent in one call. Steps follow an absolute schedule: a late step does not delay the next one.
+Tokens depend only on the request, so the same request gives the same tokens in any batch.
 
-Time is an argument: with a virtual clock a minute of streaming takes milliseconds.
+The clock is an argument: with a virtual clock a minute of streaming takes milliseconds.
 """
 
 import asyncio
@@ -32,54 +32,62 @@ from neox_serve.engine.step_buffer import StepBuffer
 
 @dataclass(frozen=True, slots=True)
 class FakeTiming:
-    """ttft_s: from admission to the first token. itl_s: between tokens of one request alone; each further one adds itl_per_request_s."""
+    """The engine's timing."""
 
     ttft_s: float = 0.02
+    """Time from admission to the first token."""
     itl_s: float = 0.02
+    """Time between two tokens at batch size 1."""
     itl_per_request_s: float = 0.0
+    """Time that each further request in the batch adds to `itl_s`."""
 
     def step_s(self, running: int) -> float:
-        """Length of a step with this many running requests. At least a microsecond, so that time moves on."""
+        """Returns the duration of a step with this many running requests: at least a microsecond, so that time advances."""
         return max(1e-6, self.itl_s + self.itl_per_request_s * max(0, running - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Now, in seconds from any origin, and a way to wait."""
+    """The source of time."""
 
     now_s: Callable[[], float] = time.monotonic
+    """Returns seconds since any origin."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    """Waits for a number of seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A failure to inject. after_tokens: output tokens a sequence before it; None refuses admission."""
+    """A failure to inject."""
 
     error: ServeError
     after_tokens: int | None = None
+    """Number of output tokens per sequence before the failure; None: the request is not admitted."""
 
 
 Faults = Callable[[GenerationRequest], Fault | None]
-"""Picks the failure of a request, if it shall fail."""
+"""Returns the failure of a request; None if it should succeed."""
 
 
 def no_faults(_request: GenerationRequest) -> Fault | None:
-    """Nothing fails."""
+    """Returns None: no request fails."""
     return None
 
 
 @dataclass(slots=True)
 class _Live:
-    """A request in the engine. due_s: when its first token may come."""
+    """A request in the engine."""
 
     key: Hashable
     sink: DeltaSink
     output: FakeOutput
     due_s: float
+    """Earliest time of the first token."""
     fault: Fault | None
     cached_tokens: int = 0
     steps: int = 0
-    told: bool = False
+    prompt_sent: bool = False
+    """Whether a delta with the prompt's facts was sent."""
 
 
 @dataclass(slots=True)
@@ -91,9 +99,10 @@ class _Load:
 
 
 class FakeEngine:
-    """Implements `neox_serve.engine.protocol.Engine`. cache: None for an engine without one, which says nothing of what it has.
+    """Implements `neox_serve.engine.protocol.Engine`.
 
-    timestamp_text: each token's text is the moment of its step, in the clock's seconds.
+    Without a `cache`, the engine has no prefix cache to report. With `timestamp_text`, the text of each token is the time of its step, in
+    seconds of the clock.
     """
 
     def __init__(
@@ -125,7 +134,7 @@ class FakeEngine:
 
     @property
     def block_ledger(self) -> BlockLedger | None:
-        """What its cache holds."""
+        """The content of the prefix cache; None without a cache."""
         return self._cache.ledger if self._cache else None
 
     async def generate(self, key: Hashable, request: GenerationRequest, sink: DeltaSink) -> None:
@@ -144,7 +153,7 @@ class FakeEngine:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
 
     async def embed(self, key: Hashable, request: EmbeddingRequest) -> EmbeddingResult:
-        """A vector that follows from the ids and the pooling, after `ttft_s`."""
+        """Returns a vector that depends on token ids and pooling, after `ttft_s`."""
         await self.check_health()
         wait = asyncio.ensure_future(self._clock.sleep(self._timing.ttft_s))
         self._load.embeddings[key] = wait
@@ -159,14 +168,14 @@ class FakeEngine:
         return outputs.embedding(request, self._vocabulary)
 
     async def abort(self, key: Hashable) -> None:
-        """Forgets the request."""
+        """Drops the request."""
         self._load.waiting.pop(key, None)
         self._load.running.pop(key, None)
         if wait := self._load.embeddings.get(key):
             wait.cancel()
 
     def stats(self) -> EngineStats:
-        """The load after the last step."""
+        """Returns the load after the last step."""
         load = self._load
         used = sum(live.output.prompt_tokens + live.steps for live in load.running.values())
         return EngineStats(
@@ -178,20 +187,20 @@ class FakeEngine:
         )
 
     async def check_health(self) -> None:
-        """Raises REPLICA_LOST once `die` or `close` was called."""
+        """Raises REPLICA_LOST after `die` or `close`."""
         if not self._alive:
             raise _lost()
 
     def metrics_text(self) -> str:
-        """One counter, so that merging has something to merge."""
+        """Returns one counter, so that there is something to merge with other replicas' metrics."""
         return (
-            "# HELP fake_output_tokens_total Output tokens since the start.\n"
-            "# TYPE fake_output_tokens_total counter\n"
-            f"fake_output_tokens_total {self._load.output_tokens_total}\n"
+            "# HELP neox_serve_fake_engine_output_tokens_total Output tokens since the engine was started.\n"
+            "# TYPE neox_serve_fake_engine_output_tokens_total counter\n"
+            f"neox_serve_fake_engine_output_tokens_total {self._load.output_tokens_total}\n"
         )
 
     def die(self) -> None:
-        """The engine is lost, as if its process had been killed: whatever runs ends with REPLICA_LOST, nothing new is taken."""
+        """Simulates the death of the engine's process: all requests end with REPLICA_LOST, and new ones are rejected."""
         self._alive = False
         lost = [*self._load.running.values(), *self._load.waiting.values()]
         self._load.running.clear()
@@ -203,7 +212,7 @@ class FakeEngine:
             wait.cancel()
 
     async def close(self) -> None:
-        """Ends what runs with REPLICA_LOST and stops the step loop."""
+        """Ends all requests with REPLICA_LOST and stops the step loop."""
         if self._alive:
             self.die()
         if self._loop_task is not None:
@@ -224,7 +233,10 @@ class FakeEngine:
                 self._work.clear()
 
     def _next_step_s(self) -> float:
-        """With running requests: one step length after the last step, however late that was. Else: when the first waiting one is due."""
+        """Returns the time of the next step.
+
+        If requests run, it is one step duration after the scheduled time of the last step; otherwise it is when a waiting request is due.
+        """
         if self._load.running:
             return self._step_at_s + self._timing.step_s(len(self._load.running))
         return min((live.due_s for live in self._load.waiting.values()), default=self._step_at_s)
@@ -254,16 +266,16 @@ class FakeEngine:
         live.steps += 1
         sequences, ended = live.output.step()
         if stamp is not None:
-            sequences = _stamped(sequences, stamp)
-        prompt = live.output.prompt(live.cached_tokens) if sequences and not live.told else None
-        live.told |= bool(sequences)
+            sequences = _with_timestamps(sequences, stamp)
+        prompt = live.output.prompt(live.cached_tokens) if sequences and not live.prompt_sent else None
+        live.prompt_sent |= bool(sequences)
         for sequence in sequences:
             self._load.output_tokens_total += len(sequence.token_ids)
         return Delta(live.key, sequences, prompt, end=ended)
 
 
-def _stamped(sequences: tuple[SequenceDelta, ...], stamp: str) -> tuple[SequenceDelta, ...]:
-    """The same tokens with a stamp each for their text."""
+def _with_timestamps(sequences: tuple[SequenceDelta, ...], stamp: str) -> tuple[SequenceDelta, ...]:
+    """Returns the same tokens with a timestamp each as their text."""
     return tuple([replace(sequence, text=stamp * len(sequence.token_ids)) for sequence in sequences])
 
 

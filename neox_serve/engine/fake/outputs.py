@@ -1,4 +1,4 @@
-"""What the fake engine answers: tokens, texts, log-probabilities and vectors that follow from the request alone."""
+"""The outputs of the fake engine: tokens, texts, log-probabilities and vectors that depend only on the request."""
 
 import zlib
 from array import array
@@ -21,11 +21,13 @@ from neox_serve.core.types import (
 from neox_serve.engine.detokenizer import TextStream, TokenBytes
 
 _CERTAIN_BIAS = 50.0
+"""Logit bias from which on a token is certain."""
 _SEQUENCE_SEED = 7919
+"""Difference between the seeds of two sequences of one request."""
 
 
 def numbered(token_id: int) -> bytes:
-    """A vocabulary of words: token 7 is "tok7 "."""
+    """Returns the text of a token in a vocabulary of numbered words: token 7 is "tok7 "."""
     return b"tok%d " % token_id
 
 
@@ -35,22 +37,26 @@ def _displayed(token_id: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What the fake model speaks. dimensions: of its vectors. It ends a text only where a logit bias makes it."""
+    """The tokens of the fake model, and its dimensions. It generates the end-of-text token only if a logit bias makes it certain."""
 
     size: int = 1000
+    """Number of tokens."""
     text_bytes: TokenBytes = numbered
     display: Callable[[int], str] = _displayed
+    """Returns the text of a single token."""
     eos_token_id: int = 0
     dimensions: int = 32
+    """Dimensions of embeddings."""
     kv_capacity_tokens: int = 1_000_000
+    """Capacity of the KV cache that load reports refer to."""
 
     def token(self, state: int) -> int:
-        """The token that follows a text whose `state_after` this is; never the end of text."""
+        """Returns the token that follows a text with this `state_after`. It is never the end-of-text token."""
         token_id = state % self.size
         return token_id if token_id != self.eos_token_id else (token_id + 1) % self.size
 
     def logprobs(self, token_id: int, alternatives: int) -> PositionLogprobs:
-        """A token as the most likely one, followed by its neighbours."""
+        """Returns a token as the most likely one, with the following ids as less likely alternatives."""
         ranked = tuple(self._ranked((token_id + n) % self.size, n + 1) for n in range(max(1, alternatives)))
         return PositionLogprobs(ranked[0], ranked[:alternatives])
 
@@ -69,35 +75,41 @@ class _Sequence:
 
 @dataclass(slots=True)
 class FakeOutput:
-    """All that one request will be told, a step at a time. forced: the token that a logit bias makes certain."""
+    """The output of one request, generated step by step."""
 
     request: GenerationRequest
     vocabulary: Vocabulary
     sequences: list[_Sequence]
+    """Sequences that have not ended."""
     forced: int | None
+    """Token that a logit bias makes certain."""
     held: list[SequenceDelta] = field(default_factory=list)
+    """Outputs of a beam search, which are sent together at its end."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the prompt."""
+        """Number of prompt tokens."""
         return len(self.request.prompt_token_ids)
 
     def prompt(self, cached_tokens: int) -> PromptFacts:
-        """The prompt's part of the first delta."""
+        """Returns the prompt's facts, which the first delta carries."""
         alternatives = self.request.prompt_logprobs
         if alternatives is None:
             return PromptFacts(cached_tokens)
         return PromptFacts(cached_tokens, tuple(self.vocabulary.logprobs(i, alternatives) for i in self.request.prompt_token_ids[1:]))
 
     def step(self) -> tuple[tuple[SequenceDelta, ...], bool]:
-        """One token more for each sequence, and whether that ended the request. Beams are told of all at once, at the end."""
-        news = tuple([self._extend(sequence) for sequence in self.sequences])
-        if any(part.finish for part in news):
+        """Generates one token for each sequence. Returns the deltas, and whether the request has ended.
+
+        A beam search returns all its deltas at the end.
+        """
+        deltas = tuple([self._extend(sequence) for sequence in self.sequences])
+        if any(part.finish for part in deltas):
             self.sequences = [sequence for sequence in self.sequences if not sequence.ended]
         ended = not self.sequences
         if self.request.beam is None:
-            return news, ended
-        self.held.extend(news)
+            return deltas, ended
+        self.held.extend(deltas)
         return (self._beams() if ended else ()), ended
 
     def _extend(self, sequence: _Sequence) -> SequenceDelta:
@@ -117,7 +129,7 @@ class FakeOutput:
         return SequenceDelta(sequence.index, piece.text + sequence.stream.finish(), (token_id,), logprobs, finish)
 
     def _next_token(self, sequence: _Sequence) -> tuple[int, Finish | None]:
-        """The token, and how it ends the sequence, if by itself. Nothing ends one before min_tokens."""
+        """Returns the next token, and how it ends the sequence if it does. No token ends a sequence before min_tokens."""
         stopping = self.request.stopping
         token_id = self.vocabulary.token(sequence.state) if self.forced is None else self.forced
         stops = token_id in stopping.stop_token_ids
@@ -143,18 +155,18 @@ class FakeOutput:
 
 
 def state_after(token_ids: Sequence[int], state: int = 0) -> int:
-    """What the next token follows from. As in a real model that is every token before it, wherever prompt ends and output begins."""
+    """Returns the state that determines the next token. As in a real model it depends on all tokens before it, prompt and output."""
     return zlib.crc32(array("q", token_ids).tobytes(), state)
 
 
 def _forced(request: GenerationRequest) -> int | None:
-    """The token that a logit bias makes certain."""
+    """Returns the token that a logit bias makes certain; None if there is none."""
     bias = request.sampling.logit_bias
     return max(bias, key=lambda token_id: bias[token_id]) if bias and max(bias.values()) >= _CERTAIN_BIAS else None
 
 
 def output_of(request: GenerationRequest, vocabulary: Vocabulary) -> FakeOutput:
-    """The answer to a request. Sequences of one request differ."""
+    """Returns the output of a request. The sequences of one request differ."""
     count = request.beam.num_return if request.beam else request.n
     seed = request.sampling.seed or 0
     streams = (TextStream(vocabulary.text_bytes, request.stopping, request.prompt_token_ids) for _ in range(count))
@@ -164,7 +176,7 @@ def output_of(request: GenerationRequest, vocabulary: Vocabulary) -> FakeOutput:
 
 
 def embedding(request: EmbeddingRequest, vocabulary: Vocabulary) -> EmbeddingResult:
-    """A vector that differs with the ids and the pooling."""
+    """Returns a vector that depends on token ids and pooling."""
     seed = zlib.crc32(array("q", request.prompt_token_ids).tobytes() + request.pooling.encode())
     vector = np.random.default_rng(seed).standard_normal(vocabulary.dimensions)
     if request.normalize:

@@ -1,7 +1,7 @@
-"""LoRA adapters of a vLLM engine, loaded when a request first names them.
+"""LoRA adapters of a vLLM engine, which are loaded when a request first names them.
 
-Each is fetched, checked and loaded by itself before its first request is submitted, so that a broken one fails the requests that name it
-and nothing else: vLLM's engine core ends where loading fails in the midst of a step.
+Each adapter is fetched, checked and loaded before its first request is submitted, so that a broken adapter fails only the requests that
+name it: vLLM's engine core dies if loading fails during a step.
 """
 
 import asyncio
@@ -31,35 +31,38 @@ InUse = Callable[[], Collection[str]]
 
 @dataclass(frozen=True, slots=True)
 class AdapterRules:
-    """What an adapter must fit. cache: where those that are not local are copied to."""
+    """Requirements that adapters must meet."""
 
     facts: ModelFacts
+    """The base model."""
     max_rank: int
     max_loaded: int
+    """Number of adapters that can be loaded at a time."""
     cache: Path
+    """Folder that remote adapters are copied to."""
 
 
 class VllmAdapters:
-    """The adapters that may be named."""
+    """The adapters that requests can name."""
 
     def __init__(self, port: Port, model: ModelSettings, rules: AdapterRules) -> None:
         self._port = port
         self._rules = rules
         self._settings: Mapping[str, AdapterSettings] = {adapter.name: adapter for adapter in model.adapters}
         self._registry = AdapterRegistry(model.registry)
-        # vLLM numbers adapters from 1.
+        # vLLM requires numbers of at least 1.
         self._numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
         self._requests: dict[str, LoRARequest] = {}
         self._slots = AdapterSlots(rules.max_loaded, [adapter.name for adapter in model.adapters if adapter.pinned])
-        self._turn = asyncio.Lock()
+        self._load_lock = asyncio.Lock()
 
     @property
     def loaded(self) -> frozenset[str]:
-        """Adapters that need not be loaded first."""
+        """The adapters that are loaded."""
         return self._slots.loaded
 
     async def use(self, name: str | None, in_use: InUse) -> LoRARequest | None:
-        """The adapter for a request, loaded. in_use: those that running requests name.
+        """Returns the adapter of a request, after loading it if necessary. `in_use` returns the adapters of running requests.
 
         Raises ServeError: UNKNOWN_ADAPTER, BROKEN_ADAPTER, OVERLOADED.
         """
@@ -68,22 +71,22 @@ class VllmAdapters:
         if name not in self._slots.loaded and self._source(name) is None:
             raise ServeError(Reason.UNKNOWN_ADAPTER, f"adapter {name!r} is not served", {"adapter": name})
         if name not in self._slots.loaded:
-            async with self._turn:
+            async with self._load_lock:
                 await self._load(name, in_use)
         self._slots.use(name, ())
         return self._requests[name]
 
     async def load_pinned(self) -> None:
-        """Loads the pinned ones; a broken one is logged."""
+        """Loads the pinned adapters. A broken one is logged."""
         for adapter in self._settings.values():
             if adapter.pinned:
                 try:
                     await self.use(adapter.name, frozenset)
                 except ServeError as error:
-                    _log.error("pinned adapter not loaded", adapter=adapter.name, failure=error.message)
+                    _log.error("pinned_adapter_not_loaded", adapter=adapter.name, failure=error.message)
 
     async def _load(self, name: str, in_use: InUse) -> None:
-        """Loads one, unless that has just happened."""
+        """Loads an adapter, unless another request has just loaded it."""
         if name in self._slots.loaded:
             return
         folder = await asyncio.to_thread(self._checked_folder, name)
@@ -91,7 +94,7 @@ class VllmAdapters:
         if step is not None and step.evict is not None:
             await self._port.remove_lora(self._numbers[step.evict])
             self._slots.remove(step.evict)
-            _log.info("adapter unloaded", adapter=step.evict)
+            _log.info("adapter_unloaded", adapter=step.evict)
         request = LoRARequest(name, self._numbers[name], str(folder))
         try:
             await self._port.add_lora(request)
@@ -99,10 +102,10 @@ class VllmAdapters:
             raise _broken(name, f"vLLM cannot load it: {error}") from error
         self._requests[name] = request
         self._slots.put(name)
-        _log.info("adapter loaded", adapter=name)
+        _log.info("adapter_loaded", adapter=name)
 
     def _source(self, name: str) -> str | None:
-        """Where an adapter's folder is; None where there is no such adapter."""
+        """Returns the path or URL of an adapter; None if there is no such adapter."""
         if name in self._settings:
             return self._settings[name].path
         found = self._registry.find(name)
@@ -121,5 +124,5 @@ class VllmAdapters:
 
 
 def _broken(name: str, cause: str) -> ServeError:
-    _log.error("adapter cannot be used", adapter=name, failure=cause)
-    return ServeError(Reason.BROKEN_ADAPTER, f"adapter {name!r} cannot be used; its owner must mend it", {"adapter": name})
+    _log.error("adapter_unusable", adapter=name, failure=cause)
+    return ServeError(Reason.BROKEN_ADAPTER, f"adapter {name!r} cannot be used; its owner must fix it", {"adapter": name})

@@ -1,8 +1,8 @@
-"""vLLM's KV events, heard from its engine core over ZeroMQ.
+"""Receives vLLM's KV events from its engine core over ZeroMQ.
 
-The core publishes a numbered batch for each step that changed its prefix cache, and keeps the last ones for whoever missed any. Whoever
-subscribes misses what was published before its connection was up, so all is asked for once at the start, and again at each gap. What cannot
-be had any more is gone: then nothing is known of what the cache holds, and it is learnt anew.
+The core publishes a numbered batch of events for each step that changed its prefix cache, and keeps the latest batches for replay. A
+subscriber misses what was published before its connection was established, so it requests a replay at the start and whenever it detects a
+gap. If the core no longer has a missed batch, everything that is known about the cache is dropped and learnt again from later events.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _END = (-1).to_bytes(8, "big", signed=True)
 
 
 class EventSockets:
-    """Where an engine core publishes: sockets in a folder of their own that only this user can enter, for they carry prompts."""
+    """The sockets on which an engine core publishes. They carry prompts, so they are in a folder that only this user can read."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="neox-kv-")
@@ -36,18 +36,18 @@ class EventSockets:
         self.replay = f"ipc://{Path(self._folder.name) / 'replay'}"
 
     def config(self) -> KVEventsConfig:
-        """What vLLM is to be started with."""
+        """Returns the configuration to start vLLM with."""
         return KVEventsConfig(
             enable_kv_cache_events=True, publisher="zmq", endpoint=self.events, replay_endpoint=self.replay, hwm=_NO_LIMIT
         )
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Removes the folder with the sockets."""
         self._folder.cleanup()
 
 
 class CacheEventReader:
-    """Keeps a ledger of what one engine's prefix cache holds. Used on one event loop; `start` once the engine is up."""
+    """Maintains a ledger of one engine's prefix cache. It may be used on one event loop only. Call `start` once the engine runs."""
 
     def __init__(self, sockets: EventSockets, *, block_tokens: int, model: str) -> None:
         self.ledger = BlockLedger(block_tokens)
@@ -59,11 +59,11 @@ class CacheEventReader:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts to listen."""
+        """Starts receiving events."""
         self._task = asyncio.get_running_loop().create_task(self._listen())
 
     async def close(self) -> None:
-        """Stops, and removes the sockets."""
+        """Stops receiving events and removes the sockets."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -83,19 +83,19 @@ class CacheEventReader:
                 self._take(number, payload)
 
     async def _catch_up(self) -> None:
-        """Takes all that the core still has. A core that does not answer in time is asked again at the next gap."""
-        with self._context.socket(zmq.DEALER) as asker:
-            asker.connect(self._sockets.replay)
-            await asker.send_multipart((b"", self._next.to_bytes(8, "big")))
+        """Requests a replay of the missed batches. If the core does not answer in time, the next gap triggers another request."""
+        with self._context.socket(zmq.DEALER) as requester:
+            requester.connect(self._sockets.replay)
+            await requester.send_multipart((b"", self._next.to_bytes(8, "big")))
             try:
                 async with asyncio.timeout(_REPLAY_TIMEOUT_S):
-                    while (parts := await asker.recv_multipart())[2] != _END:
+                    while (parts := await requester.recv_multipart())[2] != _END:
                         self._take(*parts[2:4])
             except TimeoutError:
                 _log.warning("kv_events_not_replayed", next_batch=self._next)
 
     def _take(self, number: bytes, payload: bytes) -> None:
-        """A batch; one that has been taken already is passed over."""
+        """Applies a batch, unless it was applied before."""
         arrived = int.from_bytes(number, "big")
         if arrived < self._next:
             return
@@ -117,7 +117,7 @@ def _events(events: Sequence[BlockStored | BlockRemoved | AllBlocksCleared]) -> 
 
 
 def _stored(event: BlockStored) -> BlocksStored:
-    """The extra keys of a prompt's first block are the adapter's name, where there is one, and then its salt."""
+    """The extra keys of a prompt's first block are the adapter's name, if there is one, and then the salt."""
     first = (event.extra_keys or [None])[0] or ()
     salts = [key for key in first[event.lora_name is not None :] if isinstance(key, str)]
     return BlocksStored(event.block_hashes, event.parent_block_hash, event.token_ids, event.lora_name, salts[0] if salts else None)

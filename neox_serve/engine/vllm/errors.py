@@ -1,4 +1,4 @@
-"""Every exception vLLM can raise at us, as ours. The only place that knows them; a test fails when vLLM has one that is not here."""
+"""Translates all exceptions that vLLM can raise. A test fails if vLLM has an exception that is not listed here."""
 
 from vllm import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import InputStreamError
@@ -6,7 +6,6 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from neox_serve.core.errors import Reason, ServeError
 
-# The first class that an exception is an instance of decides, so classes stand before their bases.
 REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
     (EngineDeadError, Reason.REPLICA_LOST),
     (vllm_exceptions.LoRAAdapterNotFoundError, Reason.UNKNOWN_ADAPTER),
@@ -28,11 +27,12 @@ REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
     (ValueError, Reason.INVALID_ARGUMENT),
     (TypeError, Reason.INVALID_ARGUMENT),
 )
+"""The first class that an exception is an instance of decides, so classes stand before their base classes."""
 _RETRY_AFTER_S = 1.0
 
 
 def translate(error: BaseException) -> ServeError:
-    """An exception of vLLM as ours. Unknown ones are ENGINE_FAILED, whose message no client sees."""
+    """Returns the ServeError for an exception of vLLM. Unknown exceptions become ENGINE_FAILED, whose message is not sent to clients."""
     reason = next((reason for kind, reason in REASONS if isinstance(error, kind)), Reason.ENGINE_FAILED)
     retry_after_s = _RETRY_AFTER_S if reason is Reason.OVERLOADED else None
     return ServeError(reason, str(error) or type(error).__name__, retry_after_s=retry_after_s)

@@ -10,12 +10,12 @@ _PREFIX = "vllm:"
 
 
 class _VllmMetrics(Collector):
-    """The part of the process' registry that vLLM filled."""
+    """The part of the process's registry that vLLM registered."""
 
     def collect(self) -> Iterable[Metric]:
         return [metric for metric in REGISTRY.collect() if metric.name.startswith(_PREFIX)]
 
 
 def text() -> str:
-    """All of them, in Prometheus' text format."""
+    """Returns all of them in Prometheus' text format."""
     return generate_latest(_VllmMetrics()).decode("utf-8")

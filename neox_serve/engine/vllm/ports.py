@@ -1,7 +1,7 @@
-"""How requests reach vLLM's engine core, and outputs come back: from a process of its own, or from this one's event loop.
+"""Connections to vLLM's engine core, which runs either in its own process or on this process's event loop.
 
-The process leaves this one's interpreter to those who read along. The loop spares what passing every step between processes costs, which
-on CPUs the engine core's own computing pays for; it is for requests that nobody reads along.
+With a separate process, this process's interpreter is free to stream outputs. On the event loop, no step is passed between processes, which
+on CPUs takes time from the engine core's own computation; this suits batch requests, whose outputs no one reads while they are generated.
 """
 
 import asyncio
@@ -24,34 +24,34 @@ _log = structlog.get_logger(__name__)
 
 
 class Port(Protocol):
-    """One engine core. Used on one event loop, on which outputs and the ends of steps are told."""
+    """A connection to one engine core. It may be used on one event loop only, on which it calls back."""
 
     @property
     def input_processor(self) -> InputProcessor:
-        """Makes vLLM's requests."""
+        """Creates vLLM's requests."""
 
     @property
     def errored(self) -> bool:
-        """Whether it is dead."""
+        """Whether the engine core is dead."""
 
     async def submit(self, prepared: EngineCoreRequest, on_output: OnOutput) -> None:
-        """Queues a request."""
+        """Queues a request. `on_output` is called with each output, or once with an exception."""
 
     async def stop(self, vllm_ids: list[str]) -> None:
-        """Takes requests out. A dead engine has nothing to stop."""
+        """Aborts requests. Does nothing if the engine core is dead."""
 
     async def add_lora(self, request: LoRARequest) -> object:
         """Loads an adapter."""
 
-    async def remove_lora(self, number: int) -> object:
-        """Unloads one."""
+    async def remove_lora(self, lora_id: int) -> object:
+        """Unloads an adapter by its number."""
 
     async def close(self) -> None:
-        """Ends it, and whatever it has started."""
+        """Stops the engine core and everything that it has started."""
 
 
 class ProcessPort:
-    """To an AsyncLLM, whose engine core is a process."""
+    """The connection to an AsyncLLM, whose engine core runs in its own process."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
@@ -62,43 +62,43 @@ class ProcessPort:
 
     @property
     def errored(self) -> bool:
-        """Whether vLLM says so."""
+        """Whether vLLM reports that the engine core is dead."""
         return bool(self._llm.errored)
 
     async def submit(self, prepared: EngineCoreRequest, on_output: OnOutput) -> None:
-        """Outputs come by vLLM's output handler."""
+        """Queues a request; vLLM's output handler delivers the outputs."""
         self._llm.output_processor.add_request(prepared, None, None, 0, DirectCollector(prepared.request_id, on_output))
         await self._llm.engine_core.add_request_async(prepared)
 
     async def stop(self, vllm_ids: list[str]) -> None:
-        """On both sides."""
+        """Aborts requests in the output processor and in the engine core."""
         ids = self._llm.output_processor.abort_requests(vllm_ids, internal=True)
         if not self.errored:
             await self._llm.engine_core.abort_requests_async(list({*ids, *vllm_ids}))
 
     async def close(self) -> None:
-        """Every process."""
+        """Stops all processes."""
         await self._processes.stop(self._llm)
 
 
 class LoopPort:
-    """To an LLMEngine that steps on the event loop itself: nothing else happens meanwhile, and between two steps whoever waits has a turn.
+    """The connection to an LLMEngine that steps on the event loop. A step blocks the loop; other tasks run between two steps.
 
-    So neither waits for the other's hold on the interpreter, which threads take and leave at every operation of a step.
+    Steps on another thread would compete with the event loop for the interpreter lock at every operation.
     """
 
     def __init__(self, llm: LLMEngine, steps: StepSignal) -> None:
         self._llm = llm
         self._steps = steps
         self._loop = asyncio.get_running_loop()
-        self._news: list[tuple[OnOutput, RequestOutput | PoolingRequestOutput | Exception]] = []
+        self._outputs: list[tuple[OnOutput, RequestOutput | PoolingRequestOutput | Exception]] = []
         self._waiting: dict[str, OnOutput] = {}
         self._next: asyncio.Handle | None = None
         self.errored = False
         self.input_processor = llm.input_processor
 
     async def submit(self, prepared: EngineCoreRequest, on_output: OnOutput) -> None:
-        """Outputs come once their step is over."""
+        """Queues a request; outputs are delivered at the end of their step."""
         self._check_alive()
         vllm_id = prepared.request_id
         collector = DirectCollector(vllm_id, partial(self._take, vllm_id))
@@ -109,10 +109,10 @@ class LoopPort:
             self._llm.output_processor.abort_requests([vllm_id], internal=True)
             raise
         self._waiting[vllm_id] = on_output
-        self._plan_step()
+        self._schedule_step()
 
     async def stop(self, vllm_ids: list[str]) -> None:
-        """Before the next step."""
+        """Aborts requests before the next step."""
         if self.errored:
             return
         self._llm.abort_request(vllm_ids, internal=True)
@@ -120,17 +120,17 @@ class LoopPort:
             self._waiting.pop(vllm_id, None)
 
     async def add_lora(self, request: LoRARequest) -> object:
-        """Between two steps."""
+        """Loads an adapter, between two steps."""
         self._check_alive()
         return self._llm.add_lora(request)
 
-    async def remove_lora(self, number: int) -> object:
-        """Likewise."""
+    async def remove_lora(self, lora_id: int) -> object:
+        """Unloads an adapter, between two steps."""
         self._check_alive()
-        return self._llm.remove_lora(number)
+        return self._llm.remove_lora(lora_id)
 
     async def close(self) -> None:
-        """After the step that is being done."""
+        """Stops the engine core after the current step."""
         if self._next is not None:
             self._next.cancel()
         await asyncio.to_thread(self._llm.engine_core.shutdown)
@@ -139,27 +139,27 @@ class LoopPort:
         if self.errored:
             raise EngineDeadError
 
-    def _plan_step(self) -> None:
-        """After all that is ready to run now."""
+    def _schedule_step(self) -> None:
+        """Schedules the next step after the callbacks that are ready now."""
         if self._next is None:
             self._next = self._loop.call_soon(self._step)
 
     def _step(self) -> None:
-        """One step; where it fails, all who wait hear that the engine is dead."""
+        """Runs one step. If it fails, all waiting requests end with EngineDeadError."""
         self._next = None
         try:
             self._llm.step()
         except Exception:  # noqa: BLE001 - the boundary to the engine
-            _log.exception("engine died")
+            _log.exception("engine_died")
             self.errored = True
             for vllm_id in tuple(self._waiting):
                 self._take(vllm_id, EngineDeadError())
-        news, self._news = self._news, []
-        for on_output, output in news:
+        outputs, self._outputs = self._outputs, []
+        for on_output, output in outputs:
             on_output(output)
         self._steps.end_step(None)
         if not self.errored and self._llm.has_unfinished_requests():
-            self._plan_step()
+            self._schedule_step()
 
     def _take(self, vllm_id: str, output: RequestOutput | PoolingRequestOutput | Exception) -> None:
         on_output = self._waiting.get(vllm_id)
@@ -167,4 +167,4 @@ class LoopPort:
             return
         if getattr(output, "finished", True):
             del self._waiting[vllm_id]
-        self._news.append((on_output, output))
+        self._outputs.append((on_output, output))

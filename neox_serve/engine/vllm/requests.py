@@ -1,4 +1,4 @@
-"""Our requests as vLLM's parameters, and vLLM's log-probabilities as ours."""
+"""Translates requests into vLLM's parameters, and vLLM's log-probabilities into ours."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,16 +13,16 @@ from neox_serve.engine import structured_outputs
 
 Display = Callable[[int], str]
 
-# "[03:02:59] /project/cpp/regex_converter.cc:83: " in front of what the grammar compiler says.
 _COMPILER_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
+"""The beginning of a grammar compiler's message, for example "[03:02:59] /project/cpp/regex_converter.cc:83: "."""
 
 
 def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
-    """Parameters of one of a request's n sequences.
+    """Returns the parameters of one of a request's n sequences.
 
-    Each sequence is a vLLM request of its own: equal seeds would give equal texts, so sequence i draws with seed + i, and only the first
-    computes the prompt's log-probabilities. Text and stop sequences are ours (`TextStream`), so vLLM does not detokenize, and a sequence
-    that may end at one is told token by token.
+    Each sequence is a separate vLLM request. Equal seeds would give equal texts, so sequence i uses seed + i. Only the first sequence
+    computes the prompt's log-probabilities. `TextStream` handles text and stop sequences, so vLLM does not detokenize, and a request with
+    stop sequences gets every token at once instead of several per delta.
     """
     sampling, stopping = request.sampling, request.stopping
     return SamplingParams(
@@ -50,7 +50,7 @@ def sampling_params(request: GenerationRequest, index: int) -> SamplingParams:
 
 
 def beam_step_params(candidates: int) -> SamplingParams:
-    """One token, and the most likely ones there."""
+    """Returns parameters that generate one token and the log-probabilities of the most likely ones."""
     return SamplingParams(temperature=0.0, max_tokens=1, logprobs=candidates, detokenize=False, output_kind=RequestOutputKind.DELTA)
 
 
@@ -60,7 +60,7 @@ def pooling_params(*, per_token: bool) -> PoolingParams:
 
 
 def positions(entries: list[Mapping[int, Logprob] | None] | None, alternatives: int, display: Display) -> tuple[PositionLogprobs, ...]:
-    """vLLM's log-probabilities, one mapping a position with the chosen token first; positions without any are left out."""
+    """Translates vLLM's log-probabilities, one mapping per position with the chosen token first. Positions without any are omitted."""
     return tuple(_position(entry, alternatives, display) for entry in entries or () if entry)
 
 

@@ -1,7 +1,7 @@
-"""What vLLM does between engine steps, turned into calls of ours.
+"""Turns the outputs of vLLM's engine steps into callbacks.
 
-AsyncLLM hands every output of a step to its request's collector, and at the end of the step it records statistics. So a collector that
-passes outputs on at once, and a statistics logger that says when the step is over, give a step's outputs without a task a request.
+AsyncLLM passes every output of a step to its request's collector, and records statistics at the end of the step. A collector that calls
+back immediately and a statistics logger that marks the end of the step deliver a step's outputs without a task per request.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ OnStep = Callable[[SchedulerStats | None], None]
 
 
 class DirectCollector(RequestOutputCollector):  # type: ignore[misc]
-    """Passes each output of one vLLM request on as it comes."""
+    """Passes each output of one vLLM request on immediately."""
 
     def __init__(self, request_id: str, on_output: OnOutput) -> None:
         super().__init__(RequestOutputKind.DELTA, request_id)
         self._on_output = on_output
 
     def put(self, output: RequestOutput | PoolingRequestOutput | Exception) -> None:
-        """Called within a step, or once with an exception when the engine dies."""
+        """Called by vLLM for each output of a step, or once with an exception if the engine dies."""
         self._on_output(output)
 
 
 class StepLogger(StatLoggerBase):  # type: ignore[misc]
-    """Calls back at the end of every engine step, after all its outputs."""
+    """A statistics logger that calls back at the end of every engine step, after all its outputs."""
 
     def __init__(self, _config: VllmConfig, _engine_index: int = 0, *, on_step: OnStep) -> None:
         self._on_step = on_step
@@ -42,27 +42,27 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         mm_cache_stats: MultiModalCacheStats | None = None,
         engine_idx: int = 0,
     ) -> None:
-        """The step is over."""
+        """Called by vLLM at the end of a step."""
         self._on_step(scheduler_stats)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Called by vLLM; does nothing."""
 
 
 class StepSignal:
-    """Connects the logger, which vLLM makes while it starts, with the engine, which exists only after that."""
+    """Connects the logger, which vLLM creates while it starts, with the engine, which is created after that."""
 
     def __init__(self) -> None:
         self._listener: OnStep = lambda _stats: None
 
     def connect(self, listener: OnStep) -> None:
-        """Where steps are told from now on."""
+        """Sets the callback for the ends of steps."""
         self._listener = listener
 
     def logger_factory(self) -> PerEngineStatLoggerFactory:
-        """What AsyncLLM takes as a stat logger."""
+        """Returns a stat logger factory for AsyncLLM."""
         return lambda config, index: StepLogger(config, index, on_step=self.end_step)
 
     def end_step(self, stats: SchedulerStats | None) -> None:
-        """A step is over, and all its outputs have been told."""
+        """Calls the listener. Called when a step is over and all its outputs have been delivered."""
         self._listener(stats)

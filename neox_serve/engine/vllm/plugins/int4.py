@@ -1,11 +1,11 @@
-"""4-bit weights on CPUs: says to vLLM where a kernel of ours serves them, in every process of an engine. The kernel is in `int4_kernel`."""
+"""4-bit weights on CPUs: registers a kernel with vLLM in every process of an engine. The kernel is in `int4_kernel`."""
 
 VLLMS_OWN = "CPUWNA16LinearKernel"
-"""vLLM's kernel for CPUs. It needs AVX-512, and activations of 16 bits."""
+"""Name of vLLM's own kernel for CPUs, which requires AVX-512 and 16-bit activations."""
 
 
 def register() -> None:
-    """The entry point of vLLM's plugins."""
+    """Registers the kernel. vLLM calls it through the entry point `vllm.general_plugins`."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():

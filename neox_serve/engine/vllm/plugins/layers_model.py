@@ -1,4 +1,4 @@
-"""GPT-NeoX up to a layer, as a model class of vLLM's. What is above the layer is neither built nor loaded."""
+"""A model class for vLLM: GPT-NeoX up to a layer. Layers above it are neither built nor loaded."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from neox_serve.engine.vllm.plugins.layers import FINAL_LAYER_NORM, WHOLE_LAYERS
 
 
 class NeoxServeLayers(TransformersForCausalLM):  # type: ignore[misc]  # vLLM's classes are untyped here
-    """The first layers of a GPT-NeoX model, with its final layer norm or without."""
+    """The first layers of a GPT-NeoX model, with or without its final layer norm."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,13 +1,13 @@
-"""What an engine core on CPUs imports, as a module for the fork server of `engine_forks` to import.
+"""Imports everything that an engine core on CPUs imports. The fork server (see forks.py) preloads this module.
 
-The collector would go through a growing heap again and again and find nothing: a quarter of the time.
+The garbage collector is off meanwhile: it would scan a growing heap repeatedly without finding garbage, a quarter of the import time.
 """
 
 import gc
 
 import setproctitle
 
-setproctitle.getproctitle()  # finds where the title is while the environment still lies behind it, for vLLM to name its processes
+setproctitle.getproctitle()  # must run before the environment changes, so that vLLM can set process titles later
 gc.disable()
 
 import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: E402, F401

@@ -1,7 +1,7 @@
-"""Engine cores that are forked from a process which has imported vLLM already, instead of importing it anew.
+"""Forks engine cores from a process that has already imported vLLM, which saves them the import.
 
-vLLM knows two ways to start its engine core: "fork", which is not safe in a process with threads, and "spawn", which imports for as long as
-its parent just did. Python's fork server is safe and quick: a process without threads that imports while this one does.
+vLLM can start its engine core by "fork", which is not safe in a process with threads, or by "spawn", which imports vLLM again. Python's
+fork server is both safe and fast: it is a process without threads that imports vLLM while this process does.
 """
 
 import gc
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Process(ForkServerProcess):
-    """A process with the environment of the moment of its making, as a spawned one has it; that of the fork server is older."""
+    """A process with the environment at the time of its creation, like a spawned process. The fork server's own environment is older."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,9 +33,9 @@ class _Context(ForkServerContext):
 
 @contextmanager
 def importing_ahead() -> Iterator[None]:
-    """Has the fork server import what an engine core needs while the block imports vLLM; from then on vLLM's engine cores are forked.
+    """Lets the fork server import what an engine core needs while the block imports vLLM. Afterwards vLLM forks its engine cores.
 
-    The environment must hold what `engine_environment` gave.
+    The environment must contain what `engine_environment` returned.
     """
     os.environ["LD_PRELOAD"] = ":".join([*_libraries(), *filter(None, [os.environ.get("LD_PRELOAD")])])
     get_context("forkserver").set_forkserver_preload(["neox_serve.engine.vllm.processes.core_imports"])
@@ -51,9 +51,9 @@ def importing_ahead() -> Iterator[None]:
 
 
 def _libraries() -> list[str]:
-    """The allocator and the OpenMP that vLLM has its processes on CPUs load before all else; a fork cannot do that any more.
+    """Returns the allocator and OpenMP libraries that vLLM preloads in its processes on CPUs, which a forked process cannot do.
 
-    Source: `CpuPlatform.check_and_update_config`, which leaves alone what is named already.
+    Source: `CpuPlatform.check_and_update_config`, which keeps libraries that LD_PRELOAD already names.
     """
     patterns = (("vllm", "libs/libtcmalloc*.so*"), ("torch", "../torch.libs/libgomp*.so*"), ("torch", "lib/libgomp*.so*"))
     found = [sorted(_package_folder(package).glob(pattern)) for package, pattern in patterns]
@@ -61,7 +61,7 @@ def _libraries() -> list[str]:
 
 
 def _package_folder(package: str) -> Path:
-    """Where a package is installed, without importing it."""
+    """Returns the folder in which a package is installed, without importing it."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""Stopping vLLM's processes so that nothing of them is left, whatever state they are in."""
+"""Stops vLLM's processes and removes their shared memory, whatever state they are in."""
 
 import asyncio
 import os
@@ -11,12 +11,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 _GRACE_S = 20.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel shows shared memory, no temporary file of ours
 
-# Names as Python's multiprocessing makes them, which its resource tracker knows: "psm_" of SharedMemory, "sem.mp-" of locks.
 _TRACKED = {"psm_": ("shared_memory", ""), "sem.mp-": ("semaphore", "sem.")}
+"""By name prefix of Python's multiprocessing ("psm_" for SharedMemory, "sem.mp-" for locks): the resource tracker's name of the kind, and
+the beginning of the name that the tracker omits."""
 
 
 class EngineProcesses:
-    """The engine core, everything below it, and the shared memory they use, as found while all were well."""
+    """The engine core, its descendants, and the shared memory that they use, recorded while all of them run."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         manager = llm.engine_core.resources.engine_manager
@@ -25,14 +26,14 @@ class EngineProcesses:
         self._segments = frozenset(segment for process in self._processes for segment in _segments(process))
 
     async def stop(self, llm: AsyncLLM) -> None:
-        """Shuts everything down, kills what does not go, and removes shared memory that killed processes left. On the engine's loop."""
+        """Shuts everything down, kills processes that do not exit, and removes their shared memory. Call it on the engine's loop."""
         if llm.output_handler is not None:
-            # Else it takes the engine core's planned end for a crash and logs it as one.
+            # Otherwise it would log the engine core's planned exit as a crash.
             llm.output_handler.cancel()
         context = llm.engine_core.resources.ctx
         await asyncio.to_thread(llm.shutdown, _GRACE_S)
         await asyncio.to_thread(self._end)
-        # vLLM closes its sockets in a callback on this loop, which has run by now, and leaves the context open.
+        # vLLM closes its sockets in a callback on this loop, which has run by now, but not the context.
         context.destroy(linger=0)
 
     def _end(self) -> None:
@@ -45,7 +46,10 @@ class EngineProcesses:
 
 
 def _segments(process: psutil.Process) -> set[str]:
-    """Names of the shared memory that a process has mapped; by inode, since whoever makes a semaphore maps it under a passing name."""
+    """Returns the names of the shared memory that a process has mapped.
+
+    They are found by inode, because the creator of a semaphore maps it under a temporary name.
+    """
     maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
     mapped = (line.split(maxsplit=5) for line in maps.splitlines())
     inodes = {int(fields[4]) for fields in mapped if fields[-1].startswith(f"{_SHARED_MEMORY}/")}
@@ -54,7 +58,7 @@ def _segments(process: psutil.Process) -> set[str]:
 
 
 def _remove(segment: str) -> None:
-    """Removes what a process that was killed could not, and takes it off the list of what is to be removed at exit."""
+    """Removes shared memory that a killed process left, and unregisters it from the resource tracker."""
     path = _SHARED_MEMORY / segment
     if not path.exists():
         return
