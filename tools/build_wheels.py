@@ -1,4 +1,4 @@
-"""Builds the wheels of the two distributions: `python -m tools.build_wheels --out dist [client] [server]` (default: both).
+"""Builds the wheels of the two distributions: `python -m tools.build_wheels --out dist`.
 
 `neox-serve-client` is a part of the repository, listed in infra/packages/client/pyproject.toml; `neox-serve` is all of it.
 """
@@ -58,11 +58,13 @@ def _build(staging: Path, out: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the wheels of neox-serve and neox-serve-client.")
-    parser.add_argument("distributions", nargs="*", choices=["client", "server"], metavar="client|server", help="default: both")
+    parser.add_argument("--only", choices=["client", "server"], help="build one of the two distributions (default: both)")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder for the wheels (default: dist)")
     arguments = parser.parse_args()
-    for name in arguments.distributions or ["client", "server"]:
-        {"client": build_client, "server": build_server}[name](arguments.out)
+    if arguments.only != "server":
+        build_client(arguments.out)
+    if arguments.only != "client":
+        build_server(arguments.out)
 
 
 if __name__ == "__main__":
