@@ -1,7 +1,7 @@
-"""Every error that can leave the system, and when to raise which.
+"""Every error that can leave the system, and when to raise it.
 
-One exception family, one table of reasons. A reason is stable: clients may switch on it. `neox_serve.wire.status` turns an error into a
-gRPC status; nothing else does. INTERNAL reasons show the client a generic text only, their message goes to the log.
+There is one exception type and one table of reasons. Reasons are stable, so clients may branch on them. Only `neox_serve.wire.status` turns
+an error into a gRPC status. For reason INTERNAL the client receives a generic text; the message goes to the log.
 """
 
 from collections.abc import Mapping
@@ -10,63 +10,79 @@ from dataclasses import dataclass, field
 from neox_serve.core.str_enum import StrEnum
 
 DOMAIN = "neox-serve"
+"""The value of ErrorInfo.domain."""
 
 
 class Reason(StrEnum):
-    """Why a request failed; the value is what ErrorInfo.reason carries."""
+    """Why a request failed. The value is sent in ErrorInfo.reason."""
 
-    INVALID_ARGUMENT = "INVALID_ARGUMENT"  # a field is wrong; violations name it
-    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"  # prompt (plus max_tokens) exceeds the context; metadata: excess_tokens
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    """A field has an invalid value. `violations` names it."""
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    """The prompt plus max_tokens exceeds the context length. Metadata: excess_tokens."""
     UNKNOWN_MODEL = "UNKNOWN_MODEL"
     UNKNOWN_ADAPTER = "UNKNOWN_ADAPTER"
     UNKNOWN_JOB = "UNKNOWN_JOB"
-    BROKEN_ADAPTER = "BROKEN_ADAPTER"  # its files are missing, damaged or for another model
+    BROKEN_ADAPTER = "BROKEN_ADAPTER"
+    """The adapter's files are missing, damaged or made for another model."""
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
-    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"  # waiting helps: retry_after_s is set
-    REQUEST_NEVER_FITS = "REQUEST_NEVER_FITS"  # waiting does not help
-    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"  # the message is over the size limit
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    """A quota is used up for now. `retry_after_s` is set."""
+    REQUEST_NEVER_FITS = "REQUEST_NEVER_FITS"
+    """The request is larger than a quota. Retrying does not help."""
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+    """The message exceeds the size limit."""
     OVERLOADED = "OVERLOADED"
+    """All replicas are full, or the request would wait in the queue for too long."""
     NO_READY_REPLICA = "NO_READY_REPLICA"
     DRAINING = "DRAINING"
-    REPLICA_LOST = "REPLICA_LOST"  # the replica died after output was sent
+    """The process is shutting down and takes no new requests."""
+    REPLICA_LOST = "REPLICA_LOST"
+    """The replica died after output had been sent."""
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
-    ENGINE_FAILED = "ENGINE_FAILED"  # the engine broke on this request
-    INTERNAL = "INTERNAL"  # anything unforeseen
+    ENGINE_FAILED = "ENGINE_FAILED"
+    """The engine failed on this request."""
+    INTERNAL = "INTERNAL"
+    """An unforeseen error."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One wrong field of a request: `field` is its path ("parameters.sampling.top_p"), `description` names value and allowed range."""
+    """One invalid field of a request."""
 
     field: str
+    """Path of the field, for example "parameters.sampling.top_p"."""
     description: str
+    """What is wrong: the value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaViolation:
-    """One exhausted quota: whose (`subject`) and which (`description`)."""
+    """One exhausted quota."""
 
     subject: str
+    """Who the quota belongs to, for example "tenant:acme"."""
     description: str
+    """Which quota it is, with its limit and what is used."""
 
 
 @dataclass(slots=True)
 class ServeError(Exception):
-    """The one error of neox-serve.
-
-    reason: what clients switch on. message: for people, one sentence. metadata: machine-readable facts for ErrorInfo.
-    retry_after_s: seconds after which trying again makes sense; None where it does not.
-    violations: only with INVALID_ARGUMENT and PROMPT_TOO_LONG. quota_violations: only with QUOTA_EXCEEDED.
-    """
+    """The error that every part of neox-serve raises for a failed request."""
 
     reason: Reason
     message: str
+    """One sentence for people."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    """Machine-readable facts for ErrorInfo.metadata."""
     retry_after_s: float | None = None
+    """Seconds after which a retry may succeed; None if retrying does not help."""
     violations: tuple[FieldViolation, ...] = ()
+    """Set only with INVALID_ARGUMENT and PROMPT_TOO_LONG."""
     quota_violations: tuple[QuotaViolation, ...] = ()
+    """Set only with QUOTA_EXCEEDED and REQUEST_NEVER_FITS."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
@@ -84,18 +100,19 @@ class ServeError(Exception):
 
     @property
     def safe_to_move(self) -> bool:
-        """Whether the request may be sent to another replica, if no output has been sent yet."""
+        """Whether the request may be sent to another replica, provided that no output has been sent yet."""
         return self.reason in {Reason.REPLICA_LOST, Reason.DRAINING}
 
 
 class OwnedElsewhere(Exception):  # noqa: N818 - nothing has failed
-    """The request repeats one that another gateway answers. address: where that one gives its answer."""
+    """Another gateway is already serving a request with the same idempotency key."""
 
     def __init__(self, address: str) -> None:
+        """address: host:port at which the other gateway serves the response."""
         super().__init__(address)
         self.address = address
 
 
 def invalid(field_path: str, description: str) -> ServeError:
-    """An INVALID_ARGUMENT error about one field. The description names the value and what is allowed."""
+    """Returns an INVALID_ARGUMENT error for one field. The description states the value and what is allowed."""
     return ServeError(Reason.INVALID_ARGUMENT, f"{field_path}: {description}", violations=(FieldViolation(field_path, description),))

@@ -1,1 +1,5 @@
-"""Tenants, their keys, what they used and who changed what, in a database."""
+"""Tenants, API keys, usage records, the audit log and batch jobs in a database.
+
+The rules are in `neox_serve.core.tenancy`; this package stores and reads. Imports the core and the settings. Start with `platform`, which
+opens everything that a gateway uses.
+"""

@@ -1,7 +1,8 @@
-"""The life of one call, as a table: whatever happens and in whatever order, it ends exactly once.
+"""The life of one client call, as a transition table: whatever happens, and in whatever order, a call ends exactly once.
 
-Theory of operation: deadline, cancellation, failure and the engine's end race each other. Whoever handles a call reports what happened as
-an event; the table says which phase follows. The first event that ends the call decides how it ended; what comes later changes nothing.
+Theory of operation: the deadline, a cancellation, a failure and the engine's last output race each other. The code that handles a call
+reports each of them as an event, and the table gives the next phase. The first event that ends the call decides how it ended. Later events
+change nothing.
 
     RECEIVED --ACCEPT--> ACCEPTED --ADMIT--> ADMITTED --OUTPUT--> GENERATING
     any of these --FINISH--> FINISHED   --EXPIRE--> PARTIAL   --FAIL--> FAILED   --CANCEL--> CANCELLED
@@ -12,16 +13,24 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where a call stands."""
+    """The state of a call."""
 
-    RECEIVED = "received"  # it may be turned away: the gateway is full or drains
-    ACCEPTED = "accepted"  # it will get exactly one terminal event
-    ADMITTED = "admitted"  # an engine works on at least one of its prompts
-    GENERATING = "generating"  # at least one token has arrived
-    FINISHED = "finished"  # the answer was complete
-    PARTIAL = "partial"  # the deadline came, and the caller had asked for what there is
-    FAILED = "failed"  # an error was sent
-    CANCELLED = "cancelled"  # the caller is gone; nothing can be sent
+    RECEIVED = "received"
+    """The gateway may still reject the call because it is full or draining."""
+    ACCEPTED = "accepted"
+    """The call will get exactly one terminal event."""
+    ADMITTED = "admitted"
+    """An engine has at least one of the call's prompts."""
+    GENERATING = "generating"
+    """At least one token has arrived."""
+    FINISHED = "finished"
+    """The complete response was sent."""
+    PARTIAL = "partial"
+    """The deadline passed and the output so far was sent, as the caller had asked."""
+    FAILED = "failed"
+    """An error was sent."""
+    CANCELLED = "cancelled"
+    """The caller has gone; nothing can be sent."""
 
 
 class CallEvent(StrEnum):
@@ -42,7 +51,7 @@ ENDS: Mapping[CallEvent, Phase] = {
     CallEvent.FAIL: Phase.FAILED,
     CallEvent.CANCEL: Phase.CANCELLED,
 }
-"""Events that end a call, and how."""
+"""The events that end a call, with the phase that follows."""
 
 TERMINAL = frozenset(ENDS.values())
 
@@ -60,11 +69,11 @@ TRANSITIONS: Mapping[tuple[Phase, CallEvent], Phase] = {
     **{(phase, event): end for phase in Phase if phase not in TERMINAL for event, end in ENDS.items()},
     **{(phase, event): phase for phase in TERMINAL for event in CallEvent},
 }
-"""Every allowed step. A pair that is missing is a bug of ours (output before admission, say)."""
+"""All allowed transitions. An event that has no entry for its phase (for example output before admission) is a bug."""
 
 
 class CallLife:
-    """One call's way through the table."""
+    """The current phase of one call."""
 
     __slots__ = ("_phase",)
 
@@ -73,7 +82,7 @@ class CallLife:
 
     @property
     def phase(self) -> Phase:
-        """Where the call stands."""
+        """The current phase."""
         return self._phase
 
     @property
@@ -82,10 +91,10 @@ class CallLife:
         return self._phase in TERMINAL
 
     def advance(self, event: CallEvent) -> bool:
-        """Takes an event; returns whether it is the one that ended the call. Raises ValueError for a step that the table lacks."""
+        """Applies an event. Returns True if this event ended the call. Raises ValueError if the table has no such transition."""
         before = self._phase
         after = TRANSITIONS.get((before, event))
         if after is None:
-            raise ValueError(f"{event} in phase {before}")
+            raise ValueError(f"event {event} is not allowed in phase {before}")
         self._phase = after
         return after in TERMINAL and before not in TERMINAL

@@ -1,9 +1,9 @@
-"""Going on with a stream on another replica, from its prompt and the tokens that its reader has already.
+"""Continuing a stream on another replica, from its prompt and the tokens that the reader already has.
 
-The next token of a plain request depends on the tokens before it alone, so a new replica that is given them goes on as the old one would
-have: greedily with the same tokens, sampled with tokens of the same distribution. It is not sound where more than the tokens counts:
-a seed's random numbers have been drawn in part; penalties tell prompt and output apart; a structured output or a stop sequence may be half
-matched; beams, further sequences and log-probabilities have state or output of their own.
+The next token of a plain request depends only on the tokens before it. A new replica that receives them continues as the old one would
+have: with greedy decoding the tokens are the same, with sampling they follow the same distribution. This does not hold if the engine keeps
+more state than the tokens: part of a seed's random numbers has been drawn, penalties distinguish prompt and output, structured output or a
+stop sequence may be matched halfway, and beams, several sequences and log-probabilities have state or output of their own.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from dataclasses import replace
 from neox_serve.core.types import GenerationRequest
 
 MAX_CONTINUATIONS = 3
-"""A request that takes down every replica it comes to must not take them all."""
+"""Limits the damage of a request that crashes every replica it reaches."""
 
 
 def is_continuable(request: GenerationRequest) -> bool:
-    """Whether another replica can go on with the request after some of its output was delivered."""
+    """Returns whether another replica can continue the request after some of its output was delivered."""
     sampling = request.sampling
     has_penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0)
     is_plain = request.structured_output is None and request.beam is None and request.n == 1
@@ -26,7 +26,7 @@ def is_continuable(request: GenerationRequest) -> bool:
 
 
 def continued(request: GenerationRequest, delivered: Sequence[int]) -> GenerationRequest | None:
-    """What is still to be done; None where all tokens that it may have were delivered."""
+    """Returns the request for the remaining tokens, or None if `max_tokens` tokens were already delivered."""
     left = request.stopping.max_tokens - len(delivered)
     if left <= 0:
         return None

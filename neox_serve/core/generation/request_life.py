@@ -1,9 +1,9 @@
-"""A request's life between gateway and engine, as a table, and the rule for sending it to a second replica.
+"""The life of a request between gateway and engine, as a transition table, and the rule for sending it to another replica.
 
-A request is admitted (it gets a lease on a replica), sent, and answered until it ends. If its replica is lost before anything was
-delivered it is admitted and sent once more, elsewhere; after that, another replica goes on with it where that is sound
-(`continuation`). If a more important request needs its place, it is admitted anew. However it goes, each lease is settled exactly
-once and the reader gets exactly one terminal event.
+A request is admitted (it gets a lease on a replica), submitted, and streamed until it ends. If its replica is lost before any output was
+delivered, the request is admitted and submitted once more on another replica. If output was delivered, another replica continues it if
+that is sound (`continuation`). If the router preempts the request for one of a higher class, it is admitted again. In every case each lease
+is settled exactly once and the reader gets exactly one terminal event.
 """
 
 from dataclasses import dataclass
@@ -13,45 +13,60 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.generation.continuation import MAX_CONTINUATIONS
 
 REPLICA_LOST_RETRY_S = 1.0
-"""After a replica died: others take the request at once; where it was the only one, a restart takes seconds."""
+"""Retry delay after a replica was lost. Other replicas take the request at once; restarting an only replica takes seconds."""
 
 
 class Stage(Enum):
-    """Where a request is."""
+    """The state of a request."""
 
     ADMITTING = auto()
-    WAITING = auto()  # sent, nothing delivered
-    STREAMING = auto()  # something delivered
+    """The request waits for a lease on a replica."""
+    WAITING = auto()
+    """The request was submitted and no output was delivered."""
+    STREAMING = auto()
+    """Some output was delivered."""
     ENDED = auto()
 
 
 class RequestEvent(Enum):
-    """What happens to a request."""
+    """What can happen to a request."""
 
     GRANTED = auto()
+    """The router granted a lease."""
     REFUSED = auto()
+    """The router refused the request."""
     DELIVERED = auto()
+    """Output reached the reader."""
     FINISHED = auto()
-    MOVABLE = auto()  # failed in a way that another replica may not; it may still be moved
-    CONTINUABLE = auto()  # likewise, after something was delivered; another replica can go on from there
-    YIELDED = auto()  # the router wants its place for a more important request
+    """The last output reached the reader."""
+    MOVABLE = auto()
+    """The request failed because of its replica; it may run on another one if nothing was delivered."""
+    CONTINUABLE = auto()
+    """The request failed because of its replica after output was delivered; another replica can continue it."""
+    YIELDED = auto()
+    """The router preempted the request."""
     FAILED = auto()
     CANCELLED = auto()
 
 
 class Action(Enum):
-    """What must follow, in this order."""
+    """What the gateway does after an event, in the order of the step."""
 
-    SUBMIT = auto()  # send it on its replica's link
-    ABORT = auto()  # tell the replica to free it
-    SETTLE = auto()  # give its lease back
-    ADMIT = auto()  # ask for another replica
-    TERMINATE = auto()  # give the reader its terminal event
+    SUBMIT = auto()
+    """Send the request to its replica."""
+    ABORT = auto()
+    """Tell the replica to free the request."""
+    SETTLE = auto()
+    """Return the lease to the router."""
+    ADMIT = auto()
+    """Ask the router for another replica."""
+    TERMINATE = auto()
+    """Give the reader its terminal event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The stage that follows and what to do."""
+    """The next stage and the actions to take."""
 
     stage: Stage
     actions: tuple[Action, ...] = ()
@@ -77,18 +92,19 @@ STEPS = {
     (Stage.STREAMING, RequestEvent.FAILED): Step(Stage.ENDED, _ENDS),
     (Stage.STREAMING, RequestEvent.CANCELLED): Step(Stage.ENDED, (Action.ABORT, *_ENDS)),
 }
-"""Pairs that are not listed change nothing: what arrives after the end is late news."""
+"""All transitions. An event that has no entry for its stage changes nothing, for example output that arrives after the end."""
 
 
 def step(stage: Stage, event: RequestEvent) -> Step:
-    """What follows an event."""
+    """Returns the step for an event; the stage stays the same if the table has no entry."""
     return STEPS.get((stage, event)) or Step(stage)
 
 
 def event_of_failure(failure: ServeError, failed_replicas: tuple[str, ...], *, continuable: bool = False) -> RequestEvent:
-    """What a failure means. failed_replicas: those before. continuable: something was delivered, and another replica can go on.
+    """Classifies a failure.
 
-    CONTINUABLE or MOVABLE where the failure is the replica's and not too many have failed the request before, else FAILED.
+    failed_replicas: replicas on which the request failed before. continuable: some output was delivered and another replica can continue.
+    Returns CONTINUABLE or MOVABLE if the replica is at fault and the request has not yet failed on too many replicas, otherwise FAILED.
     """
     if not failure.safe_to_move:
         return RequestEvent.FAILED
@@ -98,7 +114,7 @@ def event_of_failure(failure: ServeError, failed_replicas: tuple[str, ...], *, c
 
 
 def replica_lost(replica_id: str) -> ServeError:
-    """The error of a request whose replica went away."""
+    """Returns the error for a request whose replica was lost."""
     return ServeError(
         Reason.REPLICA_LOST, "the replica was lost while serving this request", {"replica_id": replica_id}, REPLICA_LOST_RETRY_S
     )

@@ -1,9 +1,11 @@
-"""What names a block of a prompt's tokens: a hash of the block and of all before it, so that equal names mean equal prefixes.
+"""Names for blocks of a prompt's tokens: a hash of the block and of all blocks before it. Equal names mean equal prefixes.
 
-The names are our own, not vLLM's: a gateway can compute them from token ids alone, whatever the engine hashes with. They are equal in every
-process and on every machine. The root keeps apart what must never be taken for the same: models, adapters, and the cache salts of tenants.
+The names are our own, not vLLM's. A gateway computes them from token ids, whatever hash the engine uses, and they are equal in every
+process and on every machine. The root hash separates prompts that must never share blocks: different models, adapters and tenants' cache
+salts.
 
-64 bits: among a million blocks two share a name once in 30 million clusters, and then one prediction is wrong, no answer.
+Names have 64 bits. Among a million blocks, two share a name in one of 30 million clusters. Then one prediction of a cache hit is wrong; no
+output is affected.
 """
 
 from collections.abc import Sequence
@@ -15,18 +17,18 @@ _TOKEN_BYTES = 4
 
 
 def root(model: str, adapter: str | None = None, salt: str | None = None) -> int:
-    """The parent of every first block of prompts to a model, with an adapter, under a cache salt."""
+    """Returns the parent of the first block of every prompt for this model, adapter and cache salt."""
     parts = [part.encode() for part in (model, adapter or "", salt or "")]
     return _hash(b"".join(len(part).to_bytes(_BYTES, "little") + part for part in parts))
 
 
 def extend(parent: int, token_ids: Sequence[int]) -> int:
-    """The name of a block of these tokens after the block, or the root, of that name."""
+    """Returns the name of the block with these tokens that follows `parent`, which is a block or a root."""
     return _hash(parent.to_bytes(_BYTES, "little") + _packed(token_ids))
 
 
 def prompt_blocks(parent: int, token_ids: Sequence[int], block_tokens: int) -> tuple[int, ...]:
-    """The names of all full blocks of a prompt, first to last: `len(token_ids) // block_tokens` of them. A microsecond a block."""
+    """Returns the names of a prompt's `len(token_ids) // block_tokens` full blocks, first to last. Takes about 1 us per block."""
     packed, size, names = _packed(token_ids), _TOKEN_BYTES * block_tokens, []
     for start in range(0, len(packed) - size + 1, size):
         parent = _hash(parent.to_bytes(_BYTES, "little") + packed[start : start + size])
@@ -35,7 +37,7 @@ def prompt_blocks(parent: int, token_ids: Sequence[int], block_tokens: int) -> t
 
 
 def reusable_blocks(parent: int, token_ids: Sequence[int], block_tokens: int) -> tuple[int, ...]:
-    """The names of the blocks that a cache can spare an engine: of a prompt it must always compute the last token."""
+    """Returns the names of the blocks that a prefix cache can serve. The engine always computes the last token of a prompt itself."""
     return prompt_blocks(parent, token_ids[:-1], block_tokens)
 
 

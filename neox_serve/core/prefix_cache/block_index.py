@@ -1,22 +1,22 @@
-"""Which replica's cache holds which block of prompts, as the replicas' engines say.
+"""The router's index of which replica holds which prompt blocks in its prefix cache, built from the replicas' reports.
 
-Theory of operation: each replica numbers its messages. A message that `restarts` is taken whatever its number: it begins a new account of
-all that the replica holds. Any other is taken if its number is the next one; else something was missed, nothing that was known of the
-replica is believed any more, and it is to be asked for a restart.
+Theory of operation: each replica numbers its messages. A message with `restarts` starts over with the complete contents of the cache and is
+accepted with any number. Every other message is accepted only if its number is the next one. Otherwise a message was lost: the index drops
+everything it knows about the replica, and the caller must ask the replica for a restart.
 
-    message          number         what follows
-    restarts         any            all known of the replica is replaced by what it holds; the next one counts from here
-    goes on          the next       removed blocks leave, then stored ones enter
-    goes on          another        GAP: nothing is known; all is ignored until a restart
-    goes on          after a GAP    ignored
+    message       number         effect
+    restart       any            replaces everything known about the replica; the next number counts from here
+    change        the next       removed blocks leave, then stored blocks enter
+    change        any other      GAP: nothing is known; changes are ignored until a restart
+    change        after a GAP    ignored
 
-A replica that starts again comes with a new id and an empty cache.
+A replica that restarts its process has a new id and an empty cache.
 
-A block maps to the replicas that have it as bits of one number, so that a prompt's longest prefix on any of 1,000 replicas takes one lookup
-and one AND a block. Forgetting a replica takes its bit out of what counts at once; its blocks go later, a few at a time (`sweep`), before
-the bit is given to another replica: no call takes long because a cache was large.
+Each block maps to an integer with one bit per replica that holds it. Finding the longest prefix of a prompt on 1,000 replicas takes one
+lookup and one AND per block. Forgetting a replica clears its bit from the mask of valid bits at once. Its blocks are removed later, a few
+per call (`sweep`), before the bit is reused, so that no call takes long because a cache was large.
 
-Memory: 110 bytes for each block of each replica, measured at a million; up to 180 just after its tables have doubled
+Memory: 110 bytes per block and replica, measured with a million blocks, and up to 180 bytes just after a table has doubled
 (tests/unit/core/prefix_cache/test_block_index.py).
 """
 
@@ -26,72 +26,76 @@ from dataclasses import dataclass
 from random import Random
 
 SWEPT_BLOCKS = 512
-"""Blocks that one call of `sweep` takes out: about 0.2 ms."""
+"""Number of blocks that one call of `sweep` removes, in about 0.2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockNews:
-    """What changed in a replica's cache. number: one more than that of the message before."""
+    """A replica's report of changes to its cache."""
 
     number: int
+    """One more than the number of the previous message."""
     stored: Sequence[int] = ()
     removed: Sequence[int] = ()
     restarts: bool = False
+    """Whether `stored` is the complete contents of the cache."""
 
 
 class Holdings:
-    """How much of one prompt each replica has. Good until the index changes."""
+    """How many blocks of one prompt each replica holds. Valid until the index changes."""
 
     def __init__(self, tiers: Sequence[tuple[int, int]], slots: dict[str, int], replica_ids: Sequence[str]) -> None:
-        """tiers: blocks, and the bits of the replicas that have as many or more; the most blocks first."""
+        """tiers: pairs of a number of blocks and the bits of the replicas that hold at least as many; most blocks first."""
         self._tiers = tiers
         self._slots = slots
         self._replica_ids = replica_ids
 
     def __bool__(self) -> bool:
-        """Whether any replica has any of it."""
+        """Whether any replica holds the first block."""
         return bool(self._tiers)
 
     def blocks(self, replica_id: str) -> int:
-        """The prompt's first blocks that a replica has, up to the first that it has not."""
+        """Returns how many leading blocks of the prompt the replica holds."""
         slot = self._slots.get(replica_id)
         if slot is None:
             return 0
         return next((blocks for blocks, bits in self._tiers if bits >> slot & 1), 0)
 
-    def longest(self, most: int, rng: Random) -> list[str]:
-        """The replicas that have the longest prefixes, at most so many, the best first. Of too many equals some are drawn."""
+    def longest(self, limit: int, rng: Random) -> list[str]:
+        """Returns up to `limit` replicas with the longest prefixes, longest first. If too many are equal, some are drawn at random."""
         found: list[str] = []
         above = 0
         for _, bits in self._tiers:
-            found += [self._replica_ids[slot] for slot in _drawn(bits & ~above, most - len(found), rng)]
-            if len(found) == most:
+            found += [self._replica_ids[slot] for slot in _drawn(bits & ~above, limit - len(found), rng)]
+            if len(found) == limit:
                 break
             above = bits
         return found
 
 
 NO_HOLDINGS = Holdings((), {}, ())
-"""Nothing is known of any cache."""
+"""Holdings if nothing is known about any cache."""
 
 
 @dataclass(slots=True)
 class _Account:
-    """A replica's messages. next_number: None after a gap."""
+    """The message stream of a replica."""
 
     slot: int
+    """Bit number of the replica."""
     next_number: int | None
+    """Expected number of the next message; None after a gap."""
 
 
 class BlockIndex:
     """The blocks of all replicas."""
 
     def __init__(self) -> None:
-        # Numbers in dicts and sets, so that the garbage collector has nothing to look at.
-        self._bits: dict[int, int] = {}  # by block: the replicas that have it
-        self._blocks: list[set[int]] = []  # by slot
-        self._one_bit: list[int] = []  # by slot: most blocks are on one replica, and share its number
-        self._replica_ids: list[str] = []  # by slot; the name outlives the replica until the slot is used again
+        # Only integers in dicts and sets: the garbage collector does not traverse them.
+        self._bits: dict[int, int] = {}  # block -> bits of the replicas that hold it
+        self._blocks: list[set[int]] = []  # slot -> blocks
+        self._one_bit: list[int] = []  # slot -> its bit; most blocks are on one replica and share this integer
+        self._replica_ids: list[str] = []  # slot -> replica; kept until the slot is reused
         self._free: list[int] = []
         self._retired: deque[int] = deque()
         self._believed = 0
@@ -99,26 +103,26 @@ class BlockIndex:
         self._accounts: dict[str, _Account] = {}
 
     def __len__(self) -> int:
-        """Blocks on replicas: one that two replicas have counts twice."""
+        """Number of blocks, counting a block once for each replica that holds it."""
         return sum(len(self._blocks[slot]) for slot in self._slots.values())
 
     def blocks_on(self, replica_id: str) -> int:
-        """Blocks that a replica has."""
+        """Returns the number of blocks that a replica holds."""
         slot = self._slots.get(replica_id)
         return 0 if slot is None else len(self._blocks[slot])
 
     def needs_restart(self, replica_id: str) -> bool:
-        """Whether news of a replica was missed and nothing is believed of it until it begins a new account."""
+        """Returns whether a message of the replica was lost, so that its changes are ignored until it restarts its reports."""
         account = self._accounts.get(replica_id)
         return account is not None and account.next_number is None
 
     def take(self, replica_id: str, news: BlockNews) -> bool:
-        """Takes a replica's news. False where news before it was missed: the replica is then to be asked for a restart, once."""
+        """Applies a replica's message. Returns False on the first gap: the caller must then ask the replica for a restart."""
         if news.restarts:
             self.forget(replica_id)
             self._accounts[replica_id] = _Account(self._new_slot(replica_id), news.number)
         account = self._accounts.get(replica_id)
-        if account is None:  # never heard of it: its first message was missed
+        if account is None:  # its first message was lost
             self._accounts[replica_id] = _Account(-1, None)
             return False
         if account.next_number != news.number:
@@ -129,12 +133,12 @@ class BlockIndex:
         return True
 
     def forget(self, replica_id: str) -> None:
-        """A replica is gone, or nothing known of it counts any more."""
+        """Drops everything known about a replica."""
         self._accounts.pop(replica_id, None)
         self._retire(replica_id)
 
     def look_up(self, blocks: Sequence[int]) -> Holdings:
-        """Which replicas have how many of a prompt's blocks, given first to last."""
+        """Returns which replicas hold how many of a prompt's blocks. blocks: first to last."""
         tiers: list[tuple[int, int]] = []
         holders, bits_of = self._believed, self._bits.get
         for number, block in enumerate(blocks):
@@ -150,21 +154,21 @@ class BlockIndex:
                 tiers.append((len(blocks), holders))
         return Holdings(tiers[::-1], self._slots, self._replica_ids)
 
-    def sweep(self, most: int = SWEPT_BLOCKS) -> None:
-        """Takes out blocks of replicas that were forgotten, at most so many; to be called now and then."""
-        while self._retired and most > 0:
+    def sweep(self, max_blocks: int = SWEPT_BLOCKS) -> None:
+        """Removes up to `max_blocks` blocks of forgotten replicas. Call it periodically."""
+        while self._retired and max_blocks > 0:
             slot = self._retired[0]
             blocks = self._blocks[slot]
-            for _ in range(min(most, len(blocks))):
+            for _ in range(min(max_blocks, len(blocks))):
                 self._take_bit(blocks.pop(), self._one_bit[slot])
-                most -= 1
+                max_blocks -= 1
             if blocks:
                 return
-            self._blocks[slot] = set()  # a set keeps its room when it is emptied
+            self._blocks[slot] = set()  # an emptied set keeps its memory
             self._free.append(self._retired.popleft())
 
     def _miss(self, replica_id: str, account: _Account) -> bool:
-        """True where the gap was known already and there is nothing to ask."""
+        """Records a gap. Returns True if it was already known, so that no restart needs to be requested."""
         if account.next_number is None:
             return True
         account.next_number = None
@@ -212,15 +216,15 @@ class BlockIndex:
             del self._bits[block]
 
 
-def _drawn(bits: int, most: int, rng: Random) -> list[int]:
-    """Numbers of bits that are set, at most so many; where there are more, those after a random one, around the end."""
-    if bits.bit_count() <= most:
+def _drawn(bits: int, limit: int, rng: Random) -> list[int]:
+    """Returns up to `limit` positions of set bits. If there are more, it starts at a random position and wraps around."""
+    if bits.bit_count() <= limit:
         return list(_set_bits(bits))
     low = bits & ((1 << rng.randrange(bits.bit_length())) - 1)
     numbers: list[int] = []
     for part in (bits ^ low, low):
         for number in _set_bits(part):
-            if len(numbers) == most:
+            if len(numbers) == limit:
                 return numbers
             numbers.append(number)
     return numbers

@@ -1,6 +1,6 @@
-"""What the prefix cache of one engine holds, by the names of `block_hashes`, and who is to know of changes.
+"""The contents of one engine's prefix cache, as block names from `block_hashes`, with a listener for changes.
 
-An engine that knows its cache keeps one of these, from its start; so whoever asks later can be told all of it.
+An engine that reports its cache keeps a ledger from its start, so that a listener that connects later can read the complete contents.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BlockChange:
-    """Blocks that came and went. No block is in both."""
+    """Blocks that were stored and blocks that were removed. No block is in both."""
 
     stored: tuple[int, ...] = ()
     removed: tuple[int, ...] = ()
 
 
 class BlockLedger:
-    """The blocks of one cache. block_tokens: of each block."""
+    """The blocks in one prefix cache."""
 
     def __init__(self, block_tokens: int) -> None:
+        """block_tokens: number of tokens per block."""
         self.block_tokens = block_tokens
         self._blocks: set[int] = set()
-        self._tell: Callable[[BlockChange], None] = lambda _change: None
+        self._on_change: Callable[[BlockChange], None] = lambda _change: None
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -30,25 +31,25 @@ class BlockLedger:
         return block in self._blocks
 
     def blocks(self) -> tuple[int, ...]:
-        """All that is there."""
+        """Returns all blocks in the cache, in no particular order."""
         return tuple(self._blocks)
 
-    def listen(self, tell: Callable[[BlockChange], None]) -> None:
-        """Tells of each change from now on, and nobody else any more."""
-        self._tell = tell
+    def listen(self, on_change: Callable[[BlockChange], None]) -> None:
+        """Calls `on_change` for every change from now on. It replaces the previous listener."""
+        self._on_change = on_change
 
     def change(self, *, stored: Iterable[int] = (), removed: Iterable[int] = ()) -> None:
-        """Blocks went, then others came; what changes nothing is not told."""
-        came, went = dict.fromkeys(stored), set(removed)
-        news = BlockChange(
-            tuple(block for block in came if block not in self._blocks),
-            tuple(block for block in went if block in self._blocks and block not in came),
+        """Removes blocks, then stores others. The listener is called only if the contents change."""
+        added, dropped = dict.fromkeys(stored), set(removed)
+        change = BlockChange(
+            tuple(block for block in added if block not in self._blocks),
+            tuple(block for block in dropped if block in self._blocks and block not in added),
         )
-        self._blocks.difference_update(news.removed)
-        self._blocks.update(news.stored)
-        if news.stored or news.removed:
-            self._tell(news)
+        self._blocks.difference_update(change.removed)
+        self._blocks.update(change.stored)
+        if change.stored or change.removed:
+            self._on_change(change)
 
     def clear(self) -> None:
-        """Nothing is there, or nothing is known to be."""
+        """Removes all blocks."""
         self.change(removed=self.blocks())

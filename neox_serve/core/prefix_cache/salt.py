@@ -1,7 +1,7 @@
-"""What keeps tenants' prompts apart in prefix caches, so that no tenant learns from response times what another has asked.
+"""Cache salts: they keep tenants' prompts apart in prefix caches, so that response times reveal nothing about other tenants' prompts.
 
-The salt is derived here and never taken from a request. It tells nothing of the tenant to who has no secret: engines see salts only. Source
-of the threat: CVE-2025-46570.
+The salt is derived here and never taken from a request. Engines see only salts, which do not reveal the tenant without the secret.
+Source of the threat: CVE-2025-46570.
 """
 
 import hmac
@@ -10,5 +10,5 @@ _PURPOSE = b"neox-serve cache salt\0"
 
 
 def cache_salt(secret: bytes, tenant: str) -> str:
-    """The salt of a tenant's requests: equal for equal tenants under one secret. 32 hexadecimal digits."""
+    """Returns the salt for a tenant's requests, 32 hexadecimal digits. It depends only on the secret and the tenant."""
     return hmac.digest(secret, _PURPOSE + tenant.encode(), "sha256").hex()[:32]

@@ -101,7 +101,7 @@ class Admissions:
         """A request for a replica. Returns what is to be told now, of it and of others."""
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
-            self._meter.came(waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens))
+            self._meter.record_arrival(waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens))
         if self._is_next(waiting, now_s):
             answer = self._state.try_admit(gateway_id, lease_id, demand)
             if isinstance(answer, Grant):
@@ -129,7 +129,7 @@ class Admissions:
             served = waiting.prompt_tokens + settled.output_tokens
             self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
             if settled.timings is not None:
-                self._meter.ended(waiting, settled.timings)
+                self._meter.record_end(waiting, settled.timings)
             if settled.output_tokens:
                 self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
 
@@ -138,7 +138,7 @@ class Admissions:
         answers: list[Notification] = []
         for lane in self._queue.lanes():
             while self._state.has_room(*lane):
-                waiting = self._queue.pop(lane, now_s, but_bulk=self._holds_bulk(lane, now_s))
+                waiting = self._queue.pop(lane, now_s, skip_bulk=self._holds_bulk(lane, now_s))
                 if waiting is None:
                     break
                 answers.append(self._grant(waiting, now_s))
@@ -186,7 +186,7 @@ class Admissions:
     def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
         """What is asked of each pool: how much has come since the question before, what waits and what runs."""
         queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens)) for waiting in self._queue.waiting())
-        return self._meter.look(self._state.view(now_s).replicas, queue, now_s)
+        return self._meter.snapshot(self._state.view(now_s).replicas, queue, now_s)
 
     # Inside
 
@@ -196,7 +196,7 @@ class Admissions:
     def _is_next(self, waiting: QueuedRequest, now_s: float) -> bool:
         """Whether a request that comes now need not wait for others' turns, or for BULK's."""
         held = self._holds_bulk(waiting.lane, now_s)
-        return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, but_bulk=held)
+        return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, skip_bulk=held)
 
     def _holds_bulk(self, lane: Lane, now_s: float) -> bool:
         """Whether BULK must wait though there are replicas."""

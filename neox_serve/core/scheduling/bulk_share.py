@@ -1,7 +1,7 @@
-"""How many BULK requests run at once: what is idle while nobody else is about, a little of each replica's batch while somebody is.
+"""The share of BULK requests: idle capacity while no other class has requests, and a small part of each batch otherwise.
 
-A batch that BULK fills makes every step long and leaves no place in it: who comes then waits for a step of all of it, or for an answer to
-end. So BULK never has all the places of a batch, and few of them while others' requests run or have only just ended.
+A batch full of BULK requests makes every engine step slow and leaves no place for a new request, which would have to wait for a sequence to
+end. BULK therefore never fills the whole batch, and gets few places while other classes have requests running or had some a moment ago.
 """
 
 from collections import Counter
@@ -13,11 +13,14 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 
 @dataclass(frozen=True, slots=True)
 class BulkLimits:
-    """BULK requests for each ready replica. alone: while nobody else is about; beside: while others' run, or have within quiet_s."""
+    """Maximum number of running BULK requests per ready replica."""
 
     alone: int
+    """While no other class has requests."""
     beside: int
+    """While other classes have running requests, or had some within `quiet_s`."""
     quiet_s: float = 2.0
+    """How long the pool must have been free of other requests before `alone` applies, in seconds."""
 
     def __post_init__(self) -> None:
         if self.alone < 1 or self.beside < 1 or self.quiet_s < 0:
@@ -25,24 +28,25 @@ class BulkLimits:
 
 
 class BulkShare:
-    """What runs, by lane. limits None: BULK is bounded by the places of replicas alone."""
+    """Counts running requests by lane and decides whether one more BULK request may run."""
 
     def __init__(self, limits: BulkLimits | None) -> None:
+        """limits: None if only the replicas' own capacity limits BULK."""
         self._limits = limits
         self._bulk: Counter[Lane] = Counter()
         self._others: Counter[Lane] = Counter()
         self._others_s: dict[Lane, float] = {}
 
     def began(self, waiting: QueuedRequest, now_s: float) -> None:
-        """A request has been granted a replica."""
+        """Records that a request was granted a replica."""
         self._count(waiting, 1, now_s)
 
     def ended(self, waiting: QueuedRequest, now_s: float) -> None:
-        """It has ended."""
+        """Records that a granted request has ended."""
         self._count(waiting, -1, now_s)
 
     def has_room(self, lane: Lane, replicas: int, now_s: float) -> bool:
-        """Whether a further BULK request may run. replicas: that are ready."""
+        """Returns whether one more BULK request may run. replicas: number of ready replicas."""
         if self._limits is None:
             return True
         quiet = not self._others[lane] and now_s - self._others_s.get(lane, float("-inf")) >= self._limits.quiet_s

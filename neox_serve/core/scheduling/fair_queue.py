@@ -1,17 +1,18 @@
-"""The queue in front of dispatch: who goes next when there is not room for all.
+"""The queue in front of dispatch: which request is next if there is not enough capacity for all.
 
-Theory of operation. Requests wait in lanes, one for each model and pool, so that a full pool holds nobody up at another; tenants' counters
-are shared by all lanes. The next request of a lane is, in this order:
+Theory of operation: requests wait in lanes, one per model and pool, so that a full pool does not delay requests for another one. Tenants'
+counters are shared by all lanes. The next request of a lane is chosen by these rules, in this order:
 
-    1. of the highest class that waits; but a class that has waited unserved for its patience is served once, whatever waits above it. So
-       no class starves, and none gets more by piling up what it sends;
-    2. of the tenant with the least virtual token counter in that class (`fair_counters`);
-    3. the one with the earliest deadline; of equal ones the first that came.
+    1. Class: the highest class with waiting requests. A class that has not been served for its patience is served once, even if higher
+       classes wait. So no class starves, and sending more requests does not give a class a larger share.
+    2. Tenant: the tenant of that class with the smallest virtual token counter (`fair_counters`).
+    3. Deadline: the request with the earliest deadline; among equal deadlines, the one that arrived first.
 
-A lane's capacity is places, not tokens: a large request takes one place like a small one, so none is passed over for being large.
-What a tenant is expected to generate is charged when its request leaves the queue, by what its requests generated so far, and corrected
-when it ends: charging only at the end would let whoever sends long generations run ahead of its counter.
-Source of the charge ahead: section 4.5 of the paper ("length prediction").
+Capacity is counted in requests, not in tokens. A large request takes one place like a small one, so it is never passed over for its size.
+
+A tenant is charged for the expected output of a request when the request leaves the queue, based on the tenant's earlier requests. The
+charge is corrected when the request ends. If tenants were charged only at the end, one that sends long generations would get ahead of its
+counter. Source: section 4.5 ("length prediction") of the paper that `fair_counters` names.
 """
 
 import heapq
@@ -26,65 +27,78 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 Lane = tuple[Pool, str]
-"""Pool and model."""
+"""A pool and a model."""
 
 PATIENCE_S: Mapping[PriorityClass, float] = {
     PriorityClass.INTERACTIVE: 0.5,
     PriorityClass.DEFAULT: 2.0,
     PriorityClass.BULK: 10.0,
 }
-"""How long a class waits unserved below others that are served; SYSTEM is the highest."""
+"""How long a class may wait unserved while higher classes are served. SYSTEM is the highest class and needs no patience."""
 _FORGETTING = 0.2
-"""How much the newest request counts in what a tenant is expected to generate."""
+"""Weight of the newest request in the moving average of a tenant's output length."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
-    """A request that waits. deadline_s: when it must have its turn, for its answer to be in time; infinite where it has all the time."""
+    """A request in the queue."""
 
     key: RequestKey
     lane: Lane
     tenant: str
     weight: float
+    """The tenant's weight for fair sharing."""
     priority: PriorityClass
     prompt_tokens: int
     max_output_tokens: int
     came_s: float
+    """When the request arrived."""
     deadline_s: float = math.inf
+    """Latest start that still lets the response meet its deadline; infinite without a deadline."""
     cached_tokens: int = 0
+    """Prompt tokens that the replica is expected to have cached."""
 
     @property
     def tokens(self) -> int:
-        """What it claims of a replica."""
+        """Tokens that the request may occupy on a replica: its prompt plus the maximum output."""
         return self.prompt_tokens + self.max_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """The most that waits in one lane, and how long anything may."""
+    """Limits of one lane."""
 
     max_requests: int = 4_096
+    """Maximum number of waiting requests."""
     max_tokens: int = 8_000_000
+    """Maximum number of tokens of the waiting requests, prompts plus maximum outputs."""
     longest_wait_s: float = 60.0
+    """A request that has waited this long is refused."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A request in its place. gone: it is in a heap still, but not waiting. work: tokens it is expected to take, as judged when it came."""
+    """A queued request in a heap."""
 
     waiting: QueuedRequest
     order: int
+    """Sequence number of the arrival."""
     work: float
+    """Expected prompt plus output tokens, estimated at arrival."""
     gone: bool = False
+    """Whether the request has left the queue; the heap drops the entry when it reaches the top."""
 
 
 @dataclass(slots=True)
 class _Class:
-    """One class in one lane: by tenant, the earliest deadline first. unserved_since_s: when it was last served, or began to wait."""
+    """The requests of one class in one lane."""
 
     unserved_since_s: float
+    """When the class was last served, or when it started to wait."""
     by_tenant: dict[str, list[tuple[float, int, _Entry]]] = field(default_factory=dict)
+    """Tenant to a heap of its requests, earliest deadline first."""
     work: dict[str, float] = field(default_factory=dict)
+    """Tenant to the sum of its requests' expected tokens."""
     weights: dict[str, float] = field(default_factory=dict)
     requests: int = 0
 
@@ -96,17 +110,17 @@ class _Class:
         self.requests += 1
 
     def leave(self, entry: _Entry) -> None:
-        """The entry does not wait any more; its heap lets go of it when it comes to it."""
+        """Marks an entry as gone. The heap drops it when it reaches the top."""
         entry.gone = True
         self.work[entry.waiting.tenant] -= entry.work
         self.requests -= 1
 
     def of(self, tenant: str) -> list[_Entry]:
-        """A tenant's requests, in no order."""
+        """Returns a tenant's requests, in no particular order."""
         return [entry for _, _, entry in self.by_tenant.get(tenant, ()) if not entry.gone]
 
     def tenants(self) -> Iterator[str]:
-        """Those that have requests; forgets the others."""
+        """Yields the tenants with waiting requests and drops the others."""
         for tenant in tuple(self.by_tenant):
             heap = self.by_tenant[tenant]
             while heap and heap[0][2].gone:
@@ -118,7 +132,7 @@ class _Class:
 
 
 class FairQueue:
-    """All requests that wait."""
+    """All waiting requests, with the tenants' counters."""
 
     def __init__(self, limits: QueueLimits, patience_s: Mapping[PriorityClass, float] = PATIENCE_S) -> None:
         self._limits = limits
@@ -139,39 +153,39 @@ class FairQueue:
         return key in self._entries
 
     def lanes(self) -> tuple[Lane, ...]:
-        """Lanes in which requests wait."""
+        """Returns the lanes with waiting requests."""
         return tuple(self._requests)
 
     def depth(self, lane: Lane) -> tuple[int, int]:
-        """Requests and tokens that wait in a lane."""
+        """Returns the numbers of waiting requests and tokens in a lane."""
         return self._requests.get(lane, 0), self._tokens.get(lane, 0)
 
     def waiting(self) -> Iterator[QueuedRequest]:
-        """All that wait, in no order."""
+        """Iterates over all waiting requests, in no particular order."""
         return (entry.waiting for entry in self._entries.values())
 
     def counter(self, tenant: str) -> float:
-        """What a tenant has been served, weighted."""
+        """Returns the weighted service that a tenant has received, in prompt tokens."""
         return self._counters.value(tenant)
 
     # Waiting
 
     def put(self, waiting: QueuedRequest, now_s: float) -> tuple[QueuedRequest, ...]:
-        """Takes a request. Returns those that must leave for it, the least important first; it may be among them."""
+        """Adds a request. Returns the requests shed to stay within the limits, lowest priority first. The new one may be among them."""
         entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self._output(waiting))
         self._entries[waiting.key] = entry
         self._classes.setdefault((waiting.lane, waiting.priority), _Class(now_s)).put(entry)
         self._count(waiting, 1)
         return tuple(self._shed(waiting.lane))
 
-    def any_waits(self, lane: Lane, *, but_bulk: bool = False) -> bool:
-        """Whether anything waits in a lane; but_bulk: anything besides BULK."""
-        bulk = self._classes.get((lane, PriorityClass.BULK)) if but_bulk else None
+    def any_waits(self, lane: Lane, *, skip_bulk: bool = False) -> bool:
+        """Returns whether any request waits in a lane. skip_bulk: ignore BULK requests."""
+        bulk = self._classes.get((lane, PriorityClass.BULK)) if skip_bulk else None
         return self._requests.get(lane, 0) > (bulk.requests if bulk else 0)
 
-    def pop(self, lane: Lane, now_s: float, *, but_bulk: bool = False) -> QueuedRequest | None:
-        """Takes out the next request of a lane; but_bulk: the next besides BULK."""
-        chosen = self._next_class(lane, now_s, but_bulk=but_bulk)
+    def pop(self, lane: Lane, now_s: float, *, skip_bulk: bool = False) -> QueuedRequest | None:
+        """Removes and returns the next request of a lane, or None if none waits. skip_bulk: ignore BULK requests."""
+        chosen = self._next_class(lane, now_s, skip_bulk=skip_bulk)
         if chosen is None:
             return None
         tenant = min(chosen.tenants(), key=lambda one: (self._counters.value(one), one))
@@ -181,7 +195,7 @@ class FairQueue:
         return entry.waiting
 
     def remove(self, key: RequestKey) -> QueuedRequest | None:
-        """Takes out a request; None where it does not wait."""
+        """Removes and returns a request; None if it is not in the queue."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -189,7 +203,7 @@ class FairQueue:
         return entry.waiting
 
     def expire(self, now_s: float) -> tuple[QueuedRequest, ...]:
-        """Takes out the requests that have waited too long, or whose deadline has come."""
+        """Removes and returns the requests that have waited too long or whose latest start has passed."""
         longest_s = self._limits.longest_wait_s
         late = [one for one in self.waiting() if now_s >= one.deadline_s or now_s - one.came_s >= longest_s]
         for one in late:
@@ -197,10 +211,10 @@ class FairQueue:
         return tuple(late)
 
     def expected_wait_s(self, waiting: QueuedRequest, tokens_per_second: float) -> float:
-        """How long a request of a lane waits, from what is served before it; infinite where nothing drains.
+        """Returns how long a request would wait, given the lane's service rate; infinite if the rate is 0.
 
-        All of higher classes goes before it. Of its own class each tenant is served its share meanwhile, and no more than it has waiting.
-        Then a place must come free, which takes about as long as its own work does.
+        All requests of higher classes go first. Within its class, every other tenant is served its weighted share in the meantime, but no
+        more than it has waiting. Then a place must become free, which takes about as long as the request's own work.
         """
         if tokens_per_second <= 0:
             return math.inf
@@ -214,34 +228,34 @@ class FairQueue:
         others = sum(min(work, (mine + own) / waiting.weight * weight) for work, weight in shares)
         return (ahead + mine + others + own) / tokens_per_second
 
-    # Being served
+    # Accounting
 
     def charge_dispatch(self, waiting: QueuedRequest) -> float:
-        """A request is dispatched: charges what it is expected to cost, and returns that."""
+        """Charges the tenant the expected cost of a dispatched request. Returns the amount."""
         charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._output(waiting))
         self._counters.charge(waiting.tenant, waiting.weight, charged)
         return charged
 
     def charge_end(self, waiting: QueuedRequest, charged: float, cached_tokens: int, output_tokens: int) -> None:
-        """A request has ended: corrects what was charged for it to what it cost."""
+        """Corrects the charge for a request that has ended to its actual cost, and updates the tenant's expected output."""
         actual = cost(waiting.prompt_tokens, min(cached_tokens, waiting.prompt_tokens), output_tokens)
         self._counters.charge(waiting.tenant, waiting.weight, actual - charged)
         if waiting.max_output_tokens:
             before = self._expected.get(waiting.tenant, float(output_tokens))
             self._expected[waiting.tenant] = before + _FORGETTING * (output_tokens - before)
 
-    # Inside
+    # Internals
 
     def expected_output(self, tenant: str, max_output_tokens: int) -> float:
-        """Tokens that a tenant's request will generate, by what its requests did so far."""
+        """Returns how many tokens a tenant's request is expected to generate, based on its earlier requests."""
         return min(self._expected.get(tenant, float(max_output_tokens)), max_output_tokens)
 
     def _output(self, waiting: QueuedRequest) -> float:
         return self.expected_output(waiting.tenant, waiting.max_output_tokens)
 
-    def _next_class(self, lane: Lane, now_s: float, *, but_bulk: bool) -> _Class | None:
-        """The class that is longest past its patience, or else the highest."""
-        considered = [priority for priority in PriorityClass if not (but_bulk and priority is PriorityClass.BULK)]
+    def _next_class(self, lane: Lane, now_s: float, *, skip_bulk: bool) -> _Class | None:
+        """Returns the class that is furthest past its patience, or else the highest class with waiting requests."""
+        considered = [priority for priority in PriorityClass if not (skip_bulk and priority is PriorityClass.BULK)]
         waiting = [(priority, each) for priority in considered if (each := self._classes.get((lane, priority))) and each.requests]
         overdue = [
             (now_s - each.unserved_since_s - patience_s, each)
@@ -284,9 +298,9 @@ class FairQueue:
             yield entry.waiting
 
     def _lowest_priority(self, lane: Lane) -> _Entry:
-        """Of the lowest class, of the tenant that was served most, the newest."""
+        """Returns the newest request of the tenant with the largest counter in the lowest class."""
         for priority in reversed(PriorityClass):
             if (each := self._classes.get((lane, priority))) is not None:
                 tenant = max(each.tenants(), key=self._counters.value)
                 return max(each.of(tenant), key=lambda entry: entry.order)
-        raise RuntimeError(f"nothing waits in {lane}")
+        raise RuntimeError(f"no request waits in lane {lane}")

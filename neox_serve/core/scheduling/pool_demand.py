@@ -1,4 +1,4 @@
-"""What requests ask of a pool, counted as they come: for whoever decides how many replicas it should have."""
+"""Demand on each pool, counted as requests arrive and end. Autoscaling reads it to decide how many replicas a pool needs."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,60 +10,70 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 _MAX_TIMINGS = 10_000
-"""Kept between two looks, the newest; nobody may ever look."""
+"""Bound on the timings kept between two snapshots; the newest are kept. Without autoscaling no snapshot is ever taken."""
 
 
 @dataclass(slots=True)
 class ClassCounts:
-    """Of one priority class: requests that came since the last look, with their tokens, output as expected; and those that wait now."""
+    """Demand of one priority class."""
 
     requests: int = 0
+    """Requests that arrived since the last snapshot."""
     input_tokens: float = 0.0
+    """Their prompt tokens."""
     output_tokens: float = 0.0
+    """Their expected output tokens."""
     waiting_requests: int = 0
+    """Requests that wait in the queue now."""
     waiting_tokens: float = 0.0
+    """Their prompt plus expected output tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolDemand:
-    """One pool at one moment. running_*: dispatched and not ended. prefill_backlog_tokens: of all replicas.
-
-    seconds: since the look before, of which by_class tells, and timings: those of the answers that ended, BULK left out.
-    """
+    """A snapshot of one pool."""
 
     ready_replicas: int = 0
     draining_replicas: int = 0
     running_requests: int = 0
+    """Requests that were dispatched and have not ended."""
     running_tokens: int = 0
+    """Tokens that these requests may occupy."""
     kv_usage_fraction: float = 0.0
+    """Mean over the ready replicas, 0 to 1."""
     prefill_backlog_tokens: int = 0
+    """Sum over all replicas."""
     by_class: Mapping[PriorityClass, ClassCounts] = field(default_factory=dict)
     timings: Sequence[RequestTimings] = ()
+    """Timings of the responses that completed since the previous snapshot, without BULK."""
     seconds: float = 1.0
+    """Time since the previous snapshot."""
 
 
 class DemandMeter:
-    """Counts requests as they come and end."""
+    """Counts requests as they arrive and end."""
 
     def __init__(self, now_s: float) -> None:
         self._since_s = now_s
         self._counts: dict[tuple[Pool, PriorityClass], ClassCounts] = {}
         self._ended_timings: dict[Pool, deque[RequestTimings]] = {}
 
-    def came(self, waiting: QueuedRequest, output_tokens: float) -> None:
-        """A request came for the first time. output_tokens: that it is expected to generate."""
+    def record_arrival(self, waiting: QueuedRequest, output_tokens: float) -> None:
+        """Records the first arrival of a request. output_tokens: its expected output."""
         counts = self._counts.setdefault((waiting.lane[0], waiting.priority), ClassCounts())
         counts.requests += 1
         counts.input_tokens += waiting.prompt_tokens
         counts.output_tokens += output_tokens
 
-    def ended(self, waiting: QueuedRequest, timings: RequestTimings) -> None:
-        """An answer is whole."""
+    def record_end(self, waiting: QueuedRequest, timings: RequestTimings) -> None:
+        """Records a completed response."""
         if waiting.priority is not PriorityClass.BULK:
             self._ended_timings.setdefault(waiting.lane[0], deque(maxlen=_MAX_TIMINGS)).append(timings)
 
-    def look(self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[QueuedRequest, float]], now_s: float) -> dict[Pool, PoolDemand]:
-        """All pools, and what came since the look before. queue: who waits, each with its expected output."""
+    def snapshot(
+        self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[QueuedRequest, float]], now_s: float
+    ) -> dict[Pool, PoolDemand]:
+        """Returns the demand on all pools and starts a new interval. queue: the waiting requests with their expected output tokens."""
         counts, self._counts = self._counts, {}
         timings, self._ended_timings = self._ended_timings, {}
         seconds, self._since_s = max(1e-3, now_s - self._since_s), now_s
@@ -84,7 +94,7 @@ class DemandMeter:
 
 
 def _supply(members: list[ReplicaView]) -> PoolDemand:
-    """What the replicas of a pool have to do."""
+    """Returns the part of a pool's demand that its replicas report."""
     ready = [one for one in members if one.ready]
     return PoolDemand(
         ready_replicas=len(ready),

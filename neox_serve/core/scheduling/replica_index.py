@@ -1,7 +1,7 @@
-"""The replicas that routing chooses from, sorted while they change, so that a choice looks at two of them and not at all.
+"""The replicas that routing chooses from, kept sorted as they change, so that a decision need not look at all of them.
 
-By pool and model: which replicas there are, which of them are ready, and which of those have room for one more request. Every change of a
-replica, its load or its claims enters here and costs the same in a cluster of any size.
+For each pool and model the index knows which replicas exist, which of them are ready, and which of those have room for another request.
+Every change of a replica, its load or its leases updates the index, at a cost that does not depend on the size of the cluster.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,22 +13,26 @@ from neox_serve.core.types import Pool
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica, what it has been given, and whether it can be reached now; how fast it generates and which adapters it has, as it said."""
+    """A replica as routing sees it."""
 
     replica: Replica
     outstanding: Outstanding
+    """Requests and tokens that were dispatched to it and have not ended."""
     reachable: bool = True
+    """Whether its connection is up."""
     tokens_per_second: float = 0.0
+    """Output tokens per second, as it last reported."""
     adapters: frozenset[str] = frozenset()
+    """Names of the adapters it has loaded, as it last reported."""
 
 
 def is_ready(candidate: Candidate) -> bool:
-    """Whether the replica takes requests, as long as it has room."""
+    """Returns whether the replica accepts requests if it has room."""
     return candidate.replica.phase is ReplicaPhase.READY and candidate.reachable
 
 
 def has_room(candidate: Candidate) -> bool:
-    """Whether the replica takes one more request."""
+    """Returns whether the replica has room for one more request."""
     return candidate.outstanding.requests < candidate.replica.max_requests
 
 
@@ -48,35 +52,35 @@ class ModelReplicas:
 
     @property
     def free(self) -> Sequence[Candidate]:
-        """Those that are ready and have room, in no order that means anything."""
+        """Replicas that are ready and have room, in arbitrary order."""
         return self._free
 
     def find_free(self, replica_id: str) -> Candidate | None:
-        """The replica of that id, if it is ready and has room."""
+        """Returns the replica with this id if it is ready and has room."""
         place = self._places.get(replica_id)
         return None if place is None else self._free[place]
 
     @property
     def outstanding(self) -> Outstanding:
-        """Claims on all of them, summed."""
+        """Sum of the outstanding requests and tokens of all replicas."""
         return Outstanding(sum(self._requests.values()), sum(self._tokens.values()))
 
     @property
     def tokens_per_second(self) -> float:
-        """How fast all of them generate."""
+        """Sum of the replicas' output rates."""
         return sum(self._rates.values())
 
     @property
     def ready(self) -> int:
-        """How many are ready, with room or without."""
+        """Number of ready replicas, with or without room."""
         return len(self._ready)
 
     def has_ready(self, excluded: Collection[str]) -> bool:
-        """Whether one that is not excluded is ready, with room or without."""
+        """Returns whether a replica that is not excluded is ready, with or without room."""
         return any(replica_id not in excluded for replica_id in self._ready)
 
     def put(self, candidate: Candidate) -> None:
-        """Enters a replica, instead of what was known of it."""
+        """Adds or replaces a replica."""
         replica_id = candidate.replica.replica_id
         self._requests[replica_id] = candidate.outstanding.requests
         self._tokens[replica_id] = candidate.outstanding.tokens
@@ -91,14 +95,14 @@ class ModelReplicas:
             self._remove_free(replica_id)
 
     def remove(self, replica_id: str) -> None:
-        """Takes out a replica that is there."""
+        """Removes a known replica."""
         for sums in (self._requests, self._tokens, self._rates):
             del sums[replica_id]
         self._ready.discard(replica_id)
         self._remove_free(replica_id)
 
     def credit(self, candidate: Candidate) -> None:
-        """Enters a replica that is there, of which only the claims have changed."""
+        """Updates a known replica of which only the outstanding requests changed."""
         replica_id, outstanding = candidate.replica.replica_id, candidate.outstanding
         self._requests[replica_id] = outstanding.requests
         self._tokens[replica_id] = outstanding.tokens
@@ -116,7 +120,7 @@ class ModelReplicas:
             self._free[place] = candidate
 
     def _remove_free(self, replica_id: str) -> None:
-        """The last one takes its place, so that no other moves."""
+        """Removes a replica from the free list. The last one takes its place, so that no other moves."""
         place = self._places.pop(replica_id, None)
         if place is None:
             return
@@ -127,12 +131,12 @@ class ModelReplicas:
 
 
 class ReplicaIndex:
-    """All replicas. They may enter in any order and as often as they change."""
+    """All replicas, by pool and model. `put` may be called in any order and whenever a replica changes."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._candidates: dict[str, Candidate] = {}
         self._members: dict[tuple[Pool, str], ModelReplicas] = {}
-        self._nobody = ModelReplicas()
+        self._no_replicas = ModelReplicas()
         for candidate in candidates:
             self.put(candidate)
 
@@ -140,20 +144,20 @@ class ReplicaIndex:
         return len(self._candidates)
 
     def members(self, pool: Pool, model: str) -> ModelReplicas:
-        """The replicas of a model in a pool."""
-        return self._members.get((pool, model), self._nobody)
+        """Returns the replicas of a model in a pool; empty if there are none."""
+        return self._members.get((pool, model), self._no_replicas)
 
     def outstanding(self, pool: Pool) -> Outstanding:
-        """Claims on all replicas of a pool, summed."""
-        sums = [members.outstanding for (of, _), members in self._members.items() if of is pool]
+        """Returns the sum of the outstanding requests and tokens of a pool."""
+        sums = [members.outstanding for (members_pool, _), members in self._members.items() if members_pool is pool]
         return Outstanding(sum(each.requests for each in sums), sum(each.tokens for each in sums))
 
     def has_model(self, model: str) -> bool:
-        """Whether a replica of any pool has the model, ready or not."""
+        """Returns whether any replica of any pool serves the model, ready or not."""
         return any((pool, model) in self._members for pool in Pool)
 
     def put(self, candidate: Candidate) -> None:
-        """Enters a replica, instead of what was known of it."""
+        """Adds or replaces a replica."""
         replica = candidate.replica
         known = self._candidates.get(replica.replica_id)
         if known and _key(known) != _key(candidate):
@@ -164,14 +168,14 @@ class ReplicaIndex:
         self._members[_key(candidate)].put(candidate)
 
     def credit(self, replica_id: str, outstanding: Outstanding) -> None:
-        """What a replica has been given now; of an unknown one it is ignored."""
+        """Updates the outstanding requests and tokens of a replica. Does nothing for an unknown replica."""
         if known := self._candidates.get(replica_id):
             candidate = Candidate(known.replica, outstanding, known.reachable, known.tokens_per_second, known.adapters)
             self._candidates[replica_id] = candidate
             self._members[_key(candidate)].credit(candidate)
 
     def remove(self, replica_id: str) -> None:
-        """Takes out a replica that is there."""
+        """Removes a known replica."""
         key = _key(self._candidates.pop(replica_id))
         self._members[key].remove(replica_id)
         if not self._members[key]:

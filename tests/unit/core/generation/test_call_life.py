@@ -38,5 +38,5 @@ def test_every_live_phase_can_end_in_every_way(phase: Phase, event: CallEvent) -
 def test_output_before_admission_is_a_fault() -> None:
     life = CallLife()
     life.advance(CallEvent.ACCEPT)
-    with pytest.raises(ValueError, match="output in phase accepted"):
+    with pytest.raises(ValueError, match="event output is not allowed in phase accepted"):
         life.advance(CallEvent.OUTPUT)

@@ -61,7 +61,7 @@ def test_forgotten_blocks_never_come_back_with_a_slot_that_is_used_again() -> No
     index = index_of(a=list(range(100)))
     for number in range(20):
         index.forget("a" if number == 0 else f"r{number - 1}")
-        index.sweep(most=7)
+        index.sweep(max_blocks=7)
         index.take(f"r{number}", BlockNews(0, [200 + number], restarts=True))
         assert index.look_up([0]).longest(9, Random(0)) == []
         assert index.look_up([200 + number]).longest(9, Random(0)) == [f"r{number}"]
