@@ -1,4 +1,4 @@
-"""Which roles may call which method. What is not in the table may be called by nobody."""
+"""Which roles may call which method. A method that is not in the table may not be called at all."""
 
 from collections.abc import Mapping
 
@@ -40,11 +40,14 @@ ROLES: Mapping[str, frozenset[Role]] = {
     f"{_BATCH}/CancelJob": frozenset({Role.TENANT}),
     f"{_BATCH}/WatchJob": frozenset({Role.TENANT}),
 }
-"""By a method's full path. Health and reflection are open to all: load balancers and tools call them without credentials."""
+"""Full method path to the roles that may call it.
+
+Health and reflection are not listed: they are open to all, because load balancers and tools call them without credentials.
+"""
 
 
 def check_role(method: str, roles: frozenset[Role]) -> None:
-    """Raises PERMISSION_DENIED unless one of the caller's roles may call the method."""
+    """Raises PERMISSION_DENIED unless one of the roles may call the method."""
     if not roles & ROLES.get(method, frozenset()):
-        mine = ", ".join(sorted(roles)) or "none"
-        raise ServeError(Reason.PERMISSION_DENIED, f"{method} may not be called with the role {mine}", {"method": method})
+        held = ", ".join(sorted(roles)) or "none"
+        raise ServeError(Reason.PERMISSION_DENIED, f"{method} may not be called with the role {held}", {"method": method})

@@ -1,4 +1,4 @@
-"""Which of many callers are the largest, in bounded memory: names for metrics, whose labels must not grow with the number of tenants.
+"""Finds the largest of many callers in bounded memory. Metrics use it, because their labels must not grow with the number of tenants.
 
 Source: Metwally, Agrawal, El Abbadi, "Efficient Computation of Frequent and Top-k Elements in Data Streams" (ICDT 2005), the Space-Saving
 summary, with weights that halve every `half_life_s` (forward decay: Cormode, Shkapenyuk, Srivastava, Xu, ICDE 2009).
@@ -11,23 +11,29 @@ _MAX_HALVINGS = 64.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Whether a caller is among the largest, and who has just lost its place to it."""
+    """The result of counting a caller."""
 
     named: bool
+    """Whether the caller is among the largest."""
     displaced: str | None = None
+    """The caller that just lost its place to this one."""
 
 
 class HeavyHitters:
-    """The `most` largest of all callers. candidates: how many are counted, more than `most`. lead: how much larger a caller must be than
-    the smallest of the largest to take its place, so that two alike do not take turns.
+    """The `capacity` largest callers.
 
-    A caller with more than `lead / most` of all weight is always among them once it has called.
+    A caller with more than `lead / capacity` of the total weight is always among them once it has called.
     """
 
-    def __init__(self, most: int, *, candidates: int, half_life_s: float, lead: float = 1.25) -> None:
-        if not 1 <= most < candidates:
-            raise ValueError(f"most must be 1 or more and below candidates ({candidates}), got {most}")
-        self._most = most
+    def __init__(self, capacity: int, *, candidates: int, half_life_s: float, lead: float = 1.25) -> None:
+        """candidates: number of callers that are counted, more than `capacity`. half_life_s: time after which a weight counts half.
+
+        lead: a caller must be larger than the smallest named one by this factor to replace it, so that two equal callers do not alternate.
+        Raises ValueError.
+        """
+        if not 1 <= capacity < candidates:
+            raise ValueError(f"capacity {capacity} must be at least 1 and below candidates ({candidates})")
+        self._capacity = capacity
         self._candidates = candidates
         self._half_life_s = half_life_s
         self._lead = lead
@@ -36,11 +42,11 @@ class HeavyHitters:
         self._epoch_s = 0.0
 
     def add(self, caller: str, weight: float, now_s: float) -> Standing:
-        """A caller has used something. weight: above 0, for example tokens."""
+        """Counts a use by a caller. weight: above 0, for example tokens."""
         self._count(caller, weight * self._growth(now_s))
         if caller in self._named:
             return Standing(True)
-        if len(self._named) < self._most:
+        if len(self._named) < self._capacity:
             self._named.add(caller)
             return Standing(True)
         smallest = min(self._named, key=self._weights.__getitem__)
@@ -51,7 +57,7 @@ class HeavyHitters:
         return Standing(True, smallest)
 
     def _count(self, caller: str, weight: float) -> None:
-        """A new caller takes over the smallest count of those that are not named."""
+        """Adds to a caller's weight. If all candidates are taken, a new caller inherits the smallest weight that is not named."""
         inherited = 0.0
         if caller not in self._weights and len(self._weights) >= self._candidates:
             forgotten = min(self._weights.keys() - self._named, key=self._weights.__getitem__)
@@ -59,7 +65,7 @@ class HeavyHitters:
         self._weights[caller] = self._weights.get(caller, inherited) + weight
 
     def _growth(self, now_s: float) -> float:
-        """Weights of now over those of the epoch: what is new grows, instead of all that is old shrinking."""
+        """Returns the factor for weights added now. New weights grow instead of all old ones shrinking."""
         halvings = (now_s - self._epoch_s) / self._half_life_s
         if halvings > _MAX_HALVINGS:
             scale = 2.0**-halvings

@@ -1,4 +1,4 @@
-"""Who a credential belongs to: a snapshot of all tenants with their keys and certificates."""
+"""A snapshot of all tenants with their keys and certificates. It identifies the tenant that a credential belongs to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,64 +8,72 @@ from neox_serve.core.tenancy import api_keys
 from neox_serve.core.tenancy.api_keys import ApiKey
 from neox_serve.core.tenancy.tenants import Role, Tenant
 
-NO_SUCH_KEY = "the API key is not valid"
-"""Said of unknown, wrong, expired and revoked keys alike: a guesser learns nothing."""
+INVALID_KEY = "the API key is not valid"
+"""The same message for unknown, wrong, expired and revoked keys, so that an attacker learns nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. credential: what let it in, without anything secret, for logs and the audit log."""
+    """An authenticated caller."""
 
     tenant: Tenant
     credential: str
+    """Identifies the credential in logs and in the audit log, without secrets: "key:<key id>", "certificate" or "token:<subject>"."""
     roles: frozenset[Role]
 
     @property
     def actor(self) -> str:
-        """Who it is, for the audit log."""
+        """The caller's name in the audit log."""
         return f"{self.tenant.name} ({self.credential})"
 
 
 UNKNOWN_CALLER = Principal(Tenant("nobody", enabled=False), "none", frozenset())
-"""Stands for a caller that is not known yet."""
+"""Placeholder for a caller that has not been authenticated yet."""
 
 
 def anonymous(tenant: Tenant) -> Principal:
-    """A caller without credentials, where such are let in: on a machine of one's own, where it may do everything."""
+    """Returns the principal of a caller without credentials, with all roles. Only for clusters that allow anonymous access."""
     return Principal(tenant, "none", frozenset(Role))
 
 
 @dataclass(frozen=True, slots=True)
 class TenantDirectory:
-    """All tenants by name, keys by key id, certificates' names to tenants' names. revision: grows with every change."""
+    """All tenants, keys and certificates at one revision of the database."""
 
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    """By name."""
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    """By key id."""
     certificates: Mapping[str, str] = field(default_factory=dict)
+    """Name in a client certificate to the tenant's name."""
     revision: int = -1
+    """Increases with every change of the database."""
 
     def authenticate_key(self, text: str, now_s: float) -> Principal:
-        """The owner of an API key. now_s: since the epoch. Raises UNAUTHENTICATED."""
+        """Returns the owner of an API key. now_s: seconds since the epoch. Raises UNAUTHENTICATED."""
         parsed = api_keys.parse(text)
         key = self.keys.get(parsed[0]) if parsed else None
         if parsed is None or key is None or not api_keys.matches(key, parsed[1]) or not key.usable(now_s):
-            raise ServeError(Reason.UNAUTHENTICATED, NO_SUCH_KEY)
+            raise ServeError(Reason.UNAUTHENTICATED, INVALID_KEY)
         return self.principal_of(key.tenant, f"key:{key.key_id}")
 
     def authenticate_certificate(self, names: tuple[str, ...]) -> Principal | None:
-        """The owner of a client certificate with these names; None where no tenant is known by any of them."""
+        """Returns the owner of a client certificate with these names, or None if no tenant has one of them. Raises UNAUTHENTICATED."""
         owner = next((self.certificates[name] for name in names if name in self.certificates), None)
         return None if owner is None else self.principal_of(owner, "certificate")
 
     def principal_of(self, tenant: str, credential: str) -> Principal:
-        """A tenant whose credential has been checked. Raises UNAUTHENTICATED where there is no such tenant, or it is disabled."""
+        """Returns the principal of a tenant whose credential has been verified.
+
+        Raises UNAUTHENTICATED if the tenant does not exist or is disabled.
+        """
         known = self.tenants.get(tenant)
         if known is None or not known.enabled:
             raise ServeError(Reason.UNAUTHENTICATED, "the credential's tenant is unknown or disabled")
         return Principal(known, credential, frozenset({known.role}))
 
     def is_still_valid(self, principal: Principal, now_s: float) -> bool:
-        """Whether what let a caller in some time ago would let it in now."""
+        """Returns whether the credential of an authenticated caller would still be accepted."""
         tenant = self.tenants.get(principal.tenant.name)
         kind, _, key_id = principal.credential.partition(":")
         if tenant is None or not tenant.enabled:

@@ -1,18 +1,18 @@
-"""Who uses the platform, and how much of it: tenants, their role, their share and their limits."""
+"""Tenants: their roles, priority classes, weights and quotas."""
 
 import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-"""A tenant's name."""
+"""Valid names of tenants."""
 
 ANONYMOUS = "anonymous"
-"""The tenant of callers without credentials, where they are let in at all."""
+"""Name of the tenant for callers without credentials, if anonymous access is allowed."""
 
 
 class PriorityClass(IntEnum):
-    """Which requests go first; a smaller value goes before a greater one."""
+    """Priority of a request. Lower values are served first."""
 
     SYSTEM = 1
     INTERACTIVE = 2
@@ -21,16 +21,19 @@ class PriorityClass(IntEnum):
 
 
 class Role(StrEnum):
-    """What a tenant's credentials are for. No role includes another."""
+    """What a tenant's credentials allow. No role includes another."""
 
-    TENANT = "tenant"  # runs the model
-    OPERATOR = "operator"  # watches and steers the cluster
-    ADMIN = "admin"  # keeps the tenants
+    TENANT = "tenant"
+    """Runs inference and batch jobs."""
+    OPERATOR = "operator"
+    """Observes the cluster and drains replicas."""
+    ADMIN = "admin"
+    """Manages tenants and API keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """The most a tenant may use; None: as much as it likes. A minute is any 60 s, a day is a calendar day in UTC."""
+    """Limits on a tenant's use; None means unlimited. A minute is any 60 s, a day is a calendar day in UTC."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -41,19 +44,23 @@ class Quotas:
         for name in self.__slots__:
             limit = getattr(self, name)
             if limit is not None and limit < 0:
-                raise ValueError(f"{name} {limit}")
+                raise ValueError(f"{name} {limit} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One tenant. weight: its share of a full cluster, against the others'. models, adapters: those it may use; None: all."""
+    """A tenant and what it may use."""
 
     name: str
     role: Role = Role.TENANT
     weight: float = 1.0
+    """Share of a full cluster, relative to other tenants; above 0."""
     class_ceiling: PriorityClass = PriorityClass.INTERACTIVE
+    """Highest priority class that its requests may have."""
     models: frozenset[str] | None = None
+    """Models it may use; None allows all."""
     adapters: frozenset[str] | None = None
+    """Adapters it may use; None allows all."""
     quotas: Quotas = Quotas()
     enabled: bool = True
 
@@ -61,6 +68,6 @@ class Tenant:
         if not NAME.fullmatch(self.name) or not self.weight > 0:
             raise ValueError(f"tenant {self.name!r}, weight {self.weight}")
 
-    def allowed_class(self, asked: PriorityClass) -> PriorityClass:
-        """The class that a request of this tenant gets: as asked, or the ceiling where that is lower."""
-        return max(asked, self.class_ceiling)
+    def allowed_class(self, requested: PriorityClass) -> PriorityClass:
+        """Returns the class that a request of this tenant gets: the requested one, but no higher than the ceiling."""
+        return max(requested, self.class_ceiling)

@@ -1,4 +1,7 @@
-"""What each request used, as a chain of records: each carries a keyed hash over itself and the one before, so that a change shows."""
+"""Usage records of requests, chained by keyed hashes so that tampering is detected.
+
+Each record carries an HMAC over its own content and the hash of the record before it.
+"""
 
 import hashlib
 import hmac
@@ -6,67 +9,75 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 FIRST_HASH = "0" * 64
-"""Stands before the first record of a chain."""
+"""Previous hash of the first record in a chain."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
-    """One request of one tenant. at_us: its end, in microseconds since the epoch. Spans are in microseconds, 0 for what did not happen.
-
-    outcome: OK, or the reason that ended it. replica_id: the one that served it, empty where none did.
-    """
+    """The use of one request. Times are in microseconds; a duration is 0 if the phase did not happen."""
 
     request_id: str
     tenant: str
     method: str
     model: str
     adapter: str
+    """Empty if the request used none."""
     replica_id: str
+    """The replica that served the request; empty if none did."""
     outcome: str
+    """OK, or the reason of the error."""
     at_us: int
+    """When the request ended, since the epoch."""
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     admission_us: int
+    """How long the request waited for a replica."""
     first_token_us: int
+    """Time to the first token."""
     total_us: int
 
     @property
     def tokens(self) -> int:
-        """What counts against token quotas."""
+        """Tokens that count against token quotas."""
         return self.prompt_tokens + self.completion_tokens
 
 
 FIELDS = tuple(field.name for field in fields(UsageRecord))
+"""Names of a record's fields, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainedRecord:
-    """A record in its place. chain: one a gateway's life, so that gateways need not wait for each other. sequence: from 1."""
+    """A record at its position in a chain."""
 
     chain: str
+    """Name of the chain. Each gateway process has its own, so that gateways need not wait for each other."""
     sequence: int
+    """Position in the chain, from 1."""
     record: UsageRecord
     hash: str
+    """HMAC over the record, its position and the previous hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainBreak:
-    """Where a chain is not what was written."""
+    """A position at which a chain differs from what was written."""
 
     chain: str
     sequence: int
     what: str
+    """What is wrong, for people."""
 
 
 def link(secret: bytes, previous_hash: str, chain: str, sequence: int, record: UsageRecord) -> str:
-    """The hash of a record in its place: HMAC-SHA-256 in hexadecimal."""
+    """Returns the hash of a record at its position: HMAC-SHA-256 in hexadecimal."""
     text = "\x1f".join(str(part) for part in (previous_hash, chain, sequence, *astuple(record)))
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
 
 class Chain:
-    """The growing end of one chain."""
+    """The end of one chain, to which records are appended."""
 
     def __init__(self, secret: bytes, name: str) -> None:
         self._secret, self.name = secret, name
@@ -74,14 +85,17 @@ class Chain:
         self._sequence = 0
 
     def append(self, record: UsageRecord) -> ChainedRecord:
-        """The record with its place and its hash."""
+        """Returns the record with its position and its hash."""
         self._sequence += 1
         self._last = link(self._secret, self._last, self.name, self._sequence, record)
         return ChainedRecord(self.name, self._sequence, record, self._last)
 
 
 def verify(secret: bytes, chained: Iterable[ChainedRecord], heads: Iterable[tuple[str, int, str]]) -> list[ChainBreak]:
-    """All breaks, one a chain at most. chained: in order within each chain. heads: each chain's name, length and last hash."""
+    """Returns the first break of each chain that has one.
+
+    chained: all records, in order within each chain. heads: each chain's name, length and last hash as stored separately.
+    """
     ends: dict[str, tuple[int, str]] = {}
     breaks: dict[str, ChainBreak] = {}
     for entry in chained:
@@ -93,5 +107,5 @@ def verify(secret: bytes, chained: Iterable[ChainedRecord], heads: Iterable[tupl
         ends[entry.chain] = (entry.sequence, entry.hash)
     for chain, length, last_hash in heads:
         if ends.get(chain, (0, FIRST_HASH)) != (length, last_hash):
-            breaks.setdefault(chain, ChainBreak(chain, length, "the chain does not end where it was noted to end"))
+            breaks.setdefault(chain, ChainBreak(chain, length, "the chain does not end at its recorded length and hash"))
     return list(breaks.values())

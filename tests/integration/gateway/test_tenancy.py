@@ -21,7 +21,7 @@ from tests.fakes.scripted_dispatcher import Script, ScriptedDispatcher
 
 REFUSAL = ServeError(
     Reason.QUOTA_EXCEEDED,
-    "tokens_per_minute is used up",
+    "quota used up: tokens_per_minute",
     {"quotas": "tokens_per_minute"},
     7.5,
     quota_violations=(QuotaViolation("tenant:a", "x"),),

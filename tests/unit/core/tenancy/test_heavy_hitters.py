@@ -37,9 +37,9 @@ def test_past_use_counts_half_after_a_half_life_and_nothing_after_many() -> None
 
 @given(USES, st.integers(1, 4), st.integers(5, 12))
 def test_caller_with_more_than_its_share_is_named_and_never_more_are_than_there_are_places(
-    uses: list[tuple[str, int]], most: int, candidates: int
+    uses: list[tuple[str, int]], capacity: int, candidates: int
 ) -> None:
-    largest = HeavyHitters(most, candidates=candidates, half_life_s=FOREVER_S)
+    largest = HeavyHitters(capacity, candidates=candidates, half_life_s=FOREVER_S)
     named, used = set[str](), Counter[str]()
     for caller, weight in uses:
         standing = largest.add(caller, weight, 0.0)
@@ -48,12 +48,12 @@ def test_caller_with_more_than_its_share_is_named_and_never_more_are_than_there_
         assert standing.named or caller not in named
         named -= {standing.displaced or ""}
         named |= {caller} if standing.named else set()
-        assert len(named) <= most
-        if used[caller] > 1.25 * used.total() / most:
+        assert len(named) <= capacity
+        if used[caller] > 1.25 * used.total() / capacity:
             assert standing.named
 
 
-@pytest.mark.parametrize("most", [0, 4, 5])
-def test_bounds_that_cannot_work_are_refused(most: int) -> None:
-    with pytest.raises(ValueError, match=r"most must be 1 or more and below candidates \(4\)"):
-        HeavyHitters(most, candidates=4, half_life_s=1.0)
+@pytest.mark.parametrize("capacity", [0, 4, 5])
+def test_bounds_that_cannot_work_are_refused(capacity: int) -> None:
+    with pytest.raises(ValueError, match=r"must be at least 1 and below candidates \(4\)"):
+        HeavyHitters(capacity, candidates=4, half_life_s=1.0)

@@ -87,8 +87,8 @@ def test_refusal_names_tenant_quota_and_counts() -> None:
     refusal = ask(book, 2, 200, quotas, NOON_S)
     assert refusal is not None
     assert [(one.subject, one.description) for one in refusal.quota_violations] == [
-        ("tenant:acme", "tokens_per_minute: 1,000 allowed, 0 used, 900 reserved by running requests, 200 asked"),
-        ("tenant:acme", "concurrent_requests: 1 allowed, 0 used, 1 reserved by running requests, 1 asked"),
+        ("tenant:acme", "tokens_per_minute: 1,000 allowed, 0 used, 900 reserved by running requests, 200 requested"),
+        ("tenant:acme", "concurrent_requests: 1 allowed, 0 used, 1 reserved by running requests, 1 requested"),
     ]
 
 
