@@ -14,7 +14,7 @@ GENERATED = re.compile(r"neox_serve/(internal/)?v1/|_pb2")
 THIS_TEST = Path(__file__)
 
 RETIRED_IDENTIFIERS = {
-    r"most_(?!likely|recent|expensive)\w+": "max_*",
+    r"most_(?!likely|recent|expensive|common)\w+": "max_*",
     r"least_(?!loaded|recently)\w+": "min_*",
     r"(.*_)?(give|gives|giving|gave)_way(_.*)?": "preempt",
     r"Held": "ReservationHandle",
@@ -23,7 +23,6 @@ RETIRED_IDENTIFIERS = {
     r"obey\w*": "handle_commands",
     r"lead_tokens": "imbalance_threshold_tokens",
     r"context_tokens": "max_model_len",
-    r"settling": "process_tuning",
     r"repeat_memory\w*": "idempotency",
     r"Pace|Outbox": "a name that says which",
 }
@@ -32,7 +31,7 @@ RETIRED_IDENTIFIERS = {
 RETIRED_MODULES = {"alone", "guides", "joins", "keeper", "repeats", "settling", "outbox", "clocks", "floods", "cache_salt", "checking"}
 """Names of modules that were renamed or merged."""
 
-ONE_CLASS_EACH = ("Job", "Event", "Dispatcher", "Answer", "Call", "Key", "GenerationStream", "Request")
+ONE_CLASS_EACH = ("Job", "Event", "Dispatcher", "Answer", "Call", "Key", "GenerationStream")
 """Names that several classes once shared."""
 
 

@@ -38,7 +38,7 @@ async def interrupted(request: bytes, call: ServerCall) -> None:
         await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too slow", (("mine", "1"),))
 
 
-class Held:
+class HeldBack:
     """A handler whose calls send what the test says."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Held:
         await asyncio.Event().wait()
 
 
-def client(held: Held | None = None, **options: Any) -> Http2Client:
+def client(held: HeldBack | None = None, **options: Any) -> Http2Client:
     handlers: dict[str, Any] = {
         "/t/Back": grpc.unary_stream_rpc_method_handler(send_back),
         "/t/Answer": grpc.unary_unary_rpc_method_handler(answer),
         "/t/Interrupted": grpc.unary_stream_rpc_method_handler(interrupted),
-        "/t/Held": grpc.unary_stream_rpc_method_handler(held or Held()),
+        "/t/HeldBack": grpc.unary_stream_rpc_method_handler(held or HeldBack()),
     }
     return Http2Client(finder(handlers), limits=LIMITS, **options)
 
@@ -89,10 +89,10 @@ async def test_call_blocked_by_its_stream_goes_on_when_settings_widen_it() -> No
 
 
 async def test_one_blocked_stream_leaves_the_others_their_one_write() -> None:
-    held = Held()
+    held = HeldBack()
     under_test = client(held, window_bytes=50)
     blocked = under_test.open("/t/Back", message=b"x" * 100)
-    others = [under_test.open("/t/Held") for _ in range(32)]
+    others = [under_test.open("/t/HeldBack") for _ in range(32)]
     await under_test.exchange()
     before = len(under_test.socket.writes)
     for call in held.calls:
@@ -199,9 +199,9 @@ async def test_client_that_reads_at_last_may_ask_on(monkeypatch: pytest.MonkeyPa
 
 
 async def test_data_goes_behind_what_h2_has_said_before() -> None:
-    held = Held()
+    held = HeldBack()
     under_test = client(held)
-    stream_id = under_test.open("/t/Held")
+    stream_id = under_test.open("/t/HeldBack")
     await under_test.exchange()
     await held.calls[0].send_initial_metadata((("mine", "1"),))
     under_test.connection._h2.ping(b"ping-one")
@@ -216,9 +216,9 @@ async def test_data_goes_behind_what_h2_has_said_before() -> None:
 
 
 async def test_frames_are_no_larger_than_the_client_takes() -> None:
-    held = Held()
+    held = HeldBack()
     under_test = client(held)
-    stream_id = under_test.open("/t/Held")
+    stream_id = under_test.open("/t/HeldBack")
     await under_test.exchange()
     held.calls[0].put(b"x" * 40_000)
     await under_test.exchange()
@@ -229,9 +229,9 @@ async def test_frames_are_no_larger_than_the_client_takes() -> None:
 
 @pytest.mark.parametrize("end", ["its stream", "its connection"])
 async def test_what_comes_after_the_clients_end_is_dropped_and_frees_the_call(end: str) -> None:
-    held = Held()
+    held = HeldBack()
     under_test = client(held)
-    stream_id = under_test.open("/t/Held")
+    stream_id = under_test.open("/t/HeldBack")
     await under_test.exchange()
     server, call = under_test.connection._h2, held.calls[0]
     if end == "its stream":
@@ -270,9 +270,9 @@ async def test_messages_arrive_whole_whatever_the_windows(rooms: list[int], mess
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 60)), max_size=30))
 async def test_windows_are_what_the_client_knows_them_to_be(steps: list[tuple[int, int, int]]) -> None:
     """Each step: one of three streams sends a message, and its window grows."""
-    held = Held()
+    held = HeldBack()
     under_test = client(held, window_bytes=50)
-    streams = [under_test.open("/t/Held") for _ in range(3)]
+    streams = [under_test.open("/t/HeldBack") for _ in range(3)]
     await under_test.exchange()
     server = under_test.connection._h2
     for number, size, room in steps:
