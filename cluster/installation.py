@@ -10,7 +10,7 @@ from neox_serve.cli.installation import AdminCall, ClientInstallation, Connectio
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from neox_serve.core.jobs.job import RowsWork
+    from neox_serve.core.jobs.rows import RowsWork
 
 
 class ServerInstallation(ClientInstallation):
@@ -62,11 +62,11 @@ class ServerInstallation(ClientInstallation):
 
     def check_rows(self, kind: str, work: "RowsWork") -> None:
         """Raises CommandError if the input file has rows that the job could not use."""
-        from deployments.jobs.bulk.job import BulkJob, survey
+        from deployments.jobs.bulk.runner import survey
         from deployments.jobs.failures import JobError
 
         try:
-            survey(BulkJob(kind, work.input, work.output, "", "", defaults=work.options, rejects=work.rejects or None))
+            survey(kind, work)
         except JobError as error:
             raise CommandError(str(error)) from error
 

@@ -25,13 +25,13 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the rows of a vector database that are nearest to a text."""
-    from deployments.jobs.bulk.vector_stores import opened
+    from deployments.jobs.bulk.vector_stores import open_store
 
     asked = read_texts(texts)
     with connection.client() as client:
         vectors = client.embed(asked, pooling=pooling).vectors
     try:
-        with opened(_parsed(target)) as store:
+        with open_store(_parsed(target)) as store:
             found = [store.search(vector.tolist(), most) for vector in vectors]
     except OSError as error:
         raise CommandError(f"{target}: {error.strerror or error}") from error

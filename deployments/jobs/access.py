@@ -1,52 +1,40 @@
-"""How jobs that call the cluster reach it, on their command lines."""
+"""How a run reaches the cluster: the address of a gateway and the credentials to present to it."""
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deployments.jobs.failures import JobError
 from neox_serve.client import Tls
+from neox_serve.core.jobs.options import option
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """address: of a gateway. api_key_file: holds the credential to show, read when the job begins; None where none is shown."""
+    """The gateway that a run calls. Raises ValueError if only one of `tls_certificate` and `tls_key` is set."""
 
-    address: str
-    tls: Tls | None = None
-    api_key_file: Path | None = None
+    address: str = field(default="", metadata=option("Gateway to call, as HOST:PORT."))
+    api_key_file: Path | None = field(default=None, metadata=option("File that contains the API key to present."))
+    tls: bool = field(default=False, metadata=option("Use TLS. Implied by the other TLS options."))
+    tls_ca: Path | None = field(default=None, metadata=option("PEM file of root certificates to trust instead of the system's."))
+    tls_certificate: Path | None = field(default=None, metadata=option("PEM file of the client certificate to present."))
+    tls_key: Path | None = field(default=None, metadata=option("PEM file of the client certificate's private key."))
+
+    def __post_init__(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+
+    @property
+    def client_tls(self) -> Tls | None:
+        """The client's TLS settings; None for plain text."""
+        if not (self.tls or self.tls_ca or self.tls_certificate):
+            return None
+        return Tls(self.tls_ca, self.tls_certificate, self.tls_key)
 
     def api_key(self) -> str | None:
-        """Raises JobError."""
+        """Reads the API key; None if there is none to present. Raises JobError if the file cannot be read."""
         if self.api_key_file is None:
             return None
         try:
             return self.api_key_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise JobError(f"the API key cannot be read from {self.api_key_file}: {error}", 2) from error
-
-    def arguments(self) -> list[str]:
-        """From which `taken` makes it again."""
-        arguments = ["--address", self.address]
-        arguments += ["--api-key-file", str(self.api_key_file)] if self.api_key_file else []
-        if self.tls:
-            files = {"--tls-ca": self.tls.root_ca, "--tls-certificate": self.tls.certificate, "--tls-key": self.tls.key}
-            arguments += ["--tls", *(part for name, path in files.items() if path for part in (name, str(path)))]
-        return arguments
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
-    """The options of a command line. needed: whether it must say where."""
-    parser.add_argument("--address", required=needed, default="", help="gateway, host:port")
-    parser.add_argument("--api-key-file", type=Path, help="file with the API key to show")
-    parser.add_argument("--tls", action="store_true", help="speak TLS")
-    for name, text in (("ca", "PEM roots to trust"), ("certificate", "PEM certificate to show"), ("key", "PEM key of it")):
-        parser.add_argument(f"--tls-{name}", type=Path, help=text)
-
-
-def taken(values: dict[str, Any]) -> Access:
-    """What the options said, which are taken out of the values."""
-    files = tuple(values.pop(f"tls_{name}") for name in ("ca", "certificate", "key"))
-    tls = values.pop("tls") or any(files)
-    return Access(values.pop("address"), Tls(*files) if tls else None, values.pop("api_key_file"))
+            raise JobError(f"cannot read the API key from {self.api_key_file}: {error}", 2) from error

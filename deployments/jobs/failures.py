@@ -1,4 +1,4 @@
-"""How jobs fail: with words for people, and an exit code that says whose turn it is."""
+"""How runs fail: with a message for people and an exit code that says whether the arguments or the environment is at fault."""
 
 import contextlib
 import json
@@ -9,27 +9,29 @@ from types import FrameType
 from deployments.jobs.bulk.rows import BadRow
 from deployments.jobs.files.storage import writing
 
-_SHOWN_BAD_ROWS = 20
+_MAX_SHOWN_BAD_ROWS = 20
 
 
 class JobError(Exception):
-    """The job cannot go on. exit_code: 1 stopped by an error, 2 wrong arguments or input."""
+    """The run cannot continue."""
 
     def __init__(self, message: str, exit_code: int) -> None:
+        """`exit_code` is 1 if the run was stopped by an error, and 2 for wrong arguments or input."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
 class InterruptedBySignal(BaseException):
-    """SIGINT or SIGTERM has come. Not an Exception: it must not be taken for an error of the work."""
+    """SIGINT or SIGTERM arrived. This is not an Exception, so that it is never mistaken for an error of the work."""
 
     def __init__(self, number: int) -> None:
+        """`number` is the number of the signal."""
         super().__init__(number)
         self.exit_code = 128 + number
 
 
 def raise_on_signals() -> None:
-    """Has SIGINT and SIGTERM raise InterruptedBySignal in the main thread."""
+    """Makes SIGINT and SIGTERM raise InterruptedBySignal in the main thread."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
@@ -40,27 +42,30 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def usable(file: str) -> Iterator[None]:
-    """Raises JobError naming a file that cannot be read or written."""
+    """Turns an OSError in the block into a JobError that names the file."""
     try:
         yield
     except OSError as error:
         raise JobError(f"{file}: {error.strerror or error}", 2) from error
 
 
-def settle_bad_rows(path: str, bad: Sequence[BadRow], good: int, rejects: str | None) -> None:
-    """Writes bad rows of an input to a file of their own. Raises JobError naming the first of them where there is no such file."""
-    if bad and rejects is None:
+def reject_bad_rows(path: str, bad: Sequence[BadRow], good: int, rejects: str) -> None:
+    """Writes the bad rows of the input at `path` to the file `rejects`.
+
+    Raises JobError that lists the first bad rows if there are any and `rejects` is empty. `good` is the number of good rows.
+    """
+    if bad and not rejects:
         raise JobError(_refusal(path, bad, good), 2)
-    if rejects is not None:
+    if rejects:
         with usable(rejects), writing(rejects) as stream:
             stream.writelines(_bad_line(row) for row in bad)
 
 
 def _refusal(path: str, bad: Sequence[BadRow], good: int) -> str:
-    lines = [f"{path}: {len(bad)} bad rows beside {good} good ones; nothing was started (--rejects FILE runs the good ones)"]
-    lines += [f"  line {row.number}: {row.problem}" for row in bad[:_SHOWN_BAD_ROWS]]
-    if len(bad) > _SHOWN_BAD_ROWS:
-        lines.append(f"  and {len(bad) - _SHOWN_BAD_ROWS} more")
+    lines = [f"{path}: {len(bad)} rows are bad and {good} are good; nothing was started (--rejects FILE runs the good ones)"]
+    lines += [f"  line {row.number}: {row.problem}" for row in bad[:_MAX_SHOWN_BAD_ROWS]]
+    if len(bad) > _MAX_SHOWN_BAD_ROWS:
+        lines.append(f"  and {len(bad) - _MAX_SHOWN_BAD_ROWS} more")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself, in a file that is whole at any time: how far it is, and why it gave up."""
+"""The report file of a run: how far the run is, and why it gave up. A reader always sees a complete report."""
 
 import json
 import os
@@ -9,47 +9,48 @@ from pathlib import Path
 
 from neox_serve.core.jobs.job import NO_REPORT, Progress, Report
 
-_EVERY_S = 1.0
+_INTERVAL_S = 1.0
 
 
 class ReportFile:
-    """The file of one run. Written at most once a second, and by `flush`. clock: seconds, monotonic."""
+    """Writes the report of one run, at most once a second. All methods raise OSError."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns monotonic seconds."""
         self._path = path
         self._clock = clock
         self._due_s = clock()
-        self._untold: Progress | None = None
+        self._unwritten: Progress | None = None
 
-    def tell(self, progress: Progress) -> None:
-        """How far it is. Raises OSError."""
-        self._untold = progress
+    def record(self, progress: Progress) -> None:
+        """Records how far the run is. It is written within a second, or by `flush`."""
+        self._unwritten = progress
         if (now_s := self._clock()) >= self._due_s:
-            self._due_s = now_s + _EVERY_S
+            self._due_s = now_s + _INTERVAL_S
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has been told last. Raises OSError."""
-        if self._untold is not None:
-            self._write(Report(self._untold))
-            self._untold = None
+        """Writes the progress that was recorded last."""
+        if self._unwritten is not None:
+            self._write(Report(self._unwritten))
+            self._unwritten = None
 
-    def give_up(self, failure: str) -> None:
-        """Why; how far it came stays. Raises OSError."""
+    def record_failure(self, failure: str) -> None:
+        """Writes why the run gave up, and keeps the progress."""
         self._write(Report(read_report(self._path).progress, failure))
 
     def _write(self, report: Report) -> None:
-        aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        aside.write_text(json.dumps({"progress": asdict(report.progress), "failure": report.failure}), encoding="utf-8")
-        aside.replace(self._path)
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"progress": asdict(report.progress), "failure": report.failure}), encoding="utf-8")
+        temporary.replace(self._path)
 
 
 def read_report(path: Path) -> Report:
-    """What a run has said so far. Raises OSError, but not where there is no file; ValueError where it is no report."""
+    """Returns the report of a run; an empty one if there is no file. Raises OSError, or ValueError if the file is not a report."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Report(Progress(**values["progress"]), str(values["failure"]))
     except FileNotFoundError:
         return NO_REPORT
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no report: {error}") from error
+        raise ValueError(f"{path} is not a report: {error}") from error

@@ -14,7 +14,7 @@ from neox_serve.cli.errors import CommandError, explain
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from neox_serve.core.jobs.job import RowsWork
+    from neox_serve.core.jobs.rows import RowsWork
 
 AdminCall = Callable[["Message"], Any]
 """Calls the AdminService method that takes this request, and returns its response."""

@@ -195,7 +195,7 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> ApiC
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
     named = {"work": word(_ROW_WORKS, "work", {"work": work}), "input": source, "output": output}
     given = options.get("options")
-    chosen = {name: options.get(name) for name in ("rejects", "concurrency", "into", "own_engine")}
+    chosen = {name: value for name, value in options.items() if name not in {"request_id", "timeout_s", "options", "max_stall_s"}}
     set_fields(request.rows, "rows.", {**named, **chosen, "options_json": None if given is None else json.dumps(given)})
     set_seconds(request.rows, "rows.", "max_stall", options.get("max_stall_s"))
     return ApiCall(batch_service_pb2_grpc.BatchServiceStub, "CreateJob", request, responses.batch_job, options.get("timeout_s"))

@@ -1,11 +1,15 @@
-"""Ray's runs for the job controller: forgetful, and out of reach, at will."""
+"""Runs in Ray for the job controller, which tests can make forgotten or unreachable."""
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
-from deployments.jobs.bulk.job import BulkJob, parse_arguments
+from deployments.jobs import run_documents
 from neox_serve.core.jobs.job import RunStatus
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -43,6 +47,8 @@ class ForgetfulRay:
         if self.away:
             raise RuntimeError("Ray is away")
 
-    def job(self, run_id: str) -> BulkJob:
-        """What a run was told."""
-        return parse_arguments(shlex.split(self.entrypoints[run_id])[3:])
+    def run(self, run_type: type[R], run_id: str) -> R:
+        """Reads what a run was started with."""
+        *_, option, file = shlex.split(self.entrypoints[run_id])
+        assert option == "--job"
+        return run_documents.read(run_type, Path(file))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deployments.jobs.finetune.arguments import FinetuneJob, arguments_of
+from deployments.jobs.finetune.run import FinetuneRun
 from neox_serve.client import Client, JobState
 from neox_serve.core.jobs.finetune import FinetuneWork
 from tests.clusters import CommandCluster
 from tests.python_lines import questions
+from tests.run_arguments import arguments_of
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +28,7 @@ def test_two_workers_of_a_job_of_the_cluster_end_with_the_weights_of_one(cluster
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
     choices: dict[str, Any] = {"rank": 2, "targets": ["query_key_value"], "epochs": 2, "learning_rate": 5e-3, "batch_tokens": 1024}
-    alone = FinetuneJob(FinetuneWork.from_values({"input": str(source), "adapter": "one", **choices}), "builtin", tmp_path / "registry")
+    alone = FinetuneRun(FinetuneWork(str(source), "one", **choices), tmp_path / "registry")
     done = subprocess.run(
         [sys.executable, "-m", "deployments.jobs.finetune", *arguments_of(alone)], capture_output=True, text=True, check=False, timeout=300
     )

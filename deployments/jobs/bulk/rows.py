@@ -1,12 +1,12 @@
-"""The rows of bulk work: what goes in, what is settled, what comes out. Pure: bytes and values, no files.
+"""The rows of bulk work: requests, results and what an output file contains. Works on bytes and values, without files.
 
-An input row is an object of JSON: {"prompt": text, token ids or messages, optional "id", and any option of `Client.generate` but
-request_id}; to embed, {"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the input row's number as "row", a
-digest of the input row as "key", its "id" where it has one, and either what came of it ("completions", "usage" and "seed"; or "vector" and
+An input row is a JSON object: {"prompt": text, token ids or messages, optional "id", and any option of `Client.generate` except
+request_id}; to embed, {"text": ...} with the options of `Client.embed`. An output row is a line of JSON: the number of the input row as
+"row", a digest of the input row as "key", its "id" if it has one, and either the result ("completions", "usage" and "seed"; or "vector" and
 "usage") or "error".
 
-A row is settled once its whole line is in the output. So the output is its own record of what is done, and a line that a crash tore is cut
-off and its row done again.
+A row is complete once its whole line is in the output. The output therefore records what is done. A line that a crash cut short is removed,
+and its row is done again.
 """
 
 import dataclasses
@@ -21,11 +21,12 @@ from typing import Any
 from neox_serve.client import Completion, EmbedResult, GenerateResult, calls
 from neox_serve.client.options import EmbedOptions, GenerateOptions
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs import rows as row_kinds
 from neox_serve.core.types import Pool
 
 _KEY_CHARACTERS = 16
-MAX_ARRANGED = 8_192
-"""Rows that are in memory at a time."""
+MAX_GROUPED_ROWS = 8_192
+"""Number of rows that are held in memory and grouped at a time."""
 
 STOPPING_REASONS = frozenset(
     {
@@ -41,84 +42,100 @@ STOPPING_REASONS = frozenset(
         Reason.QUOTA_EXCEEDED,
     }
 )
-"""Errors that say nothing of the row: they stop the job, which resumes later. All others settle their row."""
+"""Errors that are not about the row. They stop the run, which can be continued later. All other errors complete their row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a job does with each row; its name is that of the client's method. pool: that answers. field: the key of what goes in.
-
-    options: keys that may stand beside it. request: makes the call, which finds what is wrong with a row. answer: for the output. tokens:
-    that an answer took. prompt_tokens: that were read, where tokens are those that were generated. chats: whether messages may go in.
-    """
+    """What to do with each row."""
 
     name: str
+    """Name of the kind, which is also the name of the client's method."""
     pool: Pool
+    """The pool of engines that does it."""
     field: str
+    """Key of the content of a row: the prompt or the text."""
     options: frozenset[str]
+    """Keys that a row can have besides `field` and "id"."""
     request: Callable[[Any, Any], object]
+    """Builds the request from content and options; raises ServeError, TypeError or ValueError if they are wrong."""
     answer: Callable[[Any], dict[str, Any]]
+    """Converts a result to the keys of an output row."""
     tokens: Callable[[Any], int]
+    """Returns the tokens that a result used; if the kind generates text, the generated ones."""
     chats: bool = False
+    """Whether the content can be a list of chat messages."""
     prompt_tokens: Callable[[Any], int] = lambda _result: 0
+    """Returns the prompt tokens of a result, if `tokens` returns generated ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request. number: line of the input, from 1. key: digest of the line's meaning. content: text or token ids."""
+    """A valid input row."""
 
     number: int
+    """Number of the line or table row, from 1."""
     key: str
+    """Digest of the row's values."""
     id: str | None
+    """The row's own id; None if it has none."""
     content: Any
+    """Text, token ids or chat messages."""
     options: Mapping[str, Any]
+    """Request options that the row sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that is no request. problem: for people."""
+    """An input row that is not a valid request."""
 
     number: int
+    """Number of the line or table row, from 1."""
     problem: str
+    """What is wrong, for people."""
     line: str
+    """The row as it stands in the input."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a settled row stands in the output."""
+class LinePosition:
+    """The position of a line in a file, in bytes."""
 
     offset: int
+    """Offset of the first byte."""
     length: int
+    """Length, including the newline."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """What an output holds. places: of settled rows, by number. keys: of the same. errors: of them, those that came to an error.
+class CompletedRows:
+    """The complete rows of an output file, by their numbers."""
 
-    whole_bytes: what follows is torn and to be cut off.
-    """
-
-    places: dict[int, Place]
+    positions: dict[int, LinePosition]
+    """Positions of the rows' lines, in the order of the file."""
     keys: dict[int, str]
-    whole_bytes: int
+    """Keys of the input rows."""
+    valid_bytes: int
+    """Length of the valid part of the file; what follows was cut short by a crash."""
     errors: int = 0
+    """Number of rows whose result is an error."""
 
     @property
     def in_order(self) -> bool:
-        """Whether the rows stand in the order of the input."""
-        numbers = [*self.places]
+        """Whether the rows are in the order of the input."""
+        numbers = [*self.positions]
         return numbers == sorted(numbers)
 
 
 def read_rows(kind: Kind, lines: Iterable[bytes]) -> Iterator[Row | BadRow]:
-    """The rows of lines of JSON, blank lines left out. A second row with the same "id" is bad."""
+    """Yields the rows of JSON lines; skips blank lines. A second row with the same "id" is bad."""
     numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     return _distinct(((_read_row(kind, number, line), partial(_shown, line)) for number, line in numbered))
 
 
 def read_records(kind: Kind, records: Iterable[Mapping[str, Any]]) -> Iterator[Row | BadRow]:
-    """The rows of a table, likewise; each a mapping without what is absent."""
-    numbered = ((number, values, partial(_told, values)) for number, values in enumerate(records, start=1))
+    """Yields the rows of a table, each given as a mapping without absent values. A second row with the same "id" is bad."""
+    numbered = ((number, values, partial(_json_text, values)) for number, values in enumerate(records, start=1))
     return _distinct(((_read_record(kind, number, values, shown), shown) for number, values, shown in numbered))
 
 
@@ -127,29 +144,29 @@ def _distinct(rows: Iterable[tuple[Row | BadRow, Callable[[], str]]]) -> Iterato
     for row, shown in rows:
         if isinstance(row, Row) and row.id is not None:
             if row.id in ids:
-                yield BadRow(row.number, f'"id": {row.id!r} stands on an earlier line too', shown())
+                yield BadRow(row.number, f'"id": {row.id!r} is also the id of an earlier row', shown())
                 continue
             ids.add(row.id)
         yield row
 
 
-def alike_together(rows: Iterable[Row], most: int = MAX_ARRANGED) -> Iterator[Row]:
-    """The same rows, those beside each other whose content begins alike, so that engines find what they have read before.
+def grouped_by_prefix(rows: Iterable[Row], group_rows: int = MAX_GROUPED_ROWS) -> Iterator[Row]:
+    """Yields the same rows, with those next to each other whose content begins alike, so that engines can reuse cached prefixes.
 
-    most: rows that are looked at together.
+    Only `group_rows` rows at a time are reordered.
     """
     remaining = iter(rows)
-    while together := list(islice(remaining, most)):
-        yield from sorted(together, key=lambda row: json.dumps(row.content))
+    while group := list(islice(remaining, group_rows)):
+        yield from sorted(group, key=lambda row: json.dumps(row.content))
 
 
 def request_id(job_id: str, row: Row) -> str:
-    """The same for every try of a row."""
+    """Returns the request id of a row, which is the same for every attempt."""
     return f"{job_id}:{row.number}"
 
 
-def settled_line(kind: Kind, row: Row, outcome: Any) -> bytes:
-    """The output line of a row, newline included."""
+def output_line(kind: Kind, row: Row, outcome: Any) -> bytes:
+    """Returns the output line of a row, including the newline. `outcome` is the result or a ServeError."""
     values: dict[str, Any] = {"row": row.number, "key": row.key}
     if row.id is not None:
         values["id"] = row.id
@@ -157,26 +174,29 @@ def settled_line(kind: Kind, row: Row, outcome: Any) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def read_ledger(lines: Iterable[bytes]) -> Ledger:
-    """What an output holds, up to the first line that is not whole; lines come with their newline. A row counts where it stands first."""
-    places: dict[int, Place] = {}
+def read_completed(lines: Iterable[bytes]) -> CompletedRows:
+    """Returns the complete rows of an output, up to the first line that is not valid. Lines include their newline.
+
+    If a row occurs twice, the first occurrence counts.
+    """
+    positions: dict[int, LinePosition] = {}
     keys: dict[int, str] = {}
     offset = errors = 0
     for line in lines:
-        settled = _settled(line)
-        if settled is None:
+        completed = _parse_output_line(line)
+        if completed is None:
             break
-        number, key, failed = settled
-        if number not in places:
-            places[number], keys[number] = Place(offset, len(line)), key
+        number, key, failed = completed
+        if number not in positions:
+            positions[number], keys[number] = LinePosition(offset, len(line)), key
             errors += failed
         offset += len(line)
-    return Ledger(places, keys, offset, errors)
+    return CompletedRows(positions, keys, offset, errors)
 
 
-def foreign_row(settled: Mapping[int, str], keys: Mapping[int, str]) -> int | None:
-    """A settled row that was not made from the input whose keys these are, by row number; None where all belong to it."""
-    return next((number for number, key in settled.items() if keys.get(number) != key), None)
+def foreign_row(completed: Mapping[int, str], keys: Mapping[int, str]) -> int | None:
+    """Returns the number of a complete row that was not made from the input with these keys; None if there is none."""
+    return next((number for number, key in completed.items() if keys.get(number) != key), None)
 
 
 def _read_row(kind: Kind, number: int, line: bytes) -> Row | BadRow:
@@ -206,8 +226,8 @@ def _row(kind: Kind, number: int, values: Any) -> Row:
         raise ValueError(f"unknown keys: {', '.join(unknown)}")
     content, row_id = values.get(kind.field), values.get("id")
     if not (_is_prompt(content) or (kind.chats and _is_chat(content))):
-        allowed = "a text, a list of token ids or of messages" if kind.chats else "a text or a list of token ids"
-        raise ValueError(f'"{kind.field}" must be {allowed}, not empty')
+        allowed = "a text, a list of token ids or a list of messages" if kind.chats else "a text or a list of token ids"
+        raise ValueError(f'"{kind.field}" must be {allowed}, and must not be empty')
     if row_id is not None and not isinstance(row_id, str):
         raise ValueError('"id" must be a text')
     options = {name: value for name, value in values.items() if name in kind.options}
@@ -216,7 +236,7 @@ def _row(kind: Kind, number: int, values: Any) -> Row:
 
 
 def check_options(kind: Kind, options: Mapping[str, Any], content: Any = "x") -> None:
-    """Raises ServeError, ValueError or TypeError where a request cannot be made of these options."""
+    """Raises ServeError, ValueError or TypeError if no request can be built from these options."""
     unknown = sorted(options.keys() - kind.options)
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(unknown)}")
@@ -224,16 +244,16 @@ def check_options(kind: Kind, options: Mapping[str, Any], content: Any = "x") ->
 
 
 def request_options(row: Row, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the row's call: its own over the job's. It takes what others leave (BULK), unless these say otherwise."""
+    """Returns the options of a row's call: its own, then the job's defaults, and priority BULK unless either sets another one."""
     return _converted({"priority": "bulk", **defaults, **row.options})
 
 
 def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's keys are texts, token ids are numbers."""
-    return {name: _with_whole_keys(value) if name == "logit_bias" else value for name, value in options.items()}
+    """Converts the keys of logit_bias to numbers, since keys of JSON objects are texts."""
+    return {name: _with_integer_keys(value) if name == "logit_bias" else value for name, value in options.items()}
 
 
-def _with_whole_keys(bias: Any) -> Any:
+def _with_integer_keys(bias: Any) -> Any:
     return {int(token_id): value for token_id, value in bias.items()} if isinstance(bias, dict) else bias
 
 
@@ -252,8 +272,8 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical).hexdigest()[:_KEY_CHARACTERS]
 
 
-def _settled(line: bytes) -> tuple[int, str, bool] | None:
-    """Number and key of an output line, and whether it is an error; None where it is torn."""
+def _parse_output_line(line: bytes) -> tuple[int, str, bool] | None:
+    """Returns the number and the key of an output line and whether it is an error; None if the line is not valid."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -278,7 +298,7 @@ def _generated(result: GenerateResult) -> dict[str, Any]:
 
 
 def _completion(completion: Completion) -> dict[str, Any]:
-    """Without what is absent."""
+    """Returns the fields that are present."""
     values = _fields(completion) | {"finish": _fields(completion.finish)}
     if completion.logprobs:
         values["logprobs"] = [dataclasses.asdict(position) for position in completion.logprobs]
@@ -286,7 +306,7 @@ def _completion(completion: Completion) -> dict[str, Any]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Of a dataclass of plain values; `asdict` would copy every token."""
+    """Returns the fields of a dataclass of plain values. `asdict` would copy every token."""
     return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
 
 
@@ -294,18 +314,18 @@ def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-def _told(values: Mapping[str, Any]) -> str:
+def _json_text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, default=str)
 
 
 def _embedded(result: EmbedResult) -> dict[str, Any]:
-    """Nine digits bring a float32 back as it was."""
+    """Nine significant digits preserve a float32 exactly."""
     (vector,) = result.vectors
     return {"vector": [float(f"{value:.9g}") for value in vector.tolist()], "usage": dataclasses.asdict(result.usage)}
 
 
 GENERATE = Kind(
-    "generate",
+    row_kinds.GENERATE,
     Pool.GENERATION,
     "prompt",
     frozenset(GenerateOptions.__annotations__) - {"request_id"},
@@ -315,8 +335,9 @@ GENERATE = Kind(
     chats=True,
     prompt_tokens=lambda result: result.usage.prompt_tokens,
 )
+"""Completes the prompt of each row."""
 EMBED = Kind(
-    "embed",
+    row_kinds.EMBED,
     Pool.EMBEDDING,
     "text",
     frozenset(EmbedOptions.__annotations__) - {"request_id"},
@@ -324,4 +345,6 @@ EMBED = Kind(
     _embedded,
     lambda result: result.usage.prompt_tokens,
 )
+"""Turns the text of each row into a vector."""
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (GENERATE, EMBED)}
+"""The kinds by name."""

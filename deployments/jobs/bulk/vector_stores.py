@@ -1,6 +1,6 @@
-"""Vector databases that embed jobs fill and `neox-serve search` asks: Milvus, embedded in a file or a server of it, and LanceDB.
+"""Vector databases that embed jobs write to and `neox-serve search` reads: Milvus (embedded in a file, or a server) and LanceDB.
 
-Collections and tables are made where they are not there. Rows replace those of the same id, so that writing again changes nothing.
+Collections and tables are created if they do not exist. A row replaces the row with the same id, so writing twice changes nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from deployments.jobs.files.storage import told
+from deployments.jobs.files.storage import translated_errors
 from neox_serve.core.jobs.vector_target import VectorTarget
 
 _ROWS_AT_ONCE = 500
@@ -18,36 +18,42 @@ _MAX_ID_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class VectorRow:
-    """What is kept. text: what was embedded, empty where that was token ids."""
+    """A row of a vector database."""
 
     id: str
+    """Unique id."""
     text: str
+    """The text that was embedded; empty if token ids were embedded."""
     vector: Sequence[float]
+    """The embedding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A row near a question. similarity: the cosine, 1 for the same direction."""
+    """A row that a search found."""
 
     id: str
+    """Id of the row."""
     text: str
+    """The text that was embedded."""
     similarity: float
+    """Cosine similarity to the query; 1 means the same direction."""
 
 
 class VectorStore(Protocol):
-    """One collection. Both raise OSError with words for people."""
+    """An open collection. Both methods raise OSError with a message for people."""
 
     def write(self, rows: Iterable[VectorRow]) -> int:
-        """Puts rows in the place of those of the same id; returns how many."""
+        """Inserts rows, or replaces those with the same ids, and returns their number."""
 
-    def search(self, vector: Sequence[float], most: int) -> list[Found]:
-        """The nearest rows, the nearest first."""
+    def search(self, vector: Sequence[float], limit: int) -> list[Found]:
+        """Returns the `limit` most similar rows, most similar first."""
 
 
 @contextmanager
-def opened(target: VectorTarget) -> Iterator[VectorStore]:
-    """The collection of a target, open as long as the block lasts. Raises OSError."""
-    with told():
+def open_store(target: VectorTarget) -> Iterator[VectorStore]:
+    """Opens the collection of a target for the duration of the block. Raises OSError."""
+    with translated_errors():
         if target.kind == "lancedb":
             yield _LanceStore(target)
             return
@@ -84,15 +90,15 @@ class _MilvusStore:
             count += len(batch)
         return count
 
-    def search(self, vector: Sequence[float], most: int) -> list[Found]:
+    def search(self, vector: Sequence[float], limit: int) -> list[Found]:
         _require(self._client.has_collection(self._target.collection), self._target)
         self._client.load_collection(self._target.collection)
         (hits,) = self._client.search(
             self._target.collection,
             data=[list(vector)],
-            limit=most,
+            limit=limit,
             output_fields=["text"],
-            consistency_level="Strong",  # all that has been written, at once
+            consistency_level="Strong",  # so that a search finds everything that was written before
         )
         return [Found(str(hit["id"]), hit["entity"]["text"], float(hit["distance"])) for hit in hits]
 
@@ -116,14 +122,14 @@ class _LanceStore:
             count += len(batch)
         return count
 
-    def search(self, vector: Sequence[float], most: int) -> list[Found]:
+    def search(self, vector: Sequence[float], limit: int) -> list[Found]:
         table = self._open()
         _require(table is not None, self._target)
-        hits = table.search(list(vector)).distance_type("cosine").limit(most).to_list()
+        hits = table.search(list(vector)).distance_type("cosine").limit(limit).to_list()
         return [Found(hit["id"], hit["text"], 1 - float(hit["_distance"])) for hit in hits]
 
     def _open(self) -> Any:
-        """The table; None where there is none."""
+        """Returns the table; None if it does not exist."""
         try:
             return self._database.open_table(self._target.collection)
         except ValueError:
@@ -143,6 +149,6 @@ def _table(rows: Sequence[VectorRow]) -> Any:
     return pa.table({"id": [row.id for row in rows], "text": [row.text for row in rows], "vector": vectors})
 
 
-def _require(there: bool, target: VectorTarget) -> None:
-    if not there:
-        raise OSError(f"there is no {target.collection!r} in it")
+def _require(exists: bool, target: VectorTarget) -> None:
+    if not exists:
+        raise OSError(f"{target.place} has no collection {target.collection!r}")

@@ -1,11 +1,16 @@
-"""What runs used that make no calls, and so are in no gateway's records: trainings, quantisings, engines of jobs' own."""
+"""Usage records of runs that make no calls: training, quantization and runs with an engine of their own.
+
+Gateways record the usage of calls, so these runs would otherwise be in no record.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from sqlalchemy.exc import IntegrityError
 
-from neox_serve.core.jobs.job import Job, makes_calls
+from neox_serve.core.jobs.job import Job
+from neox_serve.core.jobs.rows import GENERATE
+from neox_serve.core.jobs.work import makes_calls
 from neox_serve.core.tenancy.quota import Spent
 from neox_serve.core.tenancy.tenants import Tenant
 from neox_serve.core.tenancy.usage import Chain, UsageRecord
@@ -13,30 +18,34 @@ from neox_serve.tenancy.usage_store import UsageStore
 
 
 class TokenQuotas(Protocol):
-    """The router's quotas, for any thread but the router's."""
+    """The router's quotas, for use on another thread than the router's."""
 
     def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
-        """Tells it what was used, by its source; told again of a source, it forgets what it was told before."""
+        """Charges usage, by its source. Usage of a source that was charged before replaces the earlier usage."""
 
     def used_up(self, tenant: Tenant) -> tuple[str, ...]:
-        """The names of a tenant's quotas that hold not one token more now. Raises TimeoutError where the router does not answer."""
+        """Returns the names of a tenant's quotas that are used up now. Raises TimeoutError if the router does not answer."""
 
 
 class Accounts:
-    """A usage record for each run, in a chain of its own by the run's id: so a run is never recorded twice. model: the one served."""
+    """Writes a usage record for each run.
+
+    Each record is in a chain of its own, named after the run, so that a run is never recorded twice.
+    """
 
     def __init__(self, usage: UsageStore, secret: bytes, model: str, quotas: TokenQuotas) -> None:
+        """`secret` signs the records; `model` is the name of the served model."""
         self._usage = usage
         self._secret = secret
         self._model = model
         self._quotas = quotas
 
     def used_up(self, tenant: Tenant) -> tuple[str, ...]:
-        """The names of a tenant's quotas that hold not one token more now."""
+        """Returns the names of a tenant's quotas that are used up now. Raises TimeoutError if the router does not answer."""
         return self._quotas.used_up(tenant)
 
-    def settle(self, job: Job, outcome: str, now_s: float) -> None:
-        """The job's run has ended: what it used is recorded, and counts against its tenant's quotas. now_s: since the epoch."""
+    def record_run(self, job: Job, outcome: str, now_s: float) -> None:
+        """Records what the job's last run used, which has ended, and charges its tenant's quotas. `now_s` is seconds since the epoch."""
         if makes_calls(job.work) or job.progress.tokens + job.progress.prompt_tokens == 0:
             return
         record = self._record(job, outcome, now_s)
@@ -47,8 +56,8 @@ class Accounts:
         self._quotas.charge({job.run_id: [Spent(job.tenant, now_s, 1, record.tokens)]})
 
     def _record(self, job: Job, outcome: str, now_s: float) -> UsageRecord:
-        """Only what is generated are tokens of completions."""
-        progress, generated = job.progress, job.kind == "generate"
+        """Counts tokens as completion tokens only if the job generates text."""
+        progress, generated = job.progress, job.kind == GENERATE
         return UsageRecord(
             request_id=job.run_id,
             tenant=job.tenant,

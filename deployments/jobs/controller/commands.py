@@ -1,62 +1,69 @@
-"""What each kind of job runs, where its files are, and what it leaves where it is not finished."""
+"""What is run for each kind of job, and what to remove if the job is cancelled.
+
+The controller resolves the names of a job's files, which are in its tenant's folder, and adds what a run needs to know of the cluster. The
+result is the document of a run (see `deployments.jobs.run_documents`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from deployments.jobs.access import Access
-from deployments.jobs.bulk import job as bulk
-from deployments.jobs.bulk.job import BulkJob
+from deployments.jobs.bulk import run as bulk
 from deployments.jobs.bulk.row_files import partial_of
 from deployments.jobs.bulk.rows import KINDS
-from deployments.jobs.evaluate import arguments as evaluating
-from deployments.jobs.evaluate.arguments import EvaluateJob
+from deployments.jobs.bulk.run import BulkRun
+from deployments.jobs.evaluate import run as evaluate
+from deployments.jobs.evaluate.run import EvaluateRun
 from deployments.jobs.files.storage import joined
-from deployments.jobs.finetune import arguments as finetuning
-from deployments.jobs.finetune.arguments import FinetuneJob, unfinished_of
-from deployments.jobs.quantize import arguments as quantizing
-from deployments.jobs.quantize.arguments import QuantizeJob
-from neox_serve.client import Tls
+from deployments.jobs.finetune import run as finetune
+from deployments.jobs.finetune.run import FinetuneRun
+from deployments.jobs.quantize import run as quantize
+from deployments.jobs.quantize.run import QuantizeRun
 from neox_serve.core.jobs.evaluate import EvaluateWork
 from neox_serve.core.jobs.finetune import FinetuneWork
-from neox_serve.core.jobs.job import Job, RowsWork
+from neox_serve.core.jobs.job import Job
+from neox_serve.core.jobs.options import with_file_names
 from neox_serve.core.jobs.quantize import QuantizeWork
-from neox_serve.core.jobs.vector_target import VectorTarget
+from neox_serve.core.jobs.rows import RowsWork
 from neox_serve.core.types import Pool
 from neox_serve.settings import batch_folder
 from neox_serve.settings.engines import ModelSettings
 from neox_serve.settings.slices import COMPLETE_FILE_SUFFIX, JobControllerSettings, PoolEngineSettings
 
+W = TypeVar("W")
+
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What runs are told. folder: a path or URL; each tenant's files are in one of its name. notes: of the controller's own files.
-
-    address, tls: of a gateway. max_running_jobs: jobs at once. tasks: folder of tasks. model: what is served, and is fine-tuned.
-    engines: settings of those that jobs start for themselves. engine_gpus: that one of them takes, by pool.
-    """
+class RunSettings:
+    """What the controller knows of the cluster to start runs."""
 
     folder: str
-    notes: Path
-    address: str
-    tls: Tls | None = None
+    """Path or URL of the folder that contains a folder of files for each tenant."""
+    state_folder: Path
+    """Folder for the controller's own files, with a folder for each job."""
+    access: Access
+    """How runs reach a gateway, without credentials of a tenant."""
     max_running_jobs: int = 4
-    tasks: Path | None = None
+    """Maximum number of jobs that run at a time."""
+    tasks_folder: Path | None = None
+    """Folder of evaluation tasks; None if there is none."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    engines: Mapping[str, Any] = field(default_factory=dict)
+    """The model that is served, which is also fine-tuned and quantized."""
+    engine_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of engines that runs start themselves, as plain values."""
     engine_gpus: Mapping[Pool, float] = field(default_factory=dict)
+    """Number of GPUs that such an engine needs, by pool."""
 
     @classmethod
     def from_settings(cls, settings: JobControllerSettings) -> Self:
-        """As they are set."""
-        batch = settings.batch
-        tls = Tls(batch.tls_ca, batch.tls_certificate, batch.tls_key) if settings.gateway_tls else None
+        """Returns what the cluster's settings say."""
+        batch, address = settings.batch, settings.gateway_address
         return cls(
             batch_folder(settings),
             settings.state_folder / "jobs",
-            settings.gateway_address,
-            tls,
+            Access(address, None, True, batch.tls_ca, batch.tls_certificate, batch.tls_key) if settings.gateway_tls else Access(address),
             batch.max_running_jobs,
             batch.tasks_folder,
             settings.engines.model,
@@ -65,98 +72,99 @@ class Places:
         )
 
     def file(self, tenant: str, name: str) -> str:
-        """Of a tenant. Only operators may have given absolute names, or URLs."""
+        """Returns the path or URL of a tenant's file. Absolute names and URLs, which only operators can give, stay as they are."""
         return joined(self.folder, tenant, name)
 
-    def target(self, tenant: str, text: str) -> VectorTarget:
-        """A vector database of a tenant's, likewise."""
-        target = VectorTarget.parse(text)
-        return replace(target, place=self.file(tenant, target.place))
-
-    def notes_of(self, job: Job) -> Path:
-        """The controller's own files of a job."""
-        return self.notes / job.job_id
+    def job_folder(self, job: Job) -> Path:
+        """Returns the folder of the controller's own files of a job."""
+        return self.state_folder / job.job_id
 
     def report(self, job: Job) -> Path:
-        """What its run says of itself."""
-        return self.notes_of(job) / "report.json"
+        """Returns the file in which a run reports its progress."""
+        return self.job_folder(job) / "report.json"
+
+    def document(self, job: Job) -> Path:
+        """Returns the file that describes a run to its process."""
+        return self.job_folder(job) / "run.json"
 
     def key(self, job: Job) -> Path:
-        """The credential that its run shows."""
-        return self.notes_of(job) / "key"
+        """Returns the file of the API key that a run presents."""
+        return self.job_folder(job) / "key"
 
     def config(self, job: Job) -> Path:
-        """Settings of its own engines."""
-        return self.notes_of(job) / f"engines{COMPLETE_FILE_SUFFIX}"
+        """Returns the settings file for the engines that a run starts itself."""
+        return self.job_folder(job) / f"engines{COMPLETE_FILE_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """line: for a shell. leftovers: what it has written that will not be finished, if it is not run again; a path or URL.
+    """What is run for a job."""
 
-    engine: the pool of which it starts engines for itself, by the settings in `Places.config`; None where it does not.
-    """
-
-    line: str
+    module: str
+    """The module to start, as `python -m MODULE --job FILE`."""
+    run: BulkRun | FinetuneRun | EvaluateRun | QuantizeRun
+    """The content of that file."""
     leftovers: str
+    """Path or URL of the unfinished output, which is removed if the job is cancelled."""
     engine: Pool | None = None
+    """The pool whose kind of engine the run starts itself, with the settings in `RunSettings.config`; None if it starts none."""
 
 
-def command_of(job: Job, places: Places) -> Command:
-    """What is run for a job. Raises ValueError where the cluster cannot do it as it is set up now."""
+def command_of(job: Job, settings: RunSettings) -> Command:
+    """Returns what is run for a job. Raises ValueError if the cluster, as it is set up now, cannot do the job."""
     if isinstance(job.work, FinetuneWork):
-        return _finetune(job, job.work, places)
+        return _finetune(job, job.work, settings)
     if isinstance(job.work, EvaluateWork):
-        return _evaluate(job, job.work, places)
+        return _evaluate(job, job.work, settings)
     if isinstance(job.work, QuantizeWork):
-        return _quantize(job, job.work, places)
-    return _rows(job, job.work, places)
+        return _quantize(job, job.work, settings)
+    return _rows(job, job.work, settings)
 
 
-def _finetune(job: Job, work: FinetuneWork, places: Places) -> Command:
-    model = places.model
+def _finetune(job: Job, work: FinetuneWork, settings: RunSettings) -> Command:
+    model = settings.model
     if model.registry is None:
-        raise ValueError("there is no registry of adapters any more (model.registry)")
-    rejects = places.file(job.tenant, work.rejects) if work.rejects else ""
-    here = replace(work, input=places.file(job.tenant, work.input), rejects=rejects)
-    told = FinetuneJob(here, model.source, model.registry, model.revision, places.report(job), "auto")
-    return Command(finetuning.entrypoint_of(told), str(unfinished_of(told.output)))
+        raise ValueError("the cluster has no registry of adapters any more (model.registry)")
+    run = FinetuneRun(_located(job, work, settings), model.registry, model.source, model.revision, settings.report(job), "auto")
+    return Command(finetune.MODULE, run, str(run.unfinished))
 
 
-def _evaluate(job: Job, work: EvaluateWork, places: Places) -> Command:
-    access = Access(places.address, places.tls, places.key(job) if job.key_id else None)
-    here = replace(work, output=places.file(job.tenant, work.output))
-    told = EvaluateJob(here, access, places.tasks, places.notes_of(job) / "answers", report=places.report(job))
-    return Command(evaluating.entrypoint_of(told), partial_of(here.output))
-
-
-def _quantize(job: Job, work: QuantizeWork, places: Places) -> Command:
-    output, calibration, held_out = (places.file(job.tenant, name) for name in (work.output, work.calibration, work.held_out))
-    here = replace(work, output=output, calibration=calibration, held_out=held_out)
-    config = places.config(job) if work.serve_tokens else None
-    told = QuantizeJob(here, places.model.source, places.model.revision, config, places.report(job))
-    return Command(quantizing.entrypoint_of(told), str(told.unfinished), Pool.GENERATION if work.serve_tokens else None)
-
-
-def _rows(job: Job, work: RowsWork, places: Places) -> Command:
-    told = BulkJob(
-        kind=job.kind,
-        input=places.file(job.tenant, work.input),
-        output=places.file(job.tenant, work.output),
-        address="" if work.own_engine else places.address,
-        job_id=job.job_id,
-        concurrency=work.concurrency,
-        defaults=work.options,
-        rejects=places.file(job.tenant, work.rejects) if work.rejects else None,
-        max_stall_s=work.max_stall_s,
-        tls=None if work.own_engine else places.tls,
-        api_key_file=places.key(job) if job.key_id else None,
-        report=places.report(job),
-        into=places.target(job.tenant, work.into) if work.into else None,
-        own_engine=work.own_engine,
-        config=places.config(job) if work.own_engine else None,
+def _evaluate(job: Job, work: EvaluateWork, settings: RunSettings) -> Command:
+    run = EvaluateRun(
+        _located(job, work, settings),
+        _access(job, settings),
+        settings.tasks_folder,
+        settings.job_folder(job) / "answers",
+        report=settings.report(job),
     )
-    return Command(bulk.entrypoint_of(told), partial_of(told.output), KINDS[job.kind].pool if work.own_engine else None)
+    return Command(evaluate.MODULE, run, partial_of(run.work.output))
+
+
+def _quantize(job: Job, work: QuantizeWork, settings: RunSettings) -> Command:
+    config = settings.config(job) if work.serve_tokens else None
+    run = QuantizeRun(_located(job, work, settings), settings.model.source, settings.model.revision, config, settings.report(job))
+    return Command(quantize.MODULE, run, str(run.unfinished), Pool.GENERATION if work.serve_tokens else None)
+
+
+def _rows(job: Job, work: RowsWork, settings: RunSettings) -> Command:
+    run = BulkRun(
+        job.kind,
+        _located(job, work, settings),
+        job.job_id,
+        Access() if work.own_engine else _access(job, settings),
+        settings.report(job),
+        settings.config(job) if work.own_engine else None,
+    )
+    return Command(bulk.MODULE, run, partial_of(run.work.output), KINDS[job.kind].pool if work.own_engine else None)
+
+
+def _located(job: Job, work: W, settings: RunSettings) -> W:
+    """Returns the work with paths and URLs instead of names in the tenant's folder."""
+    return with_file_names(work, lambda name: settings.file(job.tenant, name))
+
+
+def _access(job: Job, settings: RunSettings) -> Access:
+    return replace(settings.access, api_key_file=settings.key(job) if job.key_id else None)
 
 
 def _gpus(settings: PoolEngineSettings) -> float:

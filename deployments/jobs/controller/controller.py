@@ -1,8 +1,8 @@
-"""The job controller: has Ray run what is in the database, follows the runs, and writes down what comes of them.
+"""The job controller: has Ray do the jobs that are in the database, follows their runs and records the results.
 
-There is one in a cluster, beside the router. It remembers nothing: all that it needs is in the database, so that after a restart of it, of
-Ray or of the whole cluster unfinished jobs go on. A run is in the database before Ray knows of it, and only who has put it there starts it;
-so no job is run twice at a time, even where two controllers overlap.
+A cluster has one job controller, beside the router. All its state is in the database, so unfinished jobs continue after a restart of the
+controller, of Ray or of the whole cluster. A run is written to the database before it is submitted to Ray, and only the controller that
+wrote it submits it. Therefore no job is ever run twice at the same time, even if two controllers overlap.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from deployments.jobs import run_documents
 from deployments.jobs.controller.accounts import Accounts, TokenQuotas
-from deployments.jobs.controller.commands import Places, command_of
+from deployments.jobs.controller.commands import RunSettings, command_of
 from deployments.jobs.files.storage import remove
 from deployments.jobs.reports import read_report
 from neox_serve.core.errors import ServeError
@@ -34,10 +35,10 @@ from neox_serve.core.jobs.job import (
     Stop,
     Submit,
     Wait,
-    makes_calls,
+    jobs_to_start,
     next_step,
-    to_start,
 )
+from neox_serve.core.jobs.work import makes_calls
 from neox_serve.core.tenancy.tenants import ANONYMOUS
 from neox_serve.link.streams import repeat
 from neox_serve.settings import database_url, secret_file
@@ -53,62 +54,63 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 _ACTOR = "job controller"
-_EVERY_S = 1.0
-_LOG_EVERY_S = 3.0
+_INTERVAL_S = 1.0
+_LOG_INTERVAL_S = 3.0
 JOB_KEY = "neox_serve_batch_job"
-"""In a run's metadata in Ray: the job that it is of."""
+"""Key of the job id in the metadata of a run in Ray."""
 
 
 class Runs(Protocol):
-    """Ray's runs. All raise RuntimeError where Ray cannot be asked."""
+    """Runs in Ray. All methods raise RuntimeError if Ray cannot be reached."""
 
     def start(self, run_id: str, entrypoint: str, metadata: Mapping[str, str], gpus: float) -> None:
-        """Starts one, which takes so many GPUs."""
+        """Starts a run that needs `gpus` GPUs. `entrypoint` is a shell command."""
 
     def status(self, run_id: str) -> tuple[RunStatus, str]:
-        """What has become of one, and Ray's words on it."""
+        """Returns the status of a run and Ray's message about it."""
 
     def stop(self, run_id: str) -> None:
-        """Asks one to end."""
+        """Asks a run to stop."""
 
     def log(self, run_id: str) -> str:
-        """What one has written so far."""
+        """Returns what a run has written so far."""
 
 
 class JobController:
-    """Calls block; `run` makes them off the event loop. clock: seconds since the epoch."""
+    """Starts, follows and ends jobs."""
 
     def __init__(
         self,
         store: JobStore,
         tenants: TenantStore,
         runs: Runs,
-        places: Places,
+        settings: RunSettings,
         accounts: Accounts,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock` returns seconds since the epoch."""
         self._store = store
         self._tenants = tenants
         self._runs = runs
-        self._places = places
+        self._settings = settings
         self._accounts = accounts
         self._clock = clock
         self._logs_due_s: dict[str, float] = {}
 
     def reconfigure(self, settings: JobControllerSettings) -> None:
         """Uses changed settings for the runs that are started from now on."""
-        self._places = Places.from_settings(settings)
+        self._settings = RunSettings.from_settings(settings)
 
     async def run(self) -> None:
-        """Looks after the jobs for ever."""
+        """Reconciles jobs every second, off the event loop, until it is cancelled."""
 
         async def once() -> None:
-            await asyncio.to_thread(self.look_after)
+            await asyncio.to_thread(self.reconcile)
 
-        await repeat(once, _EVERY_S)
+        await repeat(once, _INTERVAL_S)
 
-    def look_after(self) -> None:
-        """One round. What cannot be done for a job now is tried again in the next."""
+    def reconcile(self) -> None:
+        """Does what is next for every job that has not ended. What fails now is tried again in the next round. Blocks."""
         jobs = self._store.open_jobs()
         for job in jobs:
             if job.state is JobState.RUNNING:
@@ -116,35 +118,39 @@ class JobController:
             elif job.cancel_requested:
                 self._attempt(self._end, job, End(JobState.CANCELLED, "cancelled"))
         ready = [job for job in jobs if job.state is JobState.RUNNING or self._attempt(self._may_start, job)]
-        for job in to_start(ready, self._places.max_running_jobs):
+        for job in jobs_to_start(ready, self._settings.max_running_jobs):
             self._attempt(self._start, job, Start())
 
     def _may_start(self, job: Job) -> bool:
-        """What a run without calls uses is known at its end alone, so it waits where its tenant's quotas are used up already."""
+        """Returns whether the tenant's quotas allow a queued job to start.
+
+        The usage of a run that makes no calls is only known when it ends, so such a job waits while a quota is used up.
+        """
         if makes_calls(job.work) or job.tenant == ANONYMOUS:
             return True
         names = self._accounts.used_up(self._tenants.tenant(job.tenant))
-        why = f"{', '.join(names)} is used up; it starts when there is some again" if names else ""
-        if why != job.message:
-            self._store.keep_why_queued(job, why)
+        message = f"{', '.join(names)} is used up; the job starts when the quota has tokens again" if names else ""
+        if message != job.message:
+            self._store.update_queue_message(job, message)
         return not names
 
-    def _attempt(self, what: Callable[..., T], job: Job, *arguments: Any) -> T | None:
-        """What comes of it; None where it cannot be done now."""
+    def _attempt(self, step: Callable[..., T], job: Job, *arguments: Any) -> T | None:
+        """Calls a step for a job. Returns its result, or None if it failed."""
         try:
-            return what(job, *arguments)
+            return step(job, *arguments)
         except (RuntimeError, OSError, ValueError, ServeError) as error:
-            _log.warning("job_not_looked_after", job=job.job_id, failure=str(error))
+            _log.warning("job_step_failed", job=job.job_id, failure=str(error))
             return None
 
     def _follow(self, job: Job) -> None:
-        run, why = self._runs.status(job.run_id)
-        report = read_report(self._places.report(job))
-        job = self._note_progress(job, report)
-        step = next_step(job, run, report, why)
-        self._note_log(job, at_once=not isinstance(step, Wait))
+        run, status_message = self._runs.status(job.run_id)
+        report = read_report(self._settings.report(job))
+        job = self._record_progress(job, report)
+        step = next_step(job, run, report, status_message)
+        self._record_log(job, at_once=not isinstance(step, Wait))
         if isinstance(step, Start | End):
-            self._accounts.settle(job, "OK" if isinstance(step, End) and step.state is JobState.SUCCEEDED else run.value, self._clock())
+            succeeded = isinstance(step, End) and step.state is JobState.SUCCEEDED
+            self._accounts.record_run(job, "OK" if succeeded else run.value, self._clock())
         if isinstance(step, Start):
             self._start(job, step)
         elif isinstance(step, Submit):
@@ -154,19 +160,19 @@ class JobController:
         elif isinstance(step, End):
             self._end(job, step)
 
-    def _note_progress(self, job: Job, report: Report) -> Job:
+    def _record_progress(self, job: Job, report: Report) -> Job:
         if report.progress in {job.progress, NO_REPORT.progress}:
             return job
         job = replace(job, progress=report.progress)
-        self._store.keep(job)
+        self._store.update(job)
         return job
 
-    def _note_log(self, job: Job, *, at_once: bool) -> None:
-        """Keeps what the run has written, for its tenant; of one that goes on every few seconds."""
+    def _record_log(self, job: Job, *, at_once: bool) -> None:
+        """Stores the log of the current run for its tenant; unless `at_once`, only every few seconds."""
         if at_once or self._clock() >= self._logs_due_s.get(job.job_id, 0.0):
-            self._logs_due_s[job.job_id] = self._clock() + _LOG_EVERY_S
-            with contextlib.suppress(RuntimeError, OSError):  # a run that Ray does not know has none; the next look finds it
-                self._store.keep_log(job, JobLog.of(job.run_id, self._runs.log(job.run_id)))
+            self._logs_due_s[job.job_id] = self._clock() + _LOG_INTERVAL_S
+            with contextlib.suppress(RuntimeError, OSError):  # Ray has no log of a run that it does not know; the next round finds out
+                self._store.update_log(job, JobLog.of(job.run_id, self._runs.log(job.run_id)))
 
     def _start(self, job: Job, step: Start) -> None:
         runs = job.runs + 1
@@ -175,42 +181,45 @@ class JobController:
             state=JobState.RUNNING,
             run_id=f"{job.job_id}-{runs}",
             runs=runs,
-            runs_without_progress=step.fruitless,
+            runs_without_progress=step.runs_without_progress,
             rows_before_run=job.progress.done,
             started_s=job.started_s or self._clock(),
         )
         if self._store.claim_run(job):
-            self._places.report(job).unlink(missing_ok=True)
+            self._settings.report(job).unlink(missing_ok=True)
             self._submit(job)
 
     def _submit(self, job: Job) -> None:
-        self._places.notes_of(job).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._settings.job_folder(job).mkdir(mode=0o700, parents=True, exist_ok=True)
         job = self._with_key(job)
         try:
-            command = command_of(job, self._places)
+            command = command_of(job, self._settings)
         except ValueError as error:
-            return self._end(job, End(JobState.FAILED, f"it cannot be done any more: {error}"))
+            return self._end(job, End(JobState.FAILED, f"the cluster cannot do this job any more: {error}"))
         gpus = 0.0
         if command.engine is not None:
-            gpus = self._places.engine_gpus.get(command.engine, 0.0)
-            self._places.config(job).write_text(json.dumps(self._places.engines), encoding="utf-8")
+            gpus = self._settings.engine_gpus.get(command.engine, 0.0)
+            self._settings.config(job).write_text(json.dumps(self._settings.engine_settings), encoding="utf-8")
+        document = self._settings.document(job)
+        run_documents.write(command.run, document)
+        entrypoint = run_documents.command_line(command.module, document)
         try:
-            self._runs.start(job.run_id, command.line, {JOB_KEY: job.job_id, "tenant": job.tenant}, gpus)
+            self._runs.start(job.run_id, entrypoint, {JOB_KEY: job.job_id, "tenant": job.tenant}, gpus)
         except RuntimeError as error:
-            self._say(job, f"Ray cannot start it, and is asked again: {error}")
+            self._set_message(job, f"Ray cannot start the run yet, and is asked again: {error}")
         else:
-            self._say(job, "")
+            self._set_message(job, "")
             _log.info("job_run_started", job=job.job_id, tenant=job.tenant, run=job.run_id)
 
-    def _say(self, job: Job, message: str) -> None:
+    def _set_message(self, job: Job, message: str) -> None:
         if message != job.message:
-            self._store.keep(replace(job, message=message))
+            self._store.update(replace(job, message=message))
             if message:
-                _log.warning("job_waits", job=job.job_id, tenant=job.tenant, why=message)
+                _log.warning("job_run_delayed", job=job.job_id, tenant=job.tenant, reason=message)
 
     def _with_key(self, job: Job) -> Job:
-        """A key of the tenant's for this job alone, in a file that only this user reads; where the job makes calls."""
-        file = self._places.key(job)
+        """If the job makes calls, gives it an API key of its tenant, in a file that only this user can read."""
+        file = self._settings.key(job)
         if job.tenant == ANONYMOUS or not makes_calls(job.work) or (job.key_id and file.exists()):
             return job
         if job.key_id:
@@ -219,17 +228,17 @@ class JobController:
         file.touch(mode=0o600)
         file.write_text(made.text, encoding="utf-8")
         job = replace(job, key_id=made.key_id)
-        self._store.keep(job)
+        self._store.update(job)
         return job
 
     def _end(self, job: Job, end: End) -> None:
         if job.key_id:
             self._tenants.revoke_key(job.key_id, _ACTOR)
         if end.state is JobState.CANCELLED:
-            with contextlib.suppress(ValueError):  # nobody knows any more where they would be
-                remove(command_of(job, self._places).leftovers)
-        self._store.keep(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
-        shutil.rmtree(self._places.notes_of(job), ignore_errors=True)
+            with contextlib.suppress(ValueError):  # the cluster cannot do the job any more, so the location is unknown
+                remove(command_of(job, self._settings).leftovers)
+        self._store.update(replace(job, state=end.state, message=end.message, ended_s=self._clock()))
+        shutil.rmtree(self._settings.job_folder(job), ignore_errors=True)
         self._logs_due_s.pop(job.job_id, None)
         _log.info("job_ended", job=job.job_id, tenant=job.tenant, state=end.state.value, message=end.message)
 
@@ -238,11 +247,11 @@ class JobController:
 async def open_controller(
     settings: RouterProcessSettings, jobs: JobControllerSettings, runs: Runs, quotas: TokenQuotas
 ) -> AsyncIterator[JobController]:
-
+    """Opens the cluster's job controller, with its database, for the duration of the block. Raises SettingsError."""
     secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
-    engine = await asyncio.to_thread(open_database, database_url(settings))
+    database = await asyncio.to_thread(open_database, database_url(settings))
     try:
-        accounts = Accounts(UsageStore(engine), secret, settings.model_name, quotas)
-        yield JobController(JobStore(engine), TenantStore(engine), runs, Places.from_settings(jobs), accounts)
+        accounts = Accounts(UsageStore(database), secret, settings.model_name, quotas)
+        yield JobController(JobStore(database), TenantStore(database), runs, RunSettings.from_settings(jobs), accounts)
     finally:
-        await asyncio.to_thread(engine.dispose)
+        await asyncio.to_thread(database.dispose)

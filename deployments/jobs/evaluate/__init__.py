@@ -1,4 +1,4 @@
 """Evaluation as a batch job: tasks of lm-evaluation-harness, asked of the running cluster.
 
-`arguments` says what is to be done, without the harness; `cluster_model` is the harness's view of the cluster; `__main__` runs it.
+`run` describes a run, without the harness; `cluster_model` is the harness's view of the cluster; `__main__` runs it.
 """

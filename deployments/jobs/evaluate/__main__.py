@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from rich.console import Console
 
-from deployments.jobs.evaluate.arguments import EvaluateJob, parse_arguments
 from deployments.jobs.evaluate.cluster_model import ClusterModel
+from deployments.jobs.evaluate.run import EvaluateRun, parse_arguments
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, usable
 from deployments.jobs.files.storage import writing
 from deployments.jobs.progress import JobProgress
@@ -26,14 +26,14 @@ from deployments.jobs.reports import ReportFile
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "samples")
 
 
-def run(job: EvaluateJob, console: Console) -> Mapping[str, Any]:
+def run(job: EvaluateRun, console: Console) -> Mapping[str, Any]:
     """Does the job; returns the harness's results. Raises JobError."""
     work = job.work
     manager = TaskManager("ERROR", include_path=job.tasks_folder)
     if unknown := [task for task in work.tasks if task not in manager.all_tasks]:
         raise JobError(f"--tasks: there is no task {unknown[0]!r}; `lm-eval ls tasks` lists those of the harness", 2)
     report = ReportFile(job.report) if job.report else None
-    with JobProgress(console, 0, 0, report=report.tell if report else None, noun="questions") as progress:
+    with JobProgress(console, 0, 0, report=report.record if report else None, noun="questions") as progress:
         model = ClusterModel(job.access, adapter=work.adapter, concurrency=work.concurrency, max_stall_s=job.max_stall_s, progress=progress)
         results = _evaluated(job, manager, model)
     if report:
@@ -43,14 +43,14 @@ def run(job: EvaluateJob, console: Console) -> Mapping[str, Any]:
     return results
 
 
-def _evaluated(job: EvaluateJob, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
+def _evaluated(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
     """Raises JobError."""
     work = job.work
     try:
         found = simple_evaluate(
             model,
             tasks=list(work.tasks),
-            num_fewshot=work.shots if work.shots >= 0 else None,
+            num_fewshot=work.shots,
             limit=work.limit or None,
             use_cache=str(job.cache) if job.cache else None,
             task_manager=manager,
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = run(job, console)
     except JobError as error:
         if job.report:
-            ReportFile(job.report).give_up(str(error))
+            ReportFile(job.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:

@@ -59,7 +59,7 @@ class ClusterModel(LM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation, up to what ends it."""
         del disable_tqdm
-        self._progress.expect(len(requests))
+        self._progress.add_expected(len(requests))
         return asyncio.run(self._each([self._generation(request) for request in requests]))
 
     def _scored(self, pairs: Sequence[tuple[Any, Any]], *, kept: bool) -> list[tuple[float, bool]]:
@@ -71,12 +71,12 @@ class ClusterModel(LM):  # type: ignore[misc]
                 found = [(score.log_likelihood, score.is_greedy) for score in result.scores]
                 for pair, answer in zip(pairs[start:], found, strict=False) if kept else ():
                     self.cache_hook.add_partial("loglikelihood", pair, answer)
-                self._progress.reached(self._progress.done + len(found), tokens=self._progress.tokens + result.usage.prompt_tokens)
+                self._progress.update(self._progress.done + len(found), tokens=self._progress.tokens + result.usage.prompt_tokens)
                 return found
 
             return ask
 
-        self._progress.expect(len(pairs))
+        self._progress.add_expected(len(pairs))
         parts = asyncio.run(self._each([some(start) for start in range(0, len(pairs), self._pairs_a_call)]))
         return [one for part in parts for one in part]
 
@@ -93,7 +93,7 @@ class ClusterModel(LM):  # type: ignore[misc]
             result = await client.generate([context], max_tokens=most, stop=until, truncation="keep_end", **options)
             text: str = result.results[0].completions[0].text
             self.cache_hook.add_partial("generate_until", request.args, text)
-            self._progress.settled(tokens=result.usage.completion_tokens, error=False)
+            self._progress.complete_row(tokens=result.usage.completion_tokens, error=False)
             return text
 
         return ask
@@ -131,7 +131,7 @@ class ClusterModel(LM):  # type: ignore[misc]
             raise _failure(error) from error
 
     def _client(self) -> AsyncClient:
-        return AsyncClient(self._access.address, tls=self._access.tls, retry=self._retry, api_key=self._api_key)
+        return AsyncClient(self._access.address, tls=self._access.client_tls, retry=self._retry, api_key=self._api_key)
 
 
 def _failure(error: BaseException) -> BaseException:

@@ -1,8 +1,10 @@
-"""What is in files of jobs: Parquet where the name ends in .parquet, JSON lines otherwise. In between everything is lines of JSON.
+"""The formats of jobs' files: Parquet if the name ends in .parquet, JSON lines otherwise. Between input and output, rows are JSON lines.
 
-A Parquet input has a column for each key that a row may have; what is null in a row is absent. A Parquet output has a row for each row of
-the input, in its order: "row", "key", "id"; of generate "text" and "finish_reason" of the first completion, and all of them as JSON in
-"completions"; of embed "vector", of float32; "prompt_tokens", "completion_tokens"; "error_reason" and "error_message".
+A Parquet input has a column for each key that a row can have; a null value means that the key is absent.
+
+A Parquet output has a row for each row of the input, in the same order. Its columns are "row", "key" and "id"; for generate, "text" and
+"finish_reason" of the first completion, and all completions as JSON in "completions"; for embed, "vector", of float32; "prompt_tokens" and
+"completion_tokens"; "error_reason" and "error_message".
 """
 
 import json
@@ -15,51 +17,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deployments.jobs.bulk.rows import EMBED, GENERATE, BadRow, Kind, Row, read_records, read_rows
-from deployments.jobs.files.storage import reading, told
+from deployments.jobs.files.storage import reading, translated_errors
 
 _ROWS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What an output holds. keys: of its rows, by number. errors: of them, those that came to an error."""
+class OutputKeys:
+    """The rows of a published output."""
 
     keys: dict[int, str]
+    """Keys of the input rows, by row number."""
     errors: int
+    """Number of rows whose result is an error."""
 
 
 def is_parquet(file: str) -> bool:
-    """By its name."""
+    """Returns whether a file is Parquet, by its name."""
     return file.endswith(".parquet")
 
 
 def input_rows(kind: Kind, file: str) -> Iterator[Row | BadRow]:
-    """The rows of an input, one at a time. Raises OSError, also where the file is damaged or lacks the column."""
-    with reading(file) as stream, told():
+    """Yields the rows of an input. Raises OSError, also if the file is damaged or lacks the column of the content."""
+    with reading(file) as stream, translated_errors():
         if is_parquet(file):
             yield from read_records(kind, _records(kind, stream))
         else:
             yield from read_rows(kind, stream)
 
 
-def settled(file: str) -> Settled:
-    """Of an output in its place. Raises OSError."""
+def output_keys(file: str) -> OutputKeys:
+    """Reads the keys of a published output. Raises OSError."""
     keys, errors = dict[int, str](), 0
     for values in _completed_rows(file, ["row", "key", "error_reason"]):
         keys[values["row"]] = values["key"]
         errors += values.get("error", values.get("error_reason")) is not None
-    return Settled(keys, errors)
+    return OutputKeys(keys, errors)
 
 
-def settled_vectors(file: str) -> Iterator[list[float] | None]:
-    """Of an embed job's output in its place: each row's vector, in their order; None where it came to an error. Raises OSError."""
+def output_vectors(file: str) -> Iterator[list[float] | None]:
+    """Yields the vector of each row of a published output, in order; None if the row's result is an error. Raises OSError."""
     for values in _completed_rows(file, ["vector"]):
         yield values.get("vector")
 
 
 def _completed_rows(file: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
-    """columns: that are read where it is Parquet; lines of JSON come whole."""
-    with reading(file) as stream, told():
+    """Yields the rows of an output: of Parquet only the given columns, of JSON lines all keys."""
+    with reading(file) as stream, translated_errors():
         if is_parquet(file):
             for batch in pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
@@ -68,7 +72,7 @@ def _completed_rows(file: str, columns: list[str]) -> Iterator[Mapping[str, Any]
 
 
 def write_output(kind: Kind, file: str, lines: Iterable[bytes], stream: IO[bytes]) -> None:
-    """Writes settled rows' lines as the file's name says."""
+    """Writes output lines in the format that the file's name implies."""
     if not is_parquet(file):
         stream.writelines(lines)
         return
@@ -83,7 +87,7 @@ def _records(kind: Kind, stream: IO[bytes]) -> Iterator[Mapping[str, Any]]:
     table = pq.ParquetFile(stream)
     names = table.schema_arrow.names
     if kind.field not in names:
-        raise OSError(f'there is no column "{kind.field}"; the columns are {", ".join(names) or "none"}')
+        raise OSError(f'there is no column "{kind.field}"; the columns are: {", ".join(names) or "none"}')
     for batch in table.iter_batches(_ROWS_AT_ONCE):
         for values in batch.to_pylist():
             yield {name: value for name, value in values.items() if value is not None}

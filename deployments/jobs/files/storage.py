@@ -1,6 +1,6 @@
-"""Where files of jobs are: on this machine, or at any URL that fsspec knows, such as s3://bucket/june/prompts.jsonl.
+"""Access to the files of jobs: on this machine, or at any URL that fsspec supports, such as s3://bucket/june/prompts.jsonl.
 
-Everything here raises OSError with words for people, whatever the store's own library raises.
+Every function raises OSError with a message for people, whatever the library of the store raises.
 """
 
 import os
@@ -14,12 +14,12 @@ import fsspec
 
 
 def is_remote(file: str) -> bool:
-    """Whether it is a URL."""
+    """Returns whether a file name is a URL."""
     return "://" in file
 
 
 def joined(folder: str, *names: str) -> str:
-    """A file below a folder; a name that is absolute or a URL is itself."""
+    """Returns the path of a file in a folder. An absolute name or a URL replaces what precedes it."""
     file = folder
     for name in names:
         file = name if name.startswith("/") or is_remote(name) else f"{file.rstrip('/')}/{name}"
@@ -27,15 +27,15 @@ def joined(folder: str, *names: str) -> str:
 
 
 def exists(file: str) -> bool:
-    """Whether there is such a file or folder."""
-    with told():
+    """Returns whether a file or folder exists."""
+    with translated_errors():
         return bool(_store(file).exists(file))
 
 
 @contextmanager
 def reading(file: str) -> Iterator[IO[bytes]]:
-    """The file, open for reading."""
-    with told():
+    """Opens a file for reading."""
+    with translated_errors():
         stream: Any = fsspec.open(file, "rb").open()
     with stream:
         yield stream
@@ -43,36 +43,36 @@ def reading(file: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def writing(file: str) -> Iterator[IO[bytes]]:
-    """The file, to be written: it is there as a whole once the block ends without an error, and otherwise as it was before."""
-    with told():
+    """Opens a file for writing. If the block ends without an error, the file is replaced as a whole; otherwise it is unchanged."""
+    with translated_errors():
         if is_remote(file):
             with tempfile.TemporaryDirectory() as folder:
-                aside = Path(folder, "file")
-                with aside.open("wb") as stream:
+                temporary = Path(folder, "file")
+                with temporary.open("wb") as stream:
                     yield stream
-                _store(file).put_file(str(aside), file)
+                _store(file).put_file(str(temporary), file)
             return
-        aside = Path(f"{file}.whole")
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(f"{file}.whole")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as stream:
+            with temporary.open("wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            aside.replace(file)
+            temporary.replace(file)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def put(file: str, data: bytes) -> None:
-    """A whole file."""
-    with told():
+    """Writes a file as a whole."""
+    with translated_errors():
         _store(file).pipe_file(file, data)
 
 
 def files_in(folder: str) -> list[str]:
-    """The files right below a folder, by name; none where there is no folder."""
-    with told():
+    """Returns the files and folders in a folder, sorted by name; none if the folder does not exist."""
+    with translated_errors():
         store = _store(folder)
         store.invalidate_cache()
         try:
@@ -83,8 +83,8 @@ def files_in(folder: str) -> list[str]:
 
 
 def remove(file: str) -> None:
-    """A file, or a folder with all that is in it; nothing where there is none."""
-    with told():
+    """Removes a file, or a folder with its content, if it exists."""
+    with translated_errors():
         store = _store(file)
         store.invalidate_cache()
         if store.exists(file):
@@ -96,11 +96,11 @@ def _store(file: str) -> Any:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Makes an OSError of what a store's library raises."""
+def translated_errors() -> Iterator[None]:
+    """Turns every exception that the library of a store raises into an OSError."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store has exceptions of its own
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -21,13 +21,13 @@ from transformers import GPTNeoXForCausalLM
 from transformers.utils import logging
 
 from deployments.jobs.bulk.rows import BadRow
-from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, settle_bad_rows, usable
+from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, reject_bad_rows, usable
 from deployments.jobs.file_lock import file_lock
 from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
-from deployments.jobs.finetune.arguments import FinetuneJob, parse_arguments
 from deployments.jobs.finetune.checkpoint import Standing
 from deployments.jobs.finetune.examples import Example, Reader
 from deployments.jobs.finetune.packing import pack
+from deployments.jobs.finetune.run import FinetuneRun, parse_arguments
 from deployments.jobs.finetune.training import Data, Share, Training, shaping_options
 from deployments.jobs.finetune.workers import together
 from deployments.jobs.progress import JobProgress
@@ -48,7 +48,7 @@ class Survey:
     fingerprint: str
 
 
-def survey(job: FinetuneJob) -> Survey:
+def survey(job: FinetuneRun) -> Survey:
     """Reads the model's facts and every example. Raises JobError."""
     try:
         folder = model_files.locate(job.model, job.revision, setting="--model")
@@ -60,7 +60,7 @@ def survey(job: FinetuneJob) -> Survey:
     with usable(job.work.input):
         rows = list(reader.read(job.work.input))
     examples = [row for row in rows if isinstance(row, Example)]
-    settle_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.rejects or None)
+    reject_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.rejects)
     if len(examples) < 2:
         raise JobError(f"{job.work.input}: has {len(examples)} examples; a training needs at least 2", 2)
     told = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
@@ -70,7 +70,7 @@ def survey(job: FinetuneJob) -> Survey:
     return Survey(folder, template, examples, fingerprint)
 
 
-def data_of(found: Survey, job: FinetuneJob, padding_id: int) -> Data:
+def data_of(found: Survey, job: FinetuneRun, padding_id: int) -> Data:
     """The examples, divided by the seed, and packed."""
     order = np.random.default_rng(job.work.seed).permutation(len(found.examples)).tolist()
     kept_out = round(job.work.evaluation_fraction * len(order))
@@ -81,7 +81,7 @@ def data_of(found: Survey, job: FinetuneJob, padding_id: int) -> Data:
     )
 
 
-def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> None:
+def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> None:
     """Trains to the end, and publishes. Raises JobError, OSError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -92,13 +92,13 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
     data = data_of(found, job, base.config.pad_token_id or 0)
     report = ReportFile(job.report) if job.report and share.rank == 0 else None
     total = data.training.examples() * job.work.epochs
-    with JobProgress(console, total, 0, report=report.tell if report else None, noun="examples") as progress:
+    with JobProgress(console, total, 0, report=report.record if report else None, noun="examples") as progress:
         before: list[int] = []
 
         def told(standing: Standing) -> None:
             """Tokens are those of this run."""
             before[:] = before or [standing.tokens]
-            progress.reached(standing.examples, tokens=standing.tokens - before[0])
+            progress.update(standing.examples, tokens=standing.tokens - before[0])
 
         run = Training(
             job.work,
@@ -119,7 +119,7 @@ def train(job: FinetuneJob, found: Survey, share: Share, console: Console) -> No
         publish(model, job.work, standing, found.fingerprint, template=found.template, aside=job.unfinished / "whole", output=job.output)
 
 
-def run(job: FinetuneJob, console: Console) -> None:
+def run(job: FinetuneRun, console: Console) -> None:
     """Does the job. Raises JobError."""
     found = survey(job)
     with usable(str(job.unfinished)), file_lock(job.unfinished, "training this adapter"):
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(job, console)
     except JobError as error:
         if job.report:
-            ReportFile(job.report).give_up(str(error))
+            ReportFile(job.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:

@@ -24,9 +24,9 @@ from deployments.jobs.file_lock import file_lock
 from deployments.jobs.files.storage import is_remote, put
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.quantize import serving
-from deployments.jobs.quantize.arguments import QuantizeJob, parse_arguments
 from deployments.jobs.quantize.checkpoint import REPORT, Growing, Tensors, weight_bytes
 from deployments.jobs.quantize.one_layer import OneLayerModel
+from deployments.jobs.quantize.run import QuantizeRun, parse_arguments
 from deployments.jobs.quantize.schemes import SCHEMES, Scheme
 from deployments.jobs.quantize.texts import Texts, agreement, read_texts
 from deployments.jobs.quantize.walk import walk
@@ -39,7 +39,7 @@ from neox_serve.settings import SettingsError
 from neox_serve.settings.slices import JobEngineSettings
 
 
-def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
+def run(job: QuantizeRun, console: Console) -> Mapping[str, Any]:
     """Does the job; returns what it cost. Raises JobError."""
     folder, facts = _model(job, SCHEMES[job.work.scheme])
     texts = read_texts(job.work, Tokenizer(folder), facts.eos_token_id, facts.positions)
@@ -55,7 +55,7 @@ def run(job: QuantizeJob, console: Console) -> Mapping[str, Any]:
     return report
 
 
-def _model(job: QuantizeJob, scheme: Scheme) -> tuple[Path, ModelFacts]:
+def _model(job: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
     if is_remote(job.work.output):
         raise JobError(f"{job.work.output}: must be a folder, since engines read weights from one; got a URL", 2)
     try:
@@ -71,14 +71,14 @@ def _model(job: QuantizeJob, scheme: Scheme) -> tuple[Path, ModelFacts]:
     return folder, facts
 
 
-def _fingerprint(job: QuantizeJob, folder: Path, texts: Texts) -> str:
+def _fingerprint(job: QuantizeRun, folder: Path, texts: Texts) -> str:
     """Another one, where the result would be another one."""
     sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
     told = json.dumps([job.work.scheme, job.model, job.revision, sizes, texts.fingerprint()])
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _made_before(job: QuantizeJob, fingerprint: str) -> Mapping[str, Any]:
+def _made_before(job: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
     """What it cost then. Raises JobError where what is there is something else."""
     try:
         report: Mapping[str, Any] = json.loads((job.output / REPORT).read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def _made_before(job: QuantizeJob, fingerprint: str) -> Mapping[str, Any]:
     return report
 
 
-def _claim(job: QuantizeJob, fingerprint: str) -> None:
+def _claim(job: QuantizeRun, fingerprint: str) -> None:
     """Raises JobError where the layers that are there were made from something else."""
     mark = job.unfinished / "fingerprint"
     if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
@@ -98,15 +98,15 @@ def _claim(job: QuantizeJob, fingerprint: str) -> None:
     mark.with_suffix(".aside").replace(mark)
 
 
-def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growing: Growing, console: Console) -> dict[str, Any]:
+def _made(job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, growing: Growing, console: Console) -> dict[str, Any]:
     """Makes all files but the report; returns what is in that."""
     logging.disable_progress_bar()
     tensors, scheme = Tensors(folder), SCHEMES[job.work.scheme]
     report = ReportFile(job.report) if job.report else None
-    with JobProgress(console, len(TARGETS) * facts.layers, 0, report=report.tell if report else None, noun="matrices") as progress:
+    with JobProgress(console, len(TARGETS) * facts.layers, 0, report=report.record if report else None, noun="matrices") as progress:
 
         def advance(tokens: int) -> None:
-            progress.settled(tokens=tokens, error=False)
+            progress.complete_row(tokens=tokens, error=False)
 
         measured = walk(OneLayerModel(folder, tensors), tensors, texts, scheme, growing, advance)
     if report:
@@ -129,7 +129,7 @@ def _made(job: QuantizeJob, folder: Path, facts: ModelFacts, texts: Texts, growi
     return found
 
 
-def _settings(job: QuantizeJob) -> JobEngineSettings:
+def _settings(job: QuantizeRun) -> JobEngineSettings:
     try:
         return JobEngineSettings.load(job.config)
     except SettingsError as error:
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = run(job, console)
     except JobError as error:
         if job.report:
-            ReportFile(job.report).give_up(str(error))
+            ReportFile(job.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:

@@ -1,4 +1,4 @@
-"""A batch job on the screen: a bar while it is watched in a terminal, lines elsewhere; tables of many."""
+"""Shows batch jobs: a bar while a job is watched in a terminal, lines elsewhere, and tables of many jobs."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,52 +11,52 @@ from rich.table import Table
 from neox_serve.cli.views.status import age
 from neox_serve.client import BatchJob, JobLog, JobState
 
-_EVERY_S = 5.0
+_INTERVAL_S = 5.0
 
 
 def follow(jobs: Iterable[BatchJob], console: Console, clock: Callable[[], float] = time.monotonic) -> BatchJob | None:
-    """Shows a job as it changes; returns it as it was last. clock: seconds, monotonic."""
-    rate, last, said_s = Rate(), None, -_EVERY_S
+    """Shows a job as it changes and returns its last state; None if there was none. `clock` returns monotonic seconds."""
+    rate, last, printed_s = Rate(), None, -_INTERVAL_S
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         for job in jobs:
             now_s = clock()
-            words = rate.words(job, now_s)
-            bar.update(task, total=job.total_rows or None, completed=job.completed_rows, description=words)
-            if not console.is_terminal and (now_s - said_s >= _EVERY_S or last is None or job.state is not last.state):
-                console.print(words, markup=False, highlight=False)
-                said_s = now_s
+            line = rate.describe(job, now_s)
+            bar.update(task, total=job.total_rows or None, completed=job.completed_rows, description=line)
+            if not console.is_terminal and (now_s - printed_s >= _INTERVAL_S or last is None or job.state is not last.state):
+                console.print(line, markup=False, highlight=False)
+                printed_s = now_s
             last = job
     return last
 
 
 class Rate:
-    """Rows a second, and the time left at that, from what is seen of a job."""
+    """Measures the rows per second of a job while it is watched, and the remaining time at this rate."""
 
     def __init__(self) -> None:
         self._began: tuple[float, int] | None = None
 
-    def words(self, job: BatchJob, now_s: float) -> str:
-        """State, rows, rate and time left."""
+    def describe(self, job: BatchJob, now_s: float) -> str:
+        """Returns state, rows, rate and remaining time as text. `now_s` is in monotonic seconds."""
         if job.state is JobState.RUNNING and job.total_rows and self._began is None:
             self._began = now_s, job.completed_rows
         rows = f", {job.completed_rows:,} of {job.total_rows:,} {counted(job)}" if job.total_rows else ""
         errors = f", {job.error_rows:,} with an error" if job.error_rows else ""
-        return f"{job.state.lower()}{rows}{self._pace(job, now_s)}{errors}{f': {job.message}' if job.message else ''}"
+        return f"{job.state.lower()}{rows}{self._rate(job, now_s)}{errors}{f': {job.message}' if job.message else ''}"
 
-    def _pace(self, job: BatchJob, now_s: float) -> str:
+    def _rate(self, job: BatchJob, now_s: float) -> str:
         if self._began is None or job.state.ended:
             return ""
-        began_s, settled = self._began
-        done, seconds = job.completed_rows - settled, now_s - began_s
+        began_s, completed = self._began
+        done, seconds = job.completed_rows - completed, now_s - began_s
         if not done or seconds <= 0:
             return ""
         return f", {done / seconds:,.1f} {counted(job)}/s, {age((job.total_rows - job.completed_rows) * seconds / done)} left"
 
 
 def table(jobs: Sequence[BatchJob], now_s: float) -> Table:
-    """The newest first. now_s: seconds since the epoch."""
+    """Returns a table of jobs, in the given order. `now_s` is in seconds since the epoch."""
     table = Table("job", "kind", "state", "rows", "errors", "ran", "output", "message", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for job in jobs:
         rows = f"{job.completed_rows:,}/{job.total_rows:,}" if job.total_rows else ""
@@ -65,7 +65,7 @@ def table(jobs: Sequence[BatchJob], now_s: float) -> Table:
 
 
 def lines(job: BatchJob, now_s: float) -> list[str]:
-    """One job, in full."""
+    """Returns all details of a job as lines. `now_s` is in seconds since the epoch."""
     created = datetime.fromtimestamp(job.created_s).astimezone().isoformat(sep=" ", timespec="seconds")
     rows = (
         f"{job.completed_rows:,} of {job.total_rows:,} {counted(job)}, {job.error_rows:,} with an error"
@@ -81,26 +81,26 @@ def lines(job: BatchJob, now_s: float) -> list[str]:
 
 
 class LogReader:
-    """Of a job's log as it grows, what has not been seen yet; all of it where another run has begun."""
+    """Finds the part of a growing log that has not been shown yet. If another run has started, this is its whole log."""
 
     def __init__(self) -> None:
         self._run_id, self._seen = "", 0
 
-    def news(self, log: JobLog) -> str:
-        """What is new of it, with a line that says so where some of it is gone before it was seen."""
+    def unread(self, log: JobLog) -> str:
+        """Returns the new part of a log. If characters are missing before it, a line says how many precede it."""
         if log.run_id != self._run_id:
             self._run_id, self._seen = log.run_id, 0
-        gone = log.start > self._seen
+        missing = log.start > self._seen
         text = log.text[max(0, self._seen - log.start) :]
         self._seen = max(self._seen, log.start + len(log.text))
-        return f"[{log.start:,} characters before]\n{text}" if gone else text
+        return f"[{log.start:,} earlier characters are not shown]\n{text}" if missing else text
 
 
 def counted(job: BatchJob) -> str:
-    """What its progress counts."""
+    """Returns what the progress of a job counts."""
     return {"finetune": "examples", "evaluate": "questions", "quantize": "matrices"}.get(job.kind, "rows")
 
 
 def ran(job: BatchJob, now_s: float) -> str:
-    """How long."""
+    """Returns how long a job has run, as text. `now_s` is in seconds since the epoch."""
     return "not started" if job.started_s is None else age((job.ended_s or now_s) - job.started_s)

@@ -1,44 +1,34 @@
-"""What an evaluation job is asked for: scores of the served model, or of an adapter, on tasks. Pure; the measuring is a job's."""
+"""Work of a job that evaluates the served model, or an adapter, on benchmark tasks."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+from neox_serve.core.jobs.options import Between, Count, FileKind, Matching, option
 
 EVALUATE = "evaluate"
-"""The kind of such jobs."""
-_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""The kind of a job that evaluates what is served."""
 MAX_TASKS = 100
-AS_TASKS_HAVE_IT = -1
-"""Of the number of examples."""
+"""The largest number of tasks of one job."""
+
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateWork:
-    """tasks: by the names that lm-evaluation-harness has for them. output: file that gets the results. adapter: empty for the model itself.
+    """Evaluation on tasks of lm-evaluation-harness."""
 
-    shots: examples in each prompt, or AS_TASKS_HAVE_IT. limit: questions of each task; 0: all. concurrency: requests in flight.
-    """
-
-    tasks: tuple[str, ...]
-    output: str
-    adapter: str = ""
-    shots: int = AS_TASKS_HAVE_IT
-    limit: int = 0
-    concurrency: int = 8
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> "EvaluateWork":
-        """From what `asdict` made of it, and JSON of that."""
-        return cls(**{**values, "tasks": tuple(values["tasks"])})
-
-    def problems(self) -> Iterator[tuple[str, object, str]]:
-        """Every wrong field with its value and what is allowed."""
-        checks = (
-            ("tasks", 1 <= len(self.tasks) <= MAX_TASKS, f"1 to {MAX_TASKS} names"),
-            ("tasks", all(_TASK.fullmatch(task) for task in self.tasks), "names of [A-Za-z0-9._-], the first a letter or digit"),
-            ("shots", AS_TASKS_HAVE_IT <= self.shots <= 100, "in [0, 100]"),
-            ("limit", 0 <= self.limit < 1 << 31, f"in [0, {1 << 31})"),
-            ("concurrency", 1 <= self.concurrency <= 1024, "in [1, 1024]"),
+    tasks: tuple[str, ...] = field(
+        metadata=option(
+            "Names of tasks of lm-evaluation-harness.",
+            Count(1, MAX_TASKS),
+            Matching(_TASK, "names of [A-Za-z0-9._-] that start with a letter or digit"),
+            positional=True,
         )
-        return ((name, getattr(self, name), allowed) for name, good, allowed in checks if not good)
+    )
+    output: str = field(metadata=option("JSON file for the results, in the harness's format.", file=FileKind.FILE, positional=True))
+    adapter: str = field(default="", metadata=option("LoRA adapter to evaluate. Without it, the model itself is evaluated."))
+    shots: int | None = field(
+        default=None, metadata=option("Number of examples in each prompt. Without it, each task's own number is used.", Between(0, 100))
+    )
+    limit: int = field(default=0, metadata=option("Maximum number of questions per task (0: all).", Between(0, (1 << 31) - 1)))
+    concurrency: int = field(default=8, metadata=option("Number of requests in flight.", Between(1, 1_024)))

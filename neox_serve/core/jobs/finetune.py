@@ -1,61 +1,65 @@
-"""What a fine-tuning job is asked for: a LoRA adapter of the served model, trained on examples. Pure; the training is a job's."""
+"""Work of a job that trains a LoRA adapter of the served model."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+from neox_serve.core.jobs.options import Between, FileKind, Matching, OneOf, option
 
 FINETUNE = "finetune"
-"""The kind of such jobs."""
+"""The kind of a job that trains an adapter."""
 TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-"""A GPT-NeoX layer's matrices, which an adapter may add to. Source: transformers' GPTNeoXLayer."""
+"""The matrices of a GPT-NeoX layer that an adapter can change. Source: transformers' GPTNeoXLayer."""
 MAX_RANK = 256
-_NAME = re.compile(r"(?=.{1,64}$)([a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+"""The largest rank of an adapter."""
+ADAPTER_ALLOWED = "a name of [A-Za-z0-9._-] that starts with a letter or digit; with the tenant's name and a slash, at most 64 characters"
+"""The names that an adapter can have, in words."""
 
-ADAPTER_ALLOWED = "a name of [A-Za-z0-9._-], the first a letter or digit, of 1 to 64 characters together with the tenant's and a slash"
+_NAME = re.compile(r"(?=.{1,64}$)([a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneWork:
-    """An adapter to be trained. input, rejects: as in RowsWork. adapter: its name in the registry, under which it is served then.
+    """Training of a LoRA adapter."""
 
-    rank, alpha: of the added matrices, whose product is scaled by alpha / rank. batch_tokens: about so many tokens an optimizer step.
-    evaluation_fraction: of the examples, kept out of training. early_stop_epochs: training ends when so many epochs in a row have not made
-    the evaluation loss smaller; 0: never. workers: processes that train together, each on a share of every step.
-    """
-
-    input: str
-    adapter: str
-    rejects: str = ""
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = TARGETS
-    epochs: int = 3
-    learning_rate: float = 1e-3
-    batch_tokens: int = 4096
-    evaluation_fraction: float = 0.1
-    early_stop_epochs: int = 2
-    seed: int = 0
-    workers: int = 1
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> "FinetuneWork":
-        """From what `asdict` made of it, and JSON of that."""
-        return cls(**{**values, "targets": tuple(values["targets"])})
-
-    def problems(self) -> Iterator[tuple[str, object, str]]:
-        """Every wrong field with its value and what is allowed."""
-        checks = (
-            ("adapter", bool(_NAME.fullmatch(self.adapter)), ADAPTER_ALLOWED),
-            ("rank", 1 <= self.rank <= MAX_RANK, f"in [1, {MAX_RANK}]"),
-            ("alpha", 0 < self.alpha <= 1e4, "in (0, 10000]"),
-            ("targets", bool(self.targets) and set(self.targets) <= set(TARGETS), f"some of {', '.join(TARGETS)}"),
-            ("epochs", 1 <= self.epochs <= 1_000, "in [1, 1000]"),
-            ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"),
-            ("batch_tokens", 1 <= self.batch_tokens <= 1 << 24, f"in [1, {1 << 24}]"),
-            ("evaluation_fraction", 0 <= self.evaluation_fraction <= 0.5, "in [0, 0.5]"),
-            ("early_stop_epochs", 0 <= self.early_stop_epochs <= 1_000, "in [0, 1000]"),
-            ("seed", 0 <= self.seed < 1 << 31, f"in [0, {1 << 31})"),
-            ("workers", 1 <= self.workers <= 64, "in [1, 64]"),
+    input: str = field(
+        metadata=option(
+            'JSONL file with one example per line: {"prompt": ..., "completion": ...} or {"messages": [...]}.',
+            file=FileKind.FILE,
+            positional=True,
         )
-        return ((name, getattr(self, name), allowed) for name, good, allowed in checks if not good)
+    )
+    adapter: str = field(
+        metadata=option(
+            "Name of the adapter. It is served as TENANT/NAME, or as NAME if an operator trains it for all tenants.",
+            Matching(_NAME, ADAPTER_ALLOWED),
+            positional=True,
+        )
+    )
+    rejects: str = field(
+        default="",
+        metadata=option(
+            "File for rows that are not valid examples. Without it, one such row fails the job before it starts.", file=FileKind.FILE
+        ),
+    )
+    rank: int = field(default=8, metadata=option("Rank of the matrices that are added.", Between(1, MAX_RANK)))
+    alpha: float = field(
+        default=16.0,
+        metadata=option("The product of the added matrices is scaled by alpha / rank.", Between(0, 10_000, exclude_minimum=True)),
+    )
+    targets: tuple[str, ...] = field(
+        default=TARGETS, metadata=option(f"Matrices that the adapter changes, of {','.join(TARGETS)}.", OneOf(TARGETS))
+    )
+    epochs: int = field(default=3, metadata=option("Maximum number of passes over the examples.", Between(1, 1_000)))
+    learning_rate: float = field(
+        default=1e-3, metadata=option("Peak learning rate, reached after 5 % of the steps.", Between(0, 1, exclude_minimum=True))
+    )
+    batch_tokens: int = field(default=4096, metadata=option("Approximate number of tokens per optimizer step.", Between(1, 1 << 24)))
+    evaluation_fraction: float = field(
+        default=0.1, metadata=option("Fraction of the examples that is held out of training for evaluation.", Between(0, 0.5))
+    )
+    early_stop_epochs: int = field(
+        default=2,
+        metadata=option("Stop after this many epochs without improvement (0 disables early stopping).", Between(0, 1_000)),
+    )
+    seed: int = field(default=0, metadata=option("Seed of the order of examples and of the initial weights.", Between(0, (1 << 31) - 1)))
+    workers: int = field(default=1, metadata=option("Number of processes that train together.", Between(1, 64)))

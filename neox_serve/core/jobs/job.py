@@ -1,29 +1,26 @@
-"""Batch jobs: what is kept of one, and what to do next for it, given what its run has come to.
+"""Batch jobs: the state that is kept of a job, and the decision what to do next for it.
 
-A job is done by runs, one after the other: processes that Ray starts. A run that dies is followed by another, which goes on from what is
-settled; one that Ray has forgotten, because the cluster was restarted, is started again. A run that says why it gives up ends its job.
+A job is done by runs, one after the other. A run is a process that Ray starts. If a run dies, the next one continues from the rows that are
+complete. If Ray has forgotten a run because the cluster was restarted, the same run is submitted again. A run that reports a failure ends
+its job. `next_step` is the transition table.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
-from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
-from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
+from neox_serve.core.jobs.work import Work
 from neox_serve.core.str_enum import StrEnum
 
 MAX_RUNS_WITHOUT_PROGRESS = 5
-"""Runs in a row that die without settling a row more, until the job is given up."""
-
+"""A job fails after this many runs in a row that died without completing another row."""
 
 MAX_LOG_CHARACTERS = 65_536
-"""That are kept of what a run has written."""
+"""Number of characters that are kept from the end of a run's log."""
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job. SUCCEEDED, FAILED and CANCELLED are final."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -33,12 +30,12 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether it stays so."""
+        """Whether the state is final."""
         return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
 
 class RunStatus(StrEnum):
-    """What has become of a run, in Ray's words. UNKNOWN: Ray knows of no such run."""
+    """The status of a run, as Ray names it. UNKNOWN means that Ray does not know the run."""
 
     UNKNOWN = "UNKNOWN"
     PENDING = "PENDING"
@@ -50,162 +47,156 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """total: rows, 0 until they are counted; of a training examples of all epochs, of an evaluation questions, of quantising
-    matrices. errors: of the done ones.
+    """How far a job is. The unit of `total`, `done` and `errors` depends on the kind of work.
 
-    tokens: that this took; of completions those that were generated, and prompt_tokens those that were read for them.
+    Generating and embedding count rows, fine-tuning counts examples over all epochs, evaluation counts questions, and quantization counts
+    matrices.
     """
 
     total: int = 0
+    """Number of rows; 0 until they are counted."""
     done: int = 0
+    """Number of complete rows, including those with an error."""
     errors: int = 0
+    """Number of complete rows whose result is an error."""
     tokens: int = 0
+    """Tokens that the current run used. If it generates text, only the generated ones."""
     prompt_tokens: int = 0
+    """Prompt tokens that the current run used to generate text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run says of itself. failure: why it gave up; empty where it has not."""
+    """What a run reports about itself."""
 
     progress: Progress
+    """How far the run is."""
     failure: str = ""
+    """Why the run gave up; empty if it has not."""
 
 
 NO_REPORT = Report(Progress())
+"""The report of a run that has not written one."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobLog:
-    """The end of what a run has written. start: characters before it."""
+    """The end of a run's log."""
 
     run_id: str
+    """The run that wrote the log; empty if there is no log."""
     start: int
+    """Number of characters that precede `text`."""
     text: str
+    """The last MAX_LOG_CHARACTERS characters."""
 
     @classmethod
-    def of(cls, run_id: str, whole: str) -> "JobLog":
-        """Of all that it has written."""
-        start = max(0, len(whole) - MAX_LOG_CHARACTERS)
-        return cls(run_id, start, whole[start:])
+    def of(cls, run_id: str, log: str) -> "JobLog":
+        """Returns the end of a complete log."""
+        start = max(0, len(log) - MAX_LOG_CHARACTERS)
+        return cls(run_id, start, log[start:])
 
 
 NO_LOG = JobLog("", 0, "")
-
-
-@dataclass(frozen=True, slots=True)
-class RowsWork:
-    """A request for each row of a file, as its creator says it. Files are named in the tenant's folder, or absolutely by an operator.
-
-    options: of rows that do not set them. rejects, into: empty where bad rows fail the job, and no vector database gets the vectors.
-    own_engine: the job starts engines for itself, and is no traffic of the cluster.
-    """
-
-    input: str
-    output: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    rejects: str = ""
-    concurrency: int = 32
-    max_stall_s: float = 600.0
-    into: str = ""
-    own_engine: bool = False
-
-
-Work = RowsWork | FinetuneWork | EvaluateWork | QuantizeWork
-_OF_KIND: Mapping[str, type[FinetuneWork | EvaluateWork | QuantizeWork]] = {
-    FINETUNE: FinetuneWork,
-    EVALUATE: EvaluateWork,
-    QUANTIZE: QuantizeWork,
-}
-"""The others are of rows."""
-
-
-def makes_calls(work: Work) -> bool:
-    """Whether such a job calls the cluster, as its tenant."""
-    return isinstance(work, EvaluateWork) or (isinstance(work, RowsWork) and not work.own_engine)
-
-
-def work_of(kind: str, values: Mapping[str, Any]) -> Work:
-    """From what `asdict` made of a job's work, and JSON of that."""
-    of_kind = _OF_KIND.get(kind)
-    return of_kind.from_values(values) if of_kind else RowsWork(**values)
+"""The log of a job without a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. kind: what it does, such as "generate". Times are seconds since the epoch, None: not yet.
-
-    run_id: of its last run, empty before the first. runs: so far. runs_without_progress: of those, the last ones that came no further.
-    rows_before_run: that were settled when the last one began. key_id: the API key that its runs show, empty where they show none.
-    """
+    """A batch job. Times are seconds since the epoch."""
 
     job_id: str
+    """Unique id; ids sort by the time of creation."""
     tenant: str
+    """Name of the tenant that the job belongs to."""
     kind: str
+    """What the job does, such as "generate"; a key of WORK_TYPES."""
     work: Work
+    """The options of the job."""
     created_s: float
+    """When the job was created."""
     request_id: str = ""
+    """Idempotency key of the call that created the job; empty if it had none."""
     state: JobState = JobState.QUEUED
+    """The state of the job."""
     message: str = ""
+    """Why the job waits, failed or was cancelled, for people; empty otherwise."""
     cancel_requested: bool = False
+    """Whether the tenant asked to cancel the job."""
     progress: Progress = Progress()
+    """How far the job is."""
     run_id: str = ""
+    """The current or last run; empty before the first one."""
     runs: int = 0
+    """Number of runs so far."""
     runs_without_progress: int = 0
+    """Number of runs in a row, up to now, that died without completing another row."""
     rows_before_run: int = 0
+    """Number of rows that were complete when the current run started."""
     key_id: str = ""
+    """The API key that the job's runs use; empty if they use none."""
     started_s: float | None = None
+    """When the first run started; None if it has not."""
     ended_s: float | None = None
+    """When the job ended; None if it has not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A further run is to be started. fruitless: runs before it that came no further."""
+    """Start the next run."""
 
-    fruitless: int = 0
+    runs_without_progress: int = 0
+    """Number of runs in a row before it that completed no row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """The run is to be given to Ray, which does not know it: not yet, or not any more."""
+    """Submit the current run to Ray, which does not know it yet or has forgotten it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run is to be stopped."""
+    """Stop the current run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The run goes on."""
+    """Do nothing; the run continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The job is over."""
+    """End the job."""
 
     state: JobState
+    """The final state."""
     message: str = ""
+    """Why the job failed or was cancelled, for people."""
 
 
 Step = Start | Submit | Stop | Wait | End
+"""What to do next for a job."""
 
 
-def next_step(job: Job, run: RunStatus, report: Report, why: str = "") -> Step:
-    """What to do for a job that has not ended. why: Ray's words on the run, for people."""
+def next_step(job: Job, run: RunStatus, report: Report, status_message: str = "") -> Step:
+    """Returns what to do next for a job that is RUNNING.
+
+    `run` and `status_message` are the status of its current run according to Ray; `report` is what the run reported itself.
+    """
     if run in {RunStatus.PENDING, RunStatus.RUNNING}:
         return Stop() if job.cancel_requested else Wait()
     if (end := _end(job, run, report)) is not None:
         return end
     if run is RunStatus.UNKNOWN:
         return Submit()
-    fruitless = job.runs_without_progress + 1 if report.progress.done <= job.rows_before_run else 1
-    if fruitless >= MAX_RUNS_WITHOUT_PROGRESS:
-        return End(JobState.FAILED, f"{fruitless} runs in a row died without settling a row: {why}")
-    return Start(fruitless)
+    stalled = job.runs_without_progress + 1 if report.progress.done <= job.rows_before_run else 1
+    if stalled >= MAX_RUNS_WITHOUT_PROGRESS:
+        return End(JobState.FAILED, f"{stalled} runs in a row died without completing a row: {status_message}")
+    return Start(stalled)
 
 
 def _end(job: Job, run: RunStatus, report: Report) -> End | None:
-    """Of a job whose run has ended; None where another run is to follow."""
+    """Returns how a job ends whose run does not exist any more; None if another run must follow."""
     if run is RunStatus.SUCCEEDED:
         return End(JobState.SUCCEEDED)
     if job.cancel_requested:
@@ -215,12 +206,15 @@ def _end(job: Job, run: RunStatus, report: Report) -> End | None:
     return End(JobState.FAILED, report.failure) if report.failure else None
 
 
-def to_start(jobs: Sequence[Job], most: int) -> list[Job]:
-    """The queued jobs to start now, so that at most so many run: first those of the tenants with the fewest that run, then the oldest."""
+def jobs_to_start(jobs: Sequence[Job], max_running_jobs: int) -> list[Job]:
+    """Returns the queued jobs to start now, so that at most `max_running_jobs` run.
+
+    Tenants with fewer running jobs come first; among jobs of such tenants, older jobs come first.
+    """
     waiting = [job for job in jobs if job.state is JobState.QUEUED and not job.cancel_requested]
     running = Counter(job.tenant for job in jobs if job.state is JobState.RUNNING)
     chosen: list[Job] = []
-    for _ in range(most - running.total()):
+    for _ in range(max_running_jobs - running.total()):
         if not waiting:
             break
         job = min(waiting, key=lambda one: (running[one.tenant], one.job_id))
@@ -230,6 +224,6 @@ def to_start(jobs: Sequence[Job], most: int) -> list[Job]:
     return chosen
 
 
-def new_job_id(now_s: float, noise: int) -> str:
-    """Ids sort as jobs were created. noise: 32 random bits."""
-    return f"job-{round(now_s * 1e6):014x}-{noise & 0xFFFF_FFFF:08x}"
+def new_job_id(now_s: float, random_bits: int) -> str:
+    """Returns a job id. Ids sort by `now_s`, in seconds since the epoch; of `random_bits`, 32 bits are used."""
+    return f"job-{round(now_s * 1e6):014x}-{random_bits & 0xFFFF_FFFF:08x}"

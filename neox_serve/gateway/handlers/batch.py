@@ -1,17 +1,21 @@
-"""BatchService: jobs in the database. What is entered here, the job controller has run."""
+"""BatchService: creates, shows, watches and cancels the batch jobs of the caller's tenant.
+
+The jobs are rows of the database. The job controller, beside the router, runs what is created here.
+"""
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
-from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
-from neox_serve.core.jobs.finetune import ADAPTER_ALLOWED, FINETUNE, FinetuneWork
-from neox_serve.core.jobs.job import Job, RowsWork, Work
-from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
-from neox_serve.core.jobs.vector_target import VectorTarget
+from neox_serve.core.jobs import document
+from neox_serve.core.jobs.evaluate import EvaluateWork
+from neox_serve.core.jobs.finetune import ADAPTER_ALLOWED, FinetuneWork
+from neox_serve.core.jobs.job import Job
+from neox_serve.core.jobs.options import FileKind, Option, file_name, options_of, problems, required_fields
+from neox_serve.core.jobs.rows import EMBED, RowsWork
+from neox_serve.core.jobs.work import Work
 from neox_serve.core.tenancy.tenants import Role, Tenant
 from neox_serve.gateway.requests.served import Served
 from neox_serve.gateway.requests.validation import REQUEST_ID_ALLOWED, is_request_id
@@ -25,49 +29,49 @@ from neox_serve.wire import admin_messages
 from neox_serve.wire import batch_messages as wire
 
 _OPERATORS = frozenset({Role.OPERATOR, Role.ADMIN})
-_DEFAULT_CONCURRENCY, _MAX_CONCURRENCY = 32, 1024
-_DEFAULT_MAX_STALL_S, _LONGEST_STALL_S = 600.0, 7 * 86_400.0
 _MAX_NAME_CHARACTERS = 1_024
 _MAX_OPTIONS_CHARACTERS = 65_536
+_MAX_OPTIONS_DEPTH = 16
 _WATCH_INTERVAL_S = 0.5
 
 
 class Batch:
-    """Answers for the caller's tenant. All raise ServeError. draining: whether this gateway is about to stop."""
+    """Handles BatchService's calls. All methods raise ServeError."""
 
     def __init__(self, store: JobStore, served: Served, draining: Callable[[], bool]) -> None:
+        """`draining` returns whether this gateway is about to stop."""
         self._store = store
         self._served = served
         self._draining = draining
 
     async def create_job(self, call: Call, message: pb.CreateJobRequest) -> pb.CreateJobResponse:
-        """A job of the tenant's, new or found by its request_id."""
+        """Creates a job, or finds the tenant's job with the same request_id."""
         job = await asyncio.to_thread(self._create, call, message)
         return pb.CreateJobResponse(job=wire.job_to_proto(job))
 
     async def get_job(self, call: Call, message: pb.GetJobRequest) -> pb.GetJobResponse:
-        """One job."""
+        """Returns a job."""
         return pb.GetJobResponse(job=wire.job_to_proto(await self._job(call, message.job_id)))
 
     async def list_jobs(self, call: Call, message: pb.ListJobsRequest) -> pb.ListJobsResponse:
-        """A page of jobs; its token is the last id of the page before."""
+        """Returns a page of jobs. The page token is the last job id of the page before."""
         size = admin_messages.page_size(message.page_size)
         jobs = await asyncio.to_thread(self._store.page, call.tenant.name, size + 1, message.page_token)
         shown = [wire.job_to_proto(job) for job in jobs[:size]]
         return pb.ListJobsResponse(jobs=shown, next_page_token=shown[-1].job_id if len(jobs) > size else "")
 
     async def cancel_job(self, call: Call, message: pb.CancelJobRequest) -> pb.CancelJobResponse:
-        """Asks for a job's end."""
-        job = await asyncio.to_thread(self._store.ask_cancel, call.tenant.name, message.job_id)
+        """Requests the cancellation of a job."""
+        job = await asyncio.to_thread(self._store.request_cancel, call.tenant.name, message.job_id)
         return pb.CancelJobResponse(job=wire.job_to_proto(job))
 
     async def read_job_log(self, call: Call, message: pb.ReadJobLogRequest) -> pb.ReadJobLogResponse:
-        """What the job's last run has written."""
+        """Returns the end of the log of the job's last run."""
         log = await asyncio.to_thread(self._store.log, call.tenant.name, message.job_id)
         return pb.ReadJobLogResponse(text=log.text, start=log.start, run_id=log.run_id)
 
     async def watch_job(self, call: Call, message: pb.WatchJobRequest, writer: StreamWriter) -> None:
-        """A job at every change, to its end."""
+        """Writes a job now and after every change, until it has ended."""
         clock = asyncio.get_running_loop().time
         shown: Job | None = None
         while True:
@@ -95,31 +99,36 @@ class Batch:
 
 
 def checked_work(message: pb.CreateJobRequest, max_adapter_rank: int, tenant: Tenant, *, operator: bool) -> tuple[str, Work]:
-    """What the job is to do, and the kind of that. Raises INVALID_ARGUMENT naming every wrong field."""
+    """Returns the kind and the work of a request. Raises INVALID_ARGUMENT with a violation for every wrong field."""
     wrong = Violations()
     if message.request_id:
         wrong.require(is_request_id(message.request_id), "request_id", message.request_id, REQUEST_ID_ALLOWED)
-    work: Work
-    if message.WhichOneof("work") == "finetune":
-        kind, work = FINETUNE, _finetune(wrong, message.finetune, max_adapter_rank, tenant, operator=operator)
-    elif message.WhichOneof("work") == "evaluate":
-        kind, work = EVALUATE, _evaluate(wrong, message.evaluate, operator=operator)
-    elif message.WhichOneof("work") == "quantize":
-        kind, work = QUANTIZE, _quantize(wrong, message.quantize, operator=operator)
-    else:
-        kind, work = wire.KINDS.get(message.rows.work, ""), _rows(wrong, message.rows, operator=operator)
+    if message.WhichOneof("work") in {"rows", None}:
+        wrong.require(message.rows.work in wire.ROW_KINDS, "rows.work", message.rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
+        _check_options_json(wrong, message.rows)
+    kind, work = wire.work_from_proto(message)
+    field = message.WhichOneof("work") or "rows"
+    _check_files(wrong, field, work, operator=operator)
+    if isinstance(work, FinetuneWork):
+        work = _with_registered_name(wrong, work, tenant, operator=operator)
+    _check_fields(wrong, field, work, operator=operator)
+    if isinstance(work, FinetuneWork):
+        allowed = f"at most {max_adapter_rank}, the largest rank that this cluster serves (max_lora_rank)"
+        wrong.require(work.rank <= max_adapter_rank, "finetune.rank", work.rank, allowed)
+    if isinstance(work, RowsWork) and work.into:
+        wrong.require(kind == EMBED, "rows.into", work.into, "absent unless rows.work is ROW_WORK_EMBED")
     wrong.raise_if_any()
     return kind, work
 
 
 def check_possible(work: Work, served: Served, tenant: Tenant) -> None:
-    """Whether a new job could do it, as the cluster is now. Raises INVALID_ARGUMENT, UNKNOWN_ADAPTER."""
+    """Checks that the cluster can do the work as it is set up now. Raises INVALID_ARGUMENT or UNKNOWN_ADAPTER."""
     wrong = Violations()
     if isinstance(work, FinetuneWork):
         if not served.registry.exists:
-            wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so that none could be served")
+            wrong.add("finetune", "this cluster has no registry of adapters (model.registry), so it could not serve the adapter")
         elif work.adapter in served.adapters or served.registry.find(work.adapter) is not None:
-            wrong.add("finetune.adapter", f"{work.adapter!r} is there already; name another one")
+            wrong.add("finetune.adapter", f"{work.adapter!r} exists already; choose another name")
     elif isinstance(work, EvaluateWork):
         served.seen_by(tenant).check_adapter(work.adapter)
     wrong.raise_if_any()
@@ -129,64 +138,50 @@ def _is_operator(call: Call) -> bool:
     return bool(call.principal.roles & _OPERATORS)
 
 
-def _rows(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> RowsWork:
-    wrong.require(rows.work in wire.KINDS, "rows.work", rows.work, "ROW_WORK_GENERATE or ROW_WORK_EMBED")
-    files = {"rows.input": rows.input, "rows.output": rows.output, "rows.rejects": rows.rejects}
-    _check_files(wrong, files, operator=operator)
-    concurrency = rows.concurrency or _DEFAULT_CONCURRENCY
-    wrong.require(concurrency <= _MAX_CONCURRENCY, "rows.concurrency", concurrency, f"in [1, {_MAX_CONCURRENCY}]")
-    max_stall_s = rows.max_stall.seconds + rows.max_stall.nanos / 1e9 if rows.HasField("max_stall") else _DEFAULT_MAX_STALL_S
-    wrong.require(0 < max_stall_s <= _LONGEST_STALL_S, "rows.max_stall", f"{max_stall_s:g} s", f"in (0, {_LONGEST_STALL_S:g}] s")
-    options = _options(wrong, rows.options_json)
-    wrong.require(operator or not rows.own_engine, "rows.own_engine", rows.own_engine, "absent but for operators")
-    if rows.into:
-        _check_target(wrong, rows, operator=operator)
-    return RowsWork(rows.input, rows.output, options, rows.rejects, concurrency, max_stall_s, rows.into, rows.own_engine)
-
-
-def _finetune(wrong: Violations, message: pb.FinetuneWork, max_rank: int, tenant: Tenant, *, operator: bool) -> FinetuneWork:
-    files = {"finetune.input": message.input, "finetune.rejects": message.rejects}
-    _check_files(wrong, files, operator=operator)
-    work = wire.finetune_from_proto(message)
+def _with_registered_name(wrong: Violations, work: FinetuneWork, tenant: Tenant, *, operator: bool) -> FinetuneWork:
+    """Returns the work with the adapter's name in the registry, which starts with the tenant's name unless an operator asks."""
     if "/" in work.adapter:
-        wrong.add("finetune.adapter", f"got {work.adapter!r}, must be {ADAPTER_ALLOWED}; the tenant's name is put before it")
+        wrong.add("finetune.adapter", f"got {work.adapter!r}, must be {ADAPTER_ALLOWED}; the cluster adds the tenant's name")
+        return work
+    return replace(work, adapter=registered_name(tenant.name, work.adapter, for_all=operator))
+
+
+def _check_fields(wrong: Violations, field: str, work: Work, *, operator: bool) -> None:
+    """Checks every field by its own checks, once, and that only operators set the fields that are for operators."""
+    found = {violation.field for violation in wrong.found}
+    for problem in problems(work):
+        if (path := wire.proto_path(field, problem.field)) not in found:
+            wrong.require(False, path, problem.value, problem.allowed)
+    for name, option in options_of(work).items():
+        value = getattr(work, name)
+        wrong.require(
+            operator or not option.operator_only or not value, wire.proto_path(field, name), value, "absent; only operators may set it"
+        )
+
+
+def _check_files(wrong: Violations, field: str, work: Work, *, operator: bool) -> None:
+    """Checks that the caller may use every file and that no two fields name the same file."""
+    required, seen = required_fields(type(work)), dict[str, str]()
+    for name, option in options_of(work).items():
+        path = wire.proto_path(field, name)
+        try:
+            file = file_name(work, name)
+        except ValueError as error:
+            wrong.add(path, str(error))
+            continue
+        if file or (option.file and name in required):
+            _check_file(wrong, path, file, option, operator=operator)
+        if file in seen:
+            wrong.add(path, f"{file!r} is also {seen[file]}; each field needs a file of its own")
+        elif file:
+            seen[file] = path
+
+
+def _check_file(wrong: Violations, path: str, file: str, option: Option, *, operator: bool) -> None:
+    if option.file is FileKind.LOCAL_FOLDER and "://" in file:
+        wrong.add(path, f"{file!r} is a URL; it must be a folder, because engines read weights from a folder")
     else:
-        work = replace(work, adapter=registered_name(tenant.name, work.adapter, for_all=operator))
-        for name, value, allowed in work.problems():
-            wrong.require(False, f"finetune.{name}", value, allowed)
-    wrong.require(work.rank <= max_rank, "finetune.rank", work.rank, f"at most {max_rank}, which this cluster serves (max_lora_rank)")
-    return work
-
-
-def _evaluate(wrong: Violations, message: pb.EvaluateWork, *, operator: bool) -> EvaluateWork:
-    _check_files(wrong, {"evaluate.output": message.output}, operator=operator)
-    work = wire.evaluate_from_proto(message)
-    for name, value, allowed in work.problems():
-        wrong.require(False, f"evaluate.{name}", value, allowed)
-    return work
-
-
-def _quantize(wrong: Violations, message: pb.QuantizeWork, *, operator: bool) -> QuantizeWork:
-    files = {"output": message.output, "calibration": message.calibration, "held_out": message.held_out}
-    _check_files(wrong, {f"quantize.{name}": file for name, file in files.items()}, operator=operator)
-    work = wire.quantize_from_proto(message)
-    for name, value, allowed in work.problems():
-        wrong.require(False, f"quantize.{name}", value, allowed)
-    wrong.require("://" not in work.output, "quantize.output", work.output, "a folder, since engines read weights from one")
-    wrong.require(operator or not work.serve_tokens, "quantize.serve_tokens", work.serve_tokens, "absent but for operators")
-    return work
-
-
-def _check_files(wrong: Violations, files: Mapping[str, str], *, operator: bool) -> None:
-    """Each is in its place, and no two are the same. files: names by field; that of bad rows may be absent."""
-    seen: dict[str, str] = {}
-    for field, name in files.items():
-        if name or not field.endswith("rejects"):
-            _check_name(wrong, field, name, operator=operator)
-        if name in seen:
-            wrong.add(field, f"{name!r} is {seen[name]} too")
-        elif name:
-            seen[name] = field
+        _check_name(wrong, path, file, operator=operator)
 
 
 def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> None:
@@ -197,22 +192,22 @@ def _check_name(wrong: Violations, field: str, name: str, *, operator: bool) -> 
     wrong.require(inside and good, field, name, allowed if not operator else f"{allowed}, or an absolute path or URL")
 
 
-def _check_target(wrong: Violations, rows: pb.RowsWork, *, operator: bool) -> None:
-    try:
-        _check_name(wrong, "rows.into", VectorTarget.parse(rows.into).place, operator=operator)
-    except ValueError as error:
-        wrong.add("rows.into", str(error))
-    wrong.require(rows.work == pb.ROW_WORK_EMBED, "rows.into", rows.into, "absent but for ROW_WORK_EMBED")
+def _check_options_json(wrong: Violations, rows: pb.RowsWork) -> None:
+    """Checks `options_json`, and clears it if it cannot be used."""
+    problem = _options_problem(rows.options_json)
+    if problem:
+        wrong.add("rows.options_json", problem)
+        rows.ClearField("options_json")
 
 
-def _options(wrong: Violations, text: str) -> Any:
+def _options_problem(text: str) -> str:
+    """Returns why a text cannot be used as options of rows; "" if it can."""
     if len(text) > _MAX_OPTIONS_CHARACTERS:
-        wrong.add("rows.options_json", f"has {len(text)} characters, may have {_MAX_OPTIONS_CHARACTERS}")
-        return {}
+        return f"has {len(text)} characters; at most {_MAX_OPTIONS_CHARACTERS} are allowed"
     try:
         options = json.loads(text or "{}")
+        json.dumps(options, allow_nan=False)
+        document.check_depth(options, _MAX_OPTIONS_DEPTH)
     except (ValueError, RecursionError) as error:
-        wrong.add("rows.options_json", f"is not JSON: {error}")
-        return {}
-    wrong.require(isinstance(options, dict), "rows.options_json", text, "a JSON object")
-    return options
+        return f"is not usable JSON: {error}"
+    return "" if isinstance(options, dict) else "must be a JSON object"

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from deployments.jobs.bulk.job import BulkJob, entrypoint_of
+from deployments.jobs.bulk.run import MODULE
 from neox_serve.client import Client
 from neox_serve.core.types import Pool
 from neox_serve.engine.environment import engine_environment
@@ -35,6 +35,7 @@ from tests.bench.faults.cancellation import NotMeasuredError
 from tests.bench.processes import system_process
 from tests.bench.view import View
 from tests.clusters import running_cluster
+from tests.run_arguments import bulk_run, command_of
 
 _ROUNDS, _TURNS = 3, 5
 _ROWS, _PROMPT_TOKENS, _OUTPUT_TOKENS = 1_000, 64, 64
@@ -145,8 +146,8 @@ def _job_rate(address: str, rows: Path, folder: Path) -> float:
 
 @contextmanager
 def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[str]]":
-    job = BulkJob("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)
-    process = subprocess.Popen(["bash", "-c", f"exec {entrypoint_of(job)}"], stderr=subprocess.PIPE, text=True)
+    run = bulk_run("generate", str(rows), str(output), address, output.stem, concurrency=_CONCURRENCY)
+    process = subprocess.Popen(["bash", "-c", f"exec {command_of(MODULE, run)}"], stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.jobs.access import Access
-from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
+from deployments.jobs.evaluate.run import EvaluateRun
+from deployments.jobs.quantize.checkpoint import REPORT
 from neox_serve.client import Client, JobState
 from neox_serve.core.jobs.evaluate import EvaluateWork
 from neox_serve.core.jobs.quantize import SCHEME_NAMES
@@ -22,6 +23,7 @@ from tests.bench.view import View
 from tests.clusters import running_cluster, wait_until
 from tests.evaluation_tasks import TASKS, by_transformers, likelihood_of, responses, write_tasks
 from tests.python_lines import Question, questions, right_fraction
+from tests.run_arguments import arguments_of
 
 _TRAINED = 640
 _LIKELIHOODS = ("lines_kind", "lines_cloze", "lines_next")
@@ -84,7 +86,7 @@ def _evaluated(address: str, folder: Path) -> tuple[float, float]:
     tasks = folder / "tasks"
     tasks.mkdir()
     write_tasks(tasks)
-    job = EvaluateJob(EvaluateWork(TASKS, str(folder / "scores.json")), Access(address), tasks)
+    job = EvaluateRun(EvaluateWork(TASKS, str(folder / "scores.json")), Access(address), tasks)
     _run("deployments.jobs.evaluate", *arguments_of(job))
     found, truth = json.loads(Path(job.work.output).read_text(encoding="utf-8")), by_transformers(tasks)
     errors = [
@@ -105,7 +107,6 @@ def _quantised(scheme: str, folder: Path) -> float:
     held_out.write_text((library / "shutil.py").read_text(encoding="utf-8"))
     files = ["--calibration", str(calibration), "--held-out", str(held_out), "--output", str(output)]
     _run("deployments.jobs.quantize", "--scheme", scheme, *files)
-    from deployments.jobs.quantize.checkpoint import REPORT  # imports torch, which readers of results do not need
 
     return float(json.loads((output / REPORT).read_text(encoding="utf-8"))["quality_fraction"])
 

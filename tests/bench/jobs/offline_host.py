@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from deployments.jobs.bulk import job as bulk
+from deployments.jobs.bulk.__main__ import main as bulk_main
 from neox_serve.core.types import Pool
 from neox_serve.engine.hardware import this_machine
 from neox_serve.engine.vllm.arguments import build_engine_arguments
 from neox_serve.model.model_files import locate
 from neox_serve.settings import restore
 from neox_serve.settings.slices import PoolEngineSettings
+from tests.run_arguments import arguments_of, bulk_run
 
 _FIRST = 256
 
@@ -65,14 +66,14 @@ def _own(llm: Any, settings: Path, rows: Path, output: Path) -> float:
     """As the job says itself."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    job = bulk.BulkJob("generate", str(rows), str(output), "", output.stem, own_engine=True, config=settings)
+    run = bulk_run("generate", str(rows), str(output), "", output.stem, own_engine=True, config=settings)
     engine, said = llm.llm_engine, StringIO()
     with (
         patch.object(LLMEngine, "from_vllm_config", return_value=engine),
         patch.object(engine.engine_core, "shutdown"),
         redirect_stderr(said),
     ):
-        exit_code = bulk.main(bulk.arguments_of(job))
+        exit_code = bulk_main(arguments_of(run))
     if exit_code != 0 or ", 0 with an error." not in said.getvalue():
         raise SystemExit(f"the job failed: {said.getvalue()}")
     return float(re.findall(r"([\d,]+) tok/s", said.getvalue())[-1].replace(",", ""))

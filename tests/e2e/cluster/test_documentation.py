@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from deployments.jobs.bulk.vector_stores import opened
+from deployments.jobs.bulk.vector_stores import open_store
 from neox_serve.client import Client
 from neox_serve.core.jobs.vector_target import VectorTarget
 from tests.clusters import CommandCluster
@@ -163,7 +163,7 @@ def assert_search_finds_what_brute_force_finds(folder: Path, address: str) -> No
     """Searches for functions of the page's file by their own texts. The index must find what comparing all vectors finds."""
     rows = [json.loads(line) for line in (folder / "functions.jsonl").read_text().splitlines()]
     vectors = np.array(pq.read_table(folder / "functions.parquet")["vector"].to_pylist(), dtype=np.float32)
-    with opened(VectorTarget("milvus", str(folder / "functions.db"), "functions")) as store, Client(address) as client:
+    with open_store(VectorTarget("milvus", str(folder / "functions.db"), "functions")) as store, Client(address) as client:
         queries = client.embed([row["text"] for row in rows[:40]]).vectors
         hits = 0
         for vector in queries:

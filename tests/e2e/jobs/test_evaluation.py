@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from deployments.jobs.access import Access
-from deployments.jobs.evaluate.arguments import EvaluateJob, arguments_of
+from deployments.jobs.evaluate.run import EvaluateRun
 from neox_serve.client import Client, JobState
 from neox_serve.core.jobs.evaluate import EvaluateWork
 from tests.clusters import CommandCluster
 from tests.evaluation_tasks import TASKS, by_transformers, likelihood_of, responses, write_tasks
+from tests.run_arguments import arguments_of
 
 pytestmark = pytest.mark.e2e
 
@@ -35,11 +36,11 @@ def truth(folder: Path) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(real_cluster: CommandCluster, folder: Path) -> EvaluateJob:
-    return EvaluateJob(EvaluateWork(TASKS, str(folder / "found.json")), Access(real_cluster.address), folder, folder / "cache")
+def job(real_cluster: CommandCluster, folder: Path) -> EvaluateRun:
+    return EvaluateRun(EvaluateWork(TASKS, str(folder / "found.json")), Access(real_cluster.address), folder, folder / "cache")
 
 
-def evaluated(job: EvaluateJob) -> tuple[Mapping[str, Any], str]:
+def evaluated(job: EvaluateRun) -> tuple[Mapping[str, Any], str]:
     """The results, and what was said on the way."""
     command = [sys.executable, "-m", "deployments.jobs.evaluate", *arguments_of(job)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -47,7 +48,7 @@ def evaluated(job: EvaluateJob) -> tuple[Mapping[str, Any], str]:
     return json.loads(Path(job.work.output).read_text()), done.stderr
 
 
-def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateJob, truth: Mapping[str, Any]) -> None:
+def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
     found, said = evaluated(job)
     assert "|lines_kind" in said.replace(" ", "")
     assert responses(found, "lines_write") == responses(truth, "lines_write")
@@ -66,7 +67,7 @@ def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateJob, tru
         assert found["results"][task][name] == pytest.approx(truth["results"][task][name], rel=LIKELIHOOD)
 
 
-def test_answers_that_are_kept_are_not_asked_again(job: EvaluateJob, truth: Mapping[str, Any]) -> None:
+def test_answers_that_are_kept_are_not_asked_again(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
     first, _ = evaluated(job)
     again, said = evaluated(job)
     assert again["results"] == first["results"]
@@ -88,8 +89,8 @@ def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth
     assert truth["results"]["lines_kind"].keys() == found["results"]["lines_kind"].keys()
 
 
-def test_task_that_is_not_there_is_named(job: EvaluateJob) -> None:
-    unknown = EvaluateJob(EvaluateWork(("lines_kindly",), job.work.output), job.access, job.tasks_folder)
+def test_task_that_is_not_there_is_named(job: EvaluateRun) -> None:
+    unknown = EvaluateRun(EvaluateWork(("lines_kindly",), job.work.output), job.access, job.tasks_folder)
     done = subprocess.run(
         [sys.executable, "-m", "deployments.jobs.evaluate", *arguments_of(unknown)], capture_output=True, text=True, check=False
     )

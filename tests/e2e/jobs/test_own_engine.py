@@ -25,7 +25,7 @@ def run(folder: Path, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[list[d
     config, source, output = (folder / name for name in ("engines.yaml", "in.jsonl", "out.jsonl"))
     config.write_text(json.dumps({"generation": {"engine": SMALL}, "embedding": {"engine": {**SMALL, "max_num_seqs": 4}}}))
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "deployments.jobs.bulk.job", kind, "--input", str(source), "--output", str(output), "--own-engine"]
+    command = [sys.executable, "-m", "deployments.jobs.bulk", kind, "--input", str(source), "--output", str(output), "--own-engine"]
     done = subprocess.run([*command, "--config", str(config)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in output.read_text().splitlines()], done.stderr

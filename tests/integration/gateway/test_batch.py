@@ -16,8 +16,9 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.core.jobs import job as core_jobs
 from neox_serve.core.jobs.evaluate import EvaluateWork
 from neox_serve.core.jobs.finetune import FinetuneWork
-from neox_serve.core.jobs.job import JobState, Progress, RowsWork
+from neox_serve.core.jobs.job import JobState, Progress
 from neox_serve.core.jobs.quantize import QuantizeWork
+from neox_serve.core.jobs.rows import RowsWork
 from neox_serve.core.tenancy.tenants import ANONYMOUS, Role, Tenant
 from neox_serve.gateway.server.server import GatewayServer
 from neox_serve.settings import restore
@@ -66,7 +67,7 @@ async def refused(reason: Reason, call: Any) -> ServeError:
 
 def keep(platform: Platform, job: BatchJob, **values: Any) -> None:
     """Writes what a controller would."""
-    platform.jobs.keep(replace(platform.jobs.job(ANONYMOUS, job.job_id), **values))
+    platform.jobs.update(replace(platform.jobs.job(ANONYMOUS, job.job_id), **values))
 
 
 async def test_job_that_is_created_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
@@ -257,7 +258,13 @@ async def test_training_that_cannot_be_is_refused_by_its_fields(platform: Platfo
     async with client_of(platform, training_server, Tenant("acme")) as client:
         wrong = client.create_finetune("/in.jsonl", "x/chat", rank=17, targets=["embed_in"], epochs=1001)
         error = await refused(Reason.INVALID_ARGUMENT, wrong)
-        assert [one.field for one in error.violations] == ["finetune.input", "finetune.adapter", "finetune.rank"]
+        assert [one.field for one in error.violations] == [
+            "finetune.input",
+            "finetune.adapter",
+            "finetune.targets",
+            "finetune.epochs",
+            "finetune.rank",
+        ]
         error = await refused(Reason.INVALID_ARGUMENT, client.create_finetune("in", "chat", targets=["embed_in"], epochs=1001))
         assert [one.field for one in error.violations] == ["finetune.targets", "finetune.epochs"]
 
@@ -286,7 +293,7 @@ async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_grante
         assert (await other.models())[0].adapters == ()
         await refused(Reason.UNKNOWN_ADAPTER, other.generate("a", adapter="acme/chat"))
         error = await refused(Reason.INVALID_ARGUMENT, owner.create_finetune("in", "chat"))
-        assert "'acme/chat' is there already" in error.violations[0].description
+        assert "'acme/chat' exists already" in error.violations[0].description
 
 
 async def test_quantising_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
@@ -312,7 +319,7 @@ async def test_log_of_a_job_is_its_tenants(platform: Platform, server: GatewaySe
         job = await owner.create_job("generate", "in.jsonl", "out.jsonl")
         assert await owner.job_log(job.job_id) == JobLog("", 0, "")
         (kept,) = platform.jobs.open_jobs()
-        platform.jobs.keep_log(kept, core_jobs.JobLog.of("run-1", "x" * 100_000 + "end"))
+        platform.jobs.update_log(kept, core_jobs.JobLog.of("run-1", "x" * 100_000 + "end"))
         log = await owner.job_log(job.job_id)
         assert (log.run_id, log.start, log.text[-3:], len(log.text)) == ("run-1", 100_003 - 65_536, "end", 65_536)
         await refused(Reason.UNKNOWN_JOB, other.job_log(job.job_id))

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk.job import BulkJob, arguments_of, entrypoint_of, main, parse_arguments, run, survey
+from deployments.jobs.bulk.__main__ import main
 from deployments.jobs.bulk.row_files import output_of, partial_of
 from deployments.jobs.bulk.rows import GENERATE
+from deployments.jobs.bulk.run import MODULE, BulkRun, parse_arguments
+from deployments.jobs.bulk.runner import run, survey
 from deployments.jobs.failures import JobError
 from deployments.jobs.progress import JobProgress, duration
-from neox_serve.client import Tls
 from neox_serve.core.errors import Reason, ServeError, invalid
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from tests.fakes.scripted_gateway import ScriptedGateway
+from tests.run_arguments import arguments_of, bulk_run, command_of
 
 
 @pytest.fixture
@@ -30,30 +32,30 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
         yield scripted
 
 
-def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> BulkJob:
+def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> BulkRun:
     """A job over these rows, each a JSON value or a line as it is."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return BulkJob("generate", str(folder / "in.jsonl"), str(folder / "out.jsonl"), gateway.address, "job-1", **options)
+    return bulk_run("generate", str(folder / "in.jsonl"), str(folder / "out.jsonl"), gateway.address, "job-1", **options)
 
 
-async def do(job: BulkJob) -> tuple[JobProgress, str]:
+async def do(job: BulkRun) -> tuple[JobProgress, str]:
     """Runs the job; returns what it counted and what it said."""
     said = io.StringIO()
-    progress = await asyncio.wait_for(run(job, survey(job), Console(file=said, width=200)), 30)
+    progress = await asyncio.wait_for(run(job, survey(job.kind, job.work), Console(file=said, width=200)), 30)
     return progress, said.getvalue()
 
 
-def answers(job: BulkJob) -> list[Any]:
-    return lines_of(job.output)
+def answers(job: BulkRun) -> list[Any]:
+    return lines_of(job.work.output)
 
 
-def place(job: BulkJob) -> Path:
-    return Path(job.output)
+def place(job: BulkRun) -> Path:
+    return Path(job.work.output)
 
 
-def partial(job: BulkJob) -> Path:
-    return Path(partial_of(job.output))
+def partial(job: BulkRun) -> Path:
+    return Path(partial_of(job.work.output))
 
 
 def lines_of(file: str | Path) -> list[Any]:
@@ -66,7 +68,7 @@ async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway
 
     gateway.script("Generate", late)
     rows = [{"prompt": f"p{n}", "id": f"row {n}", "max_tokens": n} for n in range(1, 30)]
-    job = job_of(tmp_path, gateway, rows, defaults={"temperature": 0.5, "max_tokens": 99}, concurrency=4)
+    job = job_of(tmp_path, gateway, rows, options={"temperature": 0.5, "max_tokens": 99}, concurrency=4)
     progress, said = await do(job)
     assert [answer["row"] for answer in answers(job)] == list(range(1, 30))
     assert [answer["completions"][0]["text"] for answer in answers(job)] == [f"P{n}" for n in range(1, 30)]
@@ -82,7 +84,7 @@ async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway
 
 async def test_job_that_embeds_settles_every_row_with_its_vector(tmp_path: Path, gateway: ScriptedGateway) -> None:
     rows = [{"text": "x" * n, "id": f"row {n}"} for n in range(1, 12)] + [{"text": "y", "pooling": "last"}]
-    job = replace(job_of(tmp_path, gateway, rows, defaults={"pooling": "mean", "normalize": False}), kind="embed")
+    job = replace(job_of(tmp_path, gateway, rows, options={"pooling": "mean", "normalize": False}), kind="embed")
     progress, _ = await do(job)
     assert [answer["vector"] for answer in answers(job)] == [[len(row["text"]), 1.0] for row in rows]
     assert [answer.get("id") for answer in answers(job)] == [row.get("id") for row in rows]
@@ -147,7 +149,7 @@ async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, g
     with pytest.raises(JobError) as caught:
         await do(job)
     assert caught.value.exit_code == 2
-    assert "2 bad rows beside 1 good ones" in str(caught.value)
+    assert "2 rows are bad and 1 are good" in str(caught.value)
     assert "line 2: not JSON" in str(caught.value)
     assert "line 3: unknown keys: top" in str(caught.value)
     assert not gateway.received
@@ -180,7 +182,7 @@ async def test_job_waits_for_a_busy_cluster_and_for_one_that_is_away(tmp_path: P
 async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", gateway.hang)
     job = job_of(tmp_path, gateway, [{"prompt": "a"}], max_stall_s=0.2)
-    with pytest.raises(JobError, match=r"no row was settled for 0\.2 s") as caught:
+    with pytest.raises(JobError, match=r"no row completed for 0\.2 s") as caught:
         await do(job)
     assert caught.value.exit_code == 1
     await asyncio.wait_for(gateway.cancelled.wait(), 20)
@@ -199,7 +201,7 @@ async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_
 ) -> None:
     key = tmp_path / "key"
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}], concurrency=1, api_key_file=key)
-    with pytest.raises(JobError, match="API key cannot be read") as unreadable:
+    with pytest.raises(JobError, match="cannot read the API key") as unreadable:
         await do(job)
     assert unreadable.value.exit_code == 2
     key.write_text("old\n")
@@ -215,20 +217,20 @@ async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_
 
 async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
-    with pytest.raises(JobError, match="row 1 is not that of"):
+    with pytest.raises(JobError, match="row 1 was not made from"):
         await do(job_of(tmp_path, gateway, [{"prompt": "b"}]))
 
 
 async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
-    with output_of(GENERATE, job.output) as output:
+    with output_of(GENERATE, job.work.output) as output:
         with pytest.raises(JobError, match="another job is writing"):
-            await do(replace(job, max_stall_s=0.1))
+            await do(replace(job, work=replace(job.work, max_stall_s=0.1)))
         waiting = asyncio.create_task(do(job))
         await asyncio.sleep(0.1)
         output.append(b"torn")
     _, said = await waiting
-    assert "waiting for its end" in said
+    assert "waiting until it ends" in said
     assert [answer["row"] for answer in answers(job)] == [1]
 
 
@@ -238,13 +240,13 @@ async def test_job_process_stopped_and_started_again_settles_each_row_once(
 ) -> None:
     gateway.script("Generate", *[_nothing] * 3, gateway.hang)
     job = job_of(tmp_path, gateway, [{"prompt": f"p{n}"} for n in range(6)])
-    arguments = ["--input", job.input, "--output", job.output, "--address", job.address, "--concurrency", "1"]
+    arguments = ["--input", job.work.input, "--output", job.work.output, "--address", job.access.address, "--concurrency", "1"]
     process = await start(arguments)
     await gateway.wait_for_calls(4)
     process.send_signal(number)
     _, said = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == exit_code
-    assert (b"The same command goes on from there." in said) == (exit_code > 0)
+    assert (b"The same command continues from there." in said) == (exit_code > 0)
     assert not place(job).exists()
     assert [answer["row"] for answer in lines_of(partial(job))] == [1, 2, 3]
 
@@ -261,7 +263,7 @@ async def _nothing() -> None:
 
 
 async def start(arguments: list[str]) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "deployments.jobs.bulk.job", "generate", *arguments]
+    command = [sys.executable, "-m", "deployments.jobs.bulk", "generate", *arguments]
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
 
@@ -282,16 +284,16 @@ async def test_job_that_does_nothing_leaves_nothing_beside_its_output(tmp_path: 
 
 async def test_input_that_changes_while_it_is_read_stops_the_job(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
-    keys = survey(job)
+    keys = survey(job.kind, job.work)
     for changed in ([{"prompt": "a"}, {"prompt": "c"}], [{"prompt": "a"}]):
-        with pytest.raises(JobError, match=r"in\.jsonl has changed while it was read"):
+        with pytest.raises(JobError, match=r"in\.jsonl changed while it was read"):
             await run(job_of(tmp_path, gateway, changed), keys, Console(file=io.StringIO()))
     assert not place(job).exists()
 
 
 async def test_full_disk_stops_the_job_and_what_was_settled_stays(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": f"p{number}"} for number in range(1, 41)], concurrency=1)
-    limited = f"ulimit -f 4; exec {entrypoint_of(job)}"  # blocks of 512 or 1,024 bytes, by the shell
+    limited = f"ulimit -f 4; exec {command_of(MODULE, job)}"  # blocks of 512 or 1,024 bytes, by the shell
     process = await asyncio.create_subprocess_exec("bash", "-c", limited, stderr=asyncio.subprocess.PIPE)
     _, said = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 2, said.decode()
@@ -323,7 +325,7 @@ def test_main_without_an_input_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--defaults", "[]"], ["--defaults", "{"], ["--concurrency", "0"]])
+@pytest.mark.parametrize("wrong", [["--options", "[]"], ["--options", "{"], ["--concurrency", "0"]])
 def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["generate", "--input", "i", "--output", "o", "--address", "a", *wrong])
@@ -331,28 +333,34 @@ def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
 
 
 def test_arguments_describe_the_whole_job() -> None:
-    least = BulkJob("generate", "/i n", "s3://b/o", "h:1", "j")
-    alone = BulkJob("embed", "/i", "/o", "", "j", own_engine=True, config=Path("/engines.json"))
+    least = bulk_run("generate", "/i n", "s3://b/o", "h:1", "j")
+    alone = bulk_run("embed", "/i", "/o", "", "j", own_engine=True, config=Path("/engines.json"))
     assert parse_arguments(arguments_of(alone)) == alone
-    whole = replace(
-        least,
+    whole = bulk_run(
+        "generate",
+        "/i n",
+        "s3://b/o",
+        "h:1",
+        "j",
         concurrency=3,
-        defaults={"stop": ["\n"]},
+        options={"stop": ["\n"]},
         rejects="/b",
         max_stall_s=1.5,
-        tls=Tls(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem")),
+        tls_ca=Path("/tls/ca.pem"),
+        tls_certificate=Path("/tls/certificate.pem"),
+        tls_key=Path("/tls/key.pem"),
         api_key_file=Path("/k"),
         report=Path("/r"),
     )
-    for job in (least, whole, replace(least, tls=Tls())):
+    for job in (least, whole, replace(least, access=replace(least.access, tls=True))):
         assert parse_arguments(arguments_of(job)) == job
 
 
 def test_progress_says_rates_and_time_left_now_and_then() -> None:
     now_s, said = 0.0, io.StringIO()
-    with JobProgress(Console(file=said, width=200), total=100, done=20, every_s=5.0, clock=lambda: now_s) as progress:
+    with JobProgress(Console(file=said, width=200), total=100, done=20, interval_s=5.0, clock=lambda: now_s) as progress:
         for now_s in (1.0, 2.0, 5.0, 6.0):  # noqa: B007 - the clock reads it
-            progress.settled(tokens=10, error=False)
+            progress.complete_row(tokens=10, error=False)
     assert said.getvalue().splitlines() == [
         "20 of 100 rows, 0.0 rows/s, 0 tok/s",
         "23 of 100 rows, 0.6 rows/s, 6 tok/s, 0:02:08 left",

@@ -1,7 +1,6 @@
 """The job controller on a real database, over runs that die as the test says."""
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -14,18 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from deployments.jobs.access import Access
+from deployments.jobs.bulk.run import BulkRun
 from deployments.jobs.controller.accounts import Accounts
-from deployments.jobs.controller.commands import Places
+from deployments.jobs.controller.commands import RunSettings
 from deployments.jobs.controller.controller import JobController
-from deployments.jobs.evaluate.arguments import parse_arguments as parse_evaluate
-from deployments.jobs.finetune.arguments import parse_arguments as parse_finetune
-from deployments.jobs.quantize.arguments import parse_arguments as parse_quantize
+from deployments.jobs.evaluate.run import EvaluateRun
+from deployments.jobs.finetune.run import FinetuneRun
+from deployments.jobs.quantize.run import QuantizeRun
 from deployments.jobs.reports import ReportFile
 from neox_serve.core.jobs.evaluate import EVALUATE, EvaluateWork
 from neox_serve.core.jobs.finetune import FINETUNE, FinetuneWork
-from neox_serve.core.jobs.job import Job, JobLog, JobState, Progress, RowsWork, RunStatus, Start
+from neox_serve.core.jobs.job import Job, JobLog, JobState, Progress, RunStatus, Start
 from neox_serve.core.jobs.quantize import QUANTIZE, QuantizeWork
-from neox_serve.core.jobs.vector_target import VectorTarget
+from neox_serve.core.jobs.rows import RowsWork
 from neox_serve.core.tenancy.quota import QuotaLedger, Spent
 from neox_serve.core.tenancy.tenants import ANONYMOUS, Quotas, Tenant
 from neox_serve.core.types import Pool
@@ -46,15 +47,15 @@ class World:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
-        self.places = Places(str(folder / "batch"), folder / "notes", "127.0.0.1:1", max_running_jobs=2)
+        self.settings = RunSettings(str(folder / "batch"), folder / "notes", Access("127.0.0.1:1"), max_running_jobs=2)
         self.usage, self.charged = UsageStore(engine), dict[str, list[Spent]]()
         self.ledger, self.router_away = QuotaLedger(Random(1)), False
         self.controller = self.new_controller()
 
-    def new_controller(self, **places: Any) -> JobController:
+    def new_controller(self, **changes: Any) -> JobController:
         """One that knows nothing of what was before."""
         accounts = Accounts(self.usage, SECRET, "neox", self)
-        return JobController(self.store, self.tenants, self.runs, replace(self.places, **places), accounts, clock=lambda: NOW_S)
+        return JobController(self.store, self.tenants, self.runs, replace(self.settings, **changes), accounts, clock=lambda: NOW_S)
 
     def charge(self, spent: Mapping[str, Iterable[Spent]]) -> None:
         self.charged |= {source: list(entries) for source, entries in spent.items()}
@@ -71,7 +72,7 @@ class World:
 
     def look(self, job: Job) -> Job:
         """What a round makes of a job."""
-        self.controller.look_after()
+        self.controller.reconcile()
         return self.store.job(job.tenant, job.job_id)
 
 
@@ -81,35 +82,40 @@ def world(tmp_path: Path) -> World:
 
 
 def report_of(world: World, job: Job) -> ReportFile:
-    path = world.runs.job(job.run_id).report
+    path = world.runs.run(BulkRun, job.run_id).report
     assert path is not None
     return ReportFile(path)
 
 
 def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
     job = world.look(world.new_job(rejects="bad.jsonl"))
-    told = world.runs.job(job.run_id)
+    run = world.runs.run(BulkRun, job.run_id)
     assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", NOW_S)
-    folder = f"{world.places.folder}/{ANONYMOUS}"
-    assert (told.input, told.output, told.rejects) == (f"{folder}/in.jsonl", f"{folder}/out.jsonl", f"{folder}/bad.jsonl")
-    assert told.into is None
-    assert world.places.target("acme", "milvus:vectors.db#words") == VectorTarget(
-        "milvus", f"{world.places.folder}/acme/vectors.db", "words"
-    )
-    assert world.places.target("acme", "milvus:http://h:1#words") == VectorTarget("milvus", "http://h:1", "words")
-    assert (told.job_id, told.defaults, told.concurrency, told.address) == (job.job_id, {"max_tokens": 3}, 8, "127.0.0.1:1")
-    report_of(world, job).tell(Progress(10, 4, 1, 50))
+    folder = f"{world.settings.folder}/{ANONYMOUS}"
+    assert run.work == replace(WORK, input=f"{folder}/in.jsonl", output=f"{folder}/out.jsonl", rejects=f"{folder}/bad.jsonl")
+    assert (run.job_id, run.access) == (job.job_id, Access("127.0.0.1:1"))
+    report_of(world, job).record(Progress(10, 4, 1, 50))
     assert world.look(job).progress == Progress(10, 4, 1, 50)
     world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
     done = world.look(job)
     assert (done.state, done.ended_s, done.progress.done) == (JobState.SUCCEEDED, NOW_S, 4)
-    assert [*world.places.notes.iterdir()] == []
+    assert [*world.settings.state_folder.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("into", "located"),
+    [("milvus:vectors.db#words", "milvus:{folder}/vectors.db#words"), ("milvus:http://h:1#words", "milvus:http://h:1#words")],
+)
+def test_vector_database_of_a_tenant_is_in_its_folder_and_a_server_stays(world: World, into: str, located: str) -> None:
+    job = world.look(world.store.create(ANONYMOUS, "embed", replace(WORK, into=into)))
+    run = world.runs.run(BulkRun, job.run_id)
+    assert run.work.into == located.format(folder=f"{world.settings.folder}/{ANONYMOUS}")
 
 
 def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(world.new_job("acme"))
-    file = world.runs.job(job.run_id).api_key_file
+    file = world.runs.run(BulkRun, job.run_id).access.api_key_file
     assert file is not None
     assert file.stat().st_mode & 0o077 == 0
     key = world.tenants.directory().keys[job.key_id]
@@ -127,10 +133,10 @@ def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> N
 def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(world.new_job("acme"))
-    shutil.rmtree(world.places.notes)
+    shutil.rmtree(world.settings.state_folder)
     del world.runs.statuses[job.run_id]
     again = world.look(job)
-    file = world.runs.job(again.run_id).api_key_file
+    file = world.runs.run(BulkRun, again.run_id).access.api_key_file
     assert file is not None
     assert file.exists()
     keys = world.tenants.directory().keys
@@ -139,8 +145,8 @@ def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: W
 
 def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
     job = world.look(world.new_job())
-    report_of(world, job).tell(Progress(10, 4))
-    report_of(world, job).give_up("row 5: UNAUTHENTICATED: the API key is not valid")
+    report_of(world, job).record(Progress(10, 4))
+    report_of(world, job).record_failure("row 5: UNAUTHENTICATED: the API key is not valid")
     world.runs.statuses[job.run_id] = RunStatus.FAILED
     failed = world.look(job)
     assert (failed.state, failed.message) == (JobState.FAILED, "row 5: UNAUTHENTICATED: the API key is not valid")
@@ -151,16 +157,16 @@ def test_jobs_go_on_with_a_new_controller_after_ray_has_forgotten_them(world: Wo
     job = world.look(world.new_job())
     world.runs.statuses.clear()
     controller = world.new_controller()
-    controller.look_after()
+    controller.reconcile()
     assert world.runs.statuses == {job.run_id: RunStatus.RUNNING}
-    controller.look_after()
+    controller.reconcile()
     assert world.runs.started == [job.run_id, job.run_id]
 
 
 def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: World) -> None:
     world.runs.away = True
     job = world.look(world.new_job())
-    assert (job.state, job.message) == (JobState.RUNNING, "Ray cannot start it, and is asked again: Ray is away")
+    assert (job.state, job.message) == (JobState.RUNNING, "Ray cannot start the run yet, and is asked again: Ray is away")
     world.look(job)
     world.runs.away = False
     assert world.look(job).message == ""
@@ -171,7 +177,7 @@ def test_two_controllers_start_a_job_once(world: World) -> None:
     job = world.new_job()
     other = world.new_controller()
     (seen,) = world.store.open_jobs()
-    world.controller.look_after()
+    world.controller.reconcile()
     other._start(seen, Start())
     assert world.runs.started == [f"{job.job_id}-1"]
 
@@ -179,12 +185,12 @@ def test_two_controllers_start_a_job_once(world: World) -> None:
 @pytest.mark.parametrize("began", [False, True])
 def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> None:
     job = world.new_job()
-    partial = Path(world.places.folder, ANONYMOUS, "out.jsonl.partial")
+    partial = Path(world.settings.folder, ANONYMOUS, "out.jsonl.partial")
     if began:
         job = world.look(job)
         partial.parent.mkdir(parents=True)
         partial.write_text("{}\n")
-    world.store.ask_cancel(ANONYMOUS, job.job_id)
+    world.store.request_cancel(ANONYMOUS, job.job_id)
     world.look(job)
     cancelled = world.look(job)
     assert (cancelled.state, cancelled.message) == (JobState.CANCELLED, "cancelled")
@@ -194,20 +200,20 @@ def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> Non
 
 def test_jobs_wait_for_their_turn(world: World) -> None:
     jobs = [world.new_job() for _ in range(3)]
-    world.controller.look_after()
+    world.controller.reconcile()
     assert [world.store.job(ANONYMOUS, job.job_id).state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
     world.runs.statuses[f"{jobs[0].job_id}-1"] = RunStatus.SUCCEEDED
-    world.controller.look_after()
+    world.controller.reconcile()
     assert world.look(jobs[2]).state is JobState.RUNNING
 
 
-def test_report_is_whole_at_any_time_and_damage_is_told(world: World, tmp_path: Path) -> None:
+def test_report_is_whole_at_any_time_and_damage_is_run(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
-    path = world.runs.job(job.run_id).report
+    path = world.runs.run(BulkRun, job.run_id).report
     assert path is not None
     path.write_text(json.dumps({"other": 1}))
     assert world.look(job).progress == Progress()
-    ReportFile(path).tell(Progress(3, 1))
+    ReportFile(path).record(Progress(3, 1))
     assert world.look(job).progress == Progress(3, 1)
 
 
@@ -224,15 +230,15 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
         before = world.store.job(ANONYMOUS, job.job_id)
         run = before.run_id
         if event == "round":
-            world.controller.look_after()
+            world.controller.reconcile()
         elif event in {"away", "back"}:
             world.runs.away = event == "away"
         elif event == "cancel":
-            world.store.ask_cancel(ANONYMOUS, job.job_id)
+            world.store.request_cancel(ANONYMOUS, job.job_id)
         elif world.runs.statuses.get(run) is RunStatus.RUNNING:
             if event == "progress":
                 rows += 1
-                report_of(world, before).tell(Progress(1000, rows))
+                report_of(world, before).record(Progress(1000, rows))
             elif event == "forget":
                 del world.runs.statuses[run]
             else:
@@ -253,13 +259,13 @@ def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
 def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
-    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
-    folder = f"{world.places.folder}/acme"
-    assert told.work == FinetuneWork(f"{folder}/in.jsonl", "acme/chat", f"{folder}/bad.jsonl", rank=4)
-    assert (told.model, told.output, told.ray_address) == ("builtin", tmp_path / "registry" / "acme" / "chat", "auto")
+    run = world.runs.run(FinetuneRun, job.run_id)
+    folder = f"{world.settings.folder}/acme"
+    assert run.work == FinetuneWork(f"{folder}/in.jsonl", "acme/chat", f"{folder}/bad.jsonl", rank=4)
+    assert (run.model, run.output, run.ray_address) == ("builtin", tmp_path / "registry" / "acme" / "chat", "auto")
     assert (job.state, job.key_id) == (JobState.RUNNING, "")
-    assert told.report is not None
-    ReportFile(told.report).give_up("line 3: has nothing to learn")
+    assert run.report is not None
+    ReportFile(run.report).record_failure("line 3: has nothing to learn")
     world.runs.statuses[job.run_id] = RunStatus.FAILED
     done = world.look(job)
     assert (done.state, done.message) == (JobState.FAILED, "line 3: has nothing to learn")
@@ -271,7 +277,7 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
     unfinished = tmp_path / "registry" / "acme" / ".chat.partial"
     unfinished.mkdir(parents=True)
     (unfinished / "checkpoint").write_bytes(b"weights")
-    world.store.ask_cancel("acme", job.job_id)
+    world.store.request_cancel("acme", job.job_id)
     world.look(job)
     assert world.look(job).state is JobState.CANCELLED
     assert not unfinished.exists()
@@ -279,41 +285,41 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
 
 def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.controller = world.new_controller(tasks=tmp_path / "tasks")
+    world.controller = world.new_controller(tasks_folder=tmp_path / "tasks")
     job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
-    told = parse_evaluate(shlex.split(world.runs.entrypoints[job.run_id])[3:])
-    assert told.work == EvaluateWork(("lines",), f"{world.places.folder}/acme/out.json", shots=2)
-    assert told.access.address == "127.0.0.1:1"
-    assert told.access.api_key_file is not None
-    assert told.access.api_key_file.exists()
-    assert (told.tasks_folder, told.cache) == (tmp_path / "tasks", world.places.notes / job.job_id / "answers")
+    run = world.runs.run(EvaluateRun, job.run_id)
+    assert run.work == EvaluateWork(("lines",), f"{world.settings.folder}/acme/out.json", shots=2)
+    assert run.access.address == "127.0.0.1:1"
+    assert run.access.api_key_file is not None
+    assert run.access.api_key_file.exists()
+    assert (run.tasks_folder, run.cache) == (tmp_path / "tasks", world.settings.state_folder / job.job_id / "answers")
     world.runs.statuses[job.run_id] = RunStatus.FAILED
     again = world.look(job)
-    assert parse_evaluate(shlex.split(world.runs.entrypoints[again.run_id])[3:]) == told
+    assert world.runs.run(EvaluateRun, again.run_id) == run
 
 
 def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
-    world.controller = world.new_controller(engines={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
+    world.controller = world.new_controller(engine_settings={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
     job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
-    told = parse_quantize(shlex.split(world.runs.entrypoints[job.run_id])[3:])
-    folder = f"{world.places.folder}/acme"
-    assert told.work == QuantizeWork("w8a8", f"{folder}/small", f"{folder}/text", f"{folder}/other", serve_tokens=8)
-    assert told.config is not None
-    assert json.loads(told.config.read_text()) == {"model": {"source": "builtin"}}
+    run = world.runs.run(QuantizeRun, job.run_id)
+    folder = f"{world.settings.folder}/acme"
+    assert run.work == QuantizeWork("w8a8", f"{folder}/small", f"{folder}/text", f"{folder}/other", serve_tokens=8)
+    assert run.config is not None
+    assert json.loads(run.config.read_text()) == {"model": {"source": "builtin"}}
     assert (world.runs.gpus[job.run_id], job.key_id) == (2.0, "")
-    told.unfinished.mkdir(parents=True)
-    world.store.ask_cancel("acme", job.job_id)
+    run.unfinished.mkdir(parents=True)
+    world.store.request_cancel("acme", job.job_id)
     world.look(job)
     assert world.look(job).state is JobState.CANCELLED
-    assert not told.unfinished.exists()
+    assert not run.unfinished.exists()
 
 
 def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     world.controller = world.new_controller(engine_gpus={Pool.GENERATION: 4.0})
     own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
-    assert world.runs.job(own.run_id).own_engine
+    assert world.runs.run(BulkRun, own.run_id).work.own_engine
     assert (world.runs.gpus[own.run_id], own.key_id) == (4.0, "")
     assert (world.runs.gpus[usual.run_id], bool(usual.key_id)) == (0.0, True)
 
@@ -321,20 +327,20 @@ def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -
 def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
-    told = parse_finetune(shlex.split(world.runs.entrypoints[job.run_id])[3:])
-    assert told.report is not None
-    ReportFile(told.report).tell(Progress(10, 4, 0, 1_000))
+    run = world.runs.run(FinetuneRun, job.run_id)
+    assert run.report is not None
+    ReportFile(run.report).record(Progress(10, 4, 0, 1_000))
     world.runs.statuses[job.run_id] = RunStatus.FAILED
     again = world.look(job)
     assert again.runs == 2
-    ReportFile(told.report).tell(Progress(10, 10, 0, 700))
+    ReportFile(run.report).record(Progress(10, 10, 0, 700))
     world.runs.statuses[again.run_id] = RunStatus.SUCCEEDED
     done = world.look(again)
     assert done.state is JobState.SUCCEEDED
     (total,) = world.usage.sums(0, 10**18, "acme")
     assert (total.requests, total.failed_requests, total.prompt_tokens) == (2, 1, 1_700)
     assert world.charged == {job.run_id: [Spent("acme", NOW_S, 1, 1_000)], again.run_id: [Spent("acme", NOW_S, 1, 700)]}
-    Accounts(world.usage, SECRET, "neox", world).settle(done, "OK", NOW_S)
+    Accounts(world.usage, SECRET, "neox", world).record_run(done, "OK", NOW_S)
     assert world.usage.totals() == (2, 1_700, 0)
     assert world.usage.verify(SECRET) == []
 
@@ -343,14 +349,14 @@ def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World
     world.tenants.add(Tenant("acme", quotas=Quotas(tokens_per_day=100)), "test")
     world.charge({"before": [Spent("acme", NOW_S, 1, 100)]})
     waits = world.look(training(world, tmp_path))
-    assert (waits.state, waits.message) == (JobState.QUEUED, "tokens_per_day is used up; it starts when there is some again")
+    assert (waits.state, waits.message) == (JobState.QUEUED, "tokens_per_day is used up; the job starts when the quota has tokens again")
     calls, others = world.look(world.new_job("acme")), world.look(world.new_job())
     assert calls.state is others.state is JobState.RUNNING
     for job in (calls, others):
         world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
         assert world.look(job).state is JobState.SUCCEEDED
     gone = training(world, tmp_path, "acme/other")
-    world.store.ask_cancel("acme", gone.job_id)
+    world.store.request_cancel("acme", gone.job_id)
     assert world.look(gone).state is JobState.CANCELLED
     world.tenants.change(Tenant("acme", quotas=Quotas(tokens_per_day=101)), "test")
     assert world.look(waits).state is JobState.RUNNING
@@ -369,7 +375,7 @@ def test_run_whose_quota_nobody_knows_holds_up_no_other(world: World, tmp_path: 
 
 def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:
     job = world.look(world.new_job())
-    report_of(world, job).tell(Progress(10, 10, 0, 50, 70))
+    report_of(world, job).record(Progress(10, 10, 0, 50, 70))
     world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
     assert world.look(job).progress.prompt_tokens == 70
     assert world.usage.totals()[0] == 0

@@ -18,15 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk.job import BulkJob, arguments_of, run, survey
 from deployments.jobs.bulk.row_files import RemoteOutput, partial_of
 from deployments.jobs.bulk.rows import GENERATE
+from deployments.jobs.bulk.run import BulkRun
+from deployments.jobs.bulk.runner import run, survey
 from deployments.jobs.failures import JobError
 from deployments.jobs.files.storage import exists, files_in, joined, put, reading, remove
 from deployments.jobs.progress import JobProgress
 from neox_serve.core.errors import invalid
 from tests.clusters import free_port
 from tests.fakes.scripted_gateway import ScriptedGateway
+from tests.run_arguments import arguments_of, bulk_run
 
 SERVER = """
 import sys, threading
@@ -62,12 +64,17 @@ def s3() -> Iterator[str]:
     server.stdout.close()
 
 
-def job_of(source: str, output: str, gateway: ScriptedGateway, **options: Any) -> BulkJob:
-    return BulkJob("generate", source, output, gateway.address, "job-1", **options)
+def job_of(source: str, output: str, gateway: ScriptedGateway, **options: Any) -> BulkRun:
+    return bulk_run("generate", source, output, gateway.address, "job-1", **options)
 
 
-async def do(job: BulkJob) -> JobProgress:
-    return await asyncio.wait_for(run(job, survey(job), Console(file=io.StringIO())), 60)
+def surveyed(job: BulkRun) -> dict[int, str]:
+    """The keys of a run's good rows."""
+    return survey(job.kind, job.work)
+
+
+async def do(job: BulkRun) -> JobProgress:
+    return await asyncio.wait_for(run(job, survey(job.kind, job.work), Console(file=io.StringIO())), 60)
 
 
 def jsonl(rows: list[Any]) -> bytes:
@@ -85,7 +92,7 @@ async def test_parquet_goes_in_and_comes_out(tmp_path: Path, gateway: ScriptedGa
     gateway.script("Generate", invalid("prompts[0]", "too strange"))
     job = job_of(str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), gateway, concurrency=1)
     await do(job)
-    table = pq.read_table(job.output).to_pylist()
+    table = pq.read_table(job.work.output).to_pylist()
     assert [row["row"] for row in table] == list(range(1, 8))
     assert [row["id"] for row in table] == [row["id"] for row in rows]
     assert [row["text"] for row in table] == [None, *(f"P{number}" for number in range(2, 8))]
@@ -110,13 +117,13 @@ async def test_vectors_come_out_as_float32(tmp_path: Path, gateway: ScriptedGate
 def test_parquet_that_is_none_or_lacks_the_column_is_refused_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(JobError, match=r"torn\.parquet: .*[Pp]arquet"):
-        survey(job_of(str(tmp_path / "torn.parquet"), "o", gateway))
+        surveyed(job_of(str(tmp_path / "torn.parquet"), "o", gateway))
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "drifted.parquet")
-    with pytest.raises(JobError, match=r'drifted\.parquet: there is no column "prompt"; the columns are text'):
-        survey(job_of(str(tmp_path / "drifted.parquet"), "o", gateway))
+    with pytest.raises(JobError, match=r'drifted\.parquet: there is no column "prompt"; the columns are: text'):
+        surveyed(job_of(str(tmp_path / "drifted.parquet"), "o", gateway))
     pq.write_table(pa.table({"prompt": ["a", ""], "temprature": [0.1, None]}), tmp_path / "bad.parquet")
-    with pytest.raises(JobError, match=r"line 1: unknown keys: temprature\n.*line 2: .*not empty"):
-        survey(job_of(str(tmp_path / "bad.parquet"), "o", gateway))
+    with pytest.raises(JobError, match=r"line 1: unknown keys: temprature\n.*line 2: .*not be empty"):
+        surveyed(job_of(str(tmp_path / "bad.parquet"), "o", gateway))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -124,10 +131,10 @@ async def test_job_in_a_bucket_settles_every_row(s3: str, gateway: ScriptedGatew
     put(f"{s3}/whole/in.jsonl", jsonl([{"prompt": f"p{number}"} for number in range(1, 30)]))
     job = job_of(f"{s3}/whole/in.jsonl", f"{s3}/whole/out.{ending}", gateway, rejects=f"{s3}/whole/bad.jsonl")
     await do(job)
-    with reading(job.output) as stream:
+    with reading(job.work.output) as stream:
         rows = pq.read_table(stream)["row"].to_pylist() if ending == "parquet" else [json.loads(line)["row"] for line in stream]
     assert rows == list(range(1, 30))
-    assert files_in(partial_of(job.output)) == []
+    assert files_in(partial_of(job.work.output)) == []
     assert exists(f"{s3}/whole/bad.jsonl")
     calls = len(gateway.received)
     await do(job)
@@ -145,16 +152,16 @@ async def test_job_in_a_bucket_whose_process_dies_goes_on_and_settles_each_row_o
     name = f"{s3}/killed-{number}"
     put(f"{name}/in.jsonl", jsonl([{"prompt": f"p{number}"} for number in range(6)]))
     job = job_of(f"{name}/in.jsonl", f"{name}/out.jsonl", gateway, concurrency=1)
-    command = [sys.executable, "-m", "deployments.jobs.bulk.job", *arguments_of(job)]
+    command = [sys.executable, "-m", "deployments.jobs.bulk", *arguments_of(job)]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     await gateway.wait_for_calls(4)
     process.send_signal(number)
     await asyncio.wait_for(process.wait(), 20)
-    assert not exists(job.output)
-    kept = sum(len(numbers_in(part)) for part in files_in(partial_of(job.output)))
+    assert not exists(job.work.output)
+    kept = sum(len(numbers_in(part)) for part in files_in(partial_of(job.work.output)))
     assert kept == (3 if number == signal.SIGTERM else 0)
     await do(job)
-    assert numbers_in(job.output) == [1, 2, 3, 4, 5, 6]
+    assert numbers_in(job.work.output) == [1, 2, 3, 4, 5, 6]
     assert len(gateway.received) == 4 + 6 - kept
 
 
@@ -168,7 +175,7 @@ def test_parts_are_kept_in_time_and_what_two_runs_wrote_is_there_once(s3: str) -
         first.append(lines[1])
         assert len(files_in(partial_of(file))) == 1
     with RemoteOutput(GENERATE, file) as second:
-        assert sorted(second.ledger.places) == [1, 3]
+        assert sorted(second.completed.positions) == [1, 3]
         second.append(lines[2])
         second.append(lines[3])
         second.publish()
@@ -177,13 +184,13 @@ def test_parts_are_kept_in_time_and_what_two_runs_wrote_is_there_once(s3: str) -
 
 async def test_bucket_that_is_not_there_and_a_store_that_nobody_knows_are_named(s3: str, gateway: ScriptedGateway) -> None:
     with pytest.raises(JobError, match=r"s3://nowhere/in\.jsonl: .*bucket does not exist") as missing:
-        survey(job_of("s3://nowhere/in.jsonl", f"{s3}/o", gateway))
+        surveyed(job_of("s3://nowhere/in.jsonl", f"{s3}/o", gateway))
     assert missing.value.exit_code == 2
     put(f"{s3}/good/in.jsonl", jsonl([{"prompt": "a"}]))
     with pytest.raises(JobError, match=r"s3://nowhere/out\.jsonl: .*bucket does not exist"):
         await do(job_of(f"{s3}/good/in.jsonl", "s3://nowhere/out.jsonl", gateway))
     with pytest.raises(JobError, match=r"s4://b/in: .*s4"):
-        survey(job_of("s4://b/in", f"{s3}/o", gateway))
+        surveyed(job_of("s4://b/in", f"{s3}/o", gateway))
 
 
 def test_names_are_joined_unless_they_are_whole() -> None:

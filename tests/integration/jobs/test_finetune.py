@@ -19,9 +19,9 @@ from transformers import GPTNeoXForCausalLM
 from deployments.jobs.failures import JobError
 from deployments.jobs.finetune import checkpoint
 from deployments.jobs.finetune.__main__ import run, survey
-from deployments.jobs.finetune.arguments import FinetuneJob, arguments_of
 from deployments.jobs.finetune.examples import Reader
 from deployments.jobs.finetune.packing import pack
+from deployments.jobs.finetune.run import FinetuneRun
 from deployments.jobs.finetune.training import nats
 from deployments.jobs.reports import read_report
 from neox_serve.core.jobs.finetune import FinetuneWork
@@ -29,25 +29,26 @@ from neox_serve.model import model_files
 from neox_serve.model.chat import DEFAULT_TEMPLATE
 from neox_serve.model.tokenizer import Tokenizer
 from tests.python_lines import questions
+from tests.run_arguments import arguments_of
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> FinetuneJob:
+def job(tmp_path: Path) -> FinetuneRun:
     """Sixty examples, in steps of one sequence."""
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
     work = FinetuneWork(str(source), "acme/lines", rank=2, targets=("query_key_value",), epochs=3, learning_rate=5e-3, batch_tokens=256)
-    return FinetuneJob(work, "builtin", tmp_path / "registry", report=tmp_path / "report.json")
+    return FinetuneRun(work, tmp_path / "registry", report=tmp_path / "report.json")
 
 
-def weights(job: FinetuneJob) -> dict[str, torch.Tensor]:
+def weights(job: FinetuneRun) -> dict[str, torch.Tensor]:
     return load_file(job.output / "adapter_model.safetensors")
 
 
-def started(job: FinetuneJob) -> subprocess.Popen[str]:
+def started(job: FinetuneRun) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "deployments.jobs.finetune", *arguments_of(job)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -60,7 +61,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def killed_further_on(job: FinetuneJob) -> None:
+def killed_further_on(job: FinetuneRun) -> None:
     """Starts it, and kills it once it has come further than it had."""
     before, process = reached(job), started(job)
     wait_for(lambda: process.poll() is not None or reached(job) > before)
@@ -68,13 +69,13 @@ def killed_further_on(job: FinetuneJob) -> None:
     process.communicate()
 
 
-def reached(job: FinetuneJob) -> int:
+def reached(job: FinetuneRun) -> int:
     """Examples that it has been trained on."""
     assert job.report is not None
     return read_report(job.report).progress.done
 
 
-def history(job: FinetuneJob) -> list[dict[str, float]]:
+def history(job: FinetuneRun) -> list[dict[str, float]]:
     return [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -89,7 +90,7 @@ def test_examples_packed_together_cost_what_they_cost_alone() -> None:
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_training_killed_at_any_step_ends_with_the_weights_of_one_that_never_died(job: FinetuneJob) -> None:
+def test_training_killed_at_any_step_ends_with_the_weights_of_one_that_never_died(job: FinetuneRun) -> None:
     job = replace(job, work=replace(job.work, epochs=14, early_stop_epochs=0))
     whole = replace(job, work=replace(job.work, adapter="acme/whole"), report=None)
     run(whole, QUIET)
@@ -105,7 +106,7 @@ def test_training_killed_at_any_step_ends_with_the_weights_of_one_that_never_die
     assert reached(job) == 14 * 54
 
 
-def test_interrupted_training_says_how_to_go_on(job: FinetuneJob) -> None:
+def test_interrupted_training_says_how_to_go_on(job: FinetuneRun) -> None:
     process = started(job)
     wait_for(lambda: reached(job) > 0)
     os.killpg(process.pid, signal.SIGTERM)
@@ -115,7 +116,7 @@ def test_interrupted_training_says_how_to_go_on(job: FinetuneJob) -> None:
     assert not job.output.exists()
 
 
-def test_training_that_gets_no_better_stops_early_with_the_best_weights(job: FinetuneJob) -> None:
+def test_training_that_gets_no_better_stops_early_with_the_best_weights(job: FinetuneRun) -> None:
     wild = replace(job, work=replace(job.work, learning_rate=1.0, epochs=50, early_stop_epochs=2))
     run(wild, QUIET)
     losses = [line["evaluation_loss"] for line in history(wild) if "evaluation_loss" in line]
@@ -124,12 +125,12 @@ def test_training_that_gets_no_better_stops_early_with_the_best_weights(job: Fin
     assert json.loads((wild.output / "training.json").read_text())["best_evaluation_loss"] == min(losses)
 
 
-def test_training_without_evaluation_keeps_the_last_weights(job: FinetuneJob) -> None:
+def test_training_without_evaluation_keeps_the_last_weights(job: FinetuneRun) -> None:
     run(replace(job, work=replace(job.work, evaluation_fraction=0.0, epochs=1)), QUIET)
     assert all("evaluation_loss" not in line for line in history(job))
 
 
-def test_damaged_checkpoint_is_named(job: FinetuneJob) -> None:
+def test_damaged_checkpoint_is_named(job: FinetuneRun) -> None:
     job.unfinished.mkdir(parents=True)
     (job.unfinished / "checkpoint").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(JobError, match="checkpoint: the checkpoint is damaged"):
@@ -137,7 +138,7 @@ def test_damaged_checkpoint_is_named(job: FinetuneJob) -> None:
     assert not job.output.exists()
 
 
-def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneJob) -> None:
+def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneRun) -> None:
     job.unfinished.mkdir(parents=True)
     parameter = torch.nn.Parameter(torch.zeros(1))
     checkpoint.save(job.unfinished / "checkpoint", "another", checkpoint.Standing(), {}, torch.optim.AdamW([parameter]))
@@ -145,13 +146,13 @@ def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneJob) -> N
         run(job, QUIET)
 
 
-def test_adapter_that_is_there_is_never_written_over(job: FinetuneJob) -> None:
+def test_adapter_that_is_there_is_never_written_over(job: FinetuneRun) -> None:
     job.output.mkdir(parents=True)
     with pytest.raises(JobError, match="is there, from a training with other examples or options"):
         survey(job)
 
 
-def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: FinetuneJob) -> None:
+def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: FinetuneRun) -> None:
     short = replace(job, work=replace(job.work, epochs=1))
     run(short, QUIET)
     before = (job.output / "adapter_model.safetensors").stat().st_mtime_ns
@@ -163,7 +164,7 @@ def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: Finet
         run(replace(short, work=replace(short.work, seed=1)), QUIET)
 
 
-def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneJob, tmp_path: Path) -> None:
+def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneRun, tmp_path: Path) -> None:
     with Path(job.work.input).open("a") as stream:
         stream.write('{"prompt": "a"}\n')
     with pytest.raises(JobError, match=r"1 bad rows beside 60 good ones(.|\n)*line 61: completion: got None"):
@@ -178,13 +179,13 @@ def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneJob, tmp_path: Path) 
     ("change", "said"),
     [({"input": "/nowhere/in.jsonl"}, "/nowhere/in.jsonl: No such file"), ({"model": "/nowhere/model"}, "--model: '/nowhere/model' is")],
 )
-def test_what_is_not_there_is_named(job: FinetuneJob, change: dict[str, str], said: str) -> None:
+def test_what_is_not_there_is_named(job: FinetuneRun, change: dict[str, str], said: str) -> None:
     work = replace(job.work, input=change.get("input", job.work.input))
     with pytest.raises(JobError, match=said):
         survey(replace(job, work=work, model=change.get("model", "builtin")))
 
 
-def test_second_job_for_an_adapter_yields(job: FinetuneJob) -> None:
+def test_second_job_for_an_adapter_yields(job: FinetuneRun) -> None:
     process = started(job)
     wait_for(lambda: reached(job) > 0)
     with pytest.raises(JobError, match="another job is training this adapter"):

@@ -6,7 +6,6 @@ import io
 import json
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -14,12 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deployments.jobs.bulk.job import BulkJob, arguments_of, parse_arguments, run, survey
-from deployments.jobs.bulk.vector_stores import VectorRow, opened
+from deployments.jobs.bulk.run import BulkRun, parse_arguments
+from deployments.jobs.bulk.runner import run, survey
+from deployments.jobs.bulk.vector_stores import VectorRow, open_store
 from deployments.jobs.failures import JobError
 from neox_serve.core.errors import invalid
 from neox_serve.core.jobs.vector_target import VectorTarget
 from tests.fakes.scripted_gateway import ScriptedGateway
+from tests.run_arguments import arguments_of, bulk_run
 
 KINDS = ["milvus", "milvus-server", "lancedb"]
 _NUMBERS = count(1)
@@ -54,9 +55,9 @@ def into(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> VectorTar
     return VectorTarget(kind, str(tmp_path / "vectors.db"), "words")
 
 
-async def do(job: BulkJob) -> str:
+async def do(job: BulkRun) -> str:
     said = io.StringIO()
-    await asyncio.wait_for(run(job, survey(job), Console(file=said, width=200)), 60)
+    await asyncio.wait_for(run(job, survey(job.kind, job.work), Console(file=said, width=200)), 60)
     return said.getvalue()
 
 
@@ -69,11 +70,11 @@ async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_
     rows = [{"text": "strange"}, {"text": "x", "id": "one"}, {"text": "y" * 40, "id": "forty"}, {"text": "z" * 3}]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     source, output = str(tmp_path / "in.jsonl"), str(tmp_path / f"out.{ending}")
-    job = BulkJob("embed", source, output, gateway.address, "job-1", concurrency=1, into=into)
+    job = bulk_run("embed", source, output, gateway.address, "job-1", concurrency=1, into=str(into))
     for _ in range(2):
         assert "3 vectors in" in await do(job)
     for _ in range(2):
-        with opened(into) as store:
+        with open_store(into) as store:
             found = store.search([40.0, 1.0], 10)
     assert [(row.id, row.text) for row in found] == [("forty", "y" * 40), ("4", "zzz"), ("one", "x")]
     assert found[0].similarity == pytest.approx(1.0, abs=1e-5)
@@ -86,7 +87,7 @@ def test_search_finds_what_brute_force_finds(into: VectorTarget) -> None:
     vectors = rng.standard_normal((1_200, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     hits = 0
-    with opened(into) as store:
+    with open_store(into) as store:
         assert store.write(VectorRow(str(row), "", vector.tolist()) for row, vector in enumerate(vectors)) == 1_200
         for asked in rng.standard_normal((20, 32)).astype(np.float32):
             wanted = {str(row) for row in np.argsort(-(vectors @ asked))[:10]}
@@ -96,24 +97,24 @@ def test_search_finds_what_brute_force_finds(into: VectorTarget) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_collection_that_is_not_there_or_of_another_size_is_an_error(into: VectorTarget) -> None:
-    with pytest.raises(OSError, match=f"there is no '{into.collection}' in it"), opened(into) as store:
+    with pytest.raises(OSError, match=f"has no collection '{into.collection}'"), open_store(into) as store:
         store.search([1.0, 2.0], 3)
-    with opened(into) as store:
+    with open_store(into) as store:
         store.write([VectorRow("a", "", [1.0, 2.0])])
-    with pytest.raises(OSError, match=r"(?i)dim|length|size"), opened(into) as store:
+    with pytest.raises(OSError, match=r"(?i)dim|length|size"), open_store(into) as store:
         store.write([VectorRow("a", "", [1.0, 2.0, 3.0])])
 
 
 def test_what_has_just_been_written_is_what_is_found(milvus_server: str) -> None:
     into = VectorTarget("milvus", milvus_server, "fresh")
     for number in range(3):
-        with opened(into) as store:
+        with open_store(into) as store:
             store.write([VectorRow("a", f"text {number}", [1.0, float(number)])])
             assert [(row.id, row.text) for row in store.search([1.0, 0.0], 5)] == [("a", f"text {number}")]
 
 
 def test_server_that_is_not_there_is_an_error_with_its_address() -> None:
-    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"), opened(VectorTarget("milvus", "http://127.0.0.1:9", "words")):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"), open_store(VectorTarget("milvus", "http://127.0.0.1:9", "words")):
         pass
 
 
@@ -121,7 +122,7 @@ async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: P
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "file").write_text("")
     into = VectorTarget("lancedb", str(tmp_path / "file" / "below"), "words")
-    job = BulkJob("embed", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), gateway.address, "job-1", into=into)
+    job = bulk_run("embed", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), gateway.address, "job-1", into=str(into))
     with pytest.raises(JobError, match=r"lancedb:.*#words: "):
         await do(job)
 
@@ -133,7 +134,7 @@ def test_target_that_is_none_says_what_is(text: str) -> None:
 
 
 def test_target_is_an_argument_of_embed_alone() -> None:
-    job = BulkJob("embed", "/i", "/o", "h:1", "j", into=VectorTarget.parse("milvus:http://h:19530#words"))
+    job = bulk_run("embed", "/i", "/o", "h:1", "j", into="milvus:http://h:19530#words")
     assert parse_arguments(arguments_of(job)) == job
     with pytest.raises(SystemExit):
-        parse_arguments(arguments_of(replace(job, kind="generate")))
+        parse_arguments(["generate", *arguments_of(job)[1:]])

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.core.jobs.job import JobState, Progress, RowsWork
+from neox_serve.core.jobs.job import JobState, Progress
+from neox_serve.core.jobs.rows import RowsWork
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 
@@ -40,10 +41,10 @@ def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK, "once")
     assert store.job("acme", job.job_id) == job
     ran = replace(job, state=JobState.RUNNING, progress=Progress(10, 4, 1, 99), run_id="run", runs=2, runs_without_progress=1, key_id="k")
-    store.keep(replace(ran, started_s=5.0, message="x" * 5_000))
+    store.update(replace(ran, started_s=5.0, message="x" * 5_000))
     assert store.job("acme", job.job_id) == replace(ran, started_s=5.0, message="x" * 4_000)
     assert store.open_jobs() == [store.job("acme", job.job_id)]
-    store.keep(replace(ran, state=JobState.SUCCEEDED, ended_s=7.0))
+    store.update(replace(ran, state=JobState.SUCCEEDED, ended_s=7.0))
     assert store.open_jobs() == []
 
 
@@ -64,11 +65,11 @@ def test_jobs_without_a_request_id_are_all_different(store: JobStore) -> None:
 
 def test_why_a_job_waits_is_no_news_once_it_has_been_started(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK)
-    store.keep_why_queued(job, "it waits")
+    store.update_queue_message(job, "it waits")
     assert store.job("acme", job.job_id) == replace(job, message="it waits")
     started = replace(job, state=JobState.RUNNING, runs=1, run_id=f"{job.job_id}-1")
     assert store.claim_run(started)
-    store.keep_why_queued(job, "it still waits")
+    store.update_queue_message(job, "it still waits")
     assert store.job("acme", job.job_id) == started
 
 
@@ -76,7 +77,7 @@ def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
     mine, other = store.create("acme", "generate", WORK), store.create("other", "generate", WORK)
     assert store.page("acme", 10) == [mine]
     refused(Reason.UNKNOWN_JOB, lambda: store.job("acme", other.job_id))
-    refused(Reason.UNKNOWN_JOB, lambda: store.ask_cancel("acme", other.job_id))
+    refused(Reason.UNKNOWN_JOB, lambda: store.request_cancel("acme", other.job_id))
     assert not store.job("other", other.job_id).cancel_requested
 
 
@@ -90,10 +91,10 @@ def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
 
 def test_end_that_was_asked_for_is_not_forgotten_when_progress_is_kept(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK)
-    assert store.ask_cancel("acme", job.job_id).cancel_requested
-    store.keep(replace(job, progress=Progress(10, 1)))
+    assert store.request_cancel("acme", job.job_id).cancel_requested
+    store.update(replace(job, progress=Progress(10, 1)))
     assert store.job("acme", job.job_id).cancel_requested
-    store.keep(replace(job, state=JobState.SUCCEEDED, ended_s=1.0))
+    store.update(replace(job, state=JobState.SUCCEEDED, ended_s=1.0))
     done = store.create("acme", "generate", WORK)
-    store.keep(replace(done, state=JobState.SUCCEEDED))
-    assert not store.ask_cancel("acme", done.job_id).cancel_requested
+    store.update(replace(done, state=JobState.SUCCEEDED))
+    assert not store.request_cancel("acme", done.job_id).cancel_requested

@@ -49,7 +49,7 @@ def test_every_command_has_help() -> None:
         ["config", "show", "--set", "gateway.port"],
         ["config", "show", "--set", "gateway.port.deeper=1"],
         ["config", "show", "--set", "gateway.port=["],
-        ["job", "submit", "generate", "i", "o", "--defaults", "[]"],
+        ["job", "submit", "generate", "i", "o", "--options", "[]"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.app import EMBEDDING_APPLICATION, GATEWAY_APPLICATION, GENERATION_APPLICATION, applications
-from deployments.jobs.controller.commands import Places
+from deployments.jobs.controller.commands import RunSettings
 from deployments.lookup import ROUTER_APPLICATION
 from neox_serve.core.types import Pool
 from neox_serve.settings import Settings, pool_settings, restore
@@ -81,7 +81,7 @@ def test_job_with_its_own_engine_gets_the_settings_of_a_replica(tmp_path: Path, 
     router = composed(settings)[ROUTER_APPLICATION]
     jobs = JobControllerSettings.read(router["deployments"][0]["user_config"])
     file = tmp_path / f"engines{COMPLETE_FILE_SUFFIX}"
-    file.write_text(json.dumps(Places.from_settings(jobs).engines), encoding="utf-8")
+    file.write_text(json.dumps(RunSettings.from_settings(jobs).engine_settings), encoding="utf-8")
     monkeypatch.setenv("NEOX_SERVE_GENERATION__ENGINE__MAX_NUM_SEQS", "3")
     got = JobEngineSettings.load(file)
     assert got == JobEngineSettings.from_settings(settings)

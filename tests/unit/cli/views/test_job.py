@@ -52,9 +52,9 @@ def test_table_has_a_row_for_each_job() -> None:
 
 def test_log_is_read_as_it_grows() -> None:
     reader = LogReader()
-    assert reader.news(JobLog("", 0, "")) == ""
-    assert reader.news(JobLog("one\n", 0, "job-1-1")) == "one\n"
-    assert reader.news(JobLog("one\ntwo\n", 0, "job-1-1")) == "two\n"
-    assert reader.news(JobLog("two\nthree\n", 4, "job-1-1")) == "three\n"
-    assert reader.news(JobLog("last\n", 1_000, "job-1-1")) == "[1,000 characters before]\nlast\n"
-    assert reader.news(JobLog("again\n", 0, "job-1-2")) == "again\n"
+    assert reader.unread(JobLog("", 0, "")) == ""
+    assert reader.unread(JobLog("one\n", 0, "job-1-1")) == "one\n"
+    assert reader.unread(JobLog("one\ntwo\n", 0, "job-1-1")) == "two\n"
+    assert reader.unread(JobLog("two\nthree\n", 4, "job-1-1")) == "three\n"
+    assert reader.unread(JobLog("last\n", 1_000, "job-1-1")) == "[1,000 earlier characters are not shown]\nlast\n"
+    assert reader.unread(JobLog("again\n", 0, "job-1-2")) == "again\n"

@@ -14,17 +14,17 @@ from neox_serve.core.jobs.job import (
     JobState,
     Progress,
     Report,
-    RowsWork,
     RunStatus,
     Start,
     Step,
     Stop,
     Submit,
     Wait,
+    jobs_to_start,
     new_job_id,
     next_step,
-    to_start,
 )
+from neox_serve.core.jobs.rows import RowsWork
 
 WORK = RowsWork("in", "out")
 JOB = Job("job-1", "acme", "generate", WORK, 0.0, state=JobState.RUNNING, run_id="job-1-1", runs=1)
@@ -58,7 +58,7 @@ def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, re
 def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
     job, last = replace(JOB, runs_without_progress=MAX_RUNS_WITHOUT_PROGRESS - 1, rows_before_run=7), Report(Progress(10, 7))
     assert next_step(job, RunStatus.FAILED, last, "killed") == End(
-        JobState.FAILED, f"{MAX_RUNS_WITHOUT_PROGRESS} runs in a row died without settling a row: killed"
+        JobState.FAILED, f"{MAX_RUNS_WITHOUT_PROGRESS} runs in a row died without completing a row: killed"
     )
     assert next_step(job, RunStatus.FAILED, Report(Progress(10, 8))) == Start(1)
 
@@ -80,7 +80,7 @@ def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_wai
 ) -> None:
     jobs = [Job(f"job-{number:02}", tenant, "generate", WORK, 0.0, state=state) for number, (tenant, state) in enumerate(given_jobs)]
     queued = [job for job in jobs if job.state is JobState.QUEUED]
-    chosen = to_start(jobs, most)
+    chosen = jobs_to_start(jobs, most)
     assert len(chosen) == max(0, min(len(queued), most - (len(jobs) - len(queued))))
     assert len({job.job_id for job in chosen}) == len(chosen)
     runs = {name: sum(job.tenant == name for job in jobs if job.state is JobState.RUNNING) for name in "abc"}
@@ -91,5 +91,5 @@ def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_wai
 
 def test_turn_is_the_oldest_jobs_of_a_tenant_and_never_a_cancelled_ones() -> None:
     old, young = (Job(new_job_id(at_s, 0), "a", "generate", WORK, at_s) for at_s in (1.0, 2.0))
-    assert to_start([young, old], 1) == [old]
-    assert to_start([young, replace(old, cancel_requested=True)], 1) == [young]
+    assert jobs_to_start([young, old], 1) == [old]
+    assert jobs_to_start([young, replace(old, cancel_requested=True)], 1) == [young]

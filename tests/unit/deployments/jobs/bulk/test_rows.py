@@ -14,16 +14,16 @@ from deployments.jobs.bulk.rows import (
     GENERATE,
     STOPPING_REASONS,
     BadRow,
-    Ledger,
+    CompletedRows,
     Row,
-    alike_together,
     check_options,
     foreign_row,
-    read_ledger,
+    grouped_by_prefix,
+    output_line,
+    read_completed,
     read_rows,
     request_id,
     request_options,
-    settled_line,
 )
 from neox_serve.client import Completion, EmbedResult, GenerateResult, PromptResult, Timings, Usage
 from neox_serve.core.errors import Reason, ServeError, invalid
@@ -45,8 +45,8 @@ def good(lines: list[bytes]) -> list[Row]:
     return [row for row in rows if isinstance(row, Row)]
 
 
-def ledger_of(content: bytes) -> Ledger:
-    return read_ledger(io.BytesIO(content))
+def ledger_of(content: bytes) -> CompletedRows:
+    return read_completed(io.BytesIO(content))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_vectors_come_back_from_the_output_as_they_were(values: list[float]) -> 
     (row,) = [*read_rows(EMBED, [b'{"text": "a"}'])]
     assert isinstance(row, Row)
     answer = EmbedResult("r", "m", np.array([values], dtype=np.float32), (1,), Usage(1, 0, 0, 0), Timings(0, 0, None, 0))
-    told = json.loads(settled_line(EMBED, row, answer))["vector"]
+    told = json.loads(output_line(EMBED, row, answer))["vector"]
     np.testing.assert_array_equal(np.array(told, dtype=np.float32), answer.vectors[0])
 
 
@@ -116,10 +116,10 @@ def test_defaults_that_make_no_request_are_refused(options: Any) -> None:
 
 def test_settled_line_holds_the_answer_or_the_error() -> None:
     (row,) = good([b'{"prompt": "a", "id": "x"}'])
-    answer = json.loads(settled_line(GENERATE, row, result("né\n")))
+    answer = json.loads(output_line(GENERATE, row, result("né\n")))
     assert (answer["row"], answer["id"], answer["completions"][0]["text"], answer["seed"]) == (1, "x", "né\n", 3)
     assert answer["completions"][0]["finish"] == {"reason": "stop", "stop": "\n"}
-    refusal = json.loads(settled_line(GENERATE, row, invalid("parameters.n", "too many")))
+    refusal = json.loads(output_line(GENERATE, row, invalid("parameters.n", "too many")))
     assert refusal["error"]["reason"] == "INVALID_ARGUMENT"
     assert refusal["error"]["violations"] == [{"field": "parameters.n", "description": "too many"}]
 
@@ -141,7 +141,7 @@ def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> N
 
 def test_ledger_of_another_input_is_noticed() -> None:
     first, second = good([b'{"prompt": "a"}', b'{"prompt": "b"}'])
-    ledger = ledger_of(settled_line(GENERATE, second, result("B")))
+    ledger = ledger_of(output_line(GENERATE, second, result("B")))
     assert foreign_row(ledger.keys, {1: first.key, 2: second.key}) is None
     assert foreign_row(ledger.keys, {1: first.key, 2: "other"}) == 2
     assert foreign_row(ledger.keys, {1: first.key}) == 2
@@ -156,37 +156,37 @@ def test_output_killed_at_any_byte_and_resumed_settles_each_row_exactly_once(pro
     content = b""
     for _ in range(data.draw(st.integers(0, 4), label="kills")):
         ledger = ledger_of(content)
-        content = content[: ledger.whole_bytes]
-        left = data.draw(st.permutations([row for row in rows if row.number not in ledger.places]), label="order")
-        written = content + b"".join(settled_line(GENERATE, row, result(row.content.upper())) for row in left)
+        content = content[: ledger.valid_bytes]
+        left = data.draw(st.permutations([row for row in rows if row.number not in ledger.positions]), label="order")
+        written = content + b"".join(output_line(GENERATE, row, result(row.content.upper())) for row in left)
         content = written[: data.draw(st.integers(len(content), len(written)), label="killed at")]
         content += data.draw(st.sampled_from([b"", b"\x00" * 7, b"\x00\n", b'{"row": 1}\n']), label="what the disk made of the rest")
     ledger = ledger_of(content)
-    content = content[: ledger.whole_bytes]
-    content += b"".join(settled_line(GENERATE, row, result(row.content.upper())) for row in rows if row.number not in ledger.places)
+    content = content[: ledger.valid_bytes]
+    content += b"".join(output_line(GENERATE, row, result(row.content.upper())) for row in rows if row.number not in ledger.positions)
 
     lines = [json.loads(line) for line in content.splitlines()]
     assert sorted(line["row"] for line in lines) == [row.number for row in rows]
     assert {line["row"]: line["completions"][0]["text"] for line in lines} == {row.number: row.content.upper() for row in rows}
     final = ledger_of(content)
-    assert final.whole_bytes == len(content)
+    assert final.valid_bytes == len(content)
     assert final.in_order == ([line["row"] for line in lines] == sorted(line["row"] for line in lines))
-    for number, place in final.places.items():
+    for number, place in final.positions.items():
         assert json.loads(content[place.offset : place.offset + place.length])["row"] == number
 
 
 @given(cut=st.integers(0, 400))
 def test_ledger_of_a_cut_output_holds_whole_lines_only(cut: int) -> None:
     rows = good([json.dumps({"prompt": prompt}).encode() for prompt in ("a", "b", "ü")])
-    lines = [settled_line(GENERATE, row, result("é" * 3)) for row in rows]
+    lines = [output_line(GENERATE, row, result("é" * 3)) for row in rows]
     content = b"".join(lines)[:cut]
     ledger = ledger_of(content)
     whole = [position for position in range(4) if len(b"".join(lines[:position])) <= len(content)][-1]
-    assert [*ledger.places] == [row.number for row in rows[:whole]]
-    assert ledger.whole_bytes == len(b"".join(lines[:whole]))
+    assert [*ledger.positions] == [row.number for row in rows[:whole]]
+    assert ledger.valid_bytes == len(b"".join(lines[:whole]))
 
 
 def test_rows_that_begin_alike_are_brought_together_in_parts_of_the_file() -> None:
     rows = [Row(number, "", None, content, {}) for number, content in enumerate(["b2", [9, 1], "a1", "b1", [9, 0], "a2"], start=1)]
-    assert [row.content for row in alike_together(rows)] == ["a1", "a2", "b1", "b2", [9, 0], [9, 1]]
-    assert [row.number for row in alike_together(iter(rows), most=3)] == [3, 1, 2, 6, 4, 5]
+    assert [row.content for row in grouped_by_prefix(rows)] == ["a1", "a2", "b1", "b2", [9, 0], [9, 1]]
+    assert [row.number for row in grouped_by_prefix(iter(rows), group_rows=3)] == [3, 1, 2, 6, 4, 5]
