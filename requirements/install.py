@@ -57,12 +57,14 @@ def complete_torch(lock: Path, run: Run, requirements: Iterable[str], is_install
     return run([*PIP, "--no-warn-conflicts", "--constraint", str(lock), *missing])
 
 
-def install(lock: Path, run: Run = run, imports_torch: Callable[[], bool] = imports_torch) -> int:
-    """Installs the lock file, then the project, then what torch lacks. Returns 0, or the exit status of the step that failed."""
-    project = lock.resolve().parents[1]
+def install(lock: Path, *, project: Path | None, run: Run = run, imports_torch: Callable[[], bool] = imports_torch) -> int:
+    """Installs the lock file, then the project in editable form unless it is None, then what torch lacks.
+
+    Returns 0, or the exit status of the step that failed.
+    """
     if status := run([*PIP, "--no-deps", "--requirement", str(lock)]):
         return status
-    if status := run([*PIP, "--no-deps", "--no-build-isolation", "--editable", str(project)]):
+    if project is not None and (status := run([*PIP, "--no-deps", "--no-build-isolation", "--editable", str(project)])):
         return status
     if imports_torch():
         return 0
@@ -86,5 +88,11 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Takes the lock file, and `--no-project` to leave out the project, as images do."""
+    lock = Path(arguments[0]).resolve()
+    return install(lock, project=None if "--no-project" in arguments else lock.parents[1])
+
+
 if __name__ == "__main__":
-    sys.exit(install(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

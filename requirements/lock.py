@@ -1,4 +1,4 @@
-"""Prints a locked environment as pip resolves it now: `lock.py cpu` for development and serving without a GPU, `lock.py gpu` for images."""
+"""Prints the lock file of an environment as pip resolves it now: `lock.py cpu` for development and CPUs, `lock.py gpu` for images."""
 
 import json
 import subprocess
@@ -10,12 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HEADERS = {
     "cpu": """\
-# The whole environment without a GPU; `make lock` writes it. Installed with --no-deps: torchvision, torchaudio and torchcodec are left out
-# on purpose (they break `import transformers` beside the CPU build of torch, and a text model needs none of them).
+# The complete environment without a GPU. `make lock` writes this file, and requirements/install.py installs it with --no-deps.
+# torchvision, torchaudio and torchcodec are left out: a text model needs none of them, and they break `import transformers` beside
+# torch's CPU build.
 """,
     "gpu": """\
-# Constraints of the environment with GPUs; `make lock` writes it, and infra/images/Dockerfile.gpu installs vllm under it. Complete but for
-# the CUDA libraries of torch's GPU build, whose versions torch pins itself.
+# Constraints for the environment with GPUs. `make lock` writes this file, and infra/images/Dockerfile.gpu installs vllm under it. It has
+# everything but the CUDA libraries of torch's GPU build, whose versions torch pins itself.
 """,
 }
 EXTRAS = {"cpu": ("cpu", "dev"), "gpu": ("gpu", "evaluate", "finetune", "s3", "vectors")}
@@ -23,7 +24,7 @@ LEFT_OUT = {"cpu": {"pip", "torchaudio", "torchcodec", "torchvision", "wheel"}, 
 
 
 def resolve(requirements: list[str]) -> dict[str, str]:
-    """Name to version of everything that pip would install for the requirements."""
+    """Returns the version of every distribution that pip would install for the requirements, by name."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]

@@ -1,4 +1,4 @@
-"""What stands in infra/ fits the code: images take the locked versions, dashboards and alerts ask for metrics that exist."""
+"""The files in infra/ fit the code: images install the locked versions, and dashboards and alerts query metrics that exist."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ ADDED_LABELS = {"component", "instance", "le"}
 
 
 class NoReplicas:
-    """As much of a dispatcher as the gateway's metrics ask."""
+    """The part of a dispatcher that the gateway's metrics use."""
 
     router_connected = True
 
@@ -33,14 +33,14 @@ class NoReplicas:
 
 
 def exposed() -> set[str]:
-    """Names of all samples that gateways, router and vLLM can show."""
+    """Names of all samples that gateways, the router and vLLM can expose."""
     pages = GatewayMetrics(NoReplicas()).text() + RouterMetrics().text()  # type: ignore[arg-type]
     found = dict(re.findall(r"^# TYPE (\S+) (\S+)$", pages, flags=re.MULTILINE)) | vllm_metrics()
     return {f"{name}{part}" for name, kind in found.items() for part in (HISTOGRAM_PARTS if kind == "histogram" else ("",))}
 
 
 def vllm_metrics() -> dict[str, str]:
-    """Read in vLLM's source, which needs no import of it."""
+    """Names and kinds of vLLM's metrics, read from its source so that vLLM is not imported."""
     spec = importlib.util.find_spec("vllm")
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -50,7 +50,7 @@ def vllm_metrics() -> dict[str, str]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """(where, expression) of every alert and panel."""
+    """Name and expression of every alert and panel."""
     for group in yaml.safe_load((INFRA / "prometheus" / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]
@@ -63,21 +63,21 @@ def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:neox|vllm)[a-z_]*:?[a-z_]+\b", re.sub(r'"[^"]*"', "", expression)))
 
 
-@pytest.mark.parametrize(("where", "expression"), [*expressions()])
-def test_expression_asks_for_metrics_that_exist(where: str, expression: str) -> None:
+@pytest.mark.parametrize(("name", "expression"), [*expressions()])
+def test_expression_queries_metrics_that_exist(name: str, expression: str) -> None:
     names = metrics_in(expression)
-    assert names, where
-    assert names <= exposed(), where
+    assert names, name
+    assert names <= exposed(), name
     assert expression.count("(") == expression.count(")")
 
 
-@pytest.mark.parametrize(("where", "expression"), [*expressions()])
-def test_expression_uses_labels_that_exist(where: str, expression: str) -> None:
+@pytest.mark.parametrize(("name", "expression"), [*expressions()])
+def test_expression_uses_labels_that_exist(name: str, expression: str) -> None:
     source = "".join(path.read_text() for path in (ROOT / "neox_serve").rglob("*metrics.py"))
     known = ADDED_LABELS | set(re.findall(r'"([a-z]+)"', source))
     grouped = [label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")]
     selected = re.findall(r"[{,]\s*([a-z_]+)\s*=", expression)
-    assert {*grouped, *selected} <= known, where
+    assert {*grouped, *selected} <= known, name
 
 
 def test_dashboard_panels_do_not_overlap_and_have_their_own_ids() -> None:
@@ -86,7 +86,7 @@ def test_dashboard_panels_do_not_overlap_and_have_their_own_ids() -> None:
     assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
 
 
-def test_scrape_config_finds_the_page_and_keeps_its_labels() -> None:
+def test_scrape_config_scrapes_the_metrics_page_and_keeps_its_labels() -> None:
     config = yaml.safe_load((INFRA / "prometheus" / "prometheus.yaml").read_text())
     (scrape,) = config["scrape_configs"]
     assert scrape["honor_labels"]

@@ -1,4 +1,4 @@
-"""The checked-in protobuf code is what today's .proto files give."""
+"""The checked-in protobuf code is what the .proto files generate."""
 
 import subprocess
 import sys
@@ -12,14 +12,14 @@ GENERATED = ("neox_serve/v1", "neox_serve/internal/v1")
 
 @pytest.fixture(scope="module")
 def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with code made from the .proto files, by the command of `make protos`."""
+    """A folder with code generated from the .proto files by the command of `make protos`."""
     folder = tmp_path_factory.mktemp("protos")
     subprocess.run(["make", "--silent", "generate-protos", f"OUT={folder}", f"BIN={Path(sys.executable).parent}"], cwd=ROOT, check=True)
     return folder
 
 
 def modules(folder: Path) -> dict[str, str]:
-    """Generated files below a folder, by their relative path."""
+    """Text of the generated files below a folder, by relative path."""
     paths = [path for package in GENERATED for path in sorted((folder / package).glob("*_pb2*.py*"))]
     return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in paths}
 

@@ -42,7 +42,7 @@ def answers(*values: bool) -> Callable[[], bool]:
 
 def test_install_torch_imports_installs_lock_and_project_only(installer: ModuleType) -> None:
     run = Recorder()
-    assert installer.install(LOCK, run, answers(True)) == 0
+    assert installer.install(LOCK, project=ROOT, run=run, imports_torch=answers(True)) == 0
     assert len(run.commands) == 2
     assert f"--no-deps --requirement {LOCK}" in run.commands[0]
     assert f"--editable {ROOT}" in run.commands[1]
@@ -50,7 +50,13 @@ def test_install_torch_imports_installs_lock_and_project_only(installer: ModuleT
 
 def test_install_lock_cannot_be_installed_stops_there(installer: ModuleType) -> None:
     run = Recorder(failing="--requirement")
-    assert installer.install(LOCK, run, answers()) == 1
+    assert installer.install(LOCK, project=ROOT, run=run, imports_torch=answers()) == 1
+    assert len(run.commands) == 1
+
+
+def test_install_without_project_installs_only_the_lock(installer: ModuleType) -> None:
+    run = Recorder()
+    assert installer.install(LOCK, project=None, run=run, imports_torch=answers(True)) == 0
     assert len(run.commands) == 1
 
 
