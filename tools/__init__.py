@@ -1,0 +1,1 @@
+"""Programs for developers of this repository. They are not installed, and no package of the product may import them."""

@@ -1,6 +1,6 @@
-"""Command line of the pretraining job: one command a stage, and `all`.
+"""Command line of the tool: one command for each stage, and `all`.
 
-Stages read and write files in a work folder, so each can be repeated, and an interrupted `train` goes on where it was.
+Stages read and write files in a work folder. Each stage can therefore be repeated, and an interrupted `train` continues where it stopped.
 """
 
 from pathlib import Path
@@ -26,38 +26,42 @@ from tools.builtin_model.train import (
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _DEFAULT_MINUTES = 75.0
 
-app = typer.Typer(help="Train the built-in GPT-NeoX model from scratch.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Train the built-in GPT-NeoX model from scratch. This is a tool for developers; it runs on this machine, without a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
-WorkDir = Annotated[Path, typer.Option(help="Folder of downloads, corpus and checkpoints.")]
-ModelDir = Annotated[Path, typer.Option(help="Folder the finished model is written to.")]
+WorkDir = Annotated[Path, typer.Option(help="Folder for downloads, the corpus and checkpoints.")]
+ModelDir = Annotated[Path, typer.Option(help="Folder to which the finished model is written.")]
 Minutes = Annotated[
     float | None,
-    typer.Option(help=f"Training time over all sessions; may change on resuming. {_DEFAULT_MINUTES:.0f} by default."),
+    typer.Option(help=f"Total training time over all sessions (default: {_DEFAULT_MINUTES:.0f}). A resumed run may have another value."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Train this many steps in all instead: exactly reproducible.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, document order and block order.")]
-Workers = Annotated[int, typer.Option(help="CPU cores to use, each on its own part of a batch.")]
-Hardware = Annotated[str, typer.Option(help="How the model card names the machine.")]
-History = Annotated[str, typer.Option(help="A sentence for the model card about how the run went.")]
+Steps = Annotated[int | None, typer.Option(help="Total number of steps instead of a training time. Such a run is exactly reproducible.")]
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights, the document order and the block order.")]
+Workers = Annotated[int, typer.Option(help="Number of CPU cores. Each computes its own part of a batch.")]
+Hardware = Annotated[str, typer.Option(help="Description of the machine for the model card.")]
+History = Annotated[str, typer.Option(help="A sentence about the training run for the model card.")]
 
-_WORK = _REPOSITORY / ".cache" / "pretrain"
+_WORK = _REPOSITORY / ".cache" / "builtin_model"
 _MODEL = _REPOSITORY / "neox_serve" / "builtin_model"
 _HARDWARE = "2 CPU cores with AVX-512 and AMX bfloat16, no GPU"
 
 
 @app.command()
 def corpus(work_dir: WorkDir = _WORK) -> None:
-    """Gather, filter and deduplicate the training text; keep the held-out modules apart."""
+    """Collect, filter and deduplicate the training text, and separate the held-out modules."""
     report = pipeline.make_corpus(work_dir)
-    typer.echo(f"{report.documents} documents, {report.total_bytes / 1e6:.1f} MB; left out: {report.rejected}")
+    typer.echo(f"{report.documents} documents, {report.total_bytes / 1e6:.1f} MB; rejected: {report.rejected}")
 
 
 @app.command()
 def tokenizer(work_dir: WorkDir = _WORK, seed: Seed = 0) -> None:
-    """Train the tokenizer on the corpus, then encode and pack the corpus with it."""
-    typer.echo(f"trained on {pipeline.make_tokenizer(work_dir)} documents")
+    """Train the tokenizer on the corpus, then encode and pack the corpus."""
+    typer.echo(f"trained the tokenizer on {pipeline.make_tokenizer(work_dir)} documents")
     streams = pipeline.make_streams(work_dir, seed)
-    typer.echo(f"packed {len(streams.everything):,} tokens, {len(streams.annealing):,} of them also for annealing")
+    typer.echo(f"packed {len(streams.everything):,} tokens, {len(streams.annealing):,} of which are used for annealing")
 
 
 @app.command()
@@ -68,9 +72,12 @@ def train(
     seed: Seed = 0,
     workers: Workers = 2,
 ) -> None:
-    """Train, or go on training; SIGTERM and Ctrl-C save and stop. The rate is annealed to zero over the budget."""
+    """Start or resume training. The learning rate is annealed to zero over the budget.
+
+    SIGTERM and Ctrl-C save a checkpoint and stop. The exit code is 3 if training stopped before the end.
+    """
     if minutes is not None and steps is not None:
-        raise typer.BadParameter("give --minutes or --steps, not both")
+        raise typer.BadParameter("--minutes and --steps cannot be combined")
     seconds_s = None if steps is not None else 60.0 * (minutes or _DEFAULT_MINUTES)
     keep_freed_memory()
     folder = work_dir / "run"
@@ -78,7 +85,7 @@ def train(
     trainer = start_trainer(folder / "checkpoint.pt", TrainOptions(seed=seed, workers=workers), Schedule())
     budget = Budget(steps=steps, seconds_s=seconds_s)
     finished = run_training(trainer, pipeline.read_streams(work_dir), budget, folder, stop_on_signal())
-    state = "finished" if finished else "stopped before the end; run the same command to go on"
+    state = "finished" if finished else "stopped before the end; run the same command again to resume"
     typer.echo(f"{state}: {trainer.progress.steps} steps, {trainer.progress.tokens / 1e6:.2f} M tokens")
     if not finished:
         raise typer.Exit(code=3)
@@ -86,19 +93,19 @@ def train(
 
 @app.command()
 def export(work_dir: WorkDir = _WORK, model_dir: ModelDir = _MODEL) -> None:
-    """Write the checkpoint as a model folder that transformers and vLLM load."""
+    """Convert the checkpoint to a model folder that transformers and vLLM can load."""
     model = new_model(0)
     load_checkpoint(work_dir / "run" / "checkpoint.pt", model)
     saved_tokenizer = Tokenizer.from_file(str(work_dir / "corpus" / "tokenizer.json"))
-    typer.echo(f"{export_model(model, saved_tokenizer, model_dir):,} bytes in the model folder")
+    typer.echo(f"wrote {export_model(model, saved_tokenizer, model_dir):,} bytes to the model folder")
 
 
 @app.command()
 def evaluate(work_dir: WorkDir = _WORK, model_dir: ModelDir = _MODEL, hardware: Hardware = _HARDWARE, history: History = "") -> None:
-    """Measure the model folder on the held-out modules; write evaluation.json and the model card into it."""
+    """Evaluate the model folder on the held-out modules, and write evaluation.json and the model card to it."""
     keep_freed_memory()
     heldout = evaluate_folder(work_dir, model_dir, hardware, history)["heldout"]
-    typer.echo(f"{heldout['bits_per_byte']} bits per byte; xz -9e: {heldout['xz_bits_per_byte']}")
+    typer.echo(f"{heldout['bits_per_byte']} bits per byte (xz -9e: {heldout['xz_bits_per_byte']})")
 
 
 @app.command(name="all")
@@ -109,7 +116,7 @@ def everything(
     steps: Steps = None,
     seed: Seed = 0,
 ) -> None:
-    """All stages in order."""
+    """Run all stages in order."""
     corpus(work_dir)
     tokenizer(work_dir, seed)
     train(work_dir, minutes, steps, seed)

@@ -1,6 +1,6 @@
-"""Saving and restoring a training run: weights, optimizer, random state, data position, progress.
+"""Saving and loading of a training run: weights, optimizer, random state, data position, progress.
 
-A checkpoint is written aside and renamed, so an interruption leaves the previous one whole.
+A checkpoint is written to a temporary file and renamed, so that an interruption leaves the previous one intact.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -14,16 +14,21 @@ from tools.builtin_model.packing import DataPosition
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. `elapsed_s` counts time spent training, across sessions; `tokens` counts inputs."""
+    """The progress of a training run."""
 
     steps: int = 0
+    """Number of optimizer steps."""
     tokens: int = 0
+    """Number of input tokens."""
     elapsed_s: float = 0.0
+    """Training time over all sessions, in seconds."""
     position: DataPosition = field(default_factory=DataPosition)
+    """Position in the whole corpus."""
     annealing_position: DataPosition = field(default_factory=DataPosition)
+    """Position in the annealing part of the corpus."""
 
     def after_step(self, tokens: int, duration_s: float, position: DataPosition, *, annealing: bool) -> "Progress":
-        """Progress one optimizer step later; `position` is in the annealing stream or in the whole one."""
+        """Return the progress after one more step. `position` refers to the annealing stream if `annealing` is true."""
         return replace(
             self,
             steps=self.steps + 1,
@@ -35,7 +40,7 @@ class Progress:
 
 
 def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write everything a resumed run needs to go on as if it had not stopped."""
+    """Write everything that a resumed run needs to continue as if it had not stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "model": model.state_dict(),
@@ -43,16 +48,15 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
         "torch_rng": torch.get_rng_state(),
         "progress": asdict(progress),
     }
-    aside = path.with_suffix(".partial")
-    torch.save(state, aside)
-    aside.replace(path)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Restore `model` (and `optimizer` and the random state, when given) from `path`; return how far the run was.
+    """Restore `model` from `path`, and `optimizer` and the random state if an optimizer is given. Return the progress of the run.
 
-    Raises:
-        FileNotFoundError: there is no checkpoint at `path`.
+    Raises FileNotFoundError if there is no checkpoint at `path`.
     """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])

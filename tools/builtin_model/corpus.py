@@ -1,7 +1,7 @@
-"""Builds the training text: gathers candidate files, filters, removes duplicates, and writes two files.
+"""Building of the training text: collects candidate files, filters them, removes duplicates, and writes two files.
 
-`train.jsonl` holds one document a line (`path`, `origin`, `repeats`, `text`); `heldout.jsonl` holds the evaluation
-modules byte for byte. Everything is in path order and chosen by hashes, so one set of inputs gives one corpus.
+`train.jsonl` has one document per line (`path`, `origin`, `repeats`, `text`). `heldout.jsonl` has the unchanged evaluation modules. Files
+are visited in path order and sampled by hashes, so that equal inputs give the same corpus.
 """
 
 import hashlib
@@ -18,52 +18,64 @@ from tools.builtin_model.heldout import (
 )
 
 MIN_FILE_BYTES = 200
+"""Minimum size of a document."""
 MAX_FILE_BYTES = 200_000
+"""Maximum size of a document."""
 MAX_LINE_CHARS = 600
+"""Maximum length of a line."""
 MAX_DIGIT_FRACTION = 0.12
-"""Tables of constants (charmaps, test vectors) are above this; ordinary code is near 0.02."""
+"""Maximum fraction of digits. Tables of constants (charmaps, test vectors) are above this; ordinary code is near 0.02."""
 MAX_SEEN_LINE_FRACTION = 0.7
-"""A file most of whose distinctive lines stood in earlier files is a near duplicate."""
+"""A file is a near duplicate if a larger fraction of its distinctive lines occurred in earlier files."""
 STDLIB_SKIPPED_PARTS = frozenset({"site-packages", "__pycache__", "encodings", "pydoc_data", "ensurepip", "lib2to3"})
+"""Folders of the standard library that are not used."""
 TEST_PARTS = frozenset({"test", "tests", "testing", "idle_test", "conftest.py"})
+"""Path components that mark tests."""
 STDLIB_REPEATS = 2
+"""How often each module of the standard library occurs in one epoch."""
 STDLIB_TEST_KEEP_FRACTION = 0.35
+"""Fraction of the standard library's tests that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One training text. `repeats` is how often it stands in one epoch."""
+    """One training text."""
 
     path: str
+    """Slash-separated path within its origin."""
     origin: str
+    """Name of the package, or "stdlib", "stdlib-test", "documentation" or "heldout"."""
     text: str
+    """The content."""
     repeats: int = 1
+    """How often it occurs in one epoch, at least 1."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
-            raise ValueError(f"repeats of {self.path} is {self.repeats}; allowed: 1 or more")
+            raise ValueError(f"repeats of {self.path} is {self.repeats}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusReport:
-    """What was kept and why the rest was not.
-
-    `heldout_lines_seen_fraction` is the share of the held-out modules' distinctive lines that stand in a kept document.
-    """
+    """Statistics of a corpus."""
 
     documents: int
+    """Number of documents that were kept."""
     total_bytes: int
+    """Total size of the kept documents."""
     rejected: dict[str, int]
+    """Number of rejected documents by reason."""
     heldout_lines_seen_fraction: float
+    """Fraction of the held-out modules' distinctive lines that occur in a kept document."""
 
 
 def hash_fraction(path: str) -> float:
-    """A number in [0, 1) that depends on `path` only: the same files are sampled on every machine."""
+    """Return a number in [0, 1) that depends only on `path`, so that every machine samples the same files."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
 
 
 def quality_problem(text: str) -> str | None:
-    """Why a text is not worth training on, or None when it is."""
+    """Return why a text is unsuitable for training, or None if it is suitable."""
     size_bytes = len(text.encode("utf-8", "surrogatepass"))
     if size_bytes < MIN_FILE_BYTES:
         return "too short"
@@ -77,7 +89,7 @@ def quality_problem(text: str) -> str | None:
 
 
 class CorpusFilter:
-    """Decides on one candidate after another; remembers what was kept to recognise duplicates."""
+    """Decides which candidates are kept, and remembers them to recognize duplicates."""
 
     def __init__(self, heldout_lines: frozenset[str]) -> None:
         self._heldout_lines = heldout_lines
@@ -87,11 +99,11 @@ class CorpusFilter:
 
     @property
     def heldout_lines_seen_fraction(self) -> float:
-        """Share (0 to 1) of the held-out distinctive lines that stand in what was kept."""
+        """Fraction of the held-out modules' distinctive lines that occur in a kept document."""
         return len(self._heldout_lines & self._seen_lines) / max(len(self._heldout_lines), 1)
 
     def accept(self, document: Document) -> bool:
-        """Whether to keep `document`; a refusal is counted under its reason in `rejected`."""
+        """Return whether to keep `document`. A rejection is counted in `rejected` under its reason."""
         problem = self._problem(document)
         if problem is None:
             return True
@@ -116,13 +128,13 @@ class CorpusFilter:
 
 
 def is_test_path(path: str) -> bool:
-    """Whether a slash-separated path lies in a test folder or names a test module."""
+    """Return whether a slash-separated path is in a test folder or names a test module."""
     parts = path.split("/")
     return not TEST_PARTS.isdisjoint(parts) or parts[-1].startswith("test_") or parts[-1].endswith("_test.py")
 
 
 def decode_source(raw: bytes) -> str | None:
-    """UTF-8 text with `\\n` line ends, or None for anything else."""
+    """Return UTF-8 text with `\\n` line ends, or None if `raw` is not UTF-8."""
     try:
         return raw.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -130,7 +142,7 @@ def decode_source(raw: bytes) -> str | None:
 
 
 def stdlib_documents(stdlib: Path) -> Iterator[Document]:
-    """Candidate documents of the running interpreter's standard library, tests sampled, the rest repeated."""
+    """Yield candidates from the running interpreter's standard library. Tests are sampled, and the other modules are repeated."""
     for file in sorted(stdlib.rglob("*.py")):
         relative = file.relative_to(stdlib)
         if STDLIB_SKIPPED_PARTS & set(relative.parts):
@@ -145,7 +157,7 @@ def stdlib_documents(stdlib: Path) -> Iterator[Document]:
 
 
 def package_documents(name: str, files: Iterable[tuple[str, bytes]], keep_fraction: float) -> Iterator[Document]:
-    """Candidate documents of one package's (path, content) pairs. Its tests are left out: they would dominate."""
+    """Yield candidates from one package's (path, content) pairs. Tests are left out, because they would dominate."""
     for path, raw in files:
         if is_test_path(path) or hash_fraction(path) >= keep_fraction:
             continue
@@ -155,7 +167,7 @@ def package_documents(name: str, files: Iterable[tuple[str, bytes]], keep_fracti
 
 
 def documentation_documents(folder: Path) -> Iterator[Document]:
-    """Candidate documents of the reST sources of Python's documentation."""
+    """Yield candidates from the reST sources of Python's documentation."""
     for file in sorted(folder.rglob("*.rst.txt")):
         text = decode_source(file.read_bytes())
         if text is not None:
@@ -163,31 +175,31 @@ def documentation_documents(folder: Path) -> Iterator[Document]:
 
 
 def heldout_documents(stdlib: Path) -> list[Document]:
-    """The evaluation modules, in the fixed order of the list. Raises FileNotFoundError when one is missing."""
+    """Return the evaluation modules in the order of HELDOUT_MODULES. Raises FileNotFoundError if one is missing."""
     paths = [stdlib / f"{name}.py" for name in HELDOUT_MODULES]
     return [Document(path.name, "heldout", path.read_bytes().decode("utf-8")) for path in paths]
 
 
 def build_corpus(candidates: Iterable[Document], heldout: list[Document], folder: Path) -> CorpusReport:
-    """Filter `candidates` against `heldout` and write both files into `folder`, each aside and then renamed."""
-    keeper = CorpusFilter(heldout_line_set(document.text for document in heldout))
-    kept = [document for document in candidates if keeper.accept(document)]
+    """Filter `candidates`, write both files to `folder`, and return the statistics."""
+    corpus_filter = CorpusFilter(heldout_line_set(document.text for document in heldout))
+    kept = [document for document in candidates if corpus_filter.accept(document)]
     write_documents(kept, folder / "train.jsonl")
     write_documents(heldout, folder / "heldout.jsonl")
     total_bytes = sum(len(document.text.encode()) for document in kept)
-    return CorpusReport(len(kept), total_bytes, keeper.rejected, round(keeper.heldout_lines_seen_fraction, 4))
+    return CorpusReport(len(kept), total_bytes, corpus_filter.rejected, round(corpus_filter.heldout_lines_seen_fraction, 4))
 
 
 def write_documents(documents: Iterable[Document], path: Path) -> None:
-    """Write one JSON object a line; a reader never sees half a file."""
+    """Write one JSON object per line. The file is renamed into place, so that a reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    with aside.open("w", encoding="utf-8") as stream:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(asdict(document)) + "\n" for document in documents)
-    aside.replace(path)
+    partial.replace(path)
 
 
 def read_documents(path: Path) -> list[Document]:
-    """Read what `write_documents` wrote."""
+    """Read a file that `write_documents` has written."""
     with path.open(encoding="utf-8") as stream:
         return [Document(**json.loads(line)) for line in stream]

@@ -1,8 +1,8 @@
-"""Measures a model folder on the held-out modules, against xz on the same bytes, and samples completions.
+"""Evaluation of a model on the held-out modules, compared with xz on the same bytes, and greedy completions.
 
-Bits per byte, not perplexity per token: it does not depend on the tokenizer and is what a compressor would need.
-Each module is its own document: it starts from `<|endoftext|>` alone, and longer modules slide a window so that
-every later token is predicted from at least CONTEXT_TOKENS - STRIDE_TOKENS tokens before it.
+The measure is bits per byte instead of perplexity per token, because it does not depend on the tokenizer and equals the size that a
+compressor would need. Each module is a document of its own, preceded only by `<|endoftext|>`. For longer modules, a sliding window ensures
+that every later token is predicted from at least CONTEXT_TOKENS - STRIDE_TOKENS previous tokens.
 """
 
 import lzma
@@ -15,8 +15,11 @@ import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
 CONTEXT_TOKENS = 2048
+"""Length of the window."""
 STRIDE_TOKENS = 1024
+"""Number of tokens by which the window advances."""
 COMPLETION_TOKENS = 64
+"""Length of the completions in the model card."""
 PROMPTS: tuple[str, ...] = (
     "def fibonacci(n):",
     "import os\n",
@@ -25,34 +28,42 @@ PROMPTS: tuple[str, ...] = (
     "    try:\n        value = int(text)\n    except ",
     "for key, value in self.",
 )
+"""Prompts of the completions in the model card."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `start` to `end` go through the model; those from `scored_from` on count. All are stream indices."""
+    """A part of a token stream that is evaluated in one forward pass. All fields are indices of the stream."""
 
     start: int
+    """First token of the window."""
     end: int
+    """First token after the window."""
     scored_from: int
+    """First token that is scored. The tokens before it are only context."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentScore:
-    """What it costs to predict one document."""
+    """The cost of predicting one document."""
 
     name: str
+    """Name of the document."""
     size_bytes: int
+    """Size of the text in UTF-8."""
     tokens: int
+    """Number of tokens."""
     nats: float
+    """Sum of the tokens' cross-entropies."""
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the model needs for each byte of UTF-8 text."""
+        """Bits that the model needs per byte of UTF-8 text."""
         return self.nats / math.log(2) / self.size_bytes
 
 
 def sliding_windows(length: int, context: int = CONTEXT_TOKENS, stride: int = STRIDE_TOKENS) -> Iterator[Window]:
-    """Windows that score every token of a stream of `length` but the first exactly once."""
+    """Yield windows that score every token of a stream of `length` tokens exactly once, except for the first token."""
     scored_from = 1
     while scored_from < length:
         end = context if scored_from == 1 else scored_from + stride
@@ -62,14 +73,13 @@ def sliding_windows(length: int, context: int = CONTEXT_TOKENS, stride: int = ST
 
 
 def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> DocumentScore:
-    """Total cost of `text` given `<|endoftext|>` before it.
+    """Return the cost of `text`, preceded by `<|endoftext|>`.
 
-    Raises:
-        ValueError: the tokenizer does not give `text` back, so its tokens would measure some other text.
+    Raises ValueError if decoding the tokens does not reproduce `text`, because the score would then be that of another text.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.decode(ids) != text:
-        raise ValueError(f"{name} does not survive the tokenizer; bits per byte would not be of its bytes")
+        raise ValueError(f"{name}: decoding its tokens does not reproduce the text, so its bits per byte cannot be measured")
     stream = torch.tensor([tokenizer.eos_token_id, *ids])
     nats = 0.0
     for window in sliding_windows(len(stream)):
@@ -82,13 +92,13 @@ def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase
 
 
 def xz_bits_per_byte(texts: Sequence[str]) -> float:
-    """What `xz -9e` needs for the concatenation of `texts`, in bits per byte."""
+    """Return the size of the concatenation of `texts` compressed by `xz -9e`, in bits per byte."""
     joined = "".join(texts).encode()
     return 8 * len(lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)) / len(joined)
 
 
 def total_bits_per_byte(scores: Sequence[DocumentScore]) -> float:
-    """Bits per byte over all documents together."""
+    """Return the bits per byte of all documents together."""
     return sum(score.nats for score in scores) / math.log(2) / sum(score.size_bytes for score in scores)
 
 
@@ -99,7 +109,7 @@ def score_documents(
     advance: Callable[[DocumentScore], None],
     workers: int = 2,
 ) -> list[DocumentScore]:
-    """Scores of (name, text) pairs, in order; `advance` is told of each. Each worker thread takes whole documents."""
+    """Return the scores of (name, text) pairs in order. `advance` is called with each score. Each worker thread scores whole documents."""
     scores = []
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for score in pool.map(lambda document: score_document(model, tokenizer, *document), documents):
@@ -109,7 +119,7 @@ def score_documents(
 
 
 def complete(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = COMPLETION_TOKENS) -> str:
-    """The greedy continuation of `prompt`, without the prompt."""
+    """Return the greedy continuation of `prompt`, without the prompt."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     with torch.inference_mode():
         output = model.generate(

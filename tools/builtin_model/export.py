@@ -1,4 +1,4 @@
-"""Turns a training checkpoint into the model folder that transformers and vLLM load. Every file appears whole or not at all."""
+"""Conversion of a training checkpoint to a model folder that transformers and vLLM can load. Each file is written atomically."""
 
 import json
 import tempfile
@@ -13,11 +13,13 @@ from tools.builtin_model.model import built_in_config
 from tools.builtin_model.tokenizer import END_OF_TEXT, PADDING
 
 MAX_FOLDER_BYTES = 16_000_000
+"""Maximum size of the model folder, which is part of the repository."""
 WEIGHTS_FILE = "model.safetensors"
+"""Name of the weights file."""
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """What AutoTokenizer needs beside tokenizer.json."""
+    """Return the content of tokenizer_config.json, which AutoTokenizer needs in addition to tokenizer.json."""
     return {
         "tokenizer_class": "GPTNeoXTokenizerFast",
         "add_bos_token": False,
@@ -33,36 +35,35 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def model_config(saved: dict[str, Any]) -> dict[str, Any]:
-    """config.json as transformers wrote it, plus the older names of the rotary fields that other readers look for."""
+    """Return config.json as written by transformers, with the older names of the rotary fields added for other readers."""
     rope = saved["rope_parameters"]
     extra = {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"], "use_cache": True}
     return {**saved, **extra}
 
 
 def export_model(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16) -> int:
-    """Write weights, configs and tokenizer into `folder`; returns the folder's size in bytes.
+    """Write weights, configuration and tokenizer to `folder`, and return the folder's size in bytes.
 
-    Raises:
-        ValueError: the folder would be larger than MAX_FOLDER_BYTES.
+    Raises ValueError if the folder would be larger than MAX_FOLDER_BYTES.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        aside = Path(name)
-        _write_model(model, aside, dtype)
-        tokenizer.save(str(aside / "tokenizer.json"))
-        _write_json(aside / "tokenizer_config.json", tokenizer_config())
-        size_bytes = sum(file.stat().st_size for file in aside.iterdir())
+        partial_folder = Path(name)
+        _write_model(model, partial_folder, dtype)
+        tokenizer.save(str(partial_folder / "tokenizer.json"))
+        _write_json(partial_folder / "tokenizer_config.json", tokenizer_config())
+        size_bytes = sum(file.stat().st_size for file in partial_folder.iterdir())
         if size_bytes > MAX_FOLDER_BYTES:
-            raise ValueError(f"the model folder would be {size_bytes} bytes; allowed: {MAX_FOLDER_BYTES}")
-        # Weights last: whoever waits for them then finds everything else in place.
-        for file in sorted(aside.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
+            raise ValueError(f"the model folder would have {size_bytes} bytes; at most {MAX_FOLDER_BYTES} are allowed")
+        # The weights come last, so that a reader that waits for them finds all other files.
+        for file in sorted(partial_folder.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
             file.chmod(0o644)
             file.replace(folder / file.name)
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _write_model(model: GPTNeoXForCausalLM, folder: Path, dtype: torch.dtype) -> None:
-    """Weights in `dtype`, config.json and generation_config.json, from a copy so that `model` stays as it was."""
+    """Write the weights in `dtype`, config.json and generation_config.json. `model` is copied and does not change."""
     copied = GPTNeoXForCausalLM(built_in_config())
     copied.load_state_dict(model.state_dict())
     copied.to(dtype)

@@ -1,11 +1,10 @@
-"""The same function as GPTNeoXForCausalLM's loss, arranged so that a CPU with bfloat16 tiles spends its time in matmuls.
+"""The loss of GPTNeoXForCausalLM, rearranged so that a CPU with bfloat16 tiles spends most of its time in matrix products.
 
-transformers' forward is the reference and a unit test holds this one to it. What differs is only the arrangement:
+The forward pass of transformers is the reference, and a unit test compares both. They differ in two respects:
 
-- With a parallel residual both branches read the same normalised input. Each layer norm's gain and bias are folded
-  into the branch's first matrix, so one matmul gives queries, keys, values and the MLP's hidden layer, and one more
-  adds both branches' outputs.
-- The loss's gradient is formed chunk by chunk while the logits are at hand, so no (tokens, vocabulary) tensor is kept.
+* With a parallel residual, both branches read the same normalized input. The gain and bias of each layer norm are folded into the branch's
+  first matrix, so that one product computes queries, keys, values and the MLP's hidden layer, and another one adds both branches' outputs.
+* The gradient of the loss is computed in chunks together with the logits, so that no (tokens, vocabulary) tensor is kept.
 """
 
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn import functional
 from transformers import GPTNeoXForCausalLM
 
 LOSS_CHUNK_TOKENS = 1024
+"""Number of tokens whose logits are computed at a time."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed
@@ -47,7 +47,10 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # tor
 
 
 def rotary_tables(sequence_tokens: int, rotary_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, each (sequence_tokens, rotary_dim), float32. Source: RoFormer, halves rotated as in GPT-NeoX."""
+    """Return cosines and sines, each float32 of shape (sequence_tokens, rotary_dim).
+
+    Source: RoFormer, with the halves rotated as in GPT-NeoX.
+    """
     frequencies = theta ** (-torch.arange(0, rotary_dim, 2).float() / rotary_dim)
     angles = torch.outer(torch.arange(sequence_tokens).float(), frequencies)
     angles = torch.cat([angles, angles], dim=-1)
@@ -55,7 +58,7 @@ def rotary_tables(sequence_tokens: int, rotary_dim: int, theta: float) -> tuple[
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary positions to the first dimensions of (..., sequence_tokens, head_dim)."""
+    """Apply rotary embeddings to the first dimensions of (..., sequence_tokens, head_dim)."""
     rotary_dim = cos.shape[-1]
     rotated, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
     first, second = rotated.chunk(2, dim=-1)
@@ -64,7 +67,7 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 def _attend(qkv: torch.Tensor, heads: int, tables: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Causal attention of (sequences, sequence_tokens, 3 * width), laid out head by head; returns (..., width)."""
+    """Return the causal attention (..., width) of `qkv`, which is (sequences, sequence_tokens, 3 * width) ordered by head."""
     sequences, tokens, triple = qkv.shape
     head_dim = triple // 3 // heads
     query, key, value = qkv.view(sequences, tokens, heads, 3 * head_dim).transpose(1, 2).chunk(3, dim=-1)
@@ -76,12 +79,12 @@ def _attend(qkv: torch.Tensor, heads: int, tables: tuple[torch.Tensor, torch.Ten
 
 
 def _folded(norm: torch.nn.LayerNorm, linear: torch.nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias that act on the normalised input as `linear(norm(.))` does."""
+    """Return a weight and bias that give the result of `linear(norm(.))` for the normalized input."""
     return linear.weight * norm.weight, torch.mv(linear.weight, norm.bias) + linear.bias
 
 
 def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torch.Tensor) -> torch.Tensor:
-    """One parallel-residual layer on (sequences, sequence_tokens, width); the residual stream stays float32."""
+    """Apply one parallel-residual layer to (sequences, sequence_tokens, width). The residual stream is float32."""
     dtype = mask.dtype
     attention_in = _folded(layer.input_layernorm, layer.attention.query_key_value)
     mlp_in = _folded(layer.post_attention_layernorm, layer.mlp.dense_h_to_4h)
@@ -96,9 +99,9 @@ def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torc
 
 
 def fast_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, sequence_tokens).
+    """Return the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens).
 
-    Matrices are multiplied in `dtype`; weights, residual stream, norms and loss are float32.
+    Matrix products use `dtype`. Weights, residual stream, norms and loss are float32.
     """
     config = model.config
     sequence_tokens = tokens.shape[1]
@@ -106,7 +109,7 @@ def fast_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor, dtype: torch.dtyp
     tables = rotary_tables(sequence_tokens, rotary_dim, config.rope_parameters["rope_theta"])
     tables = (tables[0].to(dtype), tables[1].to(dtype))
     mask = torch.full((sequence_tokens, sequence_tokens), torch.finfo(dtype).min, dtype=dtype).triu(1)
-    hidden = model.gpt_neox.embed_in(tokens)  # the last position too: 512 rows multiply faster than 511
+    hidden = model.gpt_neox.embed_in(tokens)  # including the last position, because 512 rows are multiplied faster than 511
     for layer in model.gpt_neox.layers:
         hidden = _layer(layer, hidden, config.num_attention_heads, tables, mask)
     weight, bias = model.gpt_neox.final_layer_norm.weight, model.gpt_neox.final_layer_norm.bias

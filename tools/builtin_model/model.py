@@ -1,4 +1,4 @@
-"""The architecture and its initial weights, and the loss both training and evaluation use."""
+"""The architecture of the built-in model, its initial weights, and its reference loss."""
 
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -6,10 +6,14 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from tools.builtin_model.tokenizer import END_OF_TEXT_ID, PADDING_ID, VOCAB_SIZE
 
 INITIALIZER_STD = 0.02
+"""Standard deviation of the initial weights."""
 
 
 def built_in_config() -> GPTNeoXConfig:
-    """GPT-NeoX at about 6.8 M parameters; every width divides by 128, so TP=2 and group quantisation fit."""
+    """Return a GPT-NeoX configuration with about 6.8 M parameters.
+
+    Every width is a multiple of 128, so that tensor parallelism over 2 GPUs and group-wise quantization are possible.
+    """
     return GPTNeoXConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
@@ -29,9 +33,9 @@ def built_in_config() -> GPTNeoXConfig:
 
 
 def new_model(seed: int) -> GPTNeoXForCausalLM:
-    """A model with weights drawn from `seed`; layers that write to the residual stream start smaller.
+    """Return a model with random weights. Layers that write to the residual stream have smaller weights.
 
-    Source: GPT-NeoX's `wang_init` and GPT-2 scale residual output layers down with depth.
+    Source: GPT-NeoX's `wang_init` and GPT-2, which scale residual output layers down with the depth.
     """
     torch.manual_seed(seed)
     config = built_in_config()
@@ -46,13 +50,13 @@ def new_model(seed: int) -> GPTNeoXForCausalLM:
 
 
 def next_token_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token given those before it; `tokens` is (sequences, sequence_tokens)."""
+    """Return the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens)."""
     logits = model(input_ids=tokens).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """AdamW groups: matrices decay, biases and norms do not."""
+    """Return AdamW's parameter groups: weight decay applies to matrices, but not to biases and norms."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,8 +1,8 @@
-"""Packs documents into one token stream and deals blocks of it out in a fixed shuffled order.
+"""Packing of documents into one token stream, and batches of its blocks in a fixed shuffled order.
 
-Documents are shuffled, each preceded by `<|endoftext|>`, and concatenated. The stream is cut into blocks of
-BLOCK_TOKENS; an epoch visits the blocks in an order drawn from (seed, epoch). Short-context batches cut a group of
-blocks into columns, so the sequences of one batch come from different blocks. Where training stands is two numbers.
+Documents are shuffled, each preceded by `<|endoftext|>`, and concatenated. The stream is divided into blocks of BLOCK_TOKENS, and an epoch
+visits the blocks in an order that depends on (seed, epoch). Batches with short contexts divide a group of blocks into columns, so that the
+sequences of one batch come from different blocks. The position in the data is therefore only a few numbers.
 """
 
 from collections.abc import Iterable
@@ -12,47 +12,52 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_TOKENS = 2048
+"""Number of tokens in a block."""
 
 Tokens = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The packed corpus, and its part nearest to the held-out text, which the annealing phase trains on."""
+    """The packed corpus."""
 
     everything: Tokens
+    """The whole corpus."""
     annealing: Tokens
+    """The part for the annealing phase, which is closest to the held-out text."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataPosition:
-    """How many blocks have been consumed, and which column of the current group comes next.
-
-    A group is finished with the context length it was begun with: `sequence_tokens`, 0 between groups.
-    """
+    """A position in the sequence of batches. A group of blocks is completed with the context length with which it was started."""
 
     blocks: int = 0
+    """Number of blocks that have been consumed."""
     column: int = 0
+    """Next column of the current group."""
     sequence_tokens: int = 0
+    """Context length of the current group; 0 between groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids of shape (sequences, sequence_tokens) and the position after them."""
+    """A batch of sequences."""
 
     tokens: npt.NDArray[np.int64]
+    """Token ids of shape (sequences, sequence_tokens)."""
     next_position: DataPosition
+    """The position after the batch."""
 
 
 def pack_stream(documents: Iterable[list[int]], separator_id: int, seed: int) -> Tokens:
-    """Concatenate documents in an order drawn from `seed`, `separator_id` before each."""
+    """Concatenate the documents in a random order, each preceded by `separator_id`."""
     pieces = [np.array([separator_id, *ids], dtype=np.uint16) for ids in documents]
     order = np.random.default_rng(seed).permutation(len(pieces))
     return np.concatenate([pieces[index] for index in order])
 
 
 def block_at(stream: Tokens, ordinal: int, seed: int) -> Tokens:
-    """The `ordinal`-th block of training, counted across epochs."""
+    """Return the block that is visited at position `ordinal`, counted across epochs."""
     blocks = len(stream) // BLOCK_TOKENS
     epoch, within = divmod(ordinal, blocks)
     index = int(np.random.default_rng([seed, epoch]).permutation(blocks)[within])
@@ -60,12 +65,10 @@ def block_at(stream: Tokens, ordinal: int, seed: int) -> Tokens:
 
 
 def next_batch(stream: Tokens, position: DataPosition, *, sequence_tokens: int, batch_tokens: int, seed: int) -> Batch:
-    """The batch at `position`: `batch_tokens / sequence_tokens` sequences, each from a different block.
+    """Return the batch at `position`: `batch_tokens / sequence_tokens` sequences, each from a different block.
 
-    `sequence_tokens` takes effect when a new group begins; until then the group's own length holds.
-
-    Raises:
-        ValueError: the sizes do not divide.
+    `sequence_tokens` takes effect when a new group begins. Until then, the length of the current group is used.
+    Raises ValueError if `sequence_tokens` does not divide BLOCK_TOKENS and `batch_tokens`.
     """
     sequence_tokens = position.sequence_tokens or sequence_tokens
     if BLOCK_TOKENS % sequence_tokens or batch_tokens % sequence_tokens:

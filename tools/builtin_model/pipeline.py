@@ -1,7 +1,7 @@
-"""The commands' work: each function is one stage, reads the previous stage's files and writes its own.
+"""The stages of the tool. Each function is one stage, which reads the files of the previous stage and writes its own.
 
-Everything lives under one work folder: packages/, documentation/, corpus/ (text, tokenizer, packed tokens) and run/
-(checkpoint, log). The last stage writes the model folder.
+All files are in one work folder: packages/, documentation/, corpus/ (text, tokenizer, packed tokens) and run/ (checkpoint, log). The last
+stage writes the model folder.
 """
 
 import json
@@ -20,14 +20,14 @@ from tools.builtin_model.progress import tracked
 from tools.builtin_model.tokenizer import END_OF_TEXT_ID, encode_documents, save_tokenizer, train_tokenizer
 
 TOKENIZER_SAMPLE_FRACTION = 0.35
-"""Merges barely change beyond some 30 MB of text, and BPE training time grows with it."""
+"""Fraction of the documents on which the tokenizer is trained. More than about 30 MB of text barely changes the merges."""
 _SAMPLE_KEY_CHARS = 4000
 ANNEALING_ORIGINS = frozenset({"stdlib", "stdlib-test", "documentation"})
-"""The carefully edited part of the corpus, and the nearest to what is held out."""
+"""Origins of the documents for the annealing phase: the carefully edited part of the corpus, which is closest to the held-out text."""
 
 
 def make_corpus(work: Path) -> corpus.CorpusReport:
-    """Gather, filter and write the corpus; returns (and writes) what was kept and left out."""
+    """Collect, filter and write the corpus. Return the report, which is also written to the corpus folder."""
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     (work / "packages").mkdir(parents=True, exist_ok=True)
     heldout = corpus.heldout_documents(stdlib)
@@ -37,11 +37,11 @@ def make_corpus(work: Path) -> corpus.CorpusReport:
 
 
 def _candidates(work: Path, stdlib: Path) -> Iterator[corpus.Document]:
-    """Every candidate document, in the fixed order that decides which of two duplicates stays."""
+    """Yield every candidate document in a fixed order. Of duplicates, the first one is kept."""
     yield from corpus.stdlib_documents(stdlib)
     documentation = sources.download_documentation(work / "documentation")
     if documentation is None:
-        print("no Python documentation: apt cannot fetch it here; the corpus goes without")  # noqa: T201
+        print("Python's documentation is left out of the corpus, because apt-get cannot download it on this machine")  # noqa: T201
     else:
         yield from corpus.documentation_documents(documentation)
     for package in tracked(sources.PACKAGES, "corpus", "packages"):
@@ -50,7 +50,7 @@ def _candidates(work: Path, stdlib: Path) -> Iterator[corpus.Document]:
 
 
 def make_tokenizer(work: Path) -> int:
-    """Train the tokenizer on a sample of the corpus; returns the sample's number of documents."""
+    """Train the tokenizer on a sample of the corpus, and return the number of documents in the sample."""
     texts = [document.text for document in corpus.read_documents(work / "corpus" / "train.jsonl")]
     sample = [text for text in texts if corpus.hash_fraction(text[:_SAMPLE_KEY_CHARS]) < TOKENIZER_SAMPLE_FRACTION]
     tokenizer = train_tokenizer(tracked(sample, "tokenizer", "documents"))
@@ -59,7 +59,7 @@ def make_tokenizer(work: Path) -> int:
 
 
 def make_streams(work: Path, seed: int) -> Streams:
-    """Encode and pack the corpus with the tokenizer at hand."""
+    """Encode and pack the corpus with the trained tokenizer, and return the packed tokens."""
     tokenizer = Tokenizer.from_file(str(work / "corpus" / "tokenizer.json"))
     documents = corpus.read_documents(work / "corpus" / "train.jsonl")
     texts: Iterable[str] = (document.text for document in documents)
@@ -71,20 +71,20 @@ def make_streams(work: Path, seed: int) -> Streams:
             if origins is None or document.origin in origins
             for _ in range(document.repeats)
         )
-        aside = work / "corpus" / f"{name}.partial.npy"
-        np.save(aside, pack_stream(repeated, END_OF_TEXT_ID, seed))
-        aside.replace(work / "corpus" / f"{name}.npy")
+        partial = work / "corpus" / f"{name}.partial.npy"
+        np.save(partial, pack_stream(repeated, END_OF_TEXT_ID, seed))
+        partial.replace(work / "corpus" / f"{name}.npy")
     return read_streams(work)
 
 
 def read_streams(work: Path) -> Streams:
-    """The packed tokens, mapped rather than read: only the blocks in use take memory."""
+    """Return the packed tokens as memory-mapped files, of which only the blocks in use take memory."""
     everything, annealing = (np.load(work / "corpus" / f"{name}.npy", mmap_mode="r") for name in ("everything", "annealing"))
     return Streams(everything, annealing)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 

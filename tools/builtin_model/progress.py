@@ -1,4 +1,4 @@
-"""Progress bars of the job, all alike: how much is done, at what rate, and how long it will still take."""
+"""Progress bars of the tool. They show the completed part, the rate, and the remaining time."""
 
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class _RateColumn(ProgressColumn):
-    """Units of work a second; the task's `unit` field names the unit, its `rate` field overrides the measured rate."""
+    """Shows units of work per second. The task field `unit` names the unit, and the field `rate` overrides the measured rate."""
 
     def render(self, task: Task) -> Text:
         rate = task.fields.get("rate") or task.speed
@@ -18,13 +18,13 @@ class _RateColumn(ProgressColumn):
 
 
 def progress_display() -> Progress:
-    """A display with rate and time left; tasks may carry the fields `unit`, `rate` and `note`."""
+    """Return a display with rate and remaining time. Tasks may have the fields `unit`, `rate` and `note`."""
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _RateColumn()]
     return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), speed_estimate_period=60.0)
 
 
 def tracked(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` through, showing how far they are."""
+    """Yield `items` while showing their progress."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_display() as display:

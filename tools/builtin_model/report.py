@@ -1,4 +1,4 @@
-"""The evaluate stage: measures a model folder and writes evaluation.json and the model card into it."""
+"""The evaluate stage: evaluates a model folder, and writes evaluation.json and the model card to it."""
 
 import json
 from collections.abc import Sequence
@@ -29,14 +29,15 @@ from tools.builtin_model.schedule import Schedule
 from tools.builtin_model.train import TrainOptions
 
 CONTEXTS = (
-    f"Each module is one document that starts from `<|endoftext|>` alone; longer modules slide a window of "
-    f"{CONTEXT_TOKENS} tokens by {STRIDE_TOKENS}, so each later token is predicted from {STRIDE_TOKENS} to "
+    f"Each module is a document of its own, preceded only by `<|endoftext|>`. For longer modules, a window of {CONTEXT_TOKENS} "
+    f"tokens advances by {STRIDE_TOKENS} tokens, so each later token is predicted from the {STRIDE_TOKENS} to "
     f"{CONTEXT_TOKENS - 1} tokens before it."
 )
+"""Explanation of the evaluated contexts for the model card."""
 
 
 def evaluate_folder(work: Path, folder: Path, hardware: str, history: str) -> dict[str, Any]:
-    """Measure the model in `folder` on the corpus's held-out part; writes evaluation.json and README.md there."""
+    """Evaluate the model in `folder` on the held-out modules, write evaluation.json and README.md to it, and return the evaluation."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     before_rounding = new_model(0)
@@ -128,7 +129,7 @@ def _training_facts(progress: Progress) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: readers of the folder never see half a file."""
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    """Write to a temporary file and rename it, so that readers of the folder never see an incomplete file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

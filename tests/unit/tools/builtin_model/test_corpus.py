@@ -1,4 +1,4 @@
-"""What the corpus keeps, leaves out, and writes."""
+"""The corpus: which documents are kept and rejected, and the files."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from tools.builtin_model.corpus import (
 
 
 def source(name: str, lines: int = 30) -> str:
-    """Plausible code whose lines are distinctive for `name`."""
+    """Return plausible code whose lines are distinctive for `name`."""
     return "\n".join(f"result_{name} = compute_{name}(argument, option_{name}={index % 7})  # {name}" for index in range(lines))
 
 
 def words(name: str) -> str:
-    """Code with all lines different, none shared with another name."""
+    """Return code with distinct lines that no other name shares."""
     return "\n".join(f"value = {name}_function_{chr(97 + index)}(first, second, third)" for index in range(20))
 
 
@@ -39,24 +39,24 @@ def words(name: str) -> str:
         (words("a"), None),
     ],
 )
-def test_quality_problem_is_named(text: str, problem: str | None) -> None:
+def test_quality_problem_names_the_reason(text: str, problem: str | None) -> None:
     assert quality_problem(text) == problem
 
 
-def test_filter_given_the_same_text_twice_keeps_one() -> None:
-    keeper = CorpusFilter(frozenset())
-    assert [keeper.accept(Document(path, "p", words("a"))) for path in ("a.py", "b.py")] == [True, False]
-    assert keeper.rejected == {"duplicate": 1}
+def test_filter_duplicate_is_rejected() -> None:
+    corpus_filter = CorpusFilter(frozenset())
+    assert [corpus_filter.accept(Document(path, "p", words("a"))) for path in ("a.py", "b.py")] == [True, False]
+    assert corpus_filter.rejected == {"duplicate": 1}
 
 
-def test_filter_given_a_slightly_changed_copy_refuses_it() -> None:
-    keeper = CorpusFilter(frozenset())
-    assert keeper.accept(Document("a.py", "p", words("a")))
-    assert not keeper.accept(Document("b.py", "p", words("a") + "\nanother_line_of_this_copy = True"))
-    assert keeper.rejected == {"near duplicate": 1}
+def test_filter_slightly_changed_copy_is_rejected() -> None:
+    corpus_filter = CorpusFilter(frozenset())
+    assert corpus_filter.accept(Document("a.py", "p", words("a")))
+    assert not corpus_filter.accept(Document("b.py", "p", words("a") + "\nanother_line_of_this_copy = True"))
+    assert corpus_filter.rejected == {"near duplicate": 1}
 
 
-def test_build_corpus_with_a_vendored_copy_of_heldout_text_leaves_it_out(tmp_path: Path) -> None:
+def test_build_corpus_vendored_copy_of_heldout_text_is_rejected(tmp_path: Path) -> None:
     heldout = [Document("secret.py", "heldout", words("secret"))]
     candidates = [Document("vendor/other.py", "p", words("secret")), Document("own.py", "p", words("own"))]
     report = build_corpus(candidates, heldout, tmp_path)
@@ -77,7 +77,7 @@ def test_stdlib_documents_skip_site_packages_and_repeat_modules(tmp_path: Path) 
     assert [(document.path, document.repeats) for document in documents] == [("module.py", 2)]
 
 
-def test_package_documents_leave_tests_out_and_sample_by_path() -> None:
+def test_package_documents_skip_tests_and_sample_by_path() -> None:
     files = [(f"package/module_{index}.py", b"x = 1") for index in range(400)]
     files.append(("package/tests/test_module.py", b"x = 1"))
     kept = [document.path for document in package_documents("package", files, 0.25)]
@@ -92,7 +92,7 @@ def test_documentation_documents_read_rest_sources(tmp_path: Path) -> None:
     assert [document.path for document in documentation_documents(tmp_path)] == ["page.rst.txt"]
 
 
-def test_decode_source_of_latin_1_is_refused_and_line_ends_are_unified() -> None:
+def test_decode_source_rejects_latin_1_and_unifies_line_ends() -> None:
     assert decode_source("é".encode("latin-1")) is None
     assert decode_source(b"a\r\nb\n") == "a\nb\n"
 
@@ -100,15 +100,15 @@ def test_decode_source_of_latin_1_is_refused_and_line_ends_are_unified() -> None
 @pytest.mark.parametrize(
     ("path", "is_test"), [("test/support.py", True), ("a/test_b.py", True), ("a/b_test.py", True), ("a/latest.py", False)]
 )
-def test_is_test_path_looks_at_folders_and_names(path: str, is_test: bool) -> None:
+def test_is_test_path_considers_folders_and_names(path: str, is_test: bool) -> None:
     assert is_test_path(path) is is_test
 
 
-def test_hash_fraction_is_fixed_and_in_range() -> None:
+def test_hash_fraction_is_deterministic_and_in_range() -> None:
     assert hash_fraction("a/b.py") == hash_fraction("a/b.py")
     assert all(0.0 <= hash_fraction(str(index)) < 1.0 for index in range(100))
 
 
-def test_document_repeated_less_than_once_is_refused() -> None:
+def test_document_with_zero_repeats_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"repeats of a\.py is 0"):
         Document("a.py", "p", "", repeats=0)

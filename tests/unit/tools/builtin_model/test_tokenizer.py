@@ -1,4 +1,4 @@
-"""The tokenizer's construction, on a few lines of text."""
+"""The construction of the tokenizer, with a few lines of text."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, VOCAB_SIZE)
 
 
-def test_train_places_special_tokens_first_and_space_runs_last(tokenizer: Tokenizer) -> None:
+def test_train_tokenizer_places_special_tokens_first_and_space_runs_last(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_to_id("<|endoftext|>") == END_OF_TEXT_ID
     assert tokenizer.token_to_id("<|padding|>") == PADDING_ID
     assert [tokenizer.token_to_id(run) for run in SPACE_RUNS] == list(range(VOCAB_SIZE - 23, VOCAB_SIZE))
@@ -28,11 +28,11 @@ def test_train_places_special_tokens_first_and_space_runs_last(tokenizer: Tokeni
 
 
 @pytest.mark.parametrize("text", ["naïve café 😀", "日本語\tкод\r\n", "\x00\x7f\u200b", " " * 53 + "x", "<|endoftext"])
-def test_encode_of_any_text_decodes_to_itself(tokenizer: Tokenizer, text: str) -> None:
+def test_encode_any_text_decodes_to_itself(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_encode_of_indentation_is_one_token(tokenizer: Tokenizer) -> None:
+def test_encode_indentation_is_one_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(" " * 8 + "x").tokens[0] == " " * 8
 
 
@@ -41,6 +41,6 @@ def test_encode_documents_keeps_the_order_across_batches(tokenizer: Tokenizer) -
     assert list(encode_documents(tokenizer, TEXTS, batch=3)) == expected
 
 
-def test_train_on_too_little_text_is_refused() -> None:
+def test_train_tokenizer_too_little_text_is_rejected() -> None:
     with pytest.raises(ValueError, match="too little text"):
         train_tokenizer(["a b"], 4096)
