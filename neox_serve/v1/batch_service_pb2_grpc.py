@@ -26,14 +26,18 @@ if _version_not_supported:
 
 
 class BatchServiceStub:
-    """Jobs of the caller's tenant; those of others are not to be seen. A job runs as its tenant: within its quotas, with usage records of its
-    own, and as traffic that takes what others leave. It is kept in the database and goes on after whatever of the cluster has died.
+    """Creates and follows batch jobs. A caller only sees the jobs of its own tenant.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, or the request_id is that of a job that does other work; the field is named
-    NOT_FOUND            the tenant has no such job (UNKNOWN_JOB)
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    A job runs as its tenant: within the tenant's quotas, with usage records of its own, and as traffic of the class BULK. It is stored in the
+    database, so it continues after a failure of any part of the cluster. Requires a role that may run models.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid (BadRequest names it); correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def __init__(self, channel):
@@ -75,52 +79,73 @@ class BatchServiceStub:
 
 
 class BatchServiceServicer:
-    """Jobs of the caller's tenant; those of others are not to be seen. A job runs as its tenant: within its quotas, with usage records of its
-    own, and as traffic that takes what others leave. It is kept in the database and goes on after whatever of the cluster has died.
+    """Creates and follows batch jobs. A caller only sees the jobs of its own tenant.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, or the request_id is that of a job that does other work; the field is named
-    NOT_FOUND            the tenant has no such job (UNKNOWN_JOB)
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    A job runs as its tenant: within the tenant's quotas, with usage records of its own, and as traffic of the class BULK. It is stored in the
+    database, so it continues after a failure of any part of the cluster. Requires a role that may run models.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid (BadRequest names it); correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     def CreateJob(self, request, context):
-        """Enters a job. Returns at once; the job starts when its turn comes.
+        """Creates a job, or returns the job that an earlier call with the same request_id created. Returns at once; the job starts when fewer than
+        `batch.max_running_jobs` jobs run and it is the tenant's turn.
+
+        Statuses: those of every call; INVALID_ARGUMENT also if the job with this request_id does other work; NOT_FOUND (UNKNOWN_ADAPTER) if the
+        adapter to evaluate is not available to the tenant. Cancelling the call does not cancel a job that was created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a job as it is now.
+
+        Statuses: those of every call; NOT_FOUND (UNKNOWN_JOB) if the tenant has no such job. Cancelling the call has no further effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """The tenant's jobs, the newest first.
+        """Returns the tenant's jobs, newest first, in pages.
+
+        Statuses: those of every call. Cancelling the call has no further effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Ends a job and takes away what it has written so far; what has ended stays as it is. Returns at once.
+        """Requests the cancellation of a job. Returns at once; the job then stops and its unfinished output is removed. Has no effect on a job that
+        has ended. Repeating the call has no further effect.
+
+        Statuses: those of every call; NOT_FOUND (UNKNOWN_JOB) if the tenant has no such job. Cancelling the call does not withdraw the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadJobLog(self, request, context):
-        """What the job's last run writes, for people.
+        """Returns the end of the log of the job's last run.
+
+        Statuses: those of every call; NOT_FOUND (UNKNOWN_JOB) if the tenant has no such job. Cancelling the call has no further effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """A job as it is now, then again whenever it has changed, until it has ended.
+        """Sends a job as it is now, and again after every change, until it has ended.
+
+        Statuses: those of every call; NOT_FOUND (UNKNOWN_JOB) if the tenant has no such job; UNAVAILABLE (DRAINING) if the gateway stops, call
+        again after RetryInfo.retry_delay. Cancelling the call does not affect the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,14 +193,18 @@ def add_BatchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BatchService:
-    """Jobs of the caller's tenant; those of others are not to be seen. A job runs as its tenant: within its quotas, with usage records of its
-    own, and as traffic that takes what others leave. It is kept in the database and goes on after whatever of the cluster has died.
+    """Creates and follows batch jobs. A caller only sees the jobs of its own tenant.
 
-    The statuses of every call, besides those of InferenceService:
-    INVALID_ARGUMENT     a field is wrong, or the request_id is that of a job that does other work; the field is named
-    NOT_FOUND            the tenant has no such job (UNKNOWN_JOB)
-    UNAUTHENTICATED      no credential, or one that is not valid
-    PERMISSION_DENIED    the credential's role may not do this
+    A job runs as its tenant: within the tenant's quotas, with usage records of its own, and as traffic of the class BULK. It is stored in the
+    database, so it continues after a failure of any part of the cluster. Requires a role that may run models.
+
+    Error details are those of InferenceService. Statuses of every call:
+    INVALID_ARGUMENT    a field is invalid (BadRequest names it); correct it
+    UNAUTHENTICATED     the credential is missing or invalid; get a valid one
+    PERMISSION_DENIED   the role of the credential may not make this call
+    DEADLINE_EXCEEDED   allow more time
+    CANCELLED           the client cancelled the call
+    INTERNAL            a fault of the server; report it with the request id
     """
 
     @staticmethod
