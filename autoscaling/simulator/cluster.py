@@ -157,7 +157,7 @@ class _Simulation:
             if event is _Event.READY and replica.phase is _Phase.STARTING:
                 self._become_ready(replica, now_s)
                 self._startup_s = now_s - replica.began_s
-                self._apply(self._admissions.next(now_s), now_s)
+                self._apply(self._admissions.grant_next(now_s), now_s)
             elif event is _Event.DRAINED:
                 self._lose(replica, now_s)
 
@@ -185,7 +185,7 @@ class _Simulation:
             blocks=request.blocks,
             block_tokens=self._config.shape.block_tokens if request.blocks else 0,
         )
-        self._apply(self._admissions.ask(_GATEWAY, request.lease_id, demand, now_s), now_s)
+        self._apply(self._admissions.admit(_GATEWAY, request.lease_id, demand, now_s), now_s)
 
     def _fresh_terms(self, tenant: int, urgency: Urgency) -> Terms:
         """Return the terms of a request that has just arrived."""
@@ -237,7 +237,7 @@ class _Simulation:
         for request in ended:
             self._end(request, now_s)
         if ended and len(self._admissions.queue):
-            self._apply(self._admissions.next(now_s), now_s)
+            self._apply(self._admissions.grant_next(now_s), now_s)
         if replica.stepping:
             return
         if not replica.engine.idle:

@@ -96,7 +96,7 @@ class AdmissionService:
 
     def _admit(self, key: RequestKey, request: _HeldRequest) -> None:
         now_s, started_s = self._clock(), time.perf_counter()
-        notifications = self.admissions.ask(*key, request.demand, now_s)
+        notifications = self.admissions.admit(*key, request.demand, now_s)
         outcome = notifications[0].outcome
         if isinstance(outcome, ServeError) and self._may_hold(outcome, request, now_s):
             self._held[key] = request
@@ -109,7 +109,7 @@ class AdmissionService:
         return in_time and self._state.may_become_ready(request.demand, now_s)
 
     def _grant_next(self) -> None:
-        self._leave_queue(self.admissions.next(self._clock()))
+        self._leave_queue(self.admissions.grant_next(self._clock()))
 
     def _leave_queue(self, notifications: list[Notification]) -> None:
         for notification in notifications:

@@ -112,7 +112,7 @@ class _Run:
                 case _:
                     open_ones -= self._tell(self._admissions.expire(now_s), now_s)
                     self._at(now_s + _TICK_S, "tick", 0)
-            open_ones -= self._tell(self._admissions.next(now_s), now_s)
+            open_ones -= self._tell(self._admissions.grant_next(now_s), now_s)
             self._cluster.deepest_queue = max(self._cluster.deepest_queue, len(self._admissions.queue))
 
     def _arrive(self, number: int, now_s: float) -> int:
@@ -124,7 +124,7 @@ class _Run:
             return 1
         terms = Terms(sent.tenant if self._cluster.fair else "everybody", sent.weight, sent.priority, sent.time_left_s)
         demand = Demand(Pool.GENERATION, "m", sent.prompt_tokens, sent.output_tokens, terms=terms)
-        return self._tell(self._admissions.ask("g", number, demand, now_s), now_s)
+        return self._tell(self._admissions.admit("g", number, demand, now_s), now_s)
 
     def _tell(self, answers: list[Notification], now_s: float) -> int:
         refused = 0

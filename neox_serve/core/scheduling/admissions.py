@@ -1,14 +1,15 @@
-"""What becomes of a request for a replica: granted at once, granted after it waited its turn, or refused.
+"""Decides about requests for replicas: each is granted a replica at once, queued and granted one later, or refused.
 
-Theory of operation: a request is granted at once where a replica has room and nobody waits for one. Else it waits in the fair queue of its
-pool and model, and each place that comes free goes to the queue's next. It leaves without a replica in three ways: it is shed for a more
-important one, its time is over, or nothing can serve it any more. Every request gets exactly one final answer; `Queued` is not one.
+Theory of operation. A request is granted at once if a replica has room and no request waits before it. Otherwise it waits in the fair queue
+of its lane (pool and model), and each place that becomes free goes to the next request of the queue. A queued request leaves without a
+replica in three ways: it is shed for one of a higher priority class, it has waited too long, or nothing can serve it any more. Every
+request gets exactly one final outcome; `Queued` and `Preempt` are not final.
 
-BULK requests may have to wait though replicas have room, so that others find a batch that is not full of them (`bulk_share`); others pass
-them then.
+BULK requests may have to wait although replicas have room, so that other classes find replicas that are not full of them (`bulk_share`).
+Other requests then overtake them.
 
-While a more important request waits, a running BULK request may be asked to give way. Only its gateway knows whether it has a token out;
-if so the question is not answered, else the request comes back and waits again.
+While a request of a higher class waits, a running BULK request may be preempted. Only its gateway knows whether it already has output. If
+it has, the gateway ignores the notification; otherwise the request returns and waits again.
 """
 
 import math
@@ -22,25 +23,25 @@ from neox_serve.core.scheduling.cluster_state import ClusterState, Grant
 from neox_serve.core.scheduling.drain_rate import DrainRate
 from neox_serve.core.scheduling.fair_queue import FairQueue, Lane, QueuedRequest, QueueLimits
 from neox_serve.core.scheduling.pool_demand import DemandMeter, PoolDemand
-from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S
+from neox_serve.core.scheduling.refusal import MAX_RETRY_S, MIN_RETRY_S
 from neox_serve.core.scheduling.routing import RoutingFailure
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
-_TRUST = 0.75
-"""The part of the time left that an expected wait may fill: who waits in vain is told so late, and took another's chance."""
-_FORGETTING = 0.1
-"""How much the newest request counts in how long a token takes."""
+_MAX_WAIT_FRACTION = 0.75
+"""A request is refused if its expected wait exceeds this fraction of the time left: waiting in vain would only delay others."""
+_SPEED_SMOOTHING = 0.1
+"""Weight of the newest request in the moving average of seconds per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits; its final answer follows."""
+    """The request waits in the queue. A final outcome follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """A running request should come back and wait, if it has no token out yet."""
+    """A running request should return and wait again, if it has no output yet."""
 
 
 Outcome = Grant | Queued | Preempt | ServeError
@@ -49,7 +50,7 @@ Outcome = Grant | Queued | Preempt | ServeError
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Something to tell a gateway of one of its requests."""
+    """Something to tell a gateway about one of its requests."""
 
     gateway_id: str
     lease_id: int
@@ -58,17 +59,19 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A request that was granted a replica, with what was charged for it."""
+    """A request that was granted a replica."""
 
     waiting: QueuedRequest
     charged: float
+    """Cost that was charged to its tenant when it was granted."""
     granted_s: float
 
 
 class Admissions:
-    """All requests for replicas, from all gateways. waking: lanes whose requests wait where there is no replica, since one will come.
+    """All requests for replicas, from all gateways.
 
-    bulk: how much of replicas BULK may take; None: all of it.
+    limits: bounds of the queue. waking: lanes whose requests are queued if there is no replica, because one will be started for them. bulk:
+    bounds of the BULK class at each replica; None for no bounds. Times are seconds of one monotonic clock.
     """
 
     def __init__(
@@ -94,11 +97,11 @@ class Admissions:
 
     @property
     def queue(self) -> FairQueue:
-        """Who waits, to look at."""
+        """The requests that wait; for reading only."""
         return self._queue
 
-    def ask(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Notification]:
-        """A request for a replica. Returns what is to be told now, of it and of others."""
+    def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Notification]:
+        """Grants, queues or refuses a request. Returns a notification about it, then those about requests that it displaces."""
         waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
             self._meter.record_arrival(waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens))
@@ -116,7 +119,7 @@ class Admissions:
         return self._wait(waiting, demand, now_s)
 
     def settle(self, gateway_id: str, settled: Settled, now_s: float) -> None:
-        """A request has ended, or is given up before it got a replica; one that is not known is ignored."""
+        """Ends a request that has finished or was withdrawn. Ignores unknown ones."""
         key = (gateway_id, settled.lease_id)
         if self._queue.remove(key) is not None:
             del self._demands[key]
@@ -133,8 +136,8 @@ class Admissions:
             if settled.output_tokens:
                 self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
 
-    def next(self, now_s: float) -> list[Notification]:
-        """Grants what has come free to those that wait."""
+    def grant_next(self, now_s: float) -> list[Notification]:
+        """Grants the places that have become free to queued requests."""
         answers: list[Notification] = []
         for lane in self._queue.lanes():
             while self._state.has_room(*lane):
@@ -145,66 +148,64 @@ class Admissions:
         return answers
 
     def expire(self, now_s: float) -> list[Notification]:
-        """Refuses those whose time is over."""
+        """Refuses the queued requests that have waited too long."""
         return [self._refused(waiting, self._time_is_over(waiting, now_s)) for waiting in self._queue.expire(now_s)]
 
     def drop_gateway_queue(self, gateway_id: str) -> None:
-        """A gateway's stream ended: what waited of it is asked for again, or has gone."""
+        """Removes a gateway's queued requests after its stream ended: it admits them again on the next stream, if they are still wanted."""
         for waiting in tuple(self._queue.waiting()):
             if _gateway_of(waiting) == gateway_id:
                 self._queue.remove(waiting.key)
                 del self._demands[waiting.key]
 
     def forget(self, gateway_ids: tuple[str, ...], now_s: float) -> None:
-        """Gateways that are gone for good; what was charged for their requests stands."""
+        """Ends the requests of gateways that will not return. What was charged for them is not refunded."""
         for key in [key for key, running in self._running.items() if _gateway_of(running.waiting) in gateway_ids]:
             self._share.ended(self._running.pop(key).waiting, now_s)
 
     def tokens_per_second(self, lane: Lane, now_s: float) -> float | None:
-        """How fast a lane's requests are served; None where that is not known yet."""
+        """Returns how fast a lane's requests are served; None if that is not known yet."""
         rate = self._rates.get(lane)
         return rate.tokens_per_second(now_s) if rate else None
 
     def expected_wait_s(self, demand: Demand, now_s: float) -> float | None:
-        """How long a request would wait now; 0 where a replica has room and nobody waits, None where it cannot be told."""
+        """Returns how long a request would wait now: 0 if it would be granted at once, None if unknown."""
         waiting = _waiting("", 0, demand, now_s)
         if self._is_next(waiting, now_s) and self._state.has_room(demand.pool, demand.model):
             return 0.0
         rate = self.tokens_per_second(waiting.lane, now_s)
         return None if not rate else self._queue.expected_wait_s(waiting, rate)
 
-    def tenants(self, most: int) -> tuple[TenantView, ...]:
-        """The tenants that have requests, the busiest first."""
+    def tenants(self, max_tenants: int) -> tuple[TenantView, ...]:
+        """Returns the tenants that have requests, the busiest first."""
         sums: dict[str, list[int]] = {}
         for place, waiting in self._all_requests():
             counts = sums.setdefault(waiting.tenant, [0, 0, 0, 0])
             counts[place] += 1
             counts[place + 1] += waiting.tokens
-        busiest = sorted(sums.items(), key=lambda item: (-item[1][1] - item[1][3], item[0]))[:most]
+        busiest = sorted(sums.items(), key=lambda item: (-item[1][1] - item[1][3], item[0]))[:max_tenants]
         return tuple(TenantView(name, c[0], c[1], c[2], c[3], self._queue.counter(name)) for name, c in busiest)
 
     def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
-        """What is asked of each pool: how much has come since the question before, what waits and what runs."""
+        """Returns the demand on each pool: what arrived since the previous call, what waits and what runs."""
         queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens)) for waiting in self._queue.waiting())
         return self._meter.snapshot(self._state.view(now_s).replicas, queue, now_s)
-
-    # Inside
 
     def _will_wake(self, waiting: QueuedRequest, demand: Demand) -> bool:
         return waiting.lane in self._waking and not demand.excluded
 
     def _is_next(self, waiting: QueuedRequest, now_s: float) -> bool:
-        """Whether a request that comes now need not wait for others' turns, or for BULK's."""
+        """Returns whether a request that arrives now would be the next to be granted."""
         held = self._holds_bulk(waiting.lane, now_s)
         return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, skip_bulk=held)
 
     def _holds_bulk(self, lane: Lane, now_s: float) -> bool:
-        """Whether BULK must wait though there are replicas."""
+        """Returns whether BULK requests must wait although there are replicas."""
         replicas = self._state.ready_count(*lane)
         return bool(replicas) and not self._share.has_room(lane, replicas, now_s)
 
     def _all_requests(self) -> Iterator[tuple[int, QueuedRequest]]:
-        """Those that run, with 0, and those that wait, with 2."""
+        """Yields (0, request) for running and (2, request) for queued requests; the number is an offset in a tenant's sums."""
         for running in self._running.values():
             yield 0, running.waiting
         for waiting in self._queue.waiting():
@@ -219,15 +220,15 @@ class Admissions:
 
     def _note_speed(self, lane: Lane, seconds_per_token: float) -> None:
         before = self._seconds_per_token.get(lane, seconds_per_token)
-        self._seconds_per_token[lane] = before + _FORGETTING * (seconds_per_token - before)
+        self._seconds_per_token[lane] = before + _SPEED_SMOOTHING * (seconds_per_token - before)
 
     def _slack_s(self, demand: Demand) -> float:
-        """How long before its deadline a request must have its turn: what it will take then."""
+        """Returns how long before its deadline a request must be granted: the time that it is expected to run."""
         expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
         return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
     def _preemptions(self, waiting: QueuedRequest) -> list[Notification]:
-        """One running BULK request is asked for each more important one that waits, the newest first."""
+        """Preempts one running BULK request for each waiting request of a higher class, the newest first."""
         bulk = self._bulk.get(waiting.lane, [])
         while waiting.priority < PriorityClass.BULK and bulk:
             key = bulk.pop()
@@ -258,28 +259,29 @@ class Admissions:
         return Notification(*waiting.key, error)
 
     def _too_late(self, waiting: QueuedRequest, now_s: float) -> ServeError | None:
-        """Why it makes no sense to wait: its deadline comes before its turn."""
+        """Returns the refusal of a request that would not be granted in time for its deadline; None if it may wait."""
         rate, left_s = self.tokens_per_second(waiting.lane, now_s), waiting.deadline_s - now_s
-        if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= _TRUST * left_s:
+        allowed_s = _MAX_WAIT_FRACTION * left_s
+        if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= allowed_s:
             return None
-        message = f"its turn would come in about {wait_s:.1f} s, and for its deadline it must have it in {max(0.0, left_s):.1f} s"
+        message = f"estimated queue wait {wait_s:.1f} s exceeds the {max(0.0, allowed_s):.1f} s that the deadline allows"
         return _overloaded(message, wait_s)
 
     def _shed(self, waiting: QueuedRequest, now_s: float) -> ServeError:
-        return _overloaded("more important requests take all the room there is to wait", self._drained_in_s(waiting.lane, now_s))
+        return _overloaded("shed: the queue is full of higher-priority requests", self._drained_in_s(waiting.lane, now_s))
 
     def _time_is_over(self, waiting: QueuedRequest, now_s: float) -> ServeError:
         waited_s = now_s - waiting.came_s
-        return _overloaded(f"no replica has come free in {waited_s:.1f} s", self._drained_in_s(waiting.lane, now_s))
+        return _overloaded(f"no replica became free within {waited_s:.1f} s", self._drained_in_s(waiting.lane, now_s))
 
     def _drained_in_s(self, lane: Lane, now_s: float) -> float:
-        """When all that waits in a lane has gone, as fast as it goes now."""
+        """Returns the seconds until a lane's queue is empty at its present rate; 1 if the rate is unknown."""
         rate, (_, tokens) = self.tokens_per_second(lane, now_s), self._queue.depth(lane)
         return tokens / rate if rate else 1.0
 
 
 def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> QueuedRequest:
-    """slack_s: how long before its deadline it must have its turn."""
+    """slack_s: how long before its deadline the request must be granted."""
     terms = demand.terms
     return QueuedRequest(
         key=(gateway_id, lease_id),
@@ -299,6 +301,6 @@ def _gateway_of(waiting: QueuedRequest) -> str:
 
 
 def _overloaded(message: str, wait_s: float) -> ServeError:
-    retry_s = min(max(wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S) if math.isfinite(wait_s) else LONGEST_RETRY_S
+    retry_s = min(max(wait_s, MIN_RETRY_S), MAX_RETRY_S) if math.isfinite(wait_s) else MAX_RETRY_S
     error = ServeError(Reason.OVERLOADED, message, {}, retry_s)
     return replace(error, metadata={"expected_wait_s": f"{wait_s:.1f}"}) if math.isfinite(wait_s) else error

@@ -1,13 +1,13 @@
-"""All that the router knows, as a synchronous machine: peers that come and go, and the leases that gateways hold on replicas.
+"""The router's state as a synchronous machine: the connected peers, and the leases that gateways hold on replicas.
 
-A peer is CONNECTED while its stream is open; when it ends the peer is LOST and what is known of it is kept for a grace period, so that
-a dropped connection costs nothing; then it is forgotten. Each connection has a number that its events carry, for the
-end of an old stream may be noticed after the new one is open.
+A peer is CONNECTED while its stream is open. When the stream ends the peer is LOST, and its state is kept for a grace period, so that a
+dropped connection loses nothing. Each connection has a number that its events carry, because the end of an old stream may be noticed after
+the new one has opened.
 
-    event         from                 to
-    connect       unknown, LOST, CONNECTED   CONNECTED (a gateway's hello replaces its leases; a replica's keeps the leases on it)
-    disconnect    CONNECTED            LOST, if it is the newest connection
-    expire        LOST, grace over     forgotten, with its leases
+    event        from                        to
+    connect      unknown, LOST, CONNECTED    CONNECTED; a gateway's hello replaces its leases, a replica keeps the leases on it
+    disconnect   CONNECTED                   LOST, if the event is from the newest connection
+    expire       LOST, grace period over     forgotten, with its leases
 """
 
 from collections.abc import Iterable
@@ -49,23 +49,29 @@ class Grant:
 
 @dataclass(slots=True)
 class _Peer:
-    """A peer's connection. lost_s: when it was lost; None while it is connected."""
+    """A gateway or a replica."""
 
     connection: int
+    """Number of its newest connection."""
     registered_s: float
     lost_s: float | None = None
+    """When its stream ended; None while it is connected."""
 
 
 @dataclass(slots=True)
 class _ReplicaPeer(_Peer):
+    """A replica, with its load as last reported."""
+
     replica: Replica = field(kw_only=True)
     load: ReplicaLoad = _NO_LOAD
 
 
 class ClusterState:
-    """The router's state. grace_s: how long a lost peer is remembered. Times are seconds of one steady clock.
+    """Peers and leases that the router knows. Times are seconds of one monotonic clock.
 
-    policy, imbalance_threshold_tokens: how replicas are chosen; policy is a name in core.scheduling.routing.POLICIES.
+    grace_s: how long the state of a lost peer is kept. started_s: when this router started. rng: for the routing policy. policy: name of
+    the routing policy in core.scheduling.routing.POLICIES. imbalance_threshold_tokens: load imbalance above which that policy ignores cache
+    affinity.
     """
 
     def __init__(
@@ -92,7 +98,7 @@ class ClusterState:
     # Replicas
 
     def connect_replica(self, replica: Replica, connection: int, now_s: float) -> None:
-        """A replica says hello, for the first time or again. A replica that had its address before must be gone and is forgotten."""
+        """Registers a replica, or its new connection. Forgets any other replica at the same address, because it must be gone."""
         for other in [peer.replica for peer in self._replicas.values() if peer.replica.address == replica.address]:
             if other.replica_id != replica.replica_id:
                 self._forget_replica(other.replica_id)
@@ -101,24 +107,27 @@ class ClusterState:
         self._enter(_ReplicaPeer(connection, registered_s, replica=replica))
 
     def report_load(self, replica_id: str, load: ReplicaLoad) -> None:
-        """A replica's load; of an unknown replica it is ignored."""
+        """Records a replica's load. Ignores unknown replicas."""
         if peer := self._replicas.get(replica_id):
             peer.load = load
             self._enter(peer)
 
     def change_phase(self, replica_id: str, phase: ReplicaPhase) -> None:
-        """A replica's phase; of an unknown replica it is ignored."""
+        """Records a replica's phase, if PHASES_AFTER allows the step. Ignores unknown replicas."""
         if peer := self._replicas.get(replica_id):
             peer.replica = peer.replica.moved_to(phase)
             self._enter(peer)
 
     def take_block_news(self, replica_id: str, connection: int, news: BlockNews) -> bool:
-        """News of a replica's cache; what an old connection brings late is ignored. False: the replica is to tell all that it holds."""
+        """Records a change of a replica's prefix cache. Returns False if a message was missed, so the replica must report everything again.
+
+        Ignores unknown replicas and messages of an old connection.
+        """
         peer = self._replicas.get(replica_id)
         return peer is None or peer.connection != connection or self._index.take(replica_id, news)
 
     def disconnect_replica(self, replica_id: str, connection: int, now_s: float) -> None:
-        """A replica's stream ended."""
+        """Marks a replica as lost, if this is its newest connection."""
         if peer := self._replicas.get(replica_id):
             _lose(peer, connection, now_s)
             self._enter(peer)
@@ -126,31 +135,31 @@ class ClusterState:
     # Gateways
 
     def connect_gateway(self, gateway_id: str, leases: Iterable[Lease], connection: int, now_s: float) -> None:
-        """A gateway says hello with all it has in flight; nothing else of it is in flight any more."""
+        """Registers a gateway, or its new connection. These leases replace all that it held."""
         known = self._gateways.get(gateway_id)
         self._gateways[gateway_id] = _Peer(connection, known.registered_s if known else now_s)
         self._leases.replace(gateway_id, leases)
 
     def adopt(self, gateway_id: str, leases: Iterable[Lease]) -> None:
-        """Leases that a gateway granted itself; of an unknown gateway they are ignored."""
+        """Records leases that a gateway granted itself. Ignores unknown gateways."""
         if gateway_id in self._gateways:
             for lease in leases:
                 self._leases.add(gateway_id, lease)
 
     def disconnect_gateway(self, gateway_id: str, connection: int, now_s: float) -> None:
-        """A gateway's stream ended."""
+        """Marks a gateway as lost, if this is its newest connection."""
         if peer := self._gateways.get(gateway_id):
             _lose(peer, connection, now_s)
 
     # Requests
 
     def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> Grant | ServeError:
-        """Leases a replica to a request, or says why not: UNKNOWN_MODEL, NO_READY_REPLICA, OVERLOADED."""
+        """Grants a replica to a request, or returns the refusal: UNKNOWN_MODEL, NO_READY_REPLICA or OVERLOADED."""
         answer = self.try_admit(gateway_id, lease_id, demand)
         return self.refuse(answer, demand, now_s) if isinstance(answer, RoutingFailure) else answer
 
     def try_admit(self, gateway_id: str, lease_id: int, demand: Demand) -> Grant | RoutingFailure:
-        """Leases a replica to a request, or says what is short."""
+        """Grants a replica to a request, or returns why none can take it."""
         holdings = self._index.look_up(demand.blocks)
         choice = choose(
             POLICIES[self._policy],
@@ -166,24 +175,24 @@ class ClusterState:
         return Grant(choice.replica.replica_id, choice.cached_tokens, self._explain(choice))
 
     def refuse(self, failure: RoutingFailure, demand: Demand, now_s: float) -> ServeError:
-        """The error of a request that finds no replica; where all are full, with the next slot that is promised to nobody."""
+        """Returns the error of a request that finds no replica. If all are full, it carries the next slot that is not promised yet."""
         return refusal(failure, demand, self._promise_slot(demand, now_s) if failure is RoutingFailure.FULL else 0.0)
 
     def has_room(self, pool: Pool, model: str) -> bool:
-        """Whether a replica of the model takes one more request."""
+        """Returns whether a replica of the model can take one more request."""
         return bool(self._replica_index.members(pool, model).free)
 
     def ready_count(self, pool: Pool, model: str) -> int:
-        """Replicas of the model that take requests, with room or without."""
+        """Returns the number of ready replicas of the model, full ones included."""
         return self._replica_index.members(pool, model).ready
 
     def settle(self, gateway_id: str, lease_ids: Iterable[int]) -> None:
-        """Leases that ended; those that are not there are ignored."""
+        """Ends leases. Ignores unknown ones."""
         for lease_id in lease_ids:
             self._leases.remove(gateway_id, lease_id)
 
     def may_become_ready(self, demand: Demand, now_s: float) -> bool:
-        """Whether a replica for the request may come back any moment: this router is younger than the grace, or has just lost one."""
+        """Returns whether a replica for the request may register at any moment: this router has just started, or has just lost one."""
         return now_s < self._started_s + self._grace_s or any(
             peer.lost_s is not None
             and peer.replica.phase is ReplicaPhase.READY
@@ -195,7 +204,10 @@ class ClusterState:
     # Time
 
     def expire(self, now_s: float) -> tuple[str, ...]:
-        """Forgets the peers whose grace is over, with their leases. Returns their ids. Each call also tidies up a little after replicas."""
+        """Forgets the peers whose grace period is over, with their leases, and returns their ids.
+
+        Each call also removes some entries of forgotten replicas from the block index.
+        """
         self._index.sweep()
         replicas = [key for key, peer in self._replicas.items() if self._is_over(peer, now_s)]
         gateways = [key for key, peer in self._gateways.items() if self._is_over(peer, now_s)]
@@ -206,38 +218,38 @@ class ClusterState:
             self._leases.drop_gateway(gateway_id)
         return (*replicas, *gateways)
 
-    # What is known
+    # Queries
 
     def replicas(self) -> tuple[Replica, ...]:
-        """All replicas, the lost ones of the grace period too: gateways may still reach them."""
+        """Returns all replicas. Lost ones are included until they are forgotten, because gateways may still reach them."""
         return tuple(peer.replica for peer in self._replicas.values())
 
     def outstanding(self, replica_id: str) -> Outstanding:
-        """Claims on a replica, summed."""
+        """Returns the sum of the leases on a replica."""
         return self._leases.outstanding(replica_id)
 
     def outstanding_in(self, pool: Pool) -> Outstanding:
-        """Claims on all replicas of a pool, summed."""
+        """Returns the sum of the leases on all replicas of a pool."""
         return self._replica_index.outstanding(pool)
 
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
-        """All leases of a gateway."""
+        """Returns all leases of a gateway."""
         return self._leases.leases(gateway_id)
 
     def lease_count(self) -> int:
-        """Leases of all gateways."""
+        """Returns the number of leases of all gateways."""
         return len(self._leases)
 
     def block_count(self) -> int:
-        """Blocks in the caches of replicas."""
+        """Returns the number of blocks known to be in replicas' prefix caches."""
         return len(self._index)
 
     def gateway_count(self) -> int:
-        """Gateways, the lost ones of the grace period too."""
+        """Returns the number of gateways, including lost ones that are not forgotten yet."""
         return len(self._gateways)
 
     def view(self, now_s: float) -> ClusterView:
-        """The cluster now."""
+        """Returns the replicas and gateways with their load."""
         replicas = tuple(
             ReplicaView(peer.replica, peer.load, self.outstanding(key), now_s - peer.registered_s, lost=peer.lost_s is not None)
             for key, peer in self._replicas.items()
@@ -246,7 +258,7 @@ class ClusterState:
         return ClusterView(replicas, gateways, from_router=True)
 
     def _enter(self, peer: _ReplicaPeer) -> None:
-        """All that changes of a replica passes here to routing; what changes of its leases, the book tells."""
+        """Passes a change of a replica to the replica index. The lease book passes changes of leases itself."""
         replica_id = peer.replica.replica_id
         self._replicas[replica_id] = peer
         outstanding, load = self._leases.outstanding(replica_id), peer.load

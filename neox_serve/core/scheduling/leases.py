@@ -1,7 +1,7 @@
-"""Who has claimed what: the leases of every gateway, and their sums by replica.
+"""The leases of all gateways, with their sums by replica.
 
-Invariants (held by property tests): a replica's sums equal the sums over the leases that name it; nothing is ever negative; settling a
-lease twice, or one that is not there, changes nothing.
+Invariants, checked by property tests: the sums of a replica equal the sums over the leases on it; nothing is ever negative; removing a
+lease that is not there changes nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -12,26 +12,27 @@ _NONE = Outstanding()
 
 
 class LeaseBook:
-    """Leases by gateway and by replica, with running sums. A replica need not be known: gateways may report leases before it registers.
+    """Leases by gateway and by replica, with running sums.
 
-    on_change: told of a replica's new sums, once for each change here.
+    A lease may name a replica that has not registered yet, because gateways report their leases independently of replicas. on_change:
+    called with a replica's id and its new sums after each change.
     """
 
     def __init__(self, on_change: Callable[[str, Outstanding], None] = lambda _replica_id, _outstanding: None) -> None:
         self._on_change = on_change
-        # Of dicts from numbers to numbers or text the garbage collector keeps no account; 200,000 objects stop a router for 60 ms.
+        # The garbage collector does not track dicts of numbers and strings; with 200,000 lease objects it would stop a router for 60 ms.
         self._replica_ids: dict[str, dict[int, str]] = {}  # by gateway and lease
         self._tokens: dict[str, dict[str, dict[int, int]]] = {}  # by replica, gateway and lease
-        self._cached: dict[str, dict[int, int]] = {}  # by gateway and lease, where it is not 0
+        self._cached: dict[str, dict[int, int]] = {}  # by gateway and lease, if it is not 0
         self._sums: dict[str, Outstanding] = {}
 
     def add(self, gateway_id: str, lease: Lease) -> None:
-        """Enters a lease; one with the same id is replaced."""
+        """Adds a lease, or replaces the gateway's lease with the same id."""
         self.remove(gateway_id, lease.lease_id)
         self._put_all(gateway_id, (lease,))
 
     def remove(self, gateway_id: str, lease_id: int) -> Lease | None:
-        """Takes a lease out and returns it; None if it is not there."""
+        """Removes a lease and returns it; None if it is not there."""
         replica_id = self._replica_ids.get(gateway_id, {}).get(lease_id)
         if replica_id is None:
             return None
@@ -40,7 +41,7 @@ class LeaseBook:
         return lease
 
     def replace(self, gateway_id: str, leases: Iterable[Lease]) -> None:
-        """Makes these the gateway's leases, instead of all it had."""
+        """Replaces all leases of a gateway by the given ones."""
         named = {lease.lease_id: lease for lease in leases}
         self._remove_all(gateway_id, [lease for lease in self.leases(gateway_id) if named.get(lease.lease_id) != lease])
         kept = self._replica_ids.get(gateway_id, {})
@@ -58,16 +59,16 @@ class LeaseBook:
             self._remove_all(gateway_id, [self._lease(gateway_id, lease_id, replica_id) for lease_id in tokens])
 
     def outstanding(self, replica_id: str) -> Outstanding:
-        """Claims on a replica, summed."""
+        """Returns the sum of the leases on a replica."""
         return self._sums.get(replica_id, _NONE)
 
     def leases(self, gateway_id: str) -> tuple[Lease, ...]:
-        """All leases of a gateway."""
+        """Returns all leases of a gateway."""
         mine = self._replica_ids.get(gateway_id, {})
         return tuple(self._lease(gateway_id, lease_id, replica_id) for lease_id, replica_id in mine.items())
 
     def requests(self, gateway_id: str) -> int:
-        """How many leases a gateway has."""
+        """Returns the number of leases of a gateway."""
         return len(self._replica_ids.get(gateway_id, {}))
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ class LeaseBook:
             if lease.cached_tokens:
                 self._cached.setdefault(gateway_id, {})[lease.lease_id] = lease.cached_tokens
             self._count(lease, 1)
-        self._tell(leases)
+        self._report(leases)
 
     def _remove_all(self, gateway_id: str, leases: Collection[Lease]) -> None:
         for lease in leases:
@@ -97,14 +98,14 @@ class LeaseBook:
             if not on_replica[gateway_id]:
                 del on_replica[gateway_id]
             self._count(lease, -1)
-        self._tell(leases)
+        self._report(leases)
 
     def _count(self, lease: Lease, sign: int) -> None:
         now = self.outstanding(lease.replica_id)
         self._sums[lease.replica_id] = Outstanding(now.requests + sign, now.tokens + sign * lease.uncached_tokens)
 
-    def _tell(self, leases: Iterable[Lease]) -> None:
-        """Tells of the replicas that these leases are or were on, and forgets the sums of those without any."""
+    def _report(self, leases: Iterable[Lease]) -> None:
+        """Reports the new sums of the replicas that these leases name, and forgets replicas without leases."""
         for replica_id in {lease.replica_id for lease in leases}:
             if not self._tokens[replica_id]:
                 del self._tokens[replica_id], self._sums[replica_id]

@@ -1,6 +1,6 @@
-"""Which gateway answers which request, by the id that its client gave: a repeat that comes to another gateway is sent to that one's answer.
+"""Which gateway handles which request, by idempotency key, so that a retry at another gateway gets the response of the first one.
 
-A request is owned from its first admission, for as long as it runs and a memory's time after, unless its gateway goes.
+A gateway owns a request from its first admission until a fixed time after the request has ended, or until the gateway is lost.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from neox_serve.core.cluster import RequestKey
 
 @dataclass(slots=True)
 class _Owned:
+    """A request with an owner."""
+
     gateway_id: str
-    ends_s: float | None = None
+    expires_s: float | None = None
+    """When the gateway forgets the response; None while the request runs."""
 
 
 class RequestOwners:
-    """Owners of all requests that have an id. memory_s: how long a gateway remembers its answers."""
+    """The owners of all requests that have an idempotency key. memory_s: how long gateways keep the response of an ended request."""
 
     def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s
@@ -26,7 +29,10 @@ class RequestOwners:
         return len(self._owned)
 
     def claim(self, idempotency_key: str, gateway_id: str, lease_id: int, *, takes_over: bool) -> str | None:
-        """Makes a gateway the owner of a request, or returns the gateway that is. takes_over: that one no longer knows of it."""
+        """Makes a gateway the owner of a request and returns None, or returns the id of the gateway that owns it already.
+
+        takes_over: whether the present owner no longer knows the request; the gateway then becomes the owner in any case.
+        """
         owned = self._owned.get(idempotency_key)
         if owned is not None and owned.gateway_id != gateway_id and not takes_over:
             return owned.gateway_id
@@ -35,19 +41,19 @@ class RequestOwners:
         return None
 
     def settle(self, gateway_id: str, lease_id: int, now_s: float) -> None:
-        """A request has ended; its answer is remembered for some time."""
+        """Records the end of a request. Its owner keeps the response for memory_s."""
         idempotency_key = self._by_lease.pop((gateway_id, lease_id), None)
         owned = self._owned.get(idempotency_key) if idempotency_key is not None else None
         if owned is not None and owned.gateway_id == gateway_id:
-            owned.ends_s = now_s + self._memory_s
+            owned.expires_s = now_s + self._memory_s
 
     def drop_gateway(self, gateway_id: str) -> None:
-        """A gateway is gone, and its answers with it."""
+        """Forgets the requests of a gateway that is lost, because its responses are lost too."""
         self._owned = {key: owned for key, owned in self._owned.items() if owned.gateway_id != gateway_id}
         self._by_lease = {key: idempotency_key for key, idempotency_key in self._by_lease.items() if key[0] != gateway_id}
 
     def expire(self, now_s: float) -> None:
-        """Forgets requests whose answers are no longer remembered."""
-        gone = [key for key, owned in self._owned.items() if owned.ends_s is not None and owned.ends_s <= now_s]
+        """Forgets requests whose owner no longer keeps the response."""
+        gone = [key for key, owned in self._owned.items() if owned.expires_s is not None and owned.expires_s <= now_s]
         for key in gone:
             del self._owned[key]

@@ -3,9 +3,9 @@
 isort:skip_file
 The token path between a gateway and an engine replica: one bidirectional stream per pair, which carries many requests.
 
-The gateway opens the stream with a hello and the replica replies with its welcome. After that the gateway sends commands, and the replica
-sends one frame per engine step with the output of all requests of this gateway. When the stream ends for any reason, the replica aborts
-all requests that came in on it, and the gateway treats them as lost.
+The gateway opens the stream with a hello and the replica replies with its welcome. After that the gateway sends commands, and the
+replica sends one frame per engine step with the output of all requests of this gateway. When the stream ends for any reason, the replica
+aborts all requests that came in on it, and the gateway treats them as lost.
 """
 
 from collections import abc as _abc

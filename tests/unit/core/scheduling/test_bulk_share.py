@@ -34,7 +34,7 @@ class Router:
         """Whether a new request runs at once."""
         self.asked += 1
         terms = Terms("a", priority=priority)
-        self._note(self.admissions.ask("g", self.asked, Demand(Pool.GENERATION, "m", 10, 10, terms=terms), now_s), priority)
+        self._note(self.admissions.admit("g", self.asked, Demand(Pool.GENERATION, "m", 10, 10, terms=terms), now_s), priority)
         return self.asked in self.running
 
     def end(self, priority: PriorityClass, now_s: float) -> None:
@@ -45,7 +45,7 @@ class Router:
         self.look(now_s)
 
     def look(self, now_s: float) -> None:
-        self._note(self.admissions.next(now_s), BULK)
+        self._note(self.admissions.grant_next(now_s), BULK)
 
     def count(self, priority: PriorityClass) -> int:
         return sum(one is priority for one in self.running.values())
@@ -93,7 +93,7 @@ def test_bulk_makes_room_beside_others_and_comes_back_once_it_is_quiet() -> None
 
 def test_bulk_of_one_pool_minds_only_others_of_the_same() -> None:
     router = Router()
-    router.admissions.ask("g", 99, Demand(Pool.EMBEDDING, "m", 10, 0, terms=Terms("a", priority=OTHER)), 0.0)
+    router.admissions.admit("g", 99, Demand(Pool.EMBEDDING, "m", 10, 0, terms=Terms("a", priority=OTHER)), 0.0)
     assert [router.ask(BULK, 0.0) for _ in range(4)] == [True] * 4
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from neox_serve.core.cluster import Demand
 from neox_serve.core.errors import Reason
-from neox_serve.core.scheduling.refusal import LONGEST_RETRY_S, SHORTEST_RETRY_S, UNKNOWN_SLOT_INTERVAL_S, PoolFlow, next_slot_s, refusal
+from neox_serve.core.scheduling.refusal import MAX_RETRY_S, MIN_RETRY_S, UNKNOWN_SLOT_INTERVAL_S, PoolFlow, next_slot_s, refusal
 from neox_serve.core.scheduling.routing import RoutingFailure
 from neox_serve.core.types import Pool
 
@@ -25,7 +25,7 @@ def test_promises_of_the_past_do_not_count() -> None:
 def test_promises_are_bounded() -> None:
     far_s = next_slot_s(10**6, FLOW, now_s=100.0)
     near_s = next_slot_s(0.0, PoolFlow(1000, 1000, 10**9), now_s=100.0)
-    assert (far_s - 100, near_s - 100) == pytest.approx((LONGEST_RETRY_S, SHORTEST_RETRY_S))
+    assert (far_s - 100, near_s - 100) == pytest.approx((MAX_RETRY_S, MIN_RETRY_S))
 
 
 def test_pool_without_a_rate_uses_the_default_interval() -> None:
