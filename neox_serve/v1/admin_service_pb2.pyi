@@ -446,7 +446,7 @@ class CreateKeyRequest(_message.Message):
     """Description for people, at most 128 characters. Absent: none."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
-        """Time after which the key expires; positive. Absent: it does not expire."""
+        """Time after which the key expires, 0 to 10 years. Absent: it does not expire."""
 
     def __init__(
         self,
@@ -504,11 +504,11 @@ class RotateKeyRequest(_message.Message):
     """Name of the tenant. Required."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """Time for which the other keys remain valid; not negative. Absent: they are revoked at once."""
+        """Time for which the other keys remain valid, 0 to 10 years. Absent: they are revoked at once."""
 
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
-        """Time after which the new key expires; positive. Absent: it does not expire."""
+        """Time after which the new key expires, 0 to 10 years. Absent: it does not expire."""
 
     def __init__(
         self,

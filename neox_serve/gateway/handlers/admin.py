@@ -1,4 +1,4 @@
-"""AdminService: tenants, keys and usage, on the database. `neox-serve tenant --database` uses the same object without a gateway."""
+"""AdminService: tenants, keys and usage in the database. `neox-serve tenant --database` uses the same object without a gateway."""
 
 import asyncio
 import time
@@ -16,69 +16,70 @@ from neox_serve.tenancy.usage_store import UsageStore
 from neox_serve.v1 import admin_service_pb2 as pb
 from neox_serve.wire import admin_messages as wire
 
-Asked = TypeVar("Asked", bound=Message)
-Answer = TypeVar("Answer", bound=Message)
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
 
 _MAX_LABEL_CHARACTERS = 128
 _DAY_US = 86_400_000_000
 
 
 class AdminBackend:
-    """Answers each of the service's requests for an actor. Calls block. All raise ServeError. secret: of the usage chains."""
+    """Implements the service. Every method blocks on the database, takes the actor for the audit log, and raises ServeError."""
 
     def __init__(self, tenants: TenantStore, usage: UsageStore, secret: bytes) -> None:
+        """`secret` is the key of the usage records' hash chains."""
         self._tenants = tenants
         self._usage = usage
         self._secret = secret
 
     def create_tenant(self, message: pb.CreateTenantRequest, actor: str) -> pb.CreateTenantResponse:
-        """A new tenant."""
+        """Creates a tenant."""
         self._tenants.add(wire.tenant_from_proto(message.tenant), actor, tuple(message.tenant.certificate_names))
         return pb.CreateTenantResponse(tenant=self._tenant(message.tenant.name))
 
     def get_tenant(self, message: pb.GetTenantRequest, _actor: str) -> pb.GetTenantResponse:
-        """One tenant."""
+        """Returns a tenant."""
         return pb.GetTenantResponse(tenant=self._tenant(message.name))
 
     def list_tenants(self, message: pb.ListTenantsRequest, _actor: str) -> pb.ListTenantsResponse:
-        """A page of tenants; its token is the last name of the page before."""
+        """Returns a page of tenants. The page token is the last name of the previous page."""
         directory, size = self._tenants.directory(), wire.page_size(message.page_size)
         names = [name for name in sorted(directory.tenants) if name > message.page_token]
         page = [_shown(directory, name) for name in names[:size]]
         return pb.ListTenantsResponse(tenants=page, next_page_token=names[size - 1] if len(names) > size else "")
 
     def update_tenant(self, message: pb.UpdateTenantRequest, actor: str) -> pb.UpdateTenantResponse:
-        """A tenant as given."""
+        """Replaces all fields of a tenant."""
         self._tenants.change(wire.tenant_from_proto(message.tenant), actor, tuple(message.tenant.certificate_names))
         return pb.UpdateTenantResponse(tenant=self._tenant(message.tenant.name))
 
     def create_key(self, message: pb.CreateKeyRequest, actor: str) -> pb.CreateKeyResponse:
-        """A further key."""
+        """Creates another API key."""
         if len(message.label) > _MAX_LABEL_CHARACTERS:
-            raise invalid("label", f"has {len(message.label)} characters, may have {_MAX_LABEL_CHARACTERS}")
+            raise invalid("label", f"got {len(message.label)} characters, must have at most {_MAX_LABEL_CHARACTERS}")
         made, key = self._tenants.add_key(message.tenant, actor, label=message.label, lifetime_s=_lifetime_s(message))
         return pb.CreateKeyResponse(key=wire.key_to_proto(key), secret=made.text)
 
     def rotate_key(self, message: pb.RotateKeyRequest, actor: str) -> pb.RotateKeyResponse:
-        """A key instead of all others."""
+        """Creates an API key and revokes the others after the overlap."""
         overlap_s = wire.seconds(message.overlap, "overlap")
         made, key = self._tenants.rotate_keys(message.tenant, actor, overlap_s=overlap_s, lifetime_s=_lifetime_s(message))
         return pb.RotateKeyResponse(key=wire.key_to_proto(key), secret=made.text)
 
     def revoke_key(self, message: pb.RevokeKeyRequest, actor: str) -> pb.RevokeKeyResponse:
-        """The end of a key."""
+        """Revokes an API key."""
         self._tenants.revoke_key(message.key_id, actor)
         return pb.RevokeKeyResponse()
 
     def list_keys(self, message: pb.ListKeysRequest, _actor: str) -> pb.ListKeysResponse:
-        """A tenant's keys."""
+        """Returns all keys of a tenant."""
         directory = self._tenants.directory()
         if message.tenant not in directory.tenants:
             raise unknown_tenant(message.tenant)
         return pb.ListKeysResponse(keys=[wire.key_to_proto(key) for key in directory.keys.values() if key.tenant == message.tenant])
 
     def get_usage(self, message: pb.GetUsageRequest, _actor: str) -> pb.GetUsageResponse:
-        """Sums of a span of time."""
+        """Returns usage sums of a period."""
         since_us = wire.microseconds(message.start_time) if message.HasField("start_time") else _today_us()
         until_us = wire.microseconds(message.end_time) if message.HasField("end_time") else time.time_ns() // 1_000 + 1
         if since_us > until_us:
@@ -89,7 +90,7 @@ class AdminBackend:
         )
 
     def verify_usage(self, _message: pb.VerifyUsageRequest, _actor: str) -> pb.VerifyUsageResponse:
-        """The chains, looked through from their beginnings."""
+        """Checks the hash chains of all usage records."""
         records, prompt_tokens, completion_tokens = self._usage.totals()
         breaks = [pb.UsageBreak(chain=one.chain, sequence=one.sequence, what=one.what) for one in self._usage.verify(self._secret)]
         replicas = [
@@ -101,7 +102,7 @@ class AdminBackend:
         )
 
     def list_audit_entries(self, message: pb.ListAuditEntriesRequest, _actor: str) -> pb.ListAuditEntriesResponse:
-        """The newest entries."""
+        """Returns the newest entries of the audit log."""
         entries = self._tenants.audit(wire.page_size(message.page_size))
         shown = [wire.audit_to_proto(one.at_s, one.actor, one.action, one.subject, one.details) for one in entries]
         return pb.ListAuditEntriesResponse(entries=shown)
@@ -113,13 +114,15 @@ class AdminBackend:
         return _shown(directory, name)
 
 
-def off_loop(answer: Callable[[Asked, str], Answer], changed: Callable[[], Awaitable[None]]) -> Callable[[Call, Asked], Awaitable[Answer]]:
-    """A handler that answers in a thread, then lets this gateway see what may have changed."""
+def in_thread(
+    method: Callable[[RequestT, str], ResponseT], changed: Callable[[], Awaitable[None]]
+) -> Callable[[Call, RequestT], Awaitable[ResponseT]]:
+    """Returns a handler that runs the method in a thread, then awaits `changed` so that this gateway sees the change at once."""
 
-    async def handle(call: Call, message: Asked) -> Answer:
-        answered = await asyncio.to_thread(answer, message, call.principal.actor)
+    async def handle(call: Call, message: RequestT) -> ResponseT:
+        response = await asyncio.to_thread(method, message, call.principal.actor)
         await changed()
-        return answered
+        return response
 
     return handle
 

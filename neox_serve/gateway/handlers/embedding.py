@@ -1,4 +1,4 @@
-"""InferenceService.Embed."""
+"""InferenceService.Embed: vectors of inputs."""
 
 import asyncio
 from dataclasses import replace
@@ -16,7 +16,7 @@ from neox_serve.wire.public_messages import embedding_message, pooling
 
 
 class Embedding:
-    """Answers embedding calls."""
+    """Implements the RPC."""
 
     def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Engines, salts: Salts) -> None:
         self._served = served
@@ -25,7 +25,7 @@ class Embedding:
         self._dispatcher = dispatcher
 
     async def embed(self, call: Call, message: inference_service_pb2.EmbedRequest) -> inference_service_pb2.EmbedResponse:
-        """All inputs side by side. Raises ServeError, of the first input that fails; the others are then cancelled."""
+        """Embeds all inputs concurrently. Raises the ServeError of the first input that fails, and cancels the others."""
         call.accounting.model = self._served.model
         requests = await self._requests(call, message)
         call.accounting.reservation = await self._dispatcher.reserve(call.tenant, call.accounting.tokens.prompt)

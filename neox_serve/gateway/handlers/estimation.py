@@ -1,4 +1,4 @@
-"""InferenceService.Estimate: what a generation would take, without running it."""
+"""InferenceService.Estimate: what a generation would use and how long it would wait, without running it."""
 
 import asyncio
 
@@ -16,10 +16,11 @@ from neox_serve.v1 import inference_service_pb2 as pb
 from neox_serve.wire.public_messages import duration
 
 _ROUTER_TIMEOUT_S = 2.0
+"""How long to wait for the router's estimate."""
 
 
 class Estimation:
-    """Answers estimates."""
+    """Implements the RPC."""
 
     def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher) -> None:
         self._model = served.model
@@ -27,7 +28,7 @@ class Estimation:
         self._dispatcher = dispatcher
 
     async def estimate(self, call: Call, message: pb.EstimateRequest) -> pb.EstimateResponse:
-        """Raises ServeError as the generation itself would for a wrong message, and NO_READY_REPLICA where the router does not answer."""
+        """Returns the estimate. Raises ServeError as the generation would, and NO_READY_REPLICA if the router does not respond."""
         limits = await self._preparer.check_unary(call, message)
         prepared = await self._preparer.unary(call, message, limits)
         prompt_tokens = sum(len(one.request.prompt_token_ids) for one in prepared)
@@ -49,7 +50,7 @@ class Estimation:
 
 
 def quota_left(quotas: Quotas, state: QuotaState) -> pb.QuotaLeft:
-    """What may still be reserved."""
+    """Returns what the tenant may still reserve; fields of absent quotas are not set."""
     counted = {
         "requests_this_minute": (quotas.requests_per_minute, state.minute_requests),
         "tokens_this_minute": (quotas.tokens_per_minute, state.minute_tokens + state.reserved_tokens),

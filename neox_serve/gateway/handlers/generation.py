@@ -1,4 +1,4 @@
-"""InferenceService.Generate and StreamGenerate: prepared requests go to engines, and what comes back goes to the client."""
+"""InferenceService.Generate and StreamGenerate: sends prepared requests to engines, and their output to the client."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from neox_serve.wire.public_messages import ChunkWriter, logprob_messages
 
 
 class Generation:
-    """Answers generation calls."""
+    """Implements the RPCs."""
 
     def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Engines, salts: Salts) -> None:
         self._model = served.model
@@ -26,7 +26,7 @@ class Generation:
         self._completer = Completer(served.model, dispatcher)
 
     async def generate(self, call: Call, message: inference_service_pb2.GenerateRequest) -> inference_service_pb2.GenerateResponse:
-        """All prompts side by side. Raises ServeError, of the first prompt that fails; the others are then cancelled."""
+        """Completes all prompts concurrently. Raises the ServeError of the first prompt that fails, and cancels the others."""
         collectors: list[PromptCollector] = []
         call.accounting.model = self._model
         try:
@@ -43,25 +43,25 @@ class Generation:
         return self._response(call, message, collectors)
 
     async def stream_generate(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, writer: StreamWriter) -> None:
-        """Chunks as they come, then the final event. Raises ServeError."""
+        """Sends chunks as they are generated, then the final event. Raises ServeError."""
         call.accounting.model = self._model
-        outgoing = _Outgoing(call, _ends_at_s(call, message.parameters), writer)
+        output = _OutputStream(call, _ends_at_s(call, message.parameters), writer)
         try:
-            limits = await outgoing.wait(self._preparer.check_stream(call, message))
-            outgoing.progress.sequences = max(1, message.parameters.n)
-            prepared = await outgoing.wait(self._preparer.stream(call, message, limits))
-            call.accounting.tokens = outgoing.progress.tokens = prepared.tokens
-            await outgoing.wait(self._completer.reserve(call, [prepared]))
-            stream = await outgoing.wait(self._completer.open(call, prepared))
-            await outgoing.forward(coalesced(stream, message.options, outgoing.wait))
+            limits = await output.wait(self._preparer.check_stream(call, message))
+            output.progress.sequences = max(1, message.parameters.n)
+            prepared = await output.wait(self._preparer.stream(call, message, limits))
+            call.accounting.tokens = output.progress.tokens = prepared.tokens
+            await output.wait(self._completer.reserve(call, [prepared]))
+            stream = await output.wait(self._completer.open(call, prepared))
+            await output.forward(coalesced(stream, message.options, output.wait))
         except Expired:
-            _expire(call, message.parameters, checked=outgoing.progress.sequences > 0)
+            _expire(call, message.parameters, checked=output.progress.sequences > 0)
         finally:
-            outgoing.close()
-        await writer.write(self._final(call, message, outgoing.progress).SerializeToString())
+            output.close()
+        await writer.write(self._final(call, message, output.progress).SerializeToString())
 
     async def _complete(self, call: Call, message: inference_service_pb2.GenerateRequest, collectors: list[PromptCollector]) -> None:
-        """Fills `collectors`, one a prompt once the message has been checked."""
+        """Runs the call. Adds one collector for each prompt to `collectors` once the message has been validated, and fills it."""
         limits = await self._preparer.check_unary(call, message)
         collectors += [PromptCollector(_sequences(message)) for _ in message.prompts]
         prepared = await self._preparer.unary(call, message, limits)
@@ -94,8 +94,8 @@ class Generation:
         return inference_service_pb2.StreamGenerateResponse(final=final)
 
 
-class _Outgoing:
-    """One stream on its way to a client. One writer: while a write waits for a slow client, deltas gather and then go out as one chunk."""
+class _OutputStream:
+    """Sends a generation to a client. While a write waits for a slow client, new deltas collect, and are then sent as one chunk."""
 
     def __init__(self, call: Call, ends_at_s: float, writer: StreamWriter) -> None:
         self._call = call
@@ -108,17 +108,17 @@ class _Outgoing:
         self.progress = StreamProgress(0, TokenCount())
 
     async def forward(self, stream: TokenStream) -> None:
-        """Sends a stream's deltas until its end. Raises Expired, ServeError."""
+        """Sends the deltas of a stream until its end. Raises Expired at the deadline, or ServeError."""
         self._stream = stream
         self._call.progress.admitted(stream.admission_s, stream.replica_id, stream.explanation)
         while not self.progress.ended:
-            for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._pass_on))):
+            for chunk in self._chunks_of(await self._expiry.wait(stream.next(self._send_now))):
                 await self._writer.write(chunk)
             if self._expiry.expired and not self.progress.ended:
                 raise Expired
 
-    def _pass_on(self, delta: Delta) -> bool:
-        """Sends a delta at once, if the client has taken all before it."""
+    def _send_now(self, delta: Delta) -> bool:
+        """Sends a delta at once if no earlier chunk waits for the client. Returns whether it did."""
         if self._writer.busy:
             return False
         for chunk in self._chunks_of((delta,)):
@@ -126,7 +126,7 @@ class _Outgoing:
         return True
 
     def _chunks_of(self, deltas: Iterable[Delta]) -> list[bytes]:
-        """The serialised chunks of deltas, once what they say has been noted."""
+        """Records the progress in deltas and returns their serialized chunks."""
         news = self.progress.take(deltas)
         for sequence in news:
             if sequence.token_ids:
@@ -135,7 +135,7 @@ class _Outgoing:
         return self._chunks.write_sequences(news)
 
     def close(self) -> None:
-        """Stops the timer and frees the engine, whatever has happened."""
+        """Stops the timer and frees the engine, however the call ended."""
         self._expiry.close()
         self._free_engine()
         if self._stream is not None:
@@ -148,9 +148,9 @@ class _Outgoing:
 
 
 def _sequences(message: inference_service_pb2.GenerateRequest) -> int:
-    """Completions of each prompt."""
-    asked = message.beam_search.num_return if message.HasField("beam_search") else message.parameters.n
-    return max(1, asked)
+    """Returns the number of completions of each prompt."""
+    sequences = message.beam_search.num_return if message.HasField("beam_search") else message.parameters.n
+    return max(1, sequences)
 
 
 def _seed(parameters: generation_pb2.GenerationParameters) -> int | None:
@@ -166,7 +166,7 @@ def _ends_at_s(call: Call, parameters: generation_pb2.GenerationParameters) -> f
 
 
 def _expire(call: Call, parameters: generation_pb2.GenerationParameters, *, checked: bool) -> None:
-    """The deadline has come: an answer of what there is, where that is wanted and the message is known to be good; else an error."""
+    """Handles the deadline: marks the response as partial if the client wants that and its message is valid, else raises the error."""
     if not (checked and _wants_partial(parameters)):
         raise call.deadline.exceeded() from None
     call.progress.partial = True

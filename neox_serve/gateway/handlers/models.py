@@ -1,4 +1,4 @@
-"""ModelService: what is served, and within which limits."""
+"""ModelService: the served models and their limits."""
 
 from neox_serve.core.types import ModelLimits, Pool
 from neox_serve.gateway.dispatch.protocol import Dispatcher
@@ -15,19 +15,19 @@ _GENERATION = (
 
 
 class Models:
-    """Answers questions about the served models."""
+    """Implements the service."""
 
     def __init__(self, *, served: Served, dispatcher: Dispatcher) -> None:
         self._served = served
         self._dispatcher = dispatcher
 
     async def list_models(self, call: Call, _message: model_service_pb2.ListModelsRequest) -> model_service_pb2.ListModelsResponse:
-        """All models that there are for the caller."""
+        """Returns all models that the tenant may use."""
         served = self._served.seen_by(call.tenant)
         return model_service_pb2.ListModelsResponse(models=[self._model(served)] if served.limits else [])
 
     async def get_model(self, call: Call, message: model_service_pb2.GetModelRequest) -> model_service_pb2.GetModelResponse:
-        """One model. Raises UNKNOWN_MODEL, also for an empty name: this call has no default."""
+        """Returns one model. Raises UNKNOWN_MODEL, also for an empty name, because this call has no default."""
         served = self._served.seen_by(call.tenant)
         served.check_name(message.name)
         return model_service_pb2.GetModelResponse(model=self._model(served))

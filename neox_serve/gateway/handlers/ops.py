@@ -1,4 +1,4 @@
-"""OpsService: the cluster as its operators see it."""
+"""OpsService: the state of the cluster, and actions of operators."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,8 +17,8 @@ from neox_serve.wire.public_messages import duration
 
 log = structlog.get_logger(__name__)
 
-# Longer than a healthy router takes by far, and short enough for a table that is drawn anew every second.
 _VIEW_TIMEOUT_S = 0.5
+"""Far longer than a healthy router needs, and short enough for a table that is refreshed every second."""
 
 _POOL_KINDS: Mapping[Pool, ops_service_pb2.PoolKind.ValueType] = {
     Pool.GENERATION: ops_service_pb2.POOL_KIND_GENERATION,
@@ -32,7 +32,7 @@ _STATES: Mapping[ReplicaPhase, ops_service_pb2.ReplicaState.ValueType] = {
 
 
 class Ops:
-    """Answers operators."""
+    """Implements the service."""
 
     def __init__(
         self, *, gateway_id: str, pools: tuple[Pool, ...], dispatcher: Dispatcher, conditions: Callable[[], list[Condition]]
@@ -43,16 +43,16 @@ class Ops:
         self._conditions = conditions
 
     async def drain_replica(self, call: Call, message: ops_service_pb2.DrainReplicaRequest) -> ops_service_pb2.DrainReplicaResponse:
-        """Raises ServeError where there is no such replica, or no router."""
-        _known(await self._dispatcher.cluster_view(_VIEW_TIMEOUT_S), message.replica_id)
-        log.info("replica drained by an operator", replica_id=message.replica_id, actor=call.principal.actor)
+        """Asks the router to drain a replica. Raises ServeError if there is no such replica, or the router does not respond."""
+        _check_drainable(await self._dispatcher.cluster_view(_VIEW_TIMEOUT_S), message.replica_id)
+        log.info("replica_drain_requested", replica_id=message.replica_id, actor=call.principal.actor)
         self._dispatcher.drain_replica(message.replica_id)
         return ops_service_pb2.DrainReplicaResponse()
 
     async def get_cluster_status(
         self, _call: Call, _message: ops_service_pb2.GetClusterStatusRequest
     ) -> ops_service_pb2.GetClusterStatusResponse:
-        """The cluster now, as far as it is known."""
+        """Returns the state of the cluster as far as it is known."""
         view = await self._dispatcher.cluster_view(_VIEW_TIMEOUT_S)
         return ops_service_pb2.GetClusterStatusResponse(
             version=neox_serve.__version__,
@@ -70,12 +70,12 @@ class Ops:
         )
 
 
-def _known(view: ClusterView, replica_id: str) -> None:
-    """Raises where a replica cannot be drained."""
+def _check_drainable(view: ClusterView, replica_id: str) -> None:
+    """Raises ServeError if the replica cannot be drained."""
     if not view.from_router:
-        raise ServeError(Reason.NO_READY_REPLICA, "the router does not answer, so that no replica can be drained", {}, NOT_READY_RETRY_S)
+        raise ServeError(Reason.NO_READY_REPLICA, "the router does not respond, so no replica can be drained", {}, NOT_READY_RETRY_S)
     if replica_id not in {one.replica.replica_id for one in view.replicas}:
-        raise invalid("replica_id", f"there is no replica {replica_id!r}")
+        raise invalid("replica_id", f"got {replica_id!r}, must be the id of a replica")
 
 
 def _pool(pool: Pool, view: ClusterView) -> ops_service_pb2.PoolStatus:

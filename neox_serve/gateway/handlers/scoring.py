@@ -1,4 +1,4 @@
-"""InferenceService.Score: how likely continuations are, from the log-probabilities that engines give for prompts."""
+"""InferenceService.Score: how likely continuations are, from the prompt log-probabilities of engines."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from neox_serve.v1 import inference_service_pb2 as pb
 from neox_serve.wire.public_messages import token_logprob_message
 
 Pair = tuple[TokenIds, TokenIds]
-"""A context and its continuation."""
+"""Token ids of a context and its continuation."""
 
 
 class Scoring:
-    """Answers scoring calls."""
+    """Implements the RPC."""
 
     def __init__(self, *, served: Served, tokenizer: Tokenizer, dispatcher: Dispatcher, salts: Salts) -> None:
         self._served = served
@@ -30,7 +30,7 @@ class Scoring:
         self._completer = Completer(served.model, dispatcher)
 
     async def score(self, call: Call, message: pb.ScoreRequest) -> pb.ScoreResponse:
-        """All items side by side. Raises ServeError, of the first item that fails; the others are then cancelled."""
+        """Scores all items concurrently. Raises the ServeError of the first item that fails, and cancels the others."""
         call.accounting.model = self._served.model
         limits = validation.check_score(message, self._served.seen_by(call.tenant))
         pairs = await self._pairs(call, message)
@@ -57,20 +57,20 @@ class Scoring:
         return pairs
 
     async def _pair(self, item: pb.ScoreItem, path: str) -> Pair:
-        encode, nothing = self._tokenizer.encode_aside, (self._served.end_of_text_id,)
+        encode, end_of_text = self._tokenizer.encode_aside, (self._served.end_of_text_id,)
         if "token_ids" in (item.context.WhichOneof("content"), item.continuation.WhichOneof("content")):
             context = tuple(item.context.token_ids.ids) or await encode(item.context.text)
             continuation = tuple(item.continuation.token_ids.ids) or await encode(item.continuation.text)
         else:
-            before, after = parted(item.context.text, item.continuation.text)
+            before, after = move_trailing_spaces(item.context.text, item.continuation.text)
             context = await encode(before)
             continuation = (await encode(before + after))[len(context) :]
         if not continuation:
-            raise invalid(f"{path}.continuation", "has no tokens of its own, must have at least one")
-        return context or nothing, continuation
+            raise invalid(f"{path}.continuation", "got no tokens, must have at least one")
+        return context or end_of_text, continuation
 
     def _prepared(self, call: Call, message: pb.ScoreRequest, pairs: Sequence[Pair], limits: ModelLimits) -> list[Prepared]:
-        what = f"the context of {limits.max_model_len} tokens with one to generate"
+        what = f"the context of {limits.max_model_len} tokens and one generated token"
         room, prepared = prompts.Room(limits.max_model_len - 1, what, message.truncation), []
         for index, (context, continuation) in enumerate(pairs):
             ids, truncated = prompts.fit_pair(context, continuation, f"items[{index}]", room)
@@ -88,8 +88,8 @@ class Scoring:
         return prepared
 
 
-def parted(context: str, continuation: str) -> tuple[str, str]:
-    """Both texts, with the spaces at the context's end given to the continuation: tokens begin with their spaces.
+def move_trailing_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Moves spaces from the end of the context to the start of the continuation, because tokens begin with their spaces.
 
     Source: lm-evaluation-harness, TemplateLM._encode_pair.
     """
@@ -100,7 +100,7 @@ def parted(context: str, continuation: str) -> tuple[str, str]:
 def _score(continuation: TokenIds, collector: PromptCollector) -> pb.Score:
     tokens = [position.token for position in collector.progress.prompt_logprobs[-len(continuation) :]]
     if tuple(token.token_id for token in tokens) != continuation:
-        raise ServeError(Reason.INTERNAL, "the engine gave log-probabilities of other tokens than it was asked for")
+        raise ServeError(Reason.INTERNAL, "the engine returned log-probabilities of other tokens than requested")
     return pb.Score(
         log_likelihood=sum(token.logprob for token in tokens),
         is_greedy=all(token.rank == 1 for token in tokens),

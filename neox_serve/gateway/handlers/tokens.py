@@ -1,4 +1,4 @@
-"""TokenService: runs in the gateway and needs no engine."""
+"""TokenService: tokenization in the gateway, without an engine."""
 
 import asyncio
 
@@ -10,21 +10,21 @@ from neox_serve.v1 import token_service_pb2
 
 
 class Tokens:
-    """Answers tokenizer calls."""
+    """Implements the service."""
 
     def __init__(self, *, served: Served, tokenizer: Tokenizer) -> None:
         self._served = served
         self._tokenizer = tokenizer
 
     async def tokenize(self, call: Call, message: token_service_pb2.TokenizeRequest) -> token_service_pb2.TokenizeResponse:
-        """Texts to token ids. Raises ServeError."""
+        """Converts texts to token ids. Raises ServeError."""
         validation.check_tokenize(message, self._served)
         results = [await self._tokenized(text, message.include_offsets) for text in message.texts]
         call.accounting.tokens.prompt = sum(len(result.token_ids) for result in results)
         return token_service_pb2.TokenizeResponse(request_id=call.request_id, model=self._served.model, results=results)
 
     async def detokenize(self, call: Call, message: token_service_pb2.DetokenizeRequest) -> token_service_pb2.DetokenizeResponse:
-        """Token ids to texts. Raises ServeError."""
+        """Converts token ids to texts. Raises ServeError."""
         validation.check_detokenize(message, self._served)
         call.accounting.tokens.prompt = sum(len(sequence.ids) for sequence in message.sequences)
         if call.accounting.tokens.prompt <= MAX_CHARACTERS_ON_THE_LOOP:
@@ -40,8 +40,8 @@ class Tokens:
 
     def _tokenized_now(self, text: str, include_offsets: bool) -> token_service_pb2.TokenizedText:
         token_ids, offsets = self._tokenizer.encode_with_offsets(text)
-        places = [token_service_pb2.TokenOffset(start=start, end=end) for start, end in offsets] if include_offsets else ()
-        return token_service_pb2.TokenizedText(token_ids=token_ids, offsets=places)
+        positions = [token_service_pb2.TokenOffset(start=start, end=end) for start, end in offsets] if include_offsets else ()
+        return token_service_pb2.TokenizedText(token_ids=token_ids, offsets=positions)
 
     def _texts(self, message: token_service_pb2.DetokenizeRequest) -> list[str]:
         return [self._tokenizer.decode(sequence.ids) for sequence in message.sequences]

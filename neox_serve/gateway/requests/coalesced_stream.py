@@ -1,4 +1,4 @@
-"""A generation whose reader gets fewer, larger chunks. The shell of the coalescer: reads every step, so that an end is seen at once."""
+"""A token stream with fewer and larger chunks: the asynchronous shell of the coalescer. It reads every step, so it sees an end at once."""
 
 import asyncio
 import math
@@ -12,19 +12,19 @@ from neox_serve.gateway.server.deadlines import Expired
 from neox_serve.v1 import inference_service_pb2
 
 Wait = Callable[[Awaitable[Sequence[Delta]]], Awaitable[Sequence[Delta]]]
-"""Awaits; raises Expired where the call's time is up first."""
+"""Awaits, and raises Expired if the deadline of the call comes first."""
 
 
 def coalesced(stream: TokenStream, options: inference_service_pb2.StreamOptions, wait: Wait) -> TokenStream:
-    """The stream at the policy of the options; the stream itself where they ask for nothing."""
+    """Returns the stream with the chunk policy of the options, or the stream itself if they set none."""
     policy = ChunkPolicy(options.min_chunk_interval.ToNanoseconds() / 1e9, max(1, options.min_chunk_tokens))
     return CoalescedStream(stream, policy, wait) if policy.delays_chunks else stream
 
 
 class CoalescedStream:
-    """A TokenStream that holds deltas of another until they are due.
+    """A TokenStream that holds the deltas of another one until they are due.
 
-    Time that runs out in `next` (Expired) or a failure comes after what was held, as it does after deltas that nothing held.
+    If the deadline or a failure comes, `next` first returns the deltas that are held, and raises in the next call.
     """
 
     def __init__(self, stream: TokenStream, policy: ChunkPolicy, wait: Wait) -> None:
@@ -59,7 +59,7 @@ class CoalescedStream:
         return self._stream.predicted_cached_tokens
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
-        """See the protocol; offers nothing directly. Raises Expired, ServeError."""
+        """See the protocol. Does not use `direct`. Raises Expired at the deadline, or ServeError."""
         try:
             return await self._wait(self._due())
         except (Expired, ServeError):
@@ -72,7 +72,7 @@ class CoalescedStream:
         self._stream.cancel()
 
     async def _due(self) -> Sequence[Delta]:
-        """Reads until something is due. One timer a chunk: it is set when the chunk begins to wait, and moved by nothing that joins it."""
+        """Reads until deltas are due. Each chunk has one timer, set when its first delta arrives and not moved by later ones."""
         coalescer = self._coalescer
         due_at_s = coalescer.due_at_s
         try:
@@ -85,4 +85,4 @@ class CoalescedStream:
                         due_at_s = coalescer.due_at_s
                         timer.reschedule(due_at_s)
         except TimeoutError:
-            return coalescer.release(max(due_at_s, self._clock()))  # an event loop may round a timer down
+            return coalescer.release(max(due_at_s, self._clock()))  # the event loop may fire a timer slightly early

@@ -1,4 +1,4 @@
-"""When the tokens of a stream leave, where the client has asked for fewer, larger chunks. Pure: the clock is an argument."""
+"""When the tokens of a stream are sent if the client asked for fewer and larger chunks. Pure: the time is an argument."""
 
 import math
 from collections import defaultdict
@@ -10,46 +10,51 @@ from neox_serve.core.types import Delta, SequenceDelta
 
 @dataclass(frozen=True, slots=True)
 class ChunkPolicy:
-    """What a chunk waits for, all of it: seconds since the chunk before of its completion, and tokens in it."""
+    """When a chunk may be sent. Both conditions must hold, for each completion separately."""
 
     min_interval_s: float = 0.0
+    """Minimum seconds since the previous chunk of the completion."""
     min_tokens: int = 1
+    """Minimum tokens in the chunk."""
 
     @property
     def delays_chunks(self) -> bool:
-        """Whether a chunk ever waits."""
+        """Whether any chunk is ever held back."""
         return self.min_interval_s > 0 or self.min_tokens > 1
 
 
 @dataclass(slots=True)
 class _Completion:
-    """What waits of one completion, and when its last chunk left."""
+    """The held deltas of one completion."""
 
-    waiting: list[SequenceDelta] = field(default_factory=list)
+    held: list[SequenceDelta] = field(default_factory=list)
+    """Deltas that have not been sent."""
     tokens: int = 0
-    left_at_s: float | None = None
+    """Tokens in them."""
+    sent_at_s: float | None = None
+    """When the last chunk was sent; None before the first."""
 
     def take(self, sequence: SequenceDelta) -> None:
-        self.waiting.append(sequence)
+        self.held.append(sequence)
         self.tokens += len(sequence.token_ids)
 
     def due_at_s(self, policy: ChunkPolicy) -> float:
-        """When what waits leaves; infinity: not before there is more."""
-        if not self.waiting:
+        """Returns when the held deltas are due; infinity if they wait for more."""
+        if not self.held:
             return math.inf
-        if self.left_at_s is None or self.waiting[-1].finish is not None:
+        if self.sent_at_s is None or self.held[-1].finish is not None:
             return -math.inf
-        return self.left_at_s + policy.min_interval_s if self.tokens >= policy.min_tokens else math.inf
+        return self.sent_at_s + policy.min_interval_s if self.tokens >= policy.min_tokens else math.inf
 
-    def leave(self, now_s: float) -> list[SequenceDelta]:
+    def release(self, now_s: float) -> list[SequenceDelta]:
         if self.tokens:
-            self.left_at_s = now_s
-        leaving, self.waiting, self.tokens = self.waiting, [], 0
-        return leaving
+            self.sent_at_s = now_s
+        released, self.held, self.tokens = self.held, [], 0
+        return released
 
 
 class Coalescer:
-    """Holds one generation's news until they are due. What is no token (facts of the prompt, the end) is due at once."""
+    """Holds the deltas of one generation until they are due. Prompt facts and the end are due at once."""
 
     def __init__(self, policy: ChunkPolicy) -> None:
         self._policy = policy
@@ -58,7 +63,7 @@ class Coalescer:
         self._facts: list[Delta] = []
 
     def take(self, deltas: Iterable[Delta]) -> None:
-        """Adds deltas to what waits."""
+        """Adds deltas."""
         for delta in deltas:
             self._key = delta.key
             for sequence in delta.sequences:
@@ -68,18 +73,18 @@ class Coalescer:
 
     @property
     def due_at_s(self) -> float:
-        """When something leaves next, if nothing more comes; infinity: never."""
+        """When the next deltas are due if no more arrive; infinity if none are."""
         if self._facts:
             return -math.inf
         return min((completion.due_at_s(self._policy) for completion in self._completions.values()), default=math.inf)
 
     def release(self, now_s: float) -> list[Delta]:
-        """What is due; at infinity, all that waits. Tokens come before an end."""
-        leaving = [
+        """Returns the deltas that are due at `now_s`, or all of them at infinity. Tokens come before the end."""
+        released = [
             sequence
             for completion in self._completions.values()
             if completion.due_at_s(self._policy) <= now_s
-            for sequence in completion.leave(now_s)
+            for sequence in completion.release(now_s)
         ]
         facts, self._facts = self._facts, []
-        return [Delta(self._key, tuple(leaving)), *facts] if leaving else facts
+        return [Delta(self._key, tuple(released)), *facts] if released else facts

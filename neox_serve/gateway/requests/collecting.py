@@ -1,4 +1,4 @@
-"""Gathers a generation's deltas: all of it for a unary answer, the bookkeeping alone for a stream."""
+"""Collects the deltas of a generation: everything for a unary response, only counts and finishes for a stream."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,22 +9,28 @@ from neox_serve.gateway.server.calls import TokenCount
 from neox_serve.v1 import generation_pb2, inference_service_pb2
 from neox_serve.wire.public_messages import finish_message, logprob_messages
 
-_OUT_OF_TIME = Finish(FinishReason.DEADLINE)
+_DEADLINE_FINISH = Finish(FinishReason.DEADLINE)
 
 
 @dataclass(slots=True)
 class StreamProgress:
-    """What a stream's final event needs. Texts are not kept: they have been sent."""
+    """What the final event of a stream needs. Texts are not kept, because they have been sent."""
 
     sequences: int
+    """Number of completions."""
     tokens: TokenCount
+    """Tokens so far."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    """Log-probabilities of the prompt; empty if not requested."""
     finishes: dict[int, Finish] = field(default_factory=dict)
-    prompt_told: bool = False
+    """How each finished completion ended, by index."""
+    prompt_facts_received: bool = False
+    """Whether the engine has reported the cached tokens of the prompt."""
     ended: bool = False
+    """Whether the engine has ended the request."""
 
     def take(self, deltas: Iterable[Delta]) -> list[SequenceDelta]:
-        """Notes what the deltas say and returns the sequences' news in them, in order."""
+        """Records the deltas and returns their sequence deltas in order. Raises ServeError if a delta reports a failure."""
         news: list[SequenceDelta] = []
         for delta in deltas:
             if delta.prompt is not None:
@@ -39,11 +45,11 @@ class StreamProgress:
         return news
 
     def finish_messages(self) -> list[generation_pb2.Finish]:
-        """How each completion ended; those that have not, ran out of time."""
-        return [finish_message(index, self.finishes.get(index, _OUT_OF_TIME)) for index in range(self.sequences)]
+        """Returns how each completion ended. Unfinished ones are reported as ended by the deadline."""
+        return [finish_message(index, self.finishes.get(index, _DEADLINE_FINISH)) for index in range(self.sequences)]
 
     def _take_prompt(self, facts: PromptFacts) -> None:
-        self.prompt_told = True
+        self.prompt_facts_received = True
         self.tokens.cached = facts.cached_tokens
         self.prompt_logprobs = facts.logprobs
 
@@ -51,7 +57,8 @@ class StreamProgress:
         if delta.failure is not None:
             raise delta.failure
         if len(self.finishes) != self.sequences:
-            raise ServeError(Reason.INTERNAL, f"the engine ended with {sorted(self.finishes)} of {self.sequences} completions finished")
+            finished = f"{len(self.finishes)} of {self.sequences} completions finished"
+            raise ServeError(Reason.INTERNAL, f"the engine ended the request with {finished}")
         self.ended = True
 
 
@@ -81,21 +88,21 @@ class _Completion:
 
 
 class PromptCollector:
-    """Everything that one prompt of a unary call brings."""
+    """Collects the result of one prompt of a unary call."""
 
     def __init__(self, sequences: int) -> None:
         self.progress = StreamProgress(sequences, TokenCount())
         self._completions = [_Completion() for _ in range(sequences)]
 
     def take(self, deltas: Iterable[Delta]) -> bool:
-        """Takes deltas; returns whether they brought tokens."""
+        """Adds deltas and returns whether they contain tokens."""
         news = self.progress.take(deltas)
         for sequence in news:
             self._completions[sequence.index].take(sequence)
         return any(sequence.token_ids for sequence in news)
 
     def message(self) -> inference_service_pb2.PromptResult:
-        """The prompt's result, as far as it has come."""
+        """Returns the result of the prompt so far."""
         finishes = self.progress.finish_messages()
         return inference_service_pb2.PromptResult(
             completions=[completion.message(finish) for completion, finish in zip(self._completions, finishes, strict=True)],

@@ -1,4 +1,4 @@
-"""Prepared requests on engines: reserved in the tenant's quotas, opened, and read to their ends."""
+"""Runs prepared requests on engines: reserves quota, opens token streams and reads them to their ends."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -14,32 +14,32 @@ T = TypeVar("T")
 
 
 class Completer:
-    """Runs requests of one model."""
+    """Runs requests for one model."""
 
     def __init__(self, model: str, dispatcher: Engines) -> None:
         self._model = model
         self._dispatcher = dispatcher
 
     async def complete(self, call: Call, prepared: Sequence[Prepared], collectors: Sequence[PromptCollector]) -> None:
-        """All of a call's requests side by side, each into its collector. Raises ServeError, of the first that fails."""
+        """Runs all requests of a call concurrently, each into its collector. Raises the ServeError of the first that fails."""
         for one, collector in zip(prepared, collectors, strict=True):
             collector.progress.tokens = one.tokens
         await self.reserve(call, prepared)
         await side_by_side([self._collect(call, one, collector) for one, collector in zip(prepared, collectors, strict=True)])
 
     async def reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
-        """Reserves the most that the call may use. Raises ServeError."""
-        most = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
-        call.accounting.reservation = await self._dispatcher.reserve(call.tenant, most)
+        """Reserves the maximum tokens that the call may use. Raises ServeError."""
+        max_tokens = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
+        call.accounting.reservation = await self._dispatcher.reserve(call.tenant, max_tokens)
 
     async def open(self, call: Call, prepared: Prepared) -> TokenStream:
-        """A request's stream, which must be read to its end or cancelled. Raises ServeError."""
+        """Opens the token stream of a request, which must be read to its end or cancelled. Raises ServeError."""
         terms = call.terms(asyncio.get_running_loop().time())
         request = replace(prepared.request, traceparent=terms.traceparent) if terms.traceparent else prepared.request
         return await self._dispatcher.open_generation(self._model, request, terms)
 
     async def _collect(self, call: Call, prepared: Prepared, collector: PromptCollector) -> None:
-        """Reads one request's stream to its end; however this ends, the engine is left free."""
+        """Reads the stream of one request to its end. Cancels it if anything fails, so that the engine is free."""
         stream = await self.open(call, prepared)
         clock = asyncio.get_running_loop().time
         try:
@@ -54,8 +54,8 @@ class Completer:
 
 
 def note_prediction(call: Call, stream: TokenStream, progress: StreamProgress) -> None:
-    """What the router thought to be cached of a prompt, beside what the engine found; of one that was moved, two engines had parts."""
-    if progress.prompt_told and stream.predicted_cached_tokens is not None and not stream.gaps_s:
+    """Records the cached tokens that the router predicted and those that the engine found. Skips streams that changed replicas."""
+    if progress.prompt_facts_received and stream.predicted_cached_tokens is not None and not stream.gaps_s:
         call.accounting.predictions.append((stream.predicted_cached_tokens, progress.tokens.cached))
 
 

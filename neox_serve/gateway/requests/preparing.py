@@ -1,4 +1,4 @@
-"""From a generation message to what the engines are asked: checked, tokenized, fitted into the context."""
+"""From a generation message to engine requests: validation, tokenization and truncation to the context."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -22,21 +22,23 @@ _M = TypeVar("_M", bound=UnaryRequest | inference_service_pb2.StreamGenerateRequ
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One prompt's request, and its tokens so far (prompt and truncated)."""
+    """The engine request of one prompt."""
 
     request: GenerationRequest
+    """The request."""
     tokens: TokenCount
+    """Prompt and truncated tokens; the engine's output adds the others."""
 
 
 UNREAD_TOKENS_PER_DELTA = 32
-"""Of calls in BULK that are answered at once: nobody reads along, and the time to each token is nobody's concern."""
+"""Tokens in each delta of unary BULK calls. No one reads along, so the time to each token does not matter."""
 
 Salts = Callable[[Tenant], str | None]
-"""A tenant's cache salt; None where tenants are not told apart."""
+"""Returns the cache salt of a tenant, or None if the cluster does not separate tenants."""
 
 
 def unsalted(_tenant: Tenant) -> None:
-    """For one tenant alone, and for requests that no engine sees."""
+    """Returns no salt: for clusters with one tenant, and for requests that no engine sees."""
 
 
 class Preparer:
@@ -49,15 +51,15 @@ class Preparer:
         self._chats = Chats(served, tokenizer)
 
     async def check_unary(self, call: Call, message: UnaryRequest) -> ModelLimits:
-        """Checks the message; returns the model's limits. Raises ServeError."""
+        """Validates the message and returns the limits of the model. Raises ServeError."""
         return await self._checked(validation.check_generate, call, message)
 
     async def check_stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest) -> ModelLimits:
-        """As `check_unary`."""
+        """Validates the message and returns the limits of the model. Raises ServeError."""
         return await self._checked(validation.check_stream_generate, call, message)
 
     async def unary(self, call: Call, message: UnaryRequest, limits: ModelLimits) -> list[Prepared]:
-        """A request a prompt, of a message that has been checked. Raises ServeError."""
+        """Returns one request for each prompt of a validated message. Raises ServeError."""
         beam = message.beam_search if message.HasField("beam_search") else None
         prepared = await self._requests(call, message, message.prompts, "prompts[{}]", limits, beam)
         if (
@@ -68,7 +70,7 @@ class Preparer:
         return [replace(one, request=replace(one.request, tokens_per_delta=UNREAD_TOKENS_PER_DELTA)) for one in prepared]
 
     async def stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, limits: ModelLimits) -> Prepared:
-        """The one prompt's request, of a message that has been checked. Raises ServeError."""
+        """Returns the request for the prompt of a validated message. Raises ServeError."""
         (prepared,) = await self._requests(call, message, [message.prompt], "prompt", limits, None)
         return prepared
 

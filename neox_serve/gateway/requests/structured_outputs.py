@@ -78,7 +78,7 @@ def _check_regex(pattern: str, path: str, violations: Violations) -> None:
 
 
 def _check_choices(texts: list[str], path: str, violations: Violations) -> None:
-    violations.count(len(texts), path, MAX_CHOICES, least=1)
+    violations.count(len(texts), path, MAX_CHOICES, min_entries=1)
     seen: dict[str, Any] = {}
     for index, text in enumerate(texts):
         violations.require(bool(text), f"{path}[{index}]", text, "a text that is not empty")

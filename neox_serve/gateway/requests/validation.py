@@ -123,7 +123,7 @@ def check_score(request: inference_service_pb2.ScoreRequest, served: Served) -> 
     _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)
     if request.truncation == generation_pb2.TRUNCATION_KEEP_START:
         violations.add("truncation", "KEEP_START would cut the continuation; must be KEEP_END or absent")
-    violations.count(len(request.items), "items", limits.prompts_per_request, least=1)
+    violations.count(len(request.items), "items", limits.prompts_per_request, min_entries=1)
     for index, item in enumerate(request.items[: limits.prompts_per_request]):
         if item.context.text or item.context.token_ids.ids:
             _check_prompt(item.context, f"items[{index}].context", limits, violations)
@@ -153,7 +153,7 @@ def check_tokenize(request: token_service_pb2.TokenizeRequest, served: Served) -
     limits = served.limits_of(Pool.GENERATION, request.model)
     violations = Violations()
     _check_request_id(request, violations)
-    violations.count(len(request.texts), "texts", limits.prompts_per_request, least=1)
+    violations.count(len(request.texts), "texts", limits.prompts_per_request, min_entries=1)
     violations.raise_if_any()
 
 
@@ -162,7 +162,7 @@ def check_detokenize(request: token_service_pb2.DetokenizeRequest, served: Serve
     limits = served.limits_of(Pool.GENERATION, request.model)
     violations = Violations()
     _check_request_id(request, violations)
-    violations.count(len(request.sequences), "sequences", limits.prompts_per_request, least=1)
+    violations.count(len(request.sequences), "sequences", limits.prompts_per_request, min_entries=1)
     for index, sequence in enumerate(request.sequences):
         violations.token_ids(sequence.ids, f"sequences[{index}].ids", limits.vocabulary_size)
     violations.raise_if_any()
@@ -176,7 +176,7 @@ def _check_request_id(request: Identified, violations: Violations) -> None:
 def _check_prompts(
     prompts: Sequence[generation_pb2.Prompt], path: str, limits: ModelLimits, violations: Violations, *, chats: bool = False
 ) -> None:
-    violations.count(len(prompts), path, limits.prompts_per_request, least=1)
+    violations.count(len(prompts), path, limits.prompts_per_request, min_entries=1)
     for index, prompt in enumerate(prompts[: limits.prompts_per_request]):
         _check_prompt(prompt, f"{path}[{index}]", limits, violations, chats=chats)
 
@@ -198,7 +198,7 @@ def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits,
 
 
 def _check_chat(chat: generation_pb2.Chat, path: str, violations: Violations) -> None:
-    violations.count(len(chat.messages), f"{path}.messages", MAX_MESSAGES, least=1)
+    violations.count(len(chat.messages), f"{path}.messages", MAX_MESSAGES, min_entries=1)
     for index, message in enumerate(chat.messages[:MAX_MESSAGES]):
         violations.require(message.role in ROLES, f"{path}.messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
 

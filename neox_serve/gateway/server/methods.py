@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from neox_serve.core.prefix_cache.salt import cache_salt
 from neox_serve.core.types import Pool
 from neox_serve.gateway.dispatch.protocol import Dispatcher
-from neox_serve.gateway.handlers.admin import AdminBackend, off_loop
+from neox_serve.gateway.handlers.admin import AdminBackend, in_thread
 from neox_serve.gateway.handlers.batch import Batch
 from neox_serve.gateway.handlers.embedding import Embedding
 from neox_serve.gateway.handlers.estimation import Estimation
@@ -122,7 +122,7 @@ def _admin_methods(platform: Platform, max_bytes: int) -> tuple[Method, ...]:
             ADMIN,
             request.DESCRIPTOR.name.removesuffix("Request"),
             Decoder(request, max_bytes),
-            unary=off_loop(answer, refresh),
+            unary=in_thread(answer, refresh),
             bounded=False,
         )
         for request, answer in answers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neox_serve.client import AsyncClient
 from neox_serve.core.errors import Reason, ServeError
 from neox_serve.engine.fake.outputs import Vocabulary
-from neox_serve.gateway.handlers.scoring import parted
+from neox_serve.gateway.handlers.scoring import move_trailing_spaces
 from neox_serve.v1 import inference_service_pb2
 from tests.fakes.whole_path import Path, whole_path
 
@@ -110,6 +110,6 @@ async def _replicas_of(path: Path, session: str) -> set[str]:
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30), st.text(st.characters(codec="utf-8"), max_size=30))
 def test_parted_texts_are_the_whole_text_and_no_space_is_left_before_the_boundary(context: str, continuation: str) -> None:
-    before, after = parted(context, continuation)
+    before, after = move_trailing_spaces(context, continuation)
     assert before + after == context + continuation
     assert before == before.rstrip()
