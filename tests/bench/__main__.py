@@ -1,4 +1,4 @@
-"""All benches: `python -m tests.bench --help`. `make bench` and `make bench-smoke` run most of them."""
+"""Command line of the benchmarks, `python -m tests.bench`. `make bench` and `make bench-smoke` run most of them."""
 
 import argparse
 import json
@@ -20,24 +20,27 @@ from tests.bench.view import View
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures neox-serve against what users would pick instead.")
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Compare neox-serve with other serving systems and measure its parts."
+    )
     parser.add_argument(
         "size",
         choices=["full", "smoke", "ladder", "growth", "router", "routing", "plot"],
-        help="full: five rounds of everything; smoke: one round in under 3 minutes; ladder: what each part adds; growth: curves; "
-        "router: its decisions; routing: its policies, simulated; plot: draws the picture of a result.json again",
+        help="full: all comparisons in five rounds; smoke: one round in less than 3 minutes; ladder: the cost that each part adds; "
+        "growth: cost as a function of load; router: the router's decisions; routing: simulated routing policies; "
+        "plot: draw the picture of a result.json again",
     )
-    parser.add_argument("part", nargs="?", choices=["engines", "fake", "defaults"], help="only this comparison")
-    parser.add_argument("--result", type=Path, help="plot: the result.json of full engines or growth")
-    parser.add_argument("--smoke", action="store_true", help="the ladder without Ray, or two points of the curves, in a minute or two")
+    parser.add_argument("part", nargs="?", choices=["engines", "fake", "defaults"], help="run only this comparison of full or smoke")
+    parser.add_argument("--result", type=Path, help="for plot: the result.json of full engines or growth")
+    parser.add_argument("--smoke", action="store_true", help="for ladder and growth: run only a part, in one or two minutes")
     chosen = parser.parse_args(arguments)
     if (chosen.part and chosen.size not in {"full", "smoke"}) or (chosen.smoke and chosen.size not in {"ladder", "growth"}):
-        parser.error("--smoke goes with ladder or growth, a part with full or smoke")
+        parser.error("--smoke requires ladder or growth, and a part requires full or smoke")
     if chosen.part == "defaults" and chosen.size == "smoke":
-        parser.error("defaults goes with full")
+        parser.error("defaults requires full")
     if (chosen.result is not None) != (chosen.size == "plot"):
-        parser.error("--result goes with plot, and plot with --result")
+        parser.error("--result and plot require each other")
     full, view = chosen.size == "full", View()
     if chosen.size == "plot":
         draw = growth_plot.write if "points" in json.loads(chosen.result.read_text(encoding="utf-8")) else engine_plot.write

@@ -1,4 +1,4 @@
-"""What a goal is: a figure that must hold."""
+"""The definition of a goal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure that must hold. measures: for people. op: of goals.OPERATORS. measure: gets the figure, raising where it cannot be had."""
+    """A measured value and its target."""
 
     id: str
+    """Unique name, with the subject before the dot."""
     measures: str
+    """Description of the value and its unit."""
     op: str
+    """The required relation to the target, one of `goals.OPERATORS`."""
     target: float
+    """The target value."""
     measure: "Callable[[Runs], float]"
+    """Measures the value. It may raise any exception if the value cannot be measured."""

@@ -1,4 +1,4 @@
-"""The runs that goals' figures come from."""
+"""The benchmark runs from which the goals take their values."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Runs:
-    """What goals are measured from. Each run is made once, when the first goal asks; its failure is that of all its goals."""
+    """Benchmark runs. Each run is made once, when the first goal needs it. If it fails, all its goals fail with the same error."""
 
     def __init__(self, folder: Path, view: View) -> None:
         self._folder = folder
@@ -37,51 +37,51 @@ class Runs:
         self._made: dict[str, object] = {}
 
     def engines(self) -> Comparison:
-        """Real engines side by side."""
+        """Compare neox-serve with other systems on real engines."""
         return self._once("engines", lambda folder: engine_comparison.run(engine_comparison.GOALS, folder, self._view))
 
     def fake(self) -> Comparison:
-        """neox-serve and a Serve handle with the fake engine."""
+        """Compare neox-serve with a Serve handle on the fake engine."""
         return self._once("fake", lambda folder: fake_comparison.run(fake_comparison.GOALS, folder, self._view))
 
     def ladder(self) -> Ladder:
-        """A bare gRPC server and the whole of neox-serve with the fake engine."""
+        """Compare a bare gRPC server with the complete neox-serve on the fake engine."""
         return self._once("ladder", lambda folder: ladder.run(climbing.GOALS, folder, self._view))
 
     def router(self) -> Decisions:
-        """The router's core with 1,000 replicas and a million blocks."""
+        """Measure the router's core with 1,000 replicas and a million blocks."""
         return self._once("router", lambda _: router_decisions.measure(1000, router_scale.DECISIONS))
 
     def cancellation(self) -> Freed:
-        """Requests given up."""
+        """Measure how fast abandoned requests release the engine."""
         return self._once("cancellation", lambda folder: cancellation.run(folder, self._view))
 
     def rolling(self) -> Rolled:
-        """An engine setting rolled under load."""
+        """Measure a rolling update of an engine setting under load."""
         return self._once("rolling", lambda folder: rolling.run(folder, self._view))
 
     def bits_per_byte_over_xz(self) -> float:
-        """The built-in model on held-out text."""
+        """Evaluate the built-in model on held-out text."""
         return self._once("builtin-model", lambda _: builtin_model.bits_per_byte_over_xz(self._view))
 
     def overload(self) -> Overloaded:
-        """Four times the capacity, in this process."""
+        """Measure a load of four times the capacity, within this process."""
         return self._once("overload", lambda _: asyncio.run(overload.measure()))
 
     def bulk(self) -> Bulk:
-        """Bulk jobs beside an offline engine, and beside callers who wait."""
+        """Compare bulk jobs with an offline engine, and measure their effect on interactive requests."""
         return self._once("bulk", lambda folder: bulk.run(folder, self._view))
 
     def life_cycle(self) -> LifeCycle:
-        """Fine-tuning, evaluation and quantising of the built-in model."""
+        """Fine-tune, evaluate and quantize the built-in model."""
         return self._once("life-cycle", lambda folder: life_cycle.run(folder, self._view))
 
     def layers(self) -> Layers:
-        """Embeddings of half of the layers, and of all."""
+        """Compare embeddings from half of the layers with embeddings from all layers."""
         return self._once("layers", lambda folder: layers.run(folder, self._view))
 
     def validation(self) -> list[Validated]:
-        """The simulator against a real cluster."""
+        """Compare the simulator with a real cluster."""
         return self._once("validation", lambda folder: scaling_validation.run(folder, self._view))
 
     def _once(self, name: str, make: Callable[[Path], T]) -> T:
@@ -90,7 +90,7 @@ class Runs:
             folder.mkdir(parents=True)
             try:
                 self._made[name] = make(folder)
-            except Exception as error:  # noqa: BLE001 - whatever keeps a run from its end is the reason why its goals are short
+            except Exception as error:  # noqa: BLE001 - any error of a run becomes the reason why its goals are unmeasured
                 self._view.console.print_exception()
                 self._made[name] = error
         made = self._made[name]

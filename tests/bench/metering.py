@@ -1,4 +1,4 @@
-"""A load with the CPU time that processes use meanwhile."""
+"""Runs of a load with measurements of CPU time."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,10 @@ _SILENCE_S = 120.0
 def run_metered(
     generator: LoadGenerator, load: Load, meters: Mapping[str, CpuMeter], on_progress: Callable[[int], None]
 ) -> tuple[list[Record], dict[str, float]]:
-    """The load's records, and what each meter counted from its start to the end of its last request. Raises StartError."""
+    """Run a load. Return its records, and the CPU seconds of each meter until the end of the last request.
+
+    Raises StartError if the load generator fails.
+    """
     cpu_s: dict[str, float] = {}
 
     def ended() -> None:

@@ -1,4 +1,4 @@
-"""In which order systems are measured."""
+"""The order in which systems are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A system started once, and the rounds measured before it is stopped."""
+    """One start of a system."""
 
     system: str
+    """Name of the system."""
     rounds: tuple[int, ...]
+    """Rounds that are measured before it is stopped."""
 
 
 def alternating(systems: Sequence[str], rounds: int) -> list[Visit]:
-    """A B, B A, A B, ...: each round runs all systems, in the opposite order of the round before, so that drift favours none.
+    """Return the visits in the order A B, B A, A B, and so on.
 
-    Neighbouring rounds of one system share its processes, which halves the starts.
+    Each round measures all systems in the reverse order of the previous round, so that drift of the machine favours none of them.
+    Consecutive rounds of the same system share its processes, which halves the number of starts.
     """
     visits: list[Visit] = []
     for number in range(rounds):

@@ -1,4 +1,5 @@
-"""Results as files: one JSON a comparison in bench-results/, with machine, settings, every round's summary and the ratios."""
+"""Result files and tables. Each comparison writes a JSON file to bench-results/ with machine, settings, summaries of all rounds, and
+ratios."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,18 @@ from tests.bench.spreads import Spread, spread
 from tests.bench.view import View
 
 FOLDER = ROOT / "bench-results"
+"""Folder of all results."""
 
 
 def new_folder(name: str, base: Path = FOLDER) -> Path:
-    """A folder of this moment's own, for logs and results."""
+    """Create a folder for logs and results, named after the current time."""
     folder = base / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}"
     folder.mkdir(parents=True)
     return folder
 
 
 def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], busy_before: float, ratios: Mapping[str, Spread]) -> Path:
-    """Writes result.json; token ids stay out of it. busy_before: share of the machine in use before the start."""
+    """Write result.json without token ids, and return its path. `busy_before` is the CPU usage before the start, from 0 to 1."""
     content = {
         "machine": machine_facts(),
         "busy_fraction_before": busy_before,
@@ -60,12 +62,12 @@ _OPEN_COLUMNS: tuple[_Column, ...] = (*_LATENCIES, ("late p50 ms", "median_late_
 
 
 def show(view: View, comparison: Comparison, systems: Sequence[str], workload: str) -> None:
-    """A table of one workload: medians over rounds, and how many responses equal the first system's."""
+    """Show a table of one workload, with medians over the rounds and the fraction of responses that equal those of the first system."""
     example = comparison.of(systems[0], workload)[0].workload
     rounds = len(comparison.of(systems[0], workload))
     lengths = f"{example.prompt_tokens} tokens in, {example.output_tokens} out"
-    asked = f"{example.rate_rps:.1f} requests a second" if example.rate_rps else f"{example.streams} streams"
-    title = f"{workload}: {asked}, {example.requests} requests, {lengths}; medians of {rounds} rounds"
+    load = f"{example.rate_rps:.1f} requests per second" if example.rate_rps else f"{example.streams} streams"
+    title = f"{workload}: {load}, {example.requests} requests, {lengths}; medians of {rounds} rounds"
     columns = _OPEN_COLUMNS if example.rate_rps else _CLOSED_COLUMNS
     rows = [
         [
@@ -80,12 +82,12 @@ def show(view: View, comparison: Comparison, systems: Sequence[str], workload: s
 
 
 def show_starts(view: View, comparison: Comparison, systems: Sequence[str]) -> None:
-    """A table of times from start to first token."""
+    """Show a table of the times from start to first token."""
     rows = []
     for system in systems:
         found = spread(comparison.first_token_s(system))
         rows.append([system, f"{found.median:.1f}", f"{found.low:.1f}", f"{found.high:.1f}", str(found.rounds)])
-    view.table("From start to first token, s: median, lowest, highest", ["system", "median", "low", "high", "starts"], rows)
+    view.table("Time from start to first token in seconds", ["system", "median", "low", "high", "starts"], rows)
 
 
 def report(
@@ -96,7 +98,10 @@ def report(
     ratios: Callable[[Comparison], Mapping[str, Spread]],
     view: View,
 ) -> Path:
-    """Writes a comparison and shows all of it. Raises NotComparableError, with the figures written, where a ratio would say nothing."""
+    """Write and show a comparison, and return the path of result.json.
+
+    Raises NotComparableError if a ratio would be meaningless. The results without ratios have been written in that case.
+    """
     write(folder, comparison, settings, busy_before, {})
     found = ratios(comparison)
     path = write(folder, comparison, settings, busy_before, found)
@@ -109,8 +114,8 @@ def report(
 
 
 def show_ratios(view: View, ratios: Mapping[str, Spread], path: Path, busy_before: float) -> None:
-    """A table of ratios with their spread over rounds, where all figures are, and a warning where the machine was not idle."""
+    """Show a table of ratios with their spread over the rounds, the path of the results, and a warning if the machine was not idle."""
     rows = [[name, f"{value.median:.3f}", f"{value.low:.3f}", f"{value.high:.3f}", str(value.rounds)] for name, value in ratios.items()]
-    view.table("Round by round: median, lowest, highest", ["neox-serve", "median", "low", "high", "rounds"], rows)
+    view.table("Ratios within each round", ["neox-serve", "median", "low", "high", "rounds"], rows)
     view.warn_if_busy(busy_before)
-    view.say(f"All figures: {path}")
+    view.say(f"All results: {path}")

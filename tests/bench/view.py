@@ -1,4 +1,4 @@
-"""What people see while a bench runs, on stderr: what it is doing, how far it is, and tables of figures at the end."""
+"""Output of a benchmark on stderr: the current step, its progress, and tables of results at the end."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +22,14 @@ class View:
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Says what begins now."""
+        """Print the name of a step when it begins."""
         self._log(what)
         yield
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for the length of the block; the function takes how much is done. Without a terminal: one line at the end."""
+        """Show a progress bar during the block. The yielded function takes the completed amount. Without a terminal, print a line at the
+        end."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True, disable=self._plain) as bars:
             task = bars.add_task(what, total=total)
@@ -36,7 +37,7 @@ class View:
         self._log(f"{what}: done")
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; all columns but the first are figures."""
+        """Print a table. All columns except the first contain numbers."""
         table = Table(title=title, title_justify="left")
         for number, header in enumerate(headers):
             table.add_column(header, justify="left" if number == 0 else "right")
@@ -45,19 +46,19 @@ class View:
         self.console.print(table)
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self.console.print(text, highlight=False)
 
     def warn_if_busy(self, busy_before: float) -> None:
-        """Says so where the machine was not idle. busy_before: share of it in use before the start."""
+        """Print a warning if the machine was not idle. `busy_before` is the CPU usage before the start, from 0 to 1."""
         if busy_before > BUSY_FRACTION:
-            self.say(f"[bold red]{busy_before:.0%} of this machine was in use before the start: these figures are of little worth.[/]")
+            self.say(f"[bold red]{busy_before:.0%} of the CPU was in use before the start; these results are not reliable.[/]")
 
     def _log(self, text: str) -> None:
         self.console.print(f"{datetime.now():%H:%M:%S}  {text}", highlight=False)
 
 
 def _stderr() -> Console:
-    """A terminal's own width; wide enough for the tables where there is none."""
+    """Return a console on stderr that is wide enough for the tables if there is no terminal."""
     console = Console(stderr=True)
     return console if console.is_terminal else Console(stderr=True, width=_WIDTH_WITHOUT_TERMINAL)

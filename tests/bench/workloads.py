@@ -1,4 +1,4 @@
-"""What is asked of every system alike: the same prompts, as token ids, in the same order, by the same number of streams."""
+"""The workloads that every system gets: the same prompts as token ids, in the same order, with the same number of streams."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -9,39 +9,44 @@ from neox_serve.loadgen.workloads import Synthetic
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A closed loop of `streams` callers, `requests` in all; lengths are fixed.
-
-    rate_rps: instead, an open loop of Poisson arrivals at this many requests a second, alike for all systems.
-    """
+    """A closed loop or, if `rate_rps` is set, an open loop. Raises ValueError if there are fewer requests than streams."""
 
     name: str
+    """Name in tables and results."""
     streams: int
+    """Number of concurrent requests of the closed loop."""
     requests: int
+    """Total number of requests."""
     prompt_tokens: int
+    """Length of each prompt."""
     output_tokens: int
+    """Length of each answer."""
     vocabulary_size: int
+    """Size of the vocabulary from which prompts are drawn."""
     round: int = 0
+    """Round of the comparison. Each round has different prompts."""
     rate_rps: float | None = None
+    """Rate of the open loop in requests per second, with the same Poisson arrivals for all systems; None for a closed loop."""
 
     def __post_init__(self) -> None:
         if self.requests < self.streams:
-            raise ValueError(f"{self}: needs a request for each stream")
+            raise ValueError(f"{self} is invalid; it must have at least one request per stream")
 
     def in_round(self, number: int) -> "Workload":
-        """The same with the prompts of another round."""
+        """Return the same workload with the prompts of another round."""
         return replace(self, round=number)
 
     def prompts(self) -> Synthetic:
-        """What is asked."""
+        """Return the prompts."""
         values = {name: value for name, value in asdict(self).items() if name not in {"streams", "requests", "rate_rps"}}
         return Synthetic(count=self.requests, **values)
 
     def load(self) -> Load:
-        """A run of it."""
+        """Return the load for the load generator."""
         if self.rate_rps is not None:
             return Load(self.prompts(), OpenLoop(self.rate_rps), seed=self.round)
         return Load(self.prompts(), ClosedLoop(self.streams))
 
     def warm_up(self) -> Load:
-        """One short request a stream."""
+        """Return a load with one short request per stream."""
         return Load(self.prompts().warm_up(self.streams), ClosedLoop(self.streams))

@@ -1,6 +1,6 @@
-"""Scaling policies compared, written down: for each workload and start-up time a table, all figures, and a page with the curves.
+"""Reports of the comparison of scaling policies: for each traffic and start-up time a table, all results, and a page with the curves.
 
-`python -m tests.bench.scaling.report --traffic azure --startup 30`; all cases take hours.
+Run `python -m tests.bench.scaling.report --traffic azure --startup 30` for one case; all cases take hours.
 """
 
 import argparse
@@ -21,11 +21,11 @@ _PROCESSES = 2
 
 
 def run(folder: Path, view: View, traffics: Sequence[str] = scaling.TRAFFIC, startups_s: Sequence[float] = scaling.STARTUPS_S) -> None:
-    """Measures the cases one after the other, and writes each when it is done."""
+    """Measure the cases one by one, and write each report when it is complete."""
     with process_pool(_PROCESSES) as executor:
         for traffic in traffics:
             for startup_s in startups_s:
-                with view.step(f"scaling: {traffic}, start-up {startup_s:.0f} s"):
+                with view.step(f"scaling: {traffic} traffic, start-up time {startup_s:.0f} s"):
                     found = scaling.measure(traffic, startup_s, executor)
                 lines = scaling.table(traffic, startup_s, found)
                 view.say("\n".join(lines))
@@ -33,26 +33,26 @@ def run(folder: Path, view: View, traffics: Sequence[str] = scaling.TRAFFIC, sta
 
 
 def _write(folder: Path, startup_s: float, lines: Sequence[str], found: Sequence[scaling.Compared]) -> None:
-    targets = scaling.setting(startup_s, 1).spec.targets
+    targets = scaling.simulation_config(startup_s, 1).spec.targets
     write_report(folder, lines[0], lines[1:2], found[0].curves, targets)
     content = {
         "over_best_peer": scaling.over_best_peer(found),
         "over_oracle": scaling.over_oracle(found),
-        "reversals_a_day": scaling.reversals_a_day(found, startup_s),
+        "reversals_per_day": scaling.reversals_per_day(found, startup_s),
         "seeds": [asdict(row) for one in found for row in scaling.rows(one, startup_s)],
     }
     (folder / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.scaling.report", description="Compares scaling policies in the simulator.")
-    parser.add_argument("--traffic", choices=scaling.TRAFFIC, action="append", help="only this; may be repeated")
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.scaling.report", description="Compare scaling policies in the simulator.")
+    parser.add_argument("--traffic", choices=scaling.TRAFFIC, action="append", help="only this traffic; may be repeated")
     parser.add_argument("--startup", type=float, action="append", metavar="SECONDS", help="only this start-up time; may be repeated")
     chosen = parser.parse_args(arguments)
     traffics = chosen.traffic or scaling.TRAFFIC
-    if set(traffics) - {"diurnal"} and not scaling.shared_data_at_hand():
-        parser.error(f"{scaling.SHARED}: the recorded traffic is not there; --traffic diurnal does without")
+    if set(traffics) - {"diurnal"} and not scaling.has_shared_data():
+        parser.error(f"{scaling.SHARED}: the recorded traffic is missing; only --traffic diurnal works without it")
     run(results.new_folder("scaling"), View(), traffics, chosen.startup or scaling.STARTUPS_S)
     return 0
 

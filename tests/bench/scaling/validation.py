@@ -1,8 +1,8 @@
-"""The simulator against our own cluster: the small model's step times are fitted to batches that a real cluster ran, and then other
-traffic, at several loads, is run on the cluster and simulated.
+"""Validation of the simulator against a real cluster.
 
-What gateway, router and link add to each first token is no part of an engine's step: it is measured with requests that come alone, and
-added to what the simulator says. A machine's speed changes within minutes: fitting and comparing is done in rounds, one after the other.
+The step times of the built-in model are fitted to batches that the cluster has run. Then other traffic is both run on the cluster and
+simulated, at several loads. The time that gateway, router and link add to each first token is not part of an engine step. It is measured
+with single requests and added to the simulated times. Because a machine's speed changes within minutes, each round fits and compares anew.
 """
 
 import math
@@ -48,22 +48,27 @@ _BATCHES = (1, 4, 12, 32)
 _WAVES = 2
 _ROUNDS = 3
 _LOADS = (0.3, 0.6)
-"""Of what the fit says that a replica bears."""
+"""Loads as fractions of a replica's capacity according to the fit."""
 _RUN_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
 class Varied:
-    """Requests of many lengths, log-normal. Implements the generator's Workload."""
+    """Requests with log-normal lengths. It implements the load generator's Workload."""
 
     name: str = "varied"
+    """Name of the workload."""
     prompt_tokens: float = 150.0
+    """Median prompt length."""
     output_tokens: float = 60.0
+    """Median output length."""
     sigma: float = 0.6
+    """Standard deviation of the logarithm of the lengths."""
     seed: int = 5
+    """Seed of the requests."""
 
     def requests(self) -> Iterator[Request]:
-        """Without end."""
+        """Yield requests without end."""
         rng, ids = Random(self.seed), prompt_ids(4_096)
         while True:
             prompt, output = (
@@ -74,29 +79,35 @@ class Varied:
 
 @dataclass(frozen=True, slots=True)
 class Medians:
-    """Of a run. Seconds."""
+    """Median latencies of a run."""
 
     ttft_s: float
+    """Time to first token, in seconds."""
     tpot_s: float
+    """Time per output token, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """One load in one round. rate_rps: requests a second."""
+    """The comparison at one load in one round."""
 
     load: float
+    """Load as a fraction of the capacity."""
     rate_rps: float
+    """Requests per second."""
     real: Medians
+    """Latencies on the cluster."""
     simulated: Medians
+    """Latencies in the simulator."""
 
 
 def ttft_error(found: Sequence[Validated]) -> float:
-    """Relative, of the median TTFT: the larger of the loads, each the median of its rounds."""
+    """Return the relative error of the median TTFT: the median over the rounds, and the maximum over the loads."""
     return _error(found, lambda medians: medians.ttft_s)
 
 
 def tpot_error(found: Sequence[Validated]) -> float:
-    """The same of the median TPOT."""
+    """Return the relative error of the median TPOT: the median over the rounds, and the maximum over the loads."""
     return _error(found, lambda medians: medians.tpot_s)
 
 
@@ -105,10 +116,10 @@ def _error(found: Sequence[Validated], of: Callable[[Medians], float]) -> float:
 
 
 def run(folder: Path, view: View) -> list[Validated]:
-    """Starts a cluster, and in each round fits the simulator to it and compares both. Raises StartError."""
+    """Start a cluster, and in each round fit the simulator to it and compare both. Raises StartError if the cluster does not start."""
     found: list[Validated] = []
     with (
-        view.step("the simulator against a cluster"),
+        view.step("validation of the simulator"),
         NeoxServe(VALUES).running(folder) as system,
         load_generator(system.target, folder, system.client_environment) as generator,
         view.progress("rounds", _ROUNDS) as progress,
@@ -119,7 +130,7 @@ def run(folder: Path, view: View) -> list[Validated]:
             found += [_validate(generator, fitted.step_time, overhead_s, load, done) for load in _LOADS]
             progress(done + 1)
     headers = ("load", "requests/s", "real TTFT ms", "simulated", "real TPOT ms", "simulated")
-    view.table("Simulated and real, medians", headers, [_row(one) for one in found])
+    view.table("Medians on the cluster and in the simulator", headers, [_row(one) for one in found])
     return found
 
 
@@ -129,14 +140,15 @@ def _row(one: Validated) -> list[str]:
 
 
 def calibrate(generator: LoadGenerator, done: int) -> tuple[Fit, float]:
-    """Step times from whole batches, and what a first token takes beyond its step. done: rounds before this one."""
+    """Return step times fitted to batches, and the additional time of a first token in seconds. `done` is the number of completed
+    rounds."""
     overhead_s = _overhead_s(generator)
     latencies = []
     for prompt, output in _SHAPES:
         for batch in _BATCHES:
             work = Synthetic(f"{prompt}+{output} x {batch}", batch * _WAVES, prompt, output, round=done)
             records = _ended(generator, Load(work, ClosedLoop(batch)))
-            # The first wave begins together, later ones as callers come back.
+            # The requests of the first wave start together; each later one starts when an earlier one completes.
             latencies.append(Latency(batch, prompt, output, fmean(one.e2e_s for one in records) - overhead_s))
     return fit(latencies), overhead_s
 
@@ -155,7 +167,7 @@ def _validate(generator: LoadGenerator, step_time: StepTime, overhead_s: float, 
 
 
 def _replicas_of_one(step_time: StepTime) -> float:
-    """Replicas that a request of the mean lengths a second keeps busy."""
+    """Return the replicas that one request of mean lengths per second keeps busy."""
     mean = Varied()
     prompt, output = (length * math.exp(mean.sigma**2 / 2) for length in (mean.prompt_tokens, mean.output_tokens))
     return capacity_of(_shape(step_time), _MAX_SEQUENCES).replicas_of_request(prompt, output, tpot_s=0.1)
@@ -167,14 +179,14 @@ def _shape(step_time: StepTime) -> EngineShape:
 
 def _simulated(requests: Sequence[Scheduled], step_time: StepTime, overhead_s: float) -> Medians:
     shape = _shape(step_time)
-    setting = SimulationConfig(PoolSpec(1, 1, capacity_of(shape, _MAX_SEQUENCES)), shape, startup_s=60.0)
-    asked = (SimulatedRequest(at_s, len(request.prompt), request.output_tokens) for at_s, request in requests)
-    outcome = simulate(asked, static(1), setting, _RUN_S)
-    return Medians(median(outcome.ttft_s) + overhead_s, median(outcome.tpot_s))
+    config = SimulationConfig(PoolSpec(1, 1, capacity_of(shape, _MAX_SEQUENCES)), shape, startup_s=60.0)
+    simulated = (SimulatedRequest(at_s, len(request.prompt), request.output_tokens) for at_s, request in requests)
+    result = simulate(simulated, static(1), config, _RUN_S)
+    return Medians(median(result.ttft_s) + overhead_s, median(result.tpot_s))
 
 
 def _ended(generator: LoadGenerator, load: Load) -> list[Record]:
-    """Raises ValueError where a request failed."""
+    """Run a load and return its records. Raises ValueError if a request failed."""
     records = generator.run(load).records
     if failed := [one.error for one in records if one.error]:
         raise ValueError(f"{len(failed)} of {len(records)} requests failed: {failed[0]}")
@@ -183,5 +195,5 @@ def _ended(generator: LoadGenerator, load: Load) -> list[Record]:
 
 def _ttft_s(one: Record) -> float:
     if one.ttft_s is None:
-        raise ValueError("a request without a token")
+        raise ValueError("a request has no token")
     return one.ttft_s

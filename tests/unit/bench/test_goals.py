@@ -1,4 +1,4 @@
-"""Lines, verdicts and the exit code of `make goals`, without a run."""
+"""The output lines, results and exit code of `make goals`, without benchmark runs."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ NO_RUNS = cast("Runs", None)
 
 
 def goal(value: float | Exception, op: str = ">=", target: float = 0.8) -> Goal:
-    """A goal whose figure is known, or cannot be had."""
+    """Return a goal with a known value, or one whose measurement fails."""
 
     def measure(_runs: Runs) -> float:
         if isinstance(value, Exception):
@@ -29,19 +29,19 @@ def goal(value: float | Exception, op: str = ">=", target: float = 0.8) -> Goal:
     return Goal("spine.example", "an example", op, target, measure)
 
 
-def test_line_of_a_goal_that_holds() -> None:
+def test_measured_line_met_goal_is_ok() -> None:
     assert measured_line(goal(0), 0.83) == "goal spine.example 0.83 >= 0.8 ok"
 
 
-def test_line_of_a_goal_that_is_short() -> None:
+def test_measured_line_missed_goal_is_short() -> None:
     assert measured_line(goal(0), 0.5) == "goal spine.example 0.5 >= 0.8 short"
 
 
-def test_line_of_a_goal_just_missed_shows_that_it_was_missed() -> None:
+def test_measured_line_narrowly_missed_goal_shows_enough_digits() -> None:
     assert measured_line(goal(0), 0.79996) == "goal spine.example 0.79996 >= 0.8 short"
 
 
-def test_line_of_a_goal_without_a_figure_says_why_on_one_line() -> None:
+def test_unmeasured_line_has_the_reason_on_the_same_line() -> None:
     line = unmeasured_line(goal(0), "StartError: not up\nof a log " + 1000 * "x")
     assert line == "goal spine.example unmeasured >= 0.8 short (StartError: not up of a log ...)"
 
@@ -58,28 +58,28 @@ def test_line_of_a_goal_without_a_figure_says_why_on_one_line() -> None:
         ("<=", float("nan"), False),
     ],
 )
-def test_verdict_at_the_target_depends_on_the_operator(op: str, value: float, expected: bool) -> None:
+def test_holds_at_the_target_depends_on_the_operator(op: str, value: float, expected: bool) -> None:
     assert holds(goal(0, op, 1.0), value) is expected
 
 
-def test_measuring_goals_that_all_hold_is_a_success() -> None:
+def test_measure_all_met_goals_returns_true() -> None:
     lines: list[str] = []
     assert measure_all([goal(0.9), goal(1.0)], NO_RUNS, lines.append)
     assert [line.split()[-1] for line in lines] == ["ok", "ok"]
 
 
-def test_measuring_goes_on_after_a_goal_that_cannot_be_measured() -> None:
+def test_measure_all_continues_after_a_failed_measurement() -> None:
     lines: list[str] = []
     assert not measure_all([goal(RuntimeError("no engine")), goal(0.9)], NO_RUNS, lines.append)
     assert lines == ["goal spine.example unmeasured >= 0.8 short (RuntimeError: no engine)", "goal spine.example 0.9 >= 0.8 ok"]
 
 
-def test_goal_ids_are_unique_and_their_operators_known() -> None:
+def test_goals_have_unique_ids_and_known_operators() -> None:
     assert len({goal.id for goal in GOALS}) == len(GOALS)
     assert {goal.op for goal in GOALS} <= OPERATORS.keys()
 
 
-def test_start_goal_is_the_median_of_ratios_round_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_goal_is_the_median_of_the_ratios_within_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = [Start(NEOX, (0,), 12.0), Start(OPENAI, (0,), 10.0), Start(NEOX, (1, 2), 15.0), Start(OPENAI, (1,), 10.0)]
     engines = Comparison([], [*starts, Start(OPENAI, (2,), 12.0)])
     monkeypatch.setattr("tests.bench.engines.engine_comparison.run", lambda *_: engines)
@@ -89,7 +89,7 @@ def test_start_goal_is_the_median_of_ratios_round_by_round(tmp_path: Path, monke
     assert lines == ["goal path.start_over_openai_server 1.25 <= 1.3 ok"]
 
 
-def test_a_run_that_fails_is_tried_once_and_fails_for_all_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_failed_run_is_tried_once_and_fails_for_all_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[Path] = []
 
     def fail(folder: Path, _view: View) -> None:
@@ -104,7 +104,7 @@ def test_a_run_that_fails_is_tried_once_and_fails_for_all_its_goals(tmp_path: Pa
     assert tries == [tmp_path / "rolling"]
 
 
-def test_command_with_only_measures_only_that_goal(
+def test_main_with_only_measures_only_that_goal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(goals, "GOALS", (goal(0.9), Goal("spine.other", "another", "<", 1.0, lambda _: 2.0)))
@@ -116,7 +116,7 @@ def test_command_with_only_measures_only_that_goal(
 
 
 @pytest.mark.parametrize("goal", [*GOALS, *LONG_GOALS], ids=lambda goal: goal.id)
-def test_goal_stands_in_the_docs_with_its_target(goal: Goal) -> None:
+def test_goal_is_documented_with_its_target(goal: Goal) -> None:
     page = (ROOT / "docs" / "operator" / "benchmarks.md").read_text(encoding="utf-8")
     name = re.sub("^scaling.(azure|servegen|diurnal)_[0-9]+s", "scaling.TRAFFIC_30s", goal.id)
     name = re.sub("^scaling.recovery_[0-9]+s", "scaling.recovery_30s", name)
