@@ -50,7 +50,7 @@ class ServerInstallation(ClientInstallation):
         from neox_serve.tenancy.usage_store import UsageStore
 
         settings = effective(config)
-        secret = read_secret(secret_file(settings), make=settings.access.secret_file is None)
+        secret = read_secret(secret_file(settings), create=settings.access.secret_file is None)
         database, actor = open_database(database_url(settings)), f"{getpass.getuser()} (database)"
         backend = AdminBackend(TenantStore(database), UsageStore(database), secret)
 

@@ -1,7 +1,7 @@
-"""The registry of adapters: a folder in which fine-tuning jobs publish, and which gateways and engines look into while they run.
+"""The adapter registry: a folder in which fine-tuning jobs publish adapters and which gateways and engines read while they run.
 
-REGISTRY/NAME is an adapter for all, REGISTRY/TENANT/NAME one of a tenant's; each is a folder in PEFT's form. They are put there whole and
-never changed.
+REGISTRY/NAME is an adapter for all tenants, REGISTRY/TENANT/NAME belongs to one tenant. Each is a folder in PEFT's format. Adapters appear
+complete and never change.
 """
 
 import re
@@ -14,23 +14,25 @@ _CONFIG = "adapter_config.json"
 
 
 class AdapterRegistry:
-    """folder: None where there is no registry."""
+    """The adapters in the registry folder."""
 
     def __init__(self, folder: Path | None) -> None:
+        """folder: None if no registry is configured."""
         self._folder = folder.expanduser() if folder else None
         self.current: tuple[str, ...] = ()
+        """Names of the adapters at the last refresh, sorted."""
 
     @property
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether a registry is configured."""
         return self._folder is not None
 
     def refresh(self) -> None:
-        """Reads the names of all that is there. Raises OSError."""
+        """Reads the names of all adapters. Raises OSError."""
         self.current = tuple(sorted(self._names())) if self._folder else ()
 
     def find(self, name: str) -> Path | None:
-        """The folder of an adapter; None where there is none of that name."""
+        """Returns the folder of an adapter, or None if there is no adapter with this name."""
         segments = name.split("/")
         if self._folder is None or len(segments) > 2 or not all(_SEGMENT.fullmatch(segment) for segment in segments):
             return None
@@ -50,9 +52,10 @@ class AdapterRegistry:
 
 @dataclass(frozen=True, slots=True)
 class KnownAdapters:
-    """Whether there is an adapter of a name: by `in`."""
+    """The adapters that exist. Use `name in known` to check for one."""
 
     configured: frozenset[str]
+    """Names of the adapters in the settings."""
     registry: AdapterRegistry
 
     def __contains__(self, name: object) -> bool:

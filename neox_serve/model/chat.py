@@ -1,7 +1,7 @@
-"""Chat templates: from messages to the text that a model was trained on.
+"""Chat templates: they turn messages into the text format that a model was trained on.
 
-A template is Jinja's, as transformers keeps it: in chat_template.jinja of a model's or an adapter's folder, or in its
-tokenizer_config.json. It comes from whoever made the folder, so it runs in Jinja's sandbox.
+A template is a Jinja template in the format of transformers: the file chat_template.jinja in a model's or an adapter's folder, or an entry
+in its tokenizer_config.json. Since the folder may come from a tenant, the template runs in Jinja's sandbox.
 """
 
 import json
@@ -13,8 +13,10 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TEMPLATE_FILE = "chat_template.jinja"
+"""File name of a chat template."""
 _CONFIG_FILE = "tokenizer_config.json"
 ROLES = ("system", "user", "assistant")
+"""Roles that a message may have."""
 
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -30,18 +32,18 @@ User: {{ message.content }}
 Assistant:
 {%- endif -%}
 """
-"""For models that have none; GPT-NeoX was not trained on chats. The end of a turn is the end of text, which stops a generation."""
+"""Template for models without one, since GPT-NeoX was not trained on chats. A turn ends with the end-of-text token."""
 
 Message = Mapping[str, str]
-"""role: one of ROLES. content: text."""
+"""A message has the keys `role` (one of ROLES) and `content` (text)."""
 
 
 class ChatTemplateError(Exception):
-    """The template refuses the messages, or is none."""
+    """The template is invalid or rejects the messages."""
 
 
 def read_template(folder: Path) -> str | None:
-    """The template in a model's or an adapter's folder; None where there is none. Raises OSError, ValueError."""
+    """Returns the template in a model's or an adapter's folder, or None. Raises OSError or ValueError for an unreadable file."""
     file, config = folder / TEMPLATE_FILE, folder / _CONFIG_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -51,7 +53,7 @@ def read_template(folder: Path) -> str | None:
 
 
 def render(template: str, messages: Sequence[Message], *, end_of_text: str, reply: bool = True) -> str:
-    """The text of the messages. reply: with what begins the assistant's next turn. Raises ChatTemplateError."""
+    """Renders messages. reply: append the start of the assistant's next turn. Raises ChatTemplateError."""
     try:
         compiled = _compiled(template)
         return compiled.render(messages=messages, add_generation_prompt=reply, eos_token=end_of_text, bos_token=end_of_text)

@@ -1,6 +1,6 @@
-"""What the system needs to know of a checkpoint, read from its config.json.
+"""The facts about a model that the system needs, read from the checkpoint's config.json.
 
-Two spellings are understood: the one GPT-NeoX checkpoints were published with (`rotary_pct`, `torch_dtype`) and the one that
+Two formats are supported: the one GPT-NeoX checkpoints were published with (`rotary_pct`, `torch_dtype`) and the one that
 transformers 5 writes (`rope_parameters.partial_rotary_factor`, `dtype`).
 """
 
@@ -13,7 +13,7 @@ MODEL_TYPE = "gpt_neox"
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The shape of a GPT-NeoX model. positions: most tokens of context; rotary_fraction: share of a head's dimensions that rotate."""
+    """The shape of a GPT-NeoX model."""
 
     layers: int
     heads: int
@@ -21,11 +21,15 @@ class ModelFacts:
     intermediate_size: int
     vocabulary_size: int
     positions: int
+    """Maximum number of tokens of context."""
     rotary_fraction: float
+    """Fraction of a head's dimensions with rotary position embeddings, in (0, 1]."""
     parallel_residual: bool
     tied_embeddings: bool
+    """Whether the input and output embeddings share weights."""
     eos_token_id: int
     weights_dtype: str
+    """Data type of the stored weights, for example float16."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:
@@ -37,12 +41,12 @@ class ModelFacts:
 
     @property
     def head_size(self) -> int:
-        """Dimensions of one attention head."""
+        """Number of dimensions of one attention head."""
         return self.hidden_size // self.heads
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelFacts":
-        """Facts from the parsed config.json. Raises ValueError, which names the key, the value and what is allowed."""
+        """Reads the facts from a parsed config.json. Raises ValueError with the key, the value and what is allowed."""
         if config.get("model_type") != MODEL_TYPE:
             raise ValueError(f"model_type {config.get('model_type')!r}: must be {MODEL_TYPE!r}")
         return cls(

@@ -1,7 +1,7 @@
-"""What a GPT-NeoX model takes of memory.
+"""Memory that a GPT-NeoX model needs.
 
-Source: the shapes of transformers' GPTNeoXForCausalLM. Linear layers of the blocks can be quantised; embeddings, norms and biases stay as
-they are. Quantised weights carry scales of the same type as those: int8 one for each output, int4 one for each 128 inputs of each output.
+Source: the shapes of transformers' GPTNeoXForCausalLM. The linear layers of the blocks can be quantized; embeddings, norms and biases are
+not. Quantized weights have scales of the unquantized data type: int8 one per output, int4 one per 128 inputs of each output.
 """
 
 import math
@@ -10,10 +10,11 @@ from enum import StrEnum
 from neox_serve.model.facts import ModelFacts
 
 INT4_GROUP = 128
+"""Number of inputs that share a scale in int4."""
 
 
 class Quantization(StrEnum):
-    """How the weights of linear layers are kept."""
+    """How the weights of linear layers are stored."""
 
     NONE = "none"
     INT8 = "int8"
@@ -21,13 +22,13 @@ class Quantization(StrEnum):
 
 
 def linear_weights(facts: ModelFacts) -> int:
-    """Weights of the linear layers of all blocks, biases left out."""
+    """Returns the number of weights in the linear layers of all blocks, without biases."""
     attention = facts.hidden_size * 4 * facts.hidden_size
     return facts.layers * (attention + 2 * facts.hidden_size * facts.intermediate_size)
 
 
 def parameters(facts: ModelFacts, vocabulary_size: int | None = None) -> int:
-    """All parameters. vocabulary_size: padded, as the checkpoint stores it; absent: config.json's."""
+    """Returns the number of parameters. vocabulary_size: padded size as in the checkpoint; by default that of config.json."""
     biases = 3 * facts.hidden_size + facts.hidden_size + facts.intermediate_size + facts.hidden_size
     norms = 4 * facts.hidden_size
     embeddings = (1 if facts.tied_embeddings else 2) * (vocabulary_size or facts.vocabulary_size) * facts.hidden_size
@@ -35,7 +36,7 @@ def parameters(facts: ModelFacts, vocabulary_size: int | None = None) -> int:
 
 
 def weight_bytes(facts: ModelFacts, quantization: Quantization = Quantization.NONE, element_bytes: int = 2) -> int:
-    """Of all weights. element_bytes: of what is not quantised, and of scales."""
+    """Returns the size of all weights in bytes. element_bytes: size of an unquantized value and of a scale."""
     linear = linear_weights(facts)
     others = (parameters(facts) - linear) * element_bytes
     if quantization is Quantization.INT8:
@@ -50,10 +51,10 @@ def _outputs(facts: ModelFacts) -> int:
 
 
 def kv_bytes_per_token(facts: ModelFacts, element_bytes: int = 2) -> int:
-    """Of keys and values of all layers: every head has its own (multi-head attention)."""
+    """Returns the KV cache bytes per token over all layers. Every head has its own keys and values (multi-head attention)."""
     return 2 * facts.layers * facts.hidden_size * element_bytes
 
 
 def kv_tokens_that_fit(room_bytes: float, facts: ModelFacts, weights_bytes: int, element_bytes: int = 2) -> int:
-    """In room_bytes beside the weights; negative where the weights alone do not fit, by how much."""
+    """Returns how many tokens of KV cache fit in `room_bytes` beside the weights; negative if the weights do not fit."""
     return math.floor((room_bytes - weights_bytes) / kv_bytes_per_token(facts, element_bytes))

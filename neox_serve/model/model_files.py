@@ -1,6 +1,6 @@
-"""Where the files of a checkpoint are: shipped with the package, in a local folder, or on a model hub.
+"""Finds the files of a checkpoint: shipped with the package, in a local folder, or on a model hub.
 
-Every error is a SettingsError that names the setting, because it is the setting that must change.
+Every error is a SettingsError that names the setting, because the setting has to be changed.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from neox_serve.model.facts import ModelFacts
 from neox_serve.settings import SettingsError
 
 BUILTIN = "builtin"
+"""Source name of the model that is shipped with the package."""
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin_model"
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _LONGEST_HEADER_BYTES = 100_000_000
@@ -27,38 +28,41 @@ _SETTING = "model.source"
 
 
 def locate(source: str, revision: str | None, *, setting: str = _SETTING) -> Path:
-    """The folder of a whole checkpoint, downloaded first where `source` is a hub name.
+    """Returns the folder of a complete checkpoint, after downloading it if `source` is a hub name.
 
-    source: "builtin", a local folder, or a hub name. Raises SettingsError naming `setting`.
+    source: "builtin", a local folder or a hub name. Raises SettingsError that names `setting`.
     """
     folder = _find(source, revision, _ALL_FILES, setting)
     if not any(folder.glob("*.safetensors")):
-        raise SettingsError(f"{setting}: {source}: holds no *.safetensors (looked in {folder})")
+        raise SettingsError(f"{setting}: {source}: contains no *.safetensors (looked in {folder})")
     return folder
 
 
 def locate_tokenizer(source: str, revision: str | None, *, setting: str = _SETTING) -> Path:
-    """The folder of a checkpoint's config and tokenizer; of a hub checkpoint only these small files are downloaded."""
+    """Returns the folder with a checkpoint's config and tokenizer. From a hub only these small files are downloaded.
+
+    Raises SettingsError that names `setting`.
+    """
     folder = _find(source, revision, _SMALL_FILES, setting)
     if not (folder / "tokenizer.json").is_file():
-        raise SettingsError(f"{setting}: {source}: holds no tokenizer.json (looked in {folder})")
+        raise SettingsError(f"{setting}: {source}: contains no tokenizer.json (looked in {folder})")
     return folder
 
 
 def locate_adapter(source: str, *, setting: str, cache: Path) -> Path:
-    """The folder of a LoRA adapter: local, or copied from a URL of fsspec's to `cache` once, or from the hub.
+    """Returns the folder of a LoRA adapter: a local folder, a copy of an fsspec URL in `cache`, or a download from the hub.
 
-    Raises SettingsError naming `setting`.
+    Raises SettingsError that names `setting`.
     """
     local = _copied(source, cache, setting) if "://" in source else None
     folder = _find(str(local or source), None, _ALL_FILES, setting, needed="adapter_config.json")
     if not any(folder.glob("*.safetensors")):
-        raise SettingsError(f"{setting}: {source}: holds no *.safetensors (looked in {folder})")
+        raise SettingsError(f"{setting}: {source}: contains no *.safetensors (looked in {folder})")
     return folder
 
 
 def _copied(url: str, cache: Path, setting: str) -> Path:
-    """The copy of a remote folder. It is made aside and then renamed, so that no half of one is ever found."""
+    """Returns the local copy of a remote folder. The copy is made under another name and then renamed, so it is always complete."""
     folder = cache / hashlib.sha256(url.encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder
@@ -70,14 +74,14 @@ def _copied(url: str, cache: Path, setting: str) -> Path:
         with suppress(OSError):  # another process was first
             aside.rename(folder)
     except Exception as error:
-        raise SettingsError(f"{setting}: {url}: cannot be had: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{setting}: {url}: cannot be copied: {type(error).__name__}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
 def read_facts(folder: Path, *, setting: str = _SETTING) -> ModelFacts:
-    """The facts of the checkpoint in a folder. Raises SettingsError where config.json is unusable or of another kind of model."""
+    """Reads the facts of the checkpoint in a folder. Raises SettingsError if config.json is unusable or describes another model type."""
     path = folder / "config.json"
     config = read_json(path, setting=setting)
     try:
@@ -87,20 +91,20 @@ def read_facts(folder: Path, *, setting: str = _SETTING) -> ModelFacts:
 
 
 def read_json(path: Path, *, setting: str) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint. Raises SettingsError naming `setting`."""
+    """Reads a JSON object from a file of a checkpoint. Raises SettingsError that names `setting`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{setting}: {path}: {error}") from error
     if not isinstance(value, dict):
-        raise SettingsError(f"{setting}: {path}: must hold a JSON object")
+        raise SettingsError(f"{setting}: {path}: must contain a JSON object")
     return value
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """Shapes and types of the tensors in a file, by name, without their values. Empty where the file is no safetensors.
+    """Returns shapes and types of the tensors in a safetensors file by name, without reading their values. Empty for other files.
 
-    Source: the format: eight bytes of little-endian length, then that much JSON.
+    Source: the safetensors format starts with a length (eight bytes, little-endian), followed by that many bytes of JSON.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -113,14 +117,14 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source needs no download."""
+    """Returns whether a source needs no download."""
     return source == BUILTIN or Path(source).expanduser().is_dir()
 
 
 def _find(source: str, revision: str | None, patterns: tuple[str, ...], setting: str, *, needed: str = "config.json") -> Path:
     folder = _local_folder(source) or _download(source, revision, patterns, setting)
     if not (folder / needed).is_file():
-        raise SettingsError(f"{setting}: {source}: holds no {needed} (looked in {folder})")
+        raise SettingsError(f"{setting}: {source}: contains no {needed} (looked in {folder})")
     return folder
 
 
@@ -130,11 +134,11 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _download(source: str, revision: str | None, patterns: tuple[str, ...], setting: str) -> Path:
-    """Hub and network errors come as ValueError (bad names) or OSError (all others: the hub's errors derive from it)."""
+    """Downloads from the hub. The hub library raises ValueError for bad names and subclasses of OSError for everything else."""
     try:
         return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         allowed = f'"{BUILTIN}", a local folder or a hub name such as EleutherAI/gpt-neox-20b'
-        raise SettingsError(f"{setting}: {source!r} is neither {allowed}") from error
+        raise SettingsError(f"{setting}: {source!r} is invalid; it must be {allowed}") from error
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{setting}: {source!r} is no local folder and cannot be had from the hub: {error}") from error
+        raise SettingsError(f"{setting}: {source!r} is not a local folder and cannot be downloaded from the hub: {error}") from error

@@ -1,7 +1,7 @@
-"""How long a step of an engine takes: the sum of what all sequences share and what each adds.
+"""A model of how long an engine step takes.
 
-A step reads all weights once (fixed), then for each sequence that it decodes does a token's arithmetic, for each token in the KV cache of
-those reads that, and computes prompt tokens beside.
+A step reads all weights once (fixed cost). It then computes one token for each sequence that it decodes, reads each token in the KV cache
+of these sequences, and computes prompt tokens on the side.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds, of one replica: its model on its GPUs."""
+    """Step time of one replica: its model on its GPUs."""
 
     fixed_s: float
+    """Cost of every step; above 0."""
     per_sequence_s: float
+    """Cost of each decoded sequence."""
     per_resident_token_s: float
+    """Cost of each token in the KV cache of the decoded sequences."""
     prefill_per_token_s: float
+    """Cost of each prompt token."""
 
     def __post_init__(self) -> None:
         parts = (self.fixed_s, self.per_sequence_s, self.per_resident_token_s, self.prefill_per_token_s)
@@ -22,15 +26,15 @@ class StepTime:
             raise ValueError(f"step time {parts}: no part may be negative, and fixed_s must be positive")
 
     def decode_s(self, sequences: float, resident_tokens: float) -> float:
-        """A step that decodes so many sequences, which have so many tokens in the KV cache."""
+        """Returns the time of a step. resident_tokens: tokens of all decoded sequences in the KV cache."""
         return self.fixed_s + self.per_sequence_s * sequences + self.per_resident_token_s * resident_tokens
 
     def prefill_s(self, tokens: float) -> float:
-        """What so many prompt tokens add to the steps that compute them."""
+        """Returns the time that prompt tokens add to the steps that compute them."""
         return self.prefill_per_token_s * tokens
 
     def scaled(self, *, weights: float, arithmetic: float, kv: float) -> "StepTime":
-        """On other hardware: factors of the time to read weights, to compute, and to read the KV cache."""
+        """Returns the step time on other hardware: factors for reading weights, computing, and reading the KV cache."""
         return StepTime(
             self.fixed_s * weights, self.per_sequence_s * arithmetic, self.per_resident_token_s * kv, self.prefill_per_token_s * arithmetic
         )

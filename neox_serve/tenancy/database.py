@@ -1,4 +1,4 @@
-"""Opens the database and brings its tables up to date."""
+"""Opens the database and migrates its tables to the current schema."""
 
 import fcntl
 import sqlite3
@@ -15,12 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from neox_serve.settings import SettingsError
 
 _MIGRATION_LOCK = 0x6E656F78
-"""Of PostgreSQL's advisory locks: processes that start together migrate one after the other."""
+"""Key of the PostgreSQL advisory lock that makes processes that start together migrate one after the other."""
 _SQLITE_WAIT_S = 15.0
+"""How long a statement waits for another writer."""
 
 
 def open_database(url: str) -> Engine:
-    """The database at a URL of SQLAlchemy's, with its tables up to date. Raises SettingsError where it cannot be used."""
+    """Opens the database at a SQLAlchemy URL and migrates it. Raises SettingsError if it cannot be used."""
     try:
         parsed = make_url(url)
         file = parsed.database if parsed.get_backend_name() == "sqlite" and parsed.database else ":memory:"
@@ -36,7 +37,7 @@ def open_database(url: str) -> Engine:
 
 @contextmanager
 def _alone(file: str) -> Iterator[None]:
-    """Keeps other processes from opening the same SQLite file meanwhile: its change to a write-ahead log does not wait for anybody."""
+    """Locks an SQLite file against other processes while it is opened. SQLite's switch to a write-ahead log does not wait for locks."""
     if file == ":memory:":
         yield
         return
@@ -47,7 +48,7 @@ def _alone(file: str) -> Iterator[None]:
 
 
 def _sqlite(url: str) -> Engine:
-    """SQLite that waits for other writers, and lets readers read meanwhile."""
+    """Opens an SQLite database in which writers wait for each other and readers are not blocked."""
     database = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S})
 
     @event.listens_for(database, "connect")
@@ -59,6 +60,7 @@ def _sqlite(url: str) -> Engine:
 
 
 def _migrate(connection: Connection) -> None:
+    """Applies all migrations that the database lacks."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
     config = Config()

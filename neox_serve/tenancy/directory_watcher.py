@@ -1,4 +1,4 @@
-"""The tenants as they are now, kept in memory: calls are authenticated without asking the database."""
+"""Keeps an up-to-date copy of all tenants in memory, so that calls are authenticated without a database query."""
 
 import asyncio
 
@@ -11,34 +11,36 @@ from neox_serve.tenancy.tenant_store import TenantStore
 _log = structlog.get_logger(__name__)
 
 POLL_S = 0.3
-"""Between two looks at the revision, one small query; a change holds within a second on every gateway."""
+"""Interval between two queries of the revision. A change takes effect within a second on every gateway."""
 
 
 class DirectoryWatcher:
-    """Follows the database. While that does not answer, what was last known goes on to hold."""
+    """Follows the tenants in the database. While the database does not respond, the last known tenants stay valid."""
 
     def __init__(self, store: TenantStore) -> None:
         self._store = store
         self._task: asyncio.Task[None] | None = None
         self.current = TenantDirectory()
-        self.answers = True
+        """The tenants as last read."""
+        self.database_available = True
+        """Whether the last query succeeded."""
 
     async def start(self) -> None:
-        """Reads all, and goes on following. Raises SQLAlchemyError where even the first look fails."""
+        """Reads all tenants and starts to follow changes. Raises SQLAlchemyError if the first read fails."""
         self.current = await asyncio.to_thread(self._store.directory)
         self._task = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
-        """Ends it."""
+        """Stops following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Looks now. Raises SQLAlchemyError."""
+        """Reads the tenants now if they have changed. Raises SQLAlchemyError."""
         if await asyncio.to_thread(self._store.revision) != self.current.revision:
             self.current = await asyncio.to_thread(self._store.directory)
-            _log.info("tenants read", revision=self.current.revision, tenants=len(self.current.tenants))
+            _log.info("tenants_loaded", revision=self.current.revision, tenants=len(self.current.tenants))
 
     async def _follow(self) -> None:
         while True:
@@ -46,8 +48,8 @@ class DirectoryWatcher:
             try:
                 await self.refresh()
             except SQLAlchemyError as error:
-                if self.answers:
-                    _log.error("the database of tenants does not answer; what is known goes on to hold", failure=type(error).__name__)
-                self.answers = False
+                if self.database_available:
+                    _log.error("tenant_database_unavailable", failure=type(error).__name__)
+                self.database_available = False
             else:
-                self.answers = True
+                self.database_available = True

@@ -1,4 +1,4 @@
-"""All that a gateway keeps in the database, opened and closed as one."""
+"""Everything that a gateway stores in the database, opened and closed together."""
 
 import asyncio
 import os
@@ -20,14 +20,16 @@ from neox_serve.tenancy.usage_store import UsageStore
 from neox_serve.tenancy.usage_writer import UsageWriter
 
 MIN_SECRET_BYTES = 32
+"""Minimum length of the secret."""
 
 
 class Platform:
-    """The database of one gateway. secret: the key of usage chains and cache salts."""
+    """The database access of one gateway."""
 
     def __init__(self, database: Engine, secret: bytes, gateway_id: str) -> None:
         self._database = database
         self.secret = secret
+        """Key of usage chains and cache salts."""
         self.tenants = TenantStore(database)
         self.usage = UsageStore(database)
         self.jobs = JobStore(database)
@@ -36,8 +38,8 @@ class Platform:
 
     @classmethod
     async def open(cls, settings: AccessSource, gateway_id: str) -> Self:
-        """Opens the database, makes its tables where they are not there, and follows it. Raises SettingsError."""
-        secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
+        """Opens the database, creates or migrates its tables, and starts its background tasks. Raises SettingsError."""
+        secret = await asyncio.to_thread(read_secret, secret_file(settings), create=settings.access.secret_file is None)
         database = await asyncio.to_thread(open_database, database_url(settings))
         platform = cls(database, secret, gateway_id)
         await platform.directory.start()
@@ -45,14 +47,14 @@ class Platform:
         return platform
 
     async def close(self) -> None:
-        """Writes what waits, and closes the database."""
+        """Writes pending usage records and closes the database."""
         await self.directory.close()
         await self.writer.close()
         await asyncio.to_thread(self._database.dispose)
 
 
 async def spent_recently(settings: AccessSource) -> dict[str, list[Spent]]:
-    """By gateway: what was used this day, and in the last minute. Raises SettingsError where the database cannot be used."""
+    """Returns, by gateway, the use of this day and of the last minute. Raises SettingsError if the database cannot be used."""
 
     def read() -> dict[str, list[Spent]]:
         database = open_database(database_url(settings))
@@ -65,21 +67,21 @@ async def spent_recently(settings: AccessSource) -> dict[str, list[Spent]]:
     return await asyncio.to_thread(read)
 
 
-def read_secret(path: Path, *, make: bool) -> bytes:
-    """The secret in a file. make: makes one where there is none, readable by this user alone. Raises SettingsError."""
+def read_secret(path: Path, *, create: bool) -> bytes:
+    """Reads the secret from a file. create: create a missing file, readable only by this user. Raises SettingsError."""
     try:
-        if make and not path.exists():
-            _make_secret(path)
+        if create and not path.exists():
+            _create_secret(path)
         secret = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"access.secret_file: cannot use {path}: {error.strerror}") from error
     if len(secret) < MIN_SECRET_BYTES:
-        raise SettingsError(f"access.secret_file: {path} has {len(secret)} bytes, must have {MIN_SECRET_BYTES} or more")
+        raise SettingsError(f"access.secret_file: {path} has {len(secret)} bytes; it must have at least {MIN_SECRET_BYTES}")
     return secret
 
 
-def _make_secret(path: Path) -> None:
-    """Several processes may come here at once: the first makes it, whole from its first moment."""
+def _create_secret(path: Path) -> None:
+    """Creates the secret file atomically. If several processes do so at once, the first one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     fresh.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""The database's tables. Their history is in `migrations/`; a test holds the two against each other."""
+"""The database tables. `migrations/` creates them; a test compares the two."""
 
 from sqlalchemy import (
     JSON,

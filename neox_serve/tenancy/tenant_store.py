@@ -1,4 +1,7 @@
-"""Tenants, keys and certificates in the database. Every change is one transaction with its entry in the audit log and a new revision."""
+"""Tenants, API keys and certificates in the database.
+
+Every change is one transaction that also writes an audit log entry and increments the revision.
+"""
 
 import secrets
 import time
@@ -21,21 +24,27 @@ _QUOTAS = tuple(Quotas.__slots__)
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """Who did what, when (seconds since the epoch), to whom, and with which values."""
+    """One change in the audit log."""
 
     at_s: float
+    """Seconds since the epoch."""
     actor: str
+    """Who made the change."""
     action: str
+    """What was done, for example `tenant.add`."""
     subject: str
+    """The tenant or key that was changed."""
     details: Mapping[str, Any]
+    """The new values."""
 
 
 class TenantStore:
-    """The database of tenants. Calls block; use them off the event loop. clock: seconds since the epoch."""
+    """Reads and changes tenants in the database. All calls block, so they must not run on the event loop."""
 
     def __init__(
         self, database: Engine, *, clock: Callable[[], float] = time.time, random_bytes: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
+        """clock: returns seconds since the epoch."""
         self._database = database
         self._clock = clock
         self._random_bytes = random_bytes
@@ -43,16 +52,16 @@ class TenantStore:
     # Tenants
 
     def add(self, tenant: Tenant, actor: str, certificates: tuple[str, ...] = ()) -> None:
-        """Enters a tenant. Raises INVALID_ARGUMENT where its name or a certificate is taken."""
+        """Adds a tenant. Raises INVALID_ARGUMENT if its name or a certificate is taken."""
         with self._change(actor, "tenant.add", tenant.name, {**_row(tenant), "certificates": certificates}) as connection:
             try:
                 connection.execute(insert(tables.tenants).values(created_s=self._clock(), **_row(tenant)))
             except IntegrityError as error:
-                raise invalid("tenant.name", f"{tenant.name!r} exists already") from error
+                raise invalid("tenant.name", f"{tenant.name!r} already exists") from error
             _set_certificates(connection, tenant.name, certificates)
 
     def change(self, tenant: Tenant, actor: str, certificates: tuple[str, ...] | None = None) -> None:
-        """Makes a tenant be as given. certificates: None leaves them. Raises INVALID_ARGUMENT where there is none of its name."""
+        """Replaces the values of a tenant. certificates: None keeps the present ones. Raises INVALID_ARGUMENT for an unknown tenant."""
         details = _row(tenant) | ({} if certificates is None else {"certificates": certificates})
         with self._change(actor, "tenant.set", tenant.name, details) as connection:
             changed = connection.execute(update(tables.tenants).where(tables.tenants.c.name == tenant.name).values(**_row(tenant)))
@@ -62,7 +71,7 @@ class TenantStore:
                 _set_certificates(connection, tenant.name, certificates)
 
     def tenant(self, name: str) -> Tenant:
-        """One tenant. Raises INVALID_ARGUMENT where there is none of that name."""
+        """Returns a tenant. Raises INVALID_ARGUMENT if there is none with this name."""
         with self._database.connect() as connection:
             row = connection.execute(select(tables.tenants).where(tables.tenants.c.name == name)).mappings().first()
         if row is None:
@@ -70,7 +79,7 @@ class TenantStore:
         return _tenant(row)
 
     def directory(self) -> TenantDirectory:
-        """Everything, in one consistent look."""
+        """Returns all tenants, keys and certificates in one consistent read."""
         with self._database.connect() as connection:
             revision = _revision(connection)
             rows = connection.execute(select(tables.tenants).order_by(tables.tenants.c.name)).mappings().all()
@@ -84,14 +93,14 @@ class TenantStore:
         )
 
     def revision(self) -> int:
-        """A number that every change makes greater."""
+        """Returns the revision, which every change increments."""
         with self._database.connect() as connection:
             return _revision(connection)
 
     # Keys
 
     def add_key(self, tenant: str, actor: str, *, label: str = "", lifetime_s: float | None = None) -> tuple[NewKey, ApiKey]:
-        """A new key of a tenant. Its text is nowhere kept. Raises INVALID_ARGUMENT where there is no such tenant."""
+        """Creates a key for a tenant. The text of the key is not stored. Raises INVALID_ARGUMENT for an unknown tenant."""
         made, now_s = new_key(self._random_bytes), self._clock()
         expires_s = None if lifetime_s is None else now_s + lifetime_s
         kept = ApiKey(made.key_id, tenant, made.secret_hash, now_s, expires_s=expires_s, label=label)
@@ -101,7 +110,7 @@ class TenantStore:
         return made, kept
 
     def rotate_keys(self, tenant: str, actor: str, *, overlap_s: float, lifetime_s: float | None = None) -> tuple[NewKey, ApiKey]:
-        """A new key of a tenant; all others end after the overlap. Raises INVALID_ARGUMENT where there is no such tenant."""
+        """Creates a key for a tenant and revokes all others after `overlap_s`. Raises INVALID_ARGUMENT for an unknown tenant."""
         made, now_s = new_key(self._random_bytes), self._clock()
         expires_s = None if lifetime_s is None else now_s + lifetime_s
         kept = ApiKey(made.key_id, tenant, made.secret_hash, now_s, expires_s=expires_s)
@@ -115,7 +124,7 @@ class TenantStore:
         return made, kept
 
     def revoke_key(self, key_id: str, actor: str) -> None:
-        """Ends a key now. Raises INVALID_ARGUMENT where there is none of that id."""
+        """Revokes a key now. Raises INVALID_ARGUMENT for an unknown key."""
         with self._change(actor, "key.revoke", key_id, {}) as connection:
             where = tables.api_keys.c.key_id == key_id
             if connection.execute(update(tables.api_keys).where(where).values(revoked_s=self._clock())).rowcount == 0:
@@ -123,16 +132,19 @@ class TenantStore:
 
     # The audit log
 
-    def audit(self, most: int = 100) -> list[AuditEntry]:
-        """The newest entries, newest first."""
+    def audit(self, limit: int = 100) -> list[AuditEntry]:
+        """Returns up to `limit` entries, newest first."""
         entries = tables.audit_entries
         with self._database.connect() as connection:
-            rows = connection.execute(select(entries).order_by(entries.c.id.desc()).limit(most)).mappings().all()
+            rows = connection.execute(select(entries).order_by(entries.c.id.desc()).limit(limit)).mappings().all()
         return [AuditEntry(row["at_s"], row["actor"], row["action"], row["subject"], row["details"]) for row in rows]
 
     @contextmanager
     def _change(self, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> Iterator[Connection]:
-        """A transaction that also notes what it does. The new revision is taken first, so that changes are made one after the other."""
+        """Runs a transaction that also writes an audit log entry.
+
+        It increments the revision first, so that concurrent changes are serialized.
+        """
         with self._database.begin() as connection:
             revisions = tables.revisions
             connection.execute(update(revisions).values(revision=revisions.c.revision + 1))
@@ -142,7 +154,7 @@ class TenantStore:
 
 
 def unknown_tenant(name: str) -> ServeError:
-    """The error of a tenant's name that stands for none."""
+    """Returns the error for an unknown tenant."""
     return replace(invalid("tenant", f"there is no tenant {name!r}"), metadata={"tenant": name})
 
 

@@ -1,4 +1,4 @@
-"""Usage records in the database: written in batches, summed for people and for quotas, verified as chains."""
+"""Usage records in the database: appended in batches, summed for reports and quotas, and verified as chains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +11,12 @@ from neox_serve.core.tenancy.usage import FIELDS, ChainBreak, ChainedRecord, Usa
 from neox_serve.tenancy.tables import usage_chains, usage_records
 
 _READ_AT_ONCE = 5_000
+"""Rows fetched at a time while verifying."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """What a tenant used of a model, over the time asked for."""
+    """A tenant's use of a model in a period."""
 
     tenant: str
     model: str
@@ -27,13 +28,13 @@ class UsageSum:
 
 
 class UsageStore:
-    """The database of usage. Calls block; use them off the event loop."""
+    """Reads and writes usage records. All calls block, so they must not run on the event loop."""
 
     def __init__(self, database: Engine) -> None:
         self._database = database
 
     def append(self, chained: Sequence[ChainedRecord]) -> None:
-        """Writes records of one chain, in order, and where the chain now ends: all or nothing."""
+        """Writes records of one chain, in order, and the chain's new end, in one transaction."""
         if not chained:
             return
         last = chained[-1]
@@ -45,55 +46,55 @@ class UsageStore:
                 connection.execute(insert(usage_chains).values(chain=last.chain, **head))
 
     def sums(self, since_us: int, until_us: int, tenant: str | None = None) -> list[UsageSum]:
-        """By tenant and model, for records from `since_us` up to but not at `until_us`, microseconds since the epoch."""
+        """Returns the use by tenant and model of requests that ended in [since_us, until_us), in microseconds since the epoch."""
         columns = usage_records.c
         failed = func.sum(case((columns.outcome == "OK", 0), else_=1))
         totals = [func.sum(columns[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
-        asked = select(columns.tenant, columns.model, func.count(), failed, *totals).where(
+        query = select(columns.tenant, columns.model, func.count(), failed, *totals).where(
             columns.at_us >= since_us, columns.at_us < until_us, *([] if tenant is None else [columns.tenant == tenant])
         )
         with self._database.connect() as connection:
-            rows = connection.execute(asked.group_by(columns.tenant, columns.model).order_by(columns.tenant, columns.model)).all()
+            rows = connection.execute(query.group_by(columns.tenant, columns.model).order_by(columns.tenant, columns.model)).all()
         return [UsageSum(*row[:2], *(int(value or 0) for value in row[2:])) for row in rows]
 
     def spent(self, since_us: int) -> dict[str, list[Spent]]:
-        """By gateway: all requests that ended since then, oldest first, as quotas count them."""
+        """Returns, by gateway, the requests that ended since then, oldest first, in the form that quotas count."""
         columns = usage_records.c
-        asked = select(columns.chain, columns.tenant, columns.at_us, columns.prompt_tokens + columns.completion_tokens)
+        query = select(columns.chain, columns.tenant, columns.at_us, columns.prompt_tokens + columns.completion_tokens)
         with self._database.connect() as connection:
-            rows = connection.execute(asked.where(columns.at_us >= since_us).order_by(columns.at_us)).all()
+            rows = connection.execute(query.where(columns.at_us >= since_us).order_by(columns.at_us)).all()
         by_gateway: dict[str, list[Spent]] = {}
         for chain, tenant, at_us, tokens in rows:
             by_gateway.setdefault(chain, []).append(Spent(tenant, at_us / 1e6, 1, int(tokens)))
         return by_gateway
 
     def by_replica(self, since_us: int) -> list[tuple[str, int, int, int]]:
-        """By replica that served something since then: its id, requests, prompt tokens and completion tokens."""
+        """Returns the replica id, requests, prompt tokens and completion tokens of each replica that served requests since then."""
         columns = usage_records.c
         totals = [func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens)]
-        asked = select(columns.replica_id, *totals).where(columns.at_us >= since_us, columns.replica_id != "")
+        query = select(columns.replica_id, *totals).where(columns.at_us >= since_us, columns.replica_id != "")
         with self._database.connect() as connection:
-            rows = connection.execute(asked.group_by(columns.replica_id).order_by(columns.replica_id)).all()
+            rows = connection.execute(query.group_by(columns.replica_id).order_by(columns.replica_id)).all()
         return [(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
     def verify(self, secret: bytes) -> list[ChainBreak]:
-        """Where the chains are not what was written."""
+        """Returns the positions at which chains differ from what was written."""
         with self._database.connect() as connection:
             heads = [tuple(row) for row in connection.execute(select(usage_chains)).all()]
         return verify(secret, self._all(), heads)
 
     def totals(self) -> tuple[int, int, int]:
-        """Records, prompt tokens, completion tokens of all time."""
+        """Returns the numbers of records, prompt tokens and completion tokens of all time."""
         columns = usage_records.c
-        asked = select(func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens))
+        query = select(func.count(), func.sum(columns.prompt_tokens), func.sum(columns.completion_tokens))
         with self._database.connect() as connection:
-            row = connection.execute(asked).one()
+            row = connection.execute(query).one()
         return int(row[0]), int(row[1] or 0), int(row[2] or 0)
 
     def _all(self) -> Iterator[ChainedRecord]:
-        asked = select(usage_records).order_by(usage_records.c.chain, usage_records.c.sequence)
+        query = select(usage_records).order_by(usage_records.c.chain, usage_records.c.sequence)
         with self._database.connect() as connection:
-            rows = connection.execution_options(yield_per=_READ_AT_ONCE).execute(asked).mappings()
+            rows = connection.execution_options(yield_per=_READ_AT_ONCE).execute(query).mappings()
             for row in rows:
                 yield ChainedRecord(row["chain"], row["sequence"], _record(row), row["hash"])
 

@@ -248,7 +248,7 @@ async def open_controller(
     settings: RouterProcessSettings, jobs: JobControllerSettings, runs: Runs, quotas: TokenQuotas
 ) -> AsyncIterator[JobController]:
     """Opens the cluster's job controller, with its database, for the duration of the block. Raises SettingsError."""
-    secret = await asyncio.to_thread(read_secret, secret_file(settings), make=settings.access.secret_file is None)
+    secret = await asyncio.to_thread(read_secret, secret_file(settings), create=settings.access.secret_file is None)
     database = await asyncio.to_thread(open_database, database_url(settings))
     try:
         accounts = Accounts(UsageStore(database), secret, settings.model_name, quotas)

@@ -73,7 +73,7 @@ def output_tokens(prompt: FittedPrompt, path: str, stopping: generation_pb2.Stop
 async def _token_ids(prompt: generation_pb2.Prompt, path: str, room: Room, tokenizer: Tokenizer) -> TokenIds:
     if prompt.WhichOneof("content") == "token_ids":
         return tuple(prompt.token_ids.ids)
-    least = tokenizer.fewest_tokens(prompt.text)
+    least = tokenizer.min_tokens(prompt.text)
     if room.truncation == generation_pb2.TRUNCATION_UNSPECIFIED and least > room.tokens:
         raise _too_long({path: least - room.tokens}, room, bound="at least ")
     ids = await tokenizer.encode_aside(prompt.text)

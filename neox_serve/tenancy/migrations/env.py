@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `neox_serve.tenancy.database` gives."""
+"""Runs the migrations on the connection that `neox_serve.tenancy.database` passes in."""
 
 from alembic import context
 

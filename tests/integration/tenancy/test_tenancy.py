@@ -91,7 +91,7 @@ def test_tenant_comes_back_as_it_was_given(store: TenantStore) -> None:
 
 def test_names_that_are_taken_or_unknown_are_refused_by_field(store: TenantStore) -> None:
     store.add(ACME, "me", ("acme.example",))
-    refused(Reason.INVALID_ARGUMENT, "tenant.name: 'acme' exists", lambda: store.add(ACME, "me"))
+    refused(Reason.INVALID_ARGUMENT, "tenant.name: 'acme' already exists", lambda: store.add(ACME, "me"))
     refused(Reason.INVALID_ARGUMENT, "certificate_names", lambda: store.add(Tenant("b"), "me", ("acme.example",)))
     assert "b" not in store.directory().tenants
     for call in (lambda: store.tenant("x"), lambda: store.change(Tenant("x"), "me"), lambda: store.add_key("x", "me")):

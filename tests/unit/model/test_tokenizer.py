@@ -22,7 +22,7 @@ def test_decode_of_encode_is_the_text_in_composed_form(text: str) -> None:
 @given(texts)
 def test_min_tokens_is_a_lower_bound(text: str) -> None:
     tokenizer = builtin_tokenizer()
-    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.min_tokens(text) <= len(tokenizer.encode(text))
 
 
 @given(texts)

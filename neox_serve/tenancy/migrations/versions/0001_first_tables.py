@@ -1,4 +1,4 @@
-"""Tenants, keys, certificates, audit log and usage records."""
+"""Create the tables of tenants, keys, certificates, the audit log and usage records."""
 
 import sqlalchemy as sa
 from alembic import op

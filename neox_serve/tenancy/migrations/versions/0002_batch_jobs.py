@@ -1,4 +1,4 @@
-"""Batch jobs."""
+"""Create the table of batch jobs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What runs of batch jobs write, and how many tokens they read."""
+"""Create the table of batch job logs and add the prompt token count to batch jobs."""
 
 import sqlalchemy as sa
 from alembic import op
