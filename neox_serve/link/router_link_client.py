@@ -1,7 +1,7 @@
-"""The stream that a gateway or a replica keeps to the router, opened again whenever it ends.
+"""The stream that a gateway or a replica keeps open to the router; it is reopened whenever it ends.
 
-The router may come back anywhere, so its address is asked for at every attempt. Everything is bounded in time: asking, connecting,
-the first answer.
+The router may come back at another address, so the address is resolved for every attempt. Each step has a timeout: resolving, connecting
+and waiting for the first response.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from neox_serve.link.streams import Backoff, SendQueue, keep_connected, read, st
 _log = structlog.get_logger(__name__)
 
 ResolveRouter = Callable[[], Awaitable[str]]
-"""Returns the router's host:port; may raise anything, and may hang: it is time-bounded."""
+"""Returns the router's host:port. It may raise any exception, and it may hang: the caller has a timeout."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -26,16 +26,16 @@ Request_contra = TypeVar("Request_contra", contravariant=True)
 Response_co = TypeVar("Response_co", covariant=True)
 
 METRICS_INTERVAL_S = 2.0
-"""Between two metrics texts from a peer to the router."""
+"""Interval between two metrics messages from a peer to the router."""
 _RESOLVE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 2.0
 
 
 class StreamCall(Protocol[Request_contra, Response_co]):
-    """A bidirectional call to the router."""
+    """A bidirectional gRPC call to the router."""
 
     async def read(self) -> Response_co | object:
-        """The next response, or grpc.aio.EOF."""
+        """Returns the next response, or grpc.aio.EOF."""
 
     async def write(self, message: Request_contra, /) -> None:
         """Sends a request."""
@@ -45,14 +45,14 @@ class StreamCall(Protocol[Request_contra, Response_co]):
 
 
 class RouterLink(Generic[Request, Response]):
-    """A stream to the router.
+    """A stream to the router, reopened until `close`.
 
-    connect: opens it on a channel. hello: its first message, made anew for each stream with all that the peer knows. response_type: what
-    comes back. on_response: takes each response; the first one means that the hello was accepted. on_connected: called after that.
-    on_lost: the stream ended.
+    connect: opens the stream on a channel. hello: returns the first message of a stream, with everything that the peer knows.
+    response_type: type of the responses. on_response: handles each response; the first one means that the hello was accepted. on_connected:
+    called after the first response was handled. on_lost: called when a stream has ended, even if it was never connected.
     """
 
-    def __init__(  # noqa: PLR0913 - by name, each
+    def __init__(  # noqa: PLR0913 - keyword-only
         self,
         *,
         resolve_router: ResolveRouter,
@@ -77,29 +77,30 @@ class RouterLink(Generic[Request, Response]):
         self._send_queue: SendQueue[Request] | None = None
         self._task: asyncio.Task[None] | None = None
         self.connected = False
+        """Whether the router has accepted the hello and the stream has not ended since."""
 
     def start(self) -> None:
-        """Starts to connect."""
+        """Starts to connect, in a background task."""
         self._task = asyncio.ensure_future(keep_connected(self._connect, self._backoff, "router"))
 
     async def close(self) -> None:
-        """Ends the stream for good."""
+        """Ends the stream and does not reopen it."""
         await stop_task(self._task)
 
     def send(self, message: Request) -> None:
-        """Sends a message after those before it. Without a stream it is dropped: the next hello says all that counts."""
+        """Queues a message. Drops it if there is no stream, because the next hello contains everything that matters."""
         if self._send_queue is not None:
             self._send_queue.put(message)
 
     async def _connect(self) -> None:
-        """One stream, from hello to its end."""
+        """Runs one stream, from the hello to its end."""
         async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
             address = await self._resolve_router()
         async with internal_channel(address, self._tls) as channel:
             call = self._connect_stream(channel)
             send_queue = SendQueue[Request]()
             send_queue.put(self._hello())
-            # From here on what changes is sent, in order after the hello that does not have it.
+            # Changes from here on are not in the hello, so they are sent after it.
             self._send_queue = send_queue
             try:
                 await until_one_ends(self._receive(call, address), send_queue.write_to(call))

@@ -1,7 +1,7 @@
-"""Reading, writing and reopening a bidirectional stream: what all four ends of the two links have in common.
+"""Reading, writing and reopening bidirectional streams: what the four ends of the two links have in common.
 
-grpc.aio breaks a stream on two concurrent writes, so each stream has one writer, fed from a queue. It reports the end of a stream in
-half a dozen ways; here all of them become StreamEndedError.
+grpc.aio breaks a stream on two concurrent writes, so each stream has one writer, which takes messages from a queue. grpc.aio also reports
+the end of a stream in half a dozen ways; here all of them become StreamEndedError.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ Sent_contra = TypeVar("Sent_contra", contravariant=True)
 
 
 class StreamEndedError(Exception):
-    """The stream is over, by either side's wish or by a broken connection."""
+    """The stream has ended: one side closed it, or the connection broke."""
 
 
 class Readable(Protocol[Received_co]):
-    """The receiving half of a stream: a call's or a servicer context's."""
+    """The receiving half of a stream: a call or a servicer context."""
 
     async def read(self) -> Received_co | object:
-        """The next message, or grpc.aio.EOF."""
+        """Returns the next message, or grpc.aio.EOF."""
 
 
 class Writable(Protocol[Sent_contra]):
-    """The sending half of a stream: a call's or a servicer context's."""
+    """The sending half of a stream: a call or a servicer context."""
 
     async def write(self, message: Sent_contra, /) -> None:
-        """Sends a message once flow control allows."""
+        """Sends a message when flow control allows."""
 
 
 async def read(stream: Readable[Message], kind: type[Message]) -> Message:
-    """The next message. Raises StreamEndedError."""
+    """Returns the next message. Raises StreamEndedError."""
     message = await _translated(stream.read())
     if not isinstance(message, kind):
         raise StreamEndedError("closed by the peer")
@@ -50,7 +50,7 @@ async def read(stream: Readable[Message], kind: type[Message]) -> Message:
 
 
 async def write(stream: Writable[Message], message: Message) -> None:
-    """Sends a message once flow control allows. Raises StreamEndedError."""
+    """Sends a message when flow control allows. Raises StreamEndedError."""
     await _translated(stream.write(message))
 
 
@@ -65,24 +65,24 @@ async def _translated(operation: Awaitable[Received_co]) -> Received_co:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        # grpc.aio raises CancelledError too where the peer, not this task, was cancelled.
+        # grpc.aio raises CancelledError also if the peer, not this task, was cancelled.
         raise StreamEndedError("cancelled by the peer") from error
 
 
 class SendQueue(Generic[Message]):
-    """Messages for a stream's one writer, in order."""
+    """The messages that wait for the stream's one writer, in order."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._wake = asyncio.Event()
 
     def put(self, message: Message) -> None:
-        """Queues a message; it leaves in this or the next turn of the loop."""
+        """Queues a message. It is sent in this turn of the event loop or the next."""
         self._messages.append(message)
         self._wake.set()
 
     async def write_to(self, stream: Writable[Message]) -> None:
-        """Writes for as long as the stream lives. Raises StreamEndedError."""
+        """Writes queued messages until the stream ends. Raises StreamEndedError."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -92,7 +92,7 @@ class SendQueue(Generic[Message]):
 
 
 async def until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
-    """Runs the parts of a stream until one of them ends, then ends the others. Raises what that one raised."""
+    """Runs the given coroutines until one of them ends, then cancels the others. Raises what the one that ended raised."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -105,49 +105,50 @@ async def until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
 
 
 class Backoff:
-    """Jittered waits between attempts: from 25 ms, doubling, to 400 ms at most: a peer that is back is found within half a second."""
+    """Jittered delays between attempts to connect: 25 ms, doubling up to 400 ms, so that a peer is found within half a second of its
+    return."""
 
-    _FIRST_S = 0.025
-    _LONGEST_S = 0.4
+    _INITIAL_S = 0.025
+    _MAX_S = 0.4
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._next_s = self._FIRST_S
+        self._next_s = self._INITIAL_S
 
     def reset(self) -> None:
-        """Starts over, after an attempt that worked."""
-        self._next_s = self._FIRST_S
+        """Starts over with the shortest delay, after a successful attempt."""
+        self._next_s = self._INITIAL_S
 
     def next_s(self) -> float:
-        """Seconds to wait before the next attempt."""
-        wait_s, self._next_s = self._next_s, min(self._next_s * 2, self._LONGEST_S)
+        """Returns the seconds to wait before the next attempt."""
+        wait_s, self._next_s = self._next_s, min(self._next_s * 2, self._MAX_S)
         return wait_s * self._rng.uniform(0.5, 1.0)
 
 
 async def keep_connected(connect: Callable[[], Awaitable[None]], backoff: Backoff, peer: str) -> None:
-    """Connects again whenever the connection ends, for ever. `connect` returns or raises when it has ended."""
+    """Reconnects forever. `connect` runs one connection, and returns or raises when it has ended."""
     while True:
         try:
             await connect()
         except (StreamEndedError, TimeoutError, OSError) as error:
             _log.debug("link_ended", peer=peer, cause=str(error) or type(error).__name__)
-        except Exception:  # noqa: BLE001  a boundary: whatever a peer sends or a resolver raises must not end the link for good
+        except Exception:  # noqa: BLE001  boundary: nothing that a peer sends or a resolver raises may stop reconnection
             _log.warning("link_failed", peer=peer, exc_info=True)
         await asyncio.sleep(backoff.next_s())
 
 
 async def repeat(action: Callable[[], Awaitable[None]], interval_s: float) -> None:
-    """Does something for ever, with this pause between."""
+    """Runs an action forever, with a pause of interval_s after each run."""
     while True:
         try:
             await action()
-        except Exception:  # noqa: BLE001  a boundary: one report that fails must not end the reports for good
+        except Exception:  # noqa: BLE001  boundary: a failed run must not stop later runs
             _log.warning("repeated_action_failed", exc_info=True)
         await asyncio.sleep(interval_s)
 
 
 async def stop_task(task: asyncio.Task[None] | None) -> None:
-    """Cancels a task and waits for its end; None is none."""
+    """Cancels a task and waits until it has ended. Does nothing for None."""
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""The gateway's end of an engine link: one stream to one replica, opened eagerly and again whenever it breaks.
+"""The gateway's end of an engine link: one stream to one replica, opened in advance and reopened whenever it breaks.
 
-Commands of one turn of the event loop leave as one message. The link is always read, whatever the readers of its requests do: what
-they leave unread is bounded by the output that each request may have.
+Commands of one turn of the event loop are sent as one message. The link is always read, even if the readers of its requests are slow; what
+they leave unread is bounded by the maximum output of each request.
 """
 
 import asyncio
@@ -23,17 +23,18 @@ from neox_serve.wire import engine_messages as wire
 _log = structlog.get_logger(__name__)
 
 _WELCOME_TIMEOUT_S = 2.0
+"""Longest wait for the replica's welcome on a new stream."""
 
 
 class DeltaReceiver(Protocol):
-    """Takes the deltas of one request."""
+    """Receives the deltas of one request."""
 
     def push(self, delta: Delta) -> None:
-        """Takes one. Must not block."""
+        """Handles a delta. Must not block."""
 
 
 class EngineLink:
-    """A link to one replica. on_change: called when it comes up or goes down."""
+    """A link to one replica. on_change: called when the link comes up or goes down."""
 
     def __init__(
         self,
@@ -59,24 +60,24 @@ class EngineLink:
 
     @property
     def is_up(self) -> bool:
-        """Whether the replica has answered on the stream and it has not ended since."""
+        """Whether the replica has sent its welcome and the stream has not ended since."""
         return self._up.is_set()
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests sent and not ended."""
+        """Number of requests sent and not ended."""
         return len(self._generations) + len(self._embeddings)
 
     def start(self) -> None:
-        """Starts to connect."""
+        """Starts to connect, in a background task."""
         self._task = asyncio.ensure_future(keep_connected(self._connect, self._backoff, self.replica_id))
 
     async def close(self) -> None:
-        """Ends the link. What is in flight is lost."""
+        """Closes the link. Requests in flight fail with REPLICA_LOST."""
         await stop_task(self._task)
 
     async def until_up(self, timeout_s: float) -> None:
-        """Returns when the link is up. Raises ServeError(REPLICA_LOST) where that takes longer than timeout_s."""
+        """Waits until the link is up. Raises ServeError(REPLICA_LOST) if that takes longer than timeout_s."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._up.wait()
@@ -84,13 +85,16 @@ class EngineLink:
             raise replica_lost(self.replica_id) from error
 
     def generate(self, key: int, request: GenerationRequest, receiver: DeltaReceiver) -> None:
-        """Sends a request; its deltas, or the link's failure, go to the receiver. Raises ServeError(REPLICA_LOST) if it is down."""
+        """Sends a request.
+
+        Its deltas, or the failure of the link, go to the receiver. Raises ServeError(REPLICA_LOST) if the link is down.
+        """
         self._check_up()
         self._generations[key] = receiver
         self._commands.generate(wire.generation_to_proto(key, request))
 
     def embed(self, key: int, request: EmbeddingRequest) -> asyncio.Future[EmbeddingResult]:
-        """Sends a request; its vector or a ServeError arrives in the future. Raises ServeError(REPLICA_LOST) if the link is down."""
+        """Sends a request and returns a future for its embedding or a ServeError. Raises ServeError(REPLICA_LOST) if the link is down."""
         self._check_up()
         future = asyncio.get_running_loop().create_future()
         self._embeddings[key] = future
@@ -98,7 +102,7 @@ class EngineLink:
         return future
 
     def cancel(self, key: int) -> None:
-        """Frees a request in the engine; nothing of it arrives any more. Ended ones are ignored."""
+        """Aborts a request; no more output of it arrives. Ignores requests that have ended."""
         generation, embedding = self._generations.pop(key, None), self._embeddings.pop(key, None)
         if generation is not None or embedding is not None:
             self._commands.cancel(key)
@@ -108,7 +112,7 @@ class EngineLink:
             raise replica_lost(self.replica_id)
 
     async def _connect(self) -> None:
-        """One stream, from hello to its end."""
+        """Runs one stream, from the hello to its end."""
         async with internal_channel(self._address, self._tls) as channel:
             call = EngineLinkServiceStub(channel).Connect()
             try:
@@ -156,7 +160,7 @@ class EngineLink:
         receivers = self._generations
         for delta in frame.deltas:
             receiver = receivers.get(delta.key)
-            if receiver is None:  # cancelled meanwhile
+            if receiver is None:  # cancelled in the meantime
                 continue
             if delta.end:
                 del receivers[delta.key]
@@ -174,18 +178,20 @@ class EngineLink:
 
 
 class _Call(Writable[pb.ConnectRequest], Protocol):
+    """The gRPC call of a link."""
+
     async def read(self) -> pb.ConnectResponse | object: ...
 
 
 class _Commands:
-    """What is to be sent: all commands since the last message become the next one."""
+    """Commands that wait to be sent: all commands since the last message form the next one."""
 
     def __init__(self) -> None:
         self._wake = asyncio.Event()
         self.clear()
 
     def clear(self) -> None:
-        """Forgets commands meant for an earlier stream."""
+        """Drops the commands that were meant for an earlier stream."""
         self._generations: list[pb.SubmitGeneration] = []
         self._embeddings: list[pb.SubmitEmbedding] = []
         self._cancelled: list[int] = []
@@ -204,7 +210,7 @@ class _Commands:
         self._wake.set()
 
     async def write_to(self, stream: Writable[pb.ConnectRequest]) -> None:
-        """Writes for as long as the stream lives. Raises StreamEndedError."""
+        """Writes commands until the stream ends. Raises StreamEndedError."""
         while True:
             await self._wake.wait()
             message = wire.commands(self._generations, self._embeddings, self._cancelled)

@@ -1,7 +1,7 @@
-"""A gateway's links to all replicas, opened as the router names them.
+"""A gateway's links to all replicas, opened as the router lists them.
 
-A replica that the router no longer names is not dropped while its link is up: a router that has just started names none, and streams go
-on. Its link ends when the replica does, and then it is forgotten.
+A replica that the router no longer lists is kept while its link is up: a router that has just started lists none, and streams must go on.
+Once its link has ended, the replica is forgotten.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from neox_serve.link.channels import LinkTls
 
 
 class EngineLinks:
-    """Replicas by id, with their links. on_change: called when a replica or a link changes."""
+    """All known replicas and their links. on_change: called when a replica or a link changes."""
 
     def __init__(self, *, gateway_id: str, rng: Random, on_change: Callable[[], None], tls: LinkTls | None = None) -> None:
         self._tls = tls
@@ -30,7 +30,7 @@ class EngineLinks:
         self._closing: set[asyncio.Task[None]] = set()
 
     def update(self, replicas: Iterable[Replica]) -> None:
-        """The router's whole set."""
+        """Takes the router's complete list of replicas: opens links to new ones and forgets those that are gone."""
         named = {replica.replica_id: replica for replica in replicas}
         self._named = frozenset(named)
         self._replicas.update(named)
@@ -43,20 +43,20 @@ class EngineLinks:
         self._on_change()
 
     def replicas(self) -> list[tuple[Replica, bool]]:
-        """All replicas known, and whether each one's link is up."""
+        """Returns all known replicas, each with whether its link is up."""
         return [(replica, self.is_up(replica_id)) for replica_id, replica in self._replicas.items()]
 
     def block_tokens(self, pool: Pool) -> int:
-        """Of a block of the pool's prefix caches, as a replica last said; 0 where none has said."""
+        """Returns the tokens per block of the pool's prefix caches, as last listed; 0 if no replica reports its cache."""
         return self._block_tokens.get(pool, 0)
 
     def is_up(self, replica_id: str) -> bool:
-        """Whether the replica's link is up."""
+        """Returns whether the link to a replica is up."""
         link = self._links.get(replica_id)
         return link is not None and link.is_up
 
     async def up(self, replica_id: str, timeout_s: float) -> EngineLink:
-        """The replica's link, once it is up. Raises ServeError(REPLICA_LOST) if it is not up in time."""
+        """Returns the link to a replica once it is up. Raises ServeError(REPLICA_LOST) if it is not up within timeout_s."""
         link = self._links.get(replica_id)
         if link is None:
             raise replica_lost(replica_id)
@@ -65,7 +65,7 @@ class EngineLinks:
         return link
 
     async def close(self) -> None:
-        """Ends all links."""
+        """Closes all links."""
         await asyncio.gather(*(link.close() for link in self._links.values()), *self._closing)
         self._links.clear()
 

@@ -1,7 +1,8 @@
-"""One generation as its reader sees it: deltas until the end, on whichever replica. Its life is the table in core.generation.request_life.
+"""One generation as its reader sees it: deltas until the end, whichever replica produces them.
 
-What arrives before it is read is kept; the request's own limit on output bounds it. A request whose replica is lost is moved to another
-while the reader waits, before anything arrived always, and after that where the other can go on from there.
+The states are those of the table in `core.generation.request_life`. Deltas that arrive before they are read are kept; the request's maximum
+output bounds them. If the replica is lost, the request moves to another one while the reader waits: always if nothing has been delivered
+yet, otherwise if another replica can continue from the tokens delivered so far.
 """
 
 import asyncio
@@ -21,15 +22,14 @@ _log = structlog.get_logger(__name__)
 
 
 Place = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Placement]]
-"""Leases a replica for a request that is not among those given, and waits for its link. Raises ServeError."""
+"""Places a request on a replica that is not among the given ids. Raises ServeError."""
 
 
 class RoutedStream:
-    """A stream of deltas. It must be read to its end or cancelled, or its lease stays out.
+    """Implements `protocol.TokenStream`. It must be read to its end or cancelled; otherwise its lease is never settled.
 
-    place: finds a replica. settle: gives a lease back. on_end: called once, at the end. clock: seconds,
-    steady. on_placed: told of each replica that it gets. gaps_s: how long its reader waited for each replica that went on with it, from
-    the loss of the one before.
+    place: places the request on a replica. settle: ends a lease. on_end: called once, at the end. clock: monotonic seconds. on_placed:
+    called with the lease of each placement.
     """
 
     def __init__(
@@ -56,37 +56,39 @@ class RoutedStream:
         self._reader: asyncio.Future[None] | None = None
         self._direct: DirectSink | None = None
         self._move: asyncio.Task[None] | None = None
-        self._came_at_s = clock()
+        self._arrived_at_s = clock()
         self._first_token_at_s: float | None = None
         self._cached_tokens = 0
         self._output_tokens = 0
         self._delivered: list[int] | None = [] if is_continuable(request) else None
-        self._whole = request
+        self._original = request
         self._loss: ServeError | None = None
         self._lost_at_s: float | None = None
         self.gaps_s: list[float] = []
+        """Seconds from each loss of a replica to the first output of the next one."""
         self.admission_s = 0.0
+        """Seconds spent waiting for replicas to be granted."""
 
     @property
     def replica_id(self) -> str:
-        """The replica that serves the request now, or did last; empty before the first."""
+        """Id of the replica that runs the request, or ran it last; empty before the first placement."""
         return self._placement.lease.replica_id if self._placement else ""
 
     @property
     def explanation(self) -> str:
-        """How it came to that replica, for people."""
+        """How that replica was chosen, for logs and traces."""
         return self._placement.explanation if self._placement else ""
 
     @property
     def predicted_cached_tokens(self) -> int | None:
-        """Of the prompt, what that replica was thought to have cached; None where nothing was known."""
+        """Prompt tokens that this replica's prefix cache was expected to hold; None if nothing was known of its cache."""
         placement = self._placement
         return placement.lease.cached_tokens if placement and placement.predicted else None
 
     async def open(self) -> None:
-        """Admits and sends the request. `admission_s` grows by the seconds it took.
+        """Places the request on a replica and sends it. Adds the seconds it took to `admission_s`.
 
-        Raises ServeError; REPLICA_LOST where something was delivered and nobody goes on with it.
+        Raises ServeError: REPLICA_LOST if output has been delivered and no other replica can continue.
         """
         started_s = self._clock()
         try:
@@ -102,11 +104,11 @@ class RoutedStream:
         self._take_place(placement)
 
     async def next(self, direct: DirectSink | None = None, /) -> Sequence[Delta]:
-        """All deltas since the last call, at least one; waits for it. The last delta has `end` set.
+        """Returns all deltas since the last call; waits for at least one. The last delta has `end` set.
 
-        direct: is offered deltas that come while this waits, but for the last; what it takes is not returned, and the wait goes on.
-        Raises ServeError where the request was cancelled, or failed (after the deltas before), and what `direct` raises. Cancelling this
-        call changes nothing.
+        direct: called with each delta that arrives during the wait, except the last. If it returns True it has consumed the delta, which is
+        then not returned, and the wait goes on. Raises ServeError if the request was cancelled or has failed, after all deltas before that,
+        and whatever `direct` raises. Cancelling this call does not affect the request.
         """
         while not self._deltas:
             if self._error is not None:
@@ -121,18 +123,18 @@ class RoutedStream:
         return deltas
 
     def cancel(self) -> None:
-        """Ends the request and frees its resources; a reader gets ServeError(CANCELLED). Again, or after the end, it does nothing."""
+        """Ends the request and frees its resources; a reader gets ServeError(CANCELLED). Idempotent; does nothing after the end."""
         self._happen(RequestEvent.CANCELLED, ServeError(Reason.CANCELLED, "the request was cancelled"))
         if self._move is not None:
             self._move.cancel()
 
     def preempt(self) -> None:
-        """Goes back to wait for a replica, unless something has been delivered."""
+        """Gives the replica up and waits for another one, unless output has arrived."""
         if self._stage is Stage.WAITING:
             self._happen(RequestEvent.YIELDED)
 
     def push(self, delta: Delta) -> None:
-        """Takes a delta from the link."""
+        """Handles a delta from the link."""
         for sequence in delta.sequences:
             self._output_tokens += len(sequence.token_ids)
             if self._delivered is not None:
@@ -141,7 +143,7 @@ class RoutedStream:
             delta = self._note_prompt(delta, delta.prompt)
         if delta.failure is not None:
             self._fail(delta.failure)
-        elif self._stage is Stage.STREAMING and not delta.end:  # the token path: the table's step would change nothing
+        elif self._stage is Stage.STREAMING and not delta.end:  # token path: the table's step would change nothing
             if not self._passed_on(delta):
                 self._deltas.append(delta)
                 self._wake()
@@ -150,17 +152,23 @@ class RoutedStream:
             self._happen(RequestEvent.FINISHED if delta.end else RequestEvent.DELIVERED)
 
     def _passed_on(self, delta: Delta) -> bool:
-        """Whether the reader, if it still waits, has taken the delta. A fault of its is raised to it alone: the link serves others too."""
+        """Offers the delta to the waiting reader, and returns whether it was consumed.
+
+        An exception of the reader is raised in its own call only, because the link serves other requests too.
+        """
         if self._direct is None or self._reader is None or self._reader.done():
             return False
         try:
             return self._direct(delta)
-        except Exception as fault:  # noqa: BLE001 - the boundary between one request and all others of its link
+        except Exception as fault:  # noqa: BLE001 - boundary between this request and the others on the link
             self._reader.set_exception(fault)
             return True
 
     def _note_prompt(self, delta: Delta, prompt: PromptFacts) -> Delta:
-        """The first delta of a replica; of the replicas after the first its reader hears nothing about the prompt."""
+        """Handles the first delta of a replica.
+
+        Removes the prompt facts if it is not the first replica, because the reader has them already.
+        """
         self._cached_tokens = prompt.cached_tokens
         now_s = self._clock()
         if self._first_token_at_s is None:
@@ -169,7 +177,7 @@ class RoutedStream:
             return delta
         self.gaps_s.append(now_s - self._lost_at_s)
         self._lost_at_s = None
-        _log.info("request_continued", request_id=self._whole.request_id, replica_id=self.replica_id, gap_s=round(self.gaps_s[-1], 4))
+        _log.info("request_continued", request_id=self._original.request_id, replica_id=self.replica_id, gap_s=round(self.gaps_s[-1], 4))
         return replace(delta, prompt=None)
 
     def _fail(self, failure: ServeError) -> None:
@@ -177,21 +185,21 @@ class RoutedStream:
         self._failed = (*self._failed, self.replica_id)
         if event is not RequestEvent.CONTINUABLE:
             self._happen(event, failure)
-        elif (rest := continued(self._whole, self._delivered or ())) is not None:
+        elif (rest := continued(self._original, self._delivered or ())) is not None:
             self._continue_with(rest, failure)
-        else:  # only the word that it has ended was lost
+        else:  # all tokens were delivered; only the final delta was lost
             self._deltas.append(Delta(0, (SequenceDelta(0, "", (), finish=Finish(FinishReason.LENGTH)),), end=True))
             self._happen(RequestEvent.FINISHED)
 
     def _continue_with(self, rest: GenerationRequest, failure: ServeError) -> None:
-        """Goes on elsewhere. The prompt was paid for once: that the next replica reads it again is not its tenant's doing."""
+        """Continues on another replica. Counts the prompt as cached there, so that the tenant is charged for it only once."""
         self._lost_at_s = self._clock() if self._lost_at_s is None else self._lost_at_s
         self._cached_tokens = len(self._request.prompt_token_ids)
         self._request, self._loss = rest, failure
         self._happen(RequestEvent.CONTINUABLE, failure)
 
     def _take_place(self, placement: Placement) -> None:
-        if self._stage is not Stage.ADMITTING:  # cancelled meanwhile
+        if self._stage is not Stage.ADMITTING:  # cancelled in the meantime
             self._settle(Settled(placement.lease.lease_id))
             if self._error is not None:
                 raise self._error
@@ -201,7 +209,7 @@ class RoutedStream:
         self._happen(RequestEvent.GRANTED)
 
     def _happen(self, event: RequestEvent, error: ServeError | None = None) -> None:
-        """Takes the table's step and carries out its actions."""
+        """Makes the table's transition and carries out its actions."""
         taken = step(self._stage, event)
         self._stage = taken.stage
         for action in taken.actions:
@@ -222,25 +230,25 @@ class RoutedStream:
             case Action.TERMINATE:
                 self._error = error
                 self._on_end()
-            case _:  # ADMIT: the reader's next call does it
+            case _:  # ADMIT: done by the reader's next call
                 pass
 
     def _timings(self) -> RequestTimings | None:
-        """Of the whole answer, over all replicas. Beams come all at once, and say nothing of it."""
-        if self._first_token_at_s is None or self._whole.beam is not None:
+        """Returns the timings of the response, over all replicas; None for beam search, whose output arrives all at once."""
+        if self._first_token_at_s is None or self._original.beam is not None:
             return None
-        tokens = (self._output_tokens if self._delivered is None else len(self._delivered)) / self._whole.n
+        tokens = (self._output_tokens if self._delivered is None else len(self._delivered)) / self._original.n
         writing_s = self._clock() - self._first_token_at_s
-        return RequestTimings(self._first_token_at_s - self._came_at_s, writing_s / (tokens - 1) if tokens > 1 else None)
+        return RequestTimings(self._first_token_at_s - self._arrived_at_s, writing_s / (tokens - 1) if tokens > 1 else None)
 
     def _submit(self, placement: Placement) -> None:
         try:
             placement.link.generate(placement.lease.lease_id, self._request, self)
-        except ServeError as error:  # the link broke in this very turn of the loop
+        except ServeError as error:  # the link broke in this turn of the event loop
             self._fail(error)
 
     async def _moved(self) -> None:
-        """Opens the request on another replica, in a task that outlives a cancelled call of `next`."""
+        """Places the request on another replica, in a task that survives the cancellation of `next`."""
         if self._move is None:
             self._move = asyncio.ensure_future(self.open())
         await asyncio.wait((self._move,))
