@@ -1,4 +1,4 @@
-"""What a replica takes from the Ray cluster. Pure: settings in, Serve deployment options out."""
+"""Translates settings into Serve deployment options: the resources of a replica and the number of replicas."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from neox_serve.settings.engines import EngineSettings, ReplicaSettings
 
 
 def node_resource(name: str | None) -> dict[str, Any]:
-    """The part of `ray_actor_options` that keeps an actor to the nodes with a custom resource, of which it takes 1."""
+    """Returns the part of `ray_actor_options` that restricts an actor to nodes with a custom resource, of which it reserves 1."""
     return {"resources": {name: 1}} if name else {}
 
 
 def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict[str, Any]:
-    """Serve options that place one replica.
+    """Returns the Serve options that place one replica.
 
-    With the `ray` executor each worker gets a bundle of its own, packed onto as few nodes as hold them; the replica's own process stands in
-    the first. Otherwise all workers are children of the replica's process and its actor holds all their GPUs on one node.
+    With the `ray` executor each worker gets its own bundle. The bundles are packed onto as few nodes as possible, and the replica's process
+    runs in the first. Otherwise all workers are children of the replica's process, whose actor reserves all their GPUs on one node.
     """
     name = replicas.node_resource
     actor: dict[str, Any] = {"num_cpus": replicas.num_cpus}
@@ -34,8 +34,11 @@ def placement_options(engine: EngineSettings, replicas: ReplicaSettings) -> dict
 
 
 def scaling_options(pool: Pool, replicas: ReplicaSettings) -> dict[str, Any]:
-    """Serve options for the number of replicas: fixed where the bounds leave no choice, otherwise as decided beside the router, which has
-    its delays in its policy."""
+    """Returns the Serve options for the number of replicas.
+
+    It is fixed if minimum and maximum are equal. Otherwise Serve applies the decisions of the scaling loop (see scaling.py) at once; any
+    delays are part of the scaling policy.
+    """
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.initial}
     policy = {"policy_function": "autoscaling.ray_adapter:WantedReplicas", "policy_kwargs": {"pool": pool.value}}

@@ -1,9 +1,11 @@
-"""Scaling beside the router: once a second its demand becomes signals, the scaler decides, and Serve's controller finds the verdicts in
-Ray's key-value store, where the scaler's memory is too."""
+"""The scaling loop, which runs in the router's process.
+
+In every interval it turns the router's demand into signals, lets the scaler decide, and writes the verdicts to Ray's key-value store, where
+Serve's controller reads them. The scaler's memory is kept there too, so that it survives a restart of the router.
+"""
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import structlog
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -29,13 +31,14 @@ from neox_serve.settings.slices import RouterProcessSettings, ScaledPoolSettings
 _log = structlog.get_logger(__name__)
 
 _MEMORY_KEY = b"memory"
-_SAVE_EVERY = 5
+_SAVE_INTERVAL_ROUNDS = 5
+"""The scaler's memory is saved in every so many rounds, and whenever a verdict changes."""
 
 
 def scaled_pools(settings: RouterProcessSettings) -> dict[Pool, ReplicaSettings]:
     """Returns the pools that are scaled: those whose minimum and maximum number of replicas differ."""
     replicas = {pool: section.replicas for pool, section in settings.pools.items()}
-    return {pool: one for pool, one in replicas.items() if one.min != one.max}
+    return {pool: bounds for pool, bounds in replicas.items() if bounds.min != bounds.max}
 
 
 def waking_lanes(settings: RouterProcessSettings) -> frozenset[tuple[Pool, str]]:
@@ -44,7 +47,7 @@ def waking_lanes(settings: RouterProcessSettings) -> frozenset[tuple[Pool, str]]
 
 
 def tuning_of(scaling: ScalingSettings) -> Tuning:
-    """That of our policy that is set."""
+    """Returns the tuning of the token-aware policy."""
     return Tuning(
         headroom=scaling.headroom,
         hold_startups=scaling.scale_down_hold_startups,
@@ -56,7 +59,7 @@ def tuning_of(scaling: ScalingSettings) -> Tuning:
 
 
 def policy_of(scaling: ScalingSettings) -> Policy:
-    """The policy that is set."""
+    """Returns the configured policy."""
     if scaling.policy == "token-aware":
         return token_aware(tuning_of(scaling))
     if scaling.policy == "target-ongoing-requests":
@@ -68,7 +71,7 @@ def policy_of(scaling: ScalingSettings) -> Policy:
 
 
 def scaler_of(settings: RouterProcessSettings) -> Scaler:
-    """The cluster's scaler. Raises ValueError where the GPU budget is too small for the fewest replicas."""
+    """Returns the cluster's scaler. Raises ValueError if the GPU budget is too small for the minimum number of replicas."""
     pools = scaled_pools(settings)
     specs = {pool.value: _spec(settings.scaling, one, _gpus(settings.pools[pool])) for pool, one in pools.items()}
     return Scaler(policy_of(settings.scaling), specs, {pool.value: one.initial for pool, one in pools.items()}, settings.scaling.gpu_budget)
@@ -95,7 +98,7 @@ def _targets(scaling: ScalingSettings) -> Targets:
 
 
 def signals_of(demand: PoolDemand, attained: Attained) -> PoolSignals:
-    """What a policy sees of a pool."""
+    """Returns the signals that a policy gets about a pool."""
     return PoolSignals(
         ready_replicas=demand.ready_replicas,
         draining_replicas=demand.draining_replicas,
@@ -118,7 +121,10 @@ def signals_of(demand: PoolDemand, attained: Attained) -> PoolSignals:
 
 
 class ScalingLoop:
-    """Runs beside a RouterServer. wall_clock: seconds since the epoch, which outlives a router's process."""
+    """Scales the pools of a RouterServer.
+
+    `wall_clock` returns seconds since the epoch, because the scaler's memory outlives the router's process.
+    """
 
     def __init__(
         self, scaler: Scaler, pools: tuple[Pool, ...], targets: Targets, server: RouterServer, wall_clock: Callable[[], float]
@@ -131,7 +137,7 @@ class ScalingLoop:
         self._rounds = 0
 
     async def run(self, interval_s: float) -> None:
-        """Decides for ever. What a router before this one remembered is taken up first."""
+        """Decides in every interval, forever. It first restores the memory that an earlier router saved."""
         if stored := _internal_kv_get(_MEMORY_KEY, namespace=VERDICT_NAMESPACE):
             self._scaler.restore(json.loads(stored))
         await repeat(self._decide, interval_s)
@@ -140,11 +146,11 @@ class ScalingLoop:
         now_s = self._wall_clock()
         demands = self._server.demand()
         verdicts = self._scaler.decide({pool.value: self._signals(pool, demands[pool], now_s) for pool in self._attainments}, now_s)
-        changed = self._tell(verdicts)
+        changed = self._publish(verdicts)
         for name, verdict in verdicts.items():
             _internal_kv_put(name.encode(), serialize_verdict(verdict.replicas, verdict.reason, now_s), namespace=VERDICT_NAMESPACE)
         self._rounds += 1
-        if changed or self._rounds % _SAVE_EVERY == 0:
+        if changed or self._rounds % _SAVE_INTERVAL_ROUNDS == 0:
             _internal_kv_put(_MEMORY_KEY, json.dumps(self._scaler.dump()).encode(), namespace=VERDICT_NAMESPACE)
 
     def _signals(self, pool: Pool, demand: PoolDemand, now_s: float) -> PoolSignals:
@@ -152,21 +158,21 @@ class ScalingLoop:
         tpots_s = [timings.per_token_s for timings in demand.timings if timings.per_token_s is not None]
         return signals_of(demand, self._attainments[pool].report(ttfts_s, tpots_s, now_s))
 
-    def _tell(self, verdicts: Mapping[str, Verdict]) -> bool:
-        """Logs what changes, and shows all of it at the router. Returns whether anything changed."""
+    def _publish(self, verdicts: Mapping[str, Verdict]) -> bool:
+        """Logs changed verdicts and passes all of them to the router, which shows them. Returns whether any changed."""
         changed = False
         for name, verdict in verdicts.items():
             before = self._verdicts.get(name)
             if before is None or (before.replicas, before.alarm) != (verdict.replicas, verdict.alarm):
                 changed = True
-                say = _log.error if verdict.alarm else _log.info
-                say("replicas_wanted", pool=name, replicas=verdict.replicas, reason=verdict.reason)
+                log = _log.error if verdict.alarm else _log.info
+                log("replicas_wanted", pool=name, replicas=verdict.replicas, reason=verdict.reason)
         self._verdicts = dict(verdicts)
         self._server.show_scaling(tuple(ScalingView(Pool(name), one.replicas, one.reason, one.alarm) for name, one in verdicts.items()))
         return changed
 
 
-def loop_of(settings: RouterProcessSettings, server: RouterServer, wall_clock: Callable[[], float]) -> Any:
-    """The loop, where any pool scales; None where none does."""
+def loop_of(settings: RouterProcessSettings, server: RouterServer, wall_clock: Callable[[], float]) -> ScalingLoop | None:
+    """Returns the loop; None if no pool is scaled."""
     pools = tuple(scaled_pools(settings))
     return ScalingLoop(scaler_of(settings), pools, _targets(settings.scaling), server, wall_clock) if pools else None

@@ -1,7 +1,7 @@
-"""Starts a cluster from this process and stops it again, leaving nothing behind.
+"""Starts a cluster from this process and stops it again without leaving anything behind.
 
-`serve_until_stopped` is `neox-serve up`. With `ray.address: local` the Ray cluster lives and dies with this process. SIGINT or SIGTERM
-drains: the gateways refuse new work and finish what they accepted, then the engines go, then Ray. A second signal skips the draining.
+`serve_until_stopped` implements `neox-serve up`. With `ray.address: local` the Ray cluster lives as long as this process. SIGINT or SIGTERM
+drains it: the gateways reject new calls and finish the accepted ones, then the engines stop, then Ray. A second signal skips the draining.
 """
 
 import contextlib
@@ -27,11 +27,10 @@ from deployments.lookup import ROUTER_APPLICATION
 from neox_serve.engine.checks import check_engines
 from neox_serve.settings import Settings, SettingsError, check_shared_by_nodes
 
-# Gateways go first and find the engines still there for what they have accepted.
 _STOP_ORDER = ((GATEWAY_APPLICATION,), (GENERATION_APPLICATION, EMBEDDING_APPLICATION), (ROUTER_APPLICATION,))
-# Ray gives its own processes 30 s, which a machine that is busy with something else can miss once.
+"""Gateways stop first, because they need the engines for the calls that they have accepted."""
 _RAY_TIMED_OUT = "timed out during startup"
-# Ray looks at itself far more often than anyone looks at that, at a tenth of a core on an idle machine. The names hold the units.
+"""Part of Ray's error message if its processes do not start within 30 s. That happens on a busy machine; Ray is then started once more."""
 _RAY_INTERVALS = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
@@ -42,6 +41,7 @@ _RAY_INTERVALS = {
     "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "1",
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "10",
 }
+"""Environment variables that make Ray monitor itself less often. Its defaults cost a tenth of a core on an idle machine."""
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CLOSING_S = 30.0
 _LEFTOVER_GRACE_S = 5.0
@@ -49,7 +49,7 @@ _POLL_S = 0.1
 
 
 class LocalCluster:
-    """A cluster on a Ray instance of its own. `start` then `wait_ready`, at the end `stop`, always."""
+    """A cluster that this process starts. Call `start`, then `wait_ready`; always call `stop` at the end."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -59,17 +59,17 @@ class LocalCluster:
 
     @property
     def gateway_address(self) -> str:
-        """host:port of the gateways, as a client on this machine dials it."""
+        """host:port of the gateways."""
         return f"{self.settings.gateway.host}:{self.settings.gateway.port}"
 
     @property
     def metrics_url(self) -> str | None:
-        """The scrape page, where it is enabled."""
+        """URL of the metrics endpoint; None if it is disabled."""
         metrics = self.settings.metrics
         return f"http://{metrics.host}:{metrics.port}/metrics" if metrics.enabled else None
 
     def start(self) -> None:
-        """Starts Ray and declares the applications. Raises SettingsError where a port is taken."""
+        """Starts Ray and deploys the applications. Raises SettingsError if a port is in use."""
         _require_free("gateway.port", self.settings.gateway.host, self.settings.gateway.port)
         if self.settings.metrics.enabled:
             _require_free("metrics.port", self.settings.metrics.host, self.settings.metrics.port)
@@ -88,7 +88,7 @@ class LocalCluster:
         quiet_about_token()
         try:
             return self._start_local_ray()
-        except Exception as error:  # Ray has no type of its own for this
+        except Exception as error:  # Ray raises a plain Exception
             if _RAY_TIMED_OUT not in str(error):
                 raise
         return self._start_local_ray()
@@ -102,18 +102,18 @@ class LocalCluster:
             log_to_driver=False,
             logging_level="warning",
             object_store_memory=self.settings.ray.object_store_bytes,
-            _system_config={"worker_niceness": 0},  # at its own 15, whatever else runs here holds up the model at every layer
+            _system_config={"worker_niceness": 0},  # Ray's default, 15, would let every other process delay the model
         )
 
     def wait_ready(
         self, report: Callable[[list[ApplicationProgress]], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        """Waits until every application runs, or `stopped` says to give up. Raises DeploymentError or TimeoutError."""
+        """Waits until every application runs or `stopped` returns true. Raises DeploymentError or TimeoutError."""
         timeout_s = max(self.settings.generation.replicas.start_timeout_s, self.settings.embedding.replicas.start_timeout_s)
         wait_until_running(timeout_s, report, stopped)
 
     def drain(self, skip: Callable[[], bool] = lambda: False) -> None:
-        """Takes the applications down in order, each when its work is done; returns early once `skip` says so."""
+        """Stops the applications in order, each after it has finished its requests. Returns early if `skip` returns true."""
         for names in _STOP_ORDER:
             for name in names:
                 serve.delete(name, _blocking=False)
@@ -122,7 +122,7 @@ class LocalCluster:
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Stops Ray and every process that came of it; what has not been drained is lost."""
+        """Stops Ray and all processes that it started. Requests that have not been drained are lost."""
         children = psutil.Process().children(recursive=True)
         ray.shutdown()
         _, alive = psutil.wait_procs(children, timeout=_LEFTOVER_GRACE_S)
@@ -142,10 +142,10 @@ class LocalCluster:
 
 
 def serve_until_stopped(settings: Settings) -> None:
-    """Brings the cluster up, says how to call it, and holds it until SIGINT or SIGTERM; then drains and stops it.
+    """Starts the cluster, prints how to call it, and runs it until SIGINT or SIGTERM; then drains and stops it.
 
-    Raises SettingsError where an engine cannot work, a port is taken or a cluster of this user already runs, DeploymentError where a part
-    does not start.
+    Raises SettingsError if an engine's settings are invalid, a port is in use or a cluster of this user already runs, and DeploymentError
+    if a part does not start.
     """
     console = Console(stderr=True)
     already = state.running(settings.state_folder)
@@ -166,7 +166,7 @@ def serve_until_stopped(settings: Settings) -> None:
 
 
 def stop_running(settings: Settings, timeout_s: float) -> bool:
-    """Asks the cluster noted in the state folder to drain and stop, and waits. Returns whether there was one. Raises TimeoutError."""
+    """Drains and stops the cluster recorded in the state folder. Returns false if none runs. Raises TimeoutError."""
     cluster = state.running(settings.state_folder)
     if cluster is None:
         return False
@@ -180,9 +180,10 @@ def stop_running(settings: Settings, timeout_s: float) -> bool:
 
 
 def apply_to_running(settings: Settings) -> None:
-    """Rolls the cluster noted in the state folder to changed settings, new replicas before old ones go, and waits until it has.
+    """Applies changed settings to the cluster recorded in the state folder by a rolling update, and waits until it is complete.
 
-    Raises SettingsError where no cluster runs or an engine cannot work, DeploymentError or TimeoutError where a part does not come up.
+    Raises SettingsError if no cluster runs or an engine's settings are invalid, and DeploymentError or TimeoutError if a part does not
+    start.
     """
     cluster = state.running(settings.state_folder)
     if cluster is None:
@@ -195,7 +196,7 @@ def apply_to_running(settings: Settings) -> None:
 
 
 def _check_here(settings: Settings) -> None:
-    """Checks the engines where they run on this machine; on others they check themselves when they start. Raises SettingsError."""
+    """Checks the engines if they run on this machine; elsewhere each checks itself when it starts. Raises SettingsError."""
     if settings.ray.address == "local":
         check_engines(settings)
 
@@ -210,7 +211,7 @@ def _bring_up(cluster: LocalCluster, console: Console, signals: "_Signals") -> N
     cluster.start()
     signals.listen()
     process = psutil.Process()
-    state.note(
+    state.record(
         cluster.settings.state_folder,
         state.RunningCluster(
             pid=process.pid,
@@ -255,7 +256,7 @@ class _Signals:
             self._changed.wait(1.0)
 
     def listen(self) -> None:
-        """Takes the signals over; again after `ray.init`, which puts a handler of its own that exits at once."""
+        """Installs the handlers. Call it again after `ray.init`, which installs a handler that exits immediately."""
         for number in _STOP_SIGNALS:
             signal.signal(number, self.add)
 
@@ -274,7 +275,7 @@ def _signals() -> Iterator[_Signals]:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started inside never see a terminal's Ctrl-C, which goes to the whole group; Ray's dashboard would die of it."""
+    """Shields processes started in the block from a terminal's Ctrl-C, which reaches the whole process group and ends Ray's dashboard."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -283,10 +284,10 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _require_free(key: str, host: str, port: int) -> None:
-    """Gateways share their port on purpose, so a foreign process there would silently take a share of the calls: check before."""
+    """Raises SettingsError if the port is in use. Gateways share their port, so another process there would silently get some calls."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise SettingsError(f"{key}: {host}:{port} cannot be used: {error.strerror}") from error
+            raise SettingsError(f"{key}: cannot listen on {host}:{port}: {error.strerror}") from error

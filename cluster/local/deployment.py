@@ -1,6 +1,6 @@
-"""Hands the applications to Ray Serve through its REST API, as KubeRay does, and says what it waits for until all of them run.
+"""Deploys the applications through Ray Serve's REST API, as KubeRay does, and reports their progress until all of them run.
 
-Progress is asked of Serve's controller, not of the REST API, whose client waits without limit when Ray's dashboard is gone. So this process
+Progress comes from Serve's controller, because the REST API's client waits without limit if Ray's dashboard is gone. Therefore this process
 must be attached to the Ray cluster (`ray.init`).
 """
 
@@ -20,31 +20,35 @@ _MESSAGE_CHARACTERS = 2_000
 
 
 class DeploymentError(RuntimeError):
-    """An application could not be brought up. The message says which and what Serve reports of it."""
+    """An application did not start. The message names it and contains Serve's report."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplicationProgress:
-    """One application on its way up. waiting_for: what is not ready yet, for people; empty once `ready`."""
+    """The progress of one application that starts."""
 
     name: str
     ready: bool
     failed: bool
     waiting_for: str
+    """What is not ready yet, as text for users; empty if `ready`."""
 
 
 def deploy(dashboard_url: str, settings: Settings) -> None:
-    """Declares the applications; Serve rolls what differs from what runs. Returns at once."""
+    """Deploys the applications and returns immediately. Serve updates those that differ from the running ones."""
     ServeSubmissionClient(dashboard_url).deploy_applications(serve_config(settings))
 
 
 def progress() -> list[ApplicationProgress]:
-    """Where every application stands."""
+    """Returns the progress of every application."""
     return [_application_progress(name, application) for name, application in serve.status().applications.items()]
 
 
 def wait_until_running(timeout_s: float, report: Callable[[list[ApplicationProgress]], None], stopped: Callable[[], bool]) -> None:
-    """Waits until every application runs, reporting all along. Raises DeploymentError, or TimeoutError naming what is missing."""
+    """Waits until every application runs, and calls `report` repeatedly. Returns early if `stopped` returns true.
+
+    Raises DeploymentError, or TimeoutError that names what is not ready.
+    """
     deadline_s = time.monotonic() + timeout_s
     while not stopped():
         applications = progress()
@@ -55,8 +59,8 @@ def wait_until_running(timeout_s: float, report: Callable[[list[ApplicationProgr
         if applications and all(application.ready for application in applications):
             return
         if time.monotonic() > deadline_s:
-            missing = "; ".join(f"{application.name}: {application.waiting_for}" for application in applications if not application.ready)
-            raise TimeoutError(f"not running after {timeout_s:g} s: {missing}")
+            not_ready = "; ".join(f"{application.name}: {application.waiting_for}" for application in applications if not application.ready)
+            raise TimeoutError(f"not running after {timeout_s:g} s: {not_ready}")
         time.sleep(_POLL_S)
 
 
@@ -64,12 +68,12 @@ def _application_progress(name: str, application: ApplicationStatusOverview) -> 
     failed = application.status == "DEPLOY_FAILED"
     if application.status == "RUNNING":
         return ApplicationProgress(name, ready=True, failed=False, waiting_for="")
-    waits = [] if failed else [_deployment_waits(key, deployment) for key, deployment in application.deployments.items()]
-    message = "; ".join(filter(None, waits)) or application.message.strip() or "being built"
+    waiting = [] if failed else [_waiting_for(key, deployment) for key, deployment in application.deployments.items()]
+    message = "; ".join(filter(None, waiting)) or application.message.strip() or "being built"
     return ApplicationProgress(name, ready=False, failed=failed, waiting_for=message[-_MESSAGE_CHARACTERS:])
 
 
-def _deployment_waits(name: str, deployment: DeploymentStatusOverview) -> str:
+def _waiting_for(name: str, deployment: DeploymentStatusOverview) -> str:
     if deployment.status == "HEALTHY":
         return ""
     counts = ", ".join(f"{count} {state.lower()}" for state, count in deployment.replica_states.items() if count) or "no process yet"

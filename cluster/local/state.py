@@ -1,4 +1,4 @@
-"""What `neox-serve up` notes about the cluster it runs, so that `down` and `job` find it."""
+"""The record that `neox-serve up` keeps of its running cluster, so that `down` and `job` find it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,10 +11,12 @@ _FILE = "cluster.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """A cluster held by the process `pid`. created_s: that process's start, by which a reused pid is told from it."""
+    """A running cluster."""
 
     pid: int
+    """The process that runs the cluster."""
     created_s: float
+    """Start time of that process, which distinguishes it from a later process with the same pid."""
     gateway_address: str
     dashboard_url: str
     ray_address: str
@@ -23,23 +25,23 @@ class RunningCluster:
 
     @property
     def alive(self) -> bool:
-        """Whether the process that holds the cluster still runs."""
+        """Whether the process that runs the cluster still exists."""
         try:
             return psutil.Process(self.pid).create_time() == self.created_s
         except psutil.NoSuchProcess:
             return False
 
 
-def note(folder: Path, cluster: RunningCluster) -> None:
-    """Writes the note; whoever reads sees it whole or not at all."""
+def record(folder: Path, cluster: RunningCluster) -> None:
+    """Writes the record atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{_FILE}.{cluster.pid}"
-    aside.write_text(json.dumps(asdict(cluster), indent=2), encoding="utf-8")
-    aside.replace(folder / _FILE)
+    temporary = folder / f"{_FILE}.{cluster.pid}"
+    temporary.write_text(json.dumps(asdict(cluster), indent=2), encoding="utf-8")
+    temporary.replace(folder / _FILE)
 
 
 def running(folder: Path) -> RunningCluster | None:
-    """The cluster noted in the folder, if its process still runs."""
+    """Returns the cluster recorded in the folder; None if its process does not run any more."""
     try:
         cluster = RunningCluster(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -48,5 +50,5 @@ def running(folder: Path) -> RunningCluster | None:
 
 
 def forget(folder: Path) -> None:
-    """Removes the note."""
+    """Removes the record."""
     (folder / _FILE).unlink(missing_ok=True)

@@ -13,23 +13,27 @@ from neox_serve.settings.tree import Settings
 
 
 class AccessSource(Protocol):
-    """Settings, or a slice with the same fields."""
+    """Settings, or a slice that has the same fields."""
 
     @property
-    def access(self) -> AccessSettings: ...
+    def access(self) -> AccessSettings:
+        """The section `access`."""
 
     @property
-    def state_folder(self) -> Path: ...
+    def state_folder(self) -> Path:
+        """The state folder of the cluster."""
 
 
 class BatchSource(Protocol):
-    """Settings, or a slice with the same fields."""
+    """Settings, or a slice that has the same fields."""
 
     @property
-    def batch(self) -> BatchSettings: ...
+    def batch(self) -> BatchSettings:
+        """The section `batch`."""
 
     @property
-    def state_folder(self) -> Path: ...
+    def state_folder(self) -> Path:
+        """The state folder of the cluster."""
 
 
 def pool_settings(settings: Settings, pool: Pool) -> GenerationSettings | EmbeddingSettings:

@@ -1,6 +1,8 @@
-"""Log lines of every process: one format, with level, component and, inside a call, its request id.
+"""Log lines of every process: one format, with timestamp, level, component and, inside a call, the request id.
 
-Our code logs through structlog; libraries through the standard library's `logging`, which is routed into the same lines.
+Our code logs through structlog; libraries log through the standard library's `logging`, which is routed into the same format. There is one
+form for our own events: a constant snake_case name and fields, `log.info("replica_started", replica_id=...)`. A test enforces the names.
+Fields never contain prompts, outputs or keys.
 """
 
 import logging
@@ -12,15 +14,15 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from neox_serve.settings.cluster import LogSettings
 
-# At debug it writes several lines for every header of every call, request ids among them.
 _HEADER_CODEC = "hpack"
+"""Logger of the HTTP/2 header codec. At level debug it writes several lines for every header of every call, credentials included."""
 
 bound = structlog.contextvars.bound_contextvars
-"""`with bound(request_id=...)`: every line inside carries these keys, in tasks started inside too."""
+"""`with bound(request_id=...)`: all lines written in the block carry these fields, also those of tasks started in it."""
 
 
 def configure(settings: LogSettings, component: str, stream: TextIO = sys.stderr) -> None:
-    """Makes all lines of this process come out on `stream`, as the settings say. `component` is the process's part ("gateway", ...)."""
+    """Sends all log lines of this process to `stream`, in the configured format. `component` names the process, for example "gateway"."""
     shared = _shared_processors(component)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -37,7 +39,7 @@ def configure(settings: LogSettings, component: str, stream: TextIO = sys.stderr
 
 
 def _shared_processors(component: str) -> list[Processor]:
-    """What every line gets, whoever wrote it."""
+    """Returns the processors of all lines, our own and those of libraries."""
 
     def add_component(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         event.setdefault("component", component)

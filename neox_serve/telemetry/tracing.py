@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of one process: a call's at the gateway, and below it the router's admission and each replica's work on it.
+"""OpenTelemetry spans of one process. The gateway's span of a call has children: the router's admission and the work of each replica.
 
-Contexts travel as W3C `traceparent` texts: from the client in metadata, to router and replicas in the link's messages. Without an endpoint
-in the settings nothing is made and nothing travels.
+Contexts are passed on as W3C `traceparent` strings: by the client in metadata, and to router and replicas in the messages of the links.
+Without an endpoint in the settings no spans are created and no contexts are passed on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ _CLOSING_MS = 2_000
 
 
 class Tracing:
-    """Makes the spans of one component."""
+    """Creates the spans of one component."""
 
     def __init__(self, settings: TracingSettings, component: str) -> None:
         self._provider = _provider(settings, component) if settings.endpoint else None
         self._tracer = self._provider.get_tracer("neox_serve") if self._provider else None
 
     def begin(self, name: str, parent: str, attributes: Mapping[str, Any], kind: SpanKind = SpanKind.INTERNAL) -> Span:
-        """A span below the one that a traceparent names, or the first of a new trace where it names none. It must be ended."""
+        """Starts a span below the one that `parent` names, or the first span of a new trace if it is empty. It must be ended."""
         if self._tracer is None:
             return trace.INVALID_SPAN
         context = _PROPAGATOR.extract({TRACEPARENT: parent}) if parent else None
@@ -34,21 +34,21 @@ class Tracing:
         return span
 
     def close(self) -> None:
-        """Sends what has not been sent. Blocks."""
+        """Sends the remaining spans. Blocks."""
         if self._provider is not None:
             self._provider.force_flush(_CLOSING_MS)
             self._provider.shutdown()
 
 
 def traceparent(span: Span) -> str:
-    """The text that names a span to other processes; empty where there is none."""
+    """Returns the traceparent of a span for other processes; empty if there is no span."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
     return carrier.get(TRACEPARENT, "")
 
 
 def end(span: Span, failure: str = "", **attributes: str | int | float | Sequence[str]) -> None:
-    """Ends a span with what became of its work. failure: the reason; empty where all went well."""
+    """Ends a span with attributes of the result. `failure` is the reason of a failure; empty if the work succeeded."""
     for name, value in attributes.items():
         span.set_attribute(f"neox.{name}", value)
     if failure:
@@ -57,7 +57,7 @@ def end(span: Span, failure: str = "", **attributes: str | int | float | Sequenc
 
 
 def _provider(settings: TracingSettings, component: str) -> Any:
-    """Imported here: nobody who does not trace waits for the SDK."""
+    """Returns a provider that exports spans. The SDK is imported here, so that processes without tracing do not load it."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

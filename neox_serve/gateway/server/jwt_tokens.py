@@ -53,7 +53,7 @@ class JwtVerifier:
         except Exception as error:
             raise SettingsError(f"access.jwt.jwks: cannot use {self._settings.jwks}: {type(error).__name__}: {error}") from error
         self._keys = {key.key_id or "": key for key in keys}
-        _log.info("identity provider's keys read", keys=len(self._keys))
+        _log.info("identity_provider_keys_loaded", keys=len(self._keys))
 
     def tenant(self, token: str) -> tuple[str, str]:
         """The tenant's name and the subject that a token speaks for. Raises UNAUTHENTICATED, saying what is wrong but never the token."""

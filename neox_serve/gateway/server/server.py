@@ -142,16 +142,16 @@ class GatewayServer:
         self._server = server
         await asyncio.to_thread(self._served.registry.refresh)
         self._background = [asyncio.create_task(one) for one in (self._watch(), self._watch_credentials(server))]
-        log.info("gateway listens", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
+        log.info("gateway_started", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new calls with DRAINING and waits for those in flight; what is not done in time ends with DRAINING too."""
         self._runner.start_draining()
         await self._health.enter_graceful_shutdown()
-        log.info("gateway drains", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
+        log.info("gateway_draining", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
         if await self._idle_within(timeout_s):
             return
-        log.warning("calls end unfinished", calls_in_flight=self._runner.calls_in_flight)
+        log.warning("gateway_drain_timed_out", calls_in_flight=self._runner.calls_in_flight)
         self._runner.interrupt_all(ServeError(Reason.DRAINING, "this gateway has stopped", retry_after_s=DRAINING_RETRY_S))
         await self._idle_within(_LAST_WORDS_S)
 
@@ -191,12 +191,12 @@ class GatewayServer:
             try:
                 if (tls := self._tls_files.reloaded()) is not None:
                     server.use_tls(tls)
-                    log.info("certificates reloaded")
+                    log.info("certificates_reloaded")
                 if self._tokens is not None and self._tokens.refresh_due:
                     await self._tokens.refresh()
                 await asyncio.to_thread(self._served.registry.refresh)
             except (SettingsError, OSError) as error:
-                log.warning("credentials or adapters not taken up; those before stay", failure=str(error))
+                log.warning("reload_failed", failure=str(error))
 
     async def _update_health(self) -> None:
         await self._health.update(serving({pool: self._takes_requests(pool) for pool in self._pools}))

@@ -1,9 +1,9 @@
-"""What a serving process does before it serves."""
+"""Tuning of a serving process."""
 
 import subprocess
 import sys
 
-SETTLED = """
+TUNED_PROCESS = """
 import gc, os, threading
 from deployments.process_tuning import tune_process
 
@@ -19,6 +19,6 @@ assert gc.isenabled()
 """
 
 
-def test_settled_process_is_a_batch_process_with_all_its_threads_and_its_modules_frozen() -> None:
-    done = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, text=True, timeout=60, check=False)
+def test_tune_process_sets_batch_scheduling_of_all_threads_and_freezes_objects() -> None:
+    done = subprocess.run([sys.executable, "-c", TUNED_PROCESS], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Which adapters stay loaded."""
+"""The choice of the adapters that stay loaded."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from neox_serve.engine.adapter_slots import AdapterSlots, Load
 
 
 def use(slots: AdapterSlots, name: str, *in_use: str) -> Load | None:
-    """As an engine does it."""
+    """Uses an adapter in the way an engine does."""
     step = slots.use(name, in_use)
     if step is not None:
         if step.evict is not None:
@@ -18,13 +18,13 @@ def use(slots: AdapterSlots, name: str, *in_use: str) -> Load | None:
     return step
 
 
-def test_min_recently_used_adapter_leaves_first() -> None:
+def test_least_recently_used_adapter_is_unloaded_first() -> None:
     slots = AdapterSlots(2)
     assert [use(slots, name) for name in ("a", "b", "a", "c")] == [Load(), Load(), None, Load("b")]
     assert slots.loaded == {"a", "c"}
 
 
-def test_pinned_and_running_adapters_stay() -> None:
+def test_pinned_adapters_and_those_in_use_stay_loaded() -> None:
     slots = AdapterSlots(3, pinned={"a"})
     for name in "abc":
         use(slots, name)
@@ -36,16 +36,16 @@ def test_pinned_and_running_adapters_stay() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"), max_size=2)), max_size=40), st.integers(1, 4))
-def test_places_are_never_exceeded_and_what_runs_is_never_unloaded(steps: list[tuple[str, set[str]]], places: int) -> None:
-    slots = AdapterSlots(places, pinned={"a"})
+def test_capacity_is_never_exceeded_and_adapters_in_use_are_never_unloaded(steps: list[tuple[str, set[str]]], capacity: int) -> None:
+    slots = AdapterSlots(capacity, pinned={"a"})
     for name, running in steps:
         before, in_use = slots.loaded, running & slots.loaded
         try:
             use(slots, name, *in_use)
         except ServeError:
-            assert len(before) == places
+            assert len(before) == capacity
             assert before <= in_use | {"a"}
             continue
         assert name in slots.loaded
-        assert len(slots.loaded) <= places
+        assert len(slots.loaded) <= capacity
         assert (before - slots.loaded) <= before - in_use - {"a"}

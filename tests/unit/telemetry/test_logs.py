@@ -1,4 +1,4 @@
-"""One format for our lines and those of libraries, with the request id of the call they belong to."""
+"""Our log lines and those of libraries have the same format, with the request id of their call."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from neox_serve.telemetry import logs
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield
@@ -40,7 +40,7 @@ def test_json_lines_carry_level_component_and_request_id() -> None:
         assert line["timestamp"].endswith("Z")
 
 
-def test_level_applies_to_ours_and_to_libraries() -> None:
+def test_level_applies_to_our_lines_and_those_of_libraries() -> None:
     stream = io.StringIO()
     logs.configure(LogSettings(level="warning", format="json"), "router", stream)
     structlog.get_logger("ours").info("quiet")
@@ -49,7 +49,7 @@ def test_level_applies_to_ours_and_to_libraries() -> None:
     assert [line["event"] for line in lines(stream)] == ["loud"]
 
 
-def test_exception_is_kept_in_the_json_line() -> None:
+def test_json_line_contains_the_exception() -> None:
     stream = io.StringIO()
     logs.configure(LogSettings(format="json"), "gateway", stream)
     try:
@@ -60,9 +60,9 @@ def test_exception_is_kept_in_the_json_line() -> None:
     assert line["exception"][0]["exc_type"] == "ValueError"
 
 
-def test_console_lines_are_for_people() -> None:
+def test_console_format_writes_readable_lines() -> None:
     stream = io.StringIO()
     logs.configure(LogSettings(format="console"), "gateway", stream)
-    structlog.get_logger("ours").info("gateway listens", port=1)
-    assert "gateway listens" in stream.getvalue()
+    structlog.get_logger("ours").info("gateway_started", port=1)
+    assert "gateway_started" in stream.getvalue()
     assert "component=gateway" in stream.getvalue()

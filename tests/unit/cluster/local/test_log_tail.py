@@ -1,11 +1,11 @@
-"""Reading the processes' log files."""
+"""Reading the log files of the cluster's processes."""
 
 from pathlib import Path
 
 from cluster.local.log_tail import LogTail, follow
 
 
-def test_log_tail_gives_every_whole_line_once_and_waits_for_unfinished_ones(tmp_path: Path) -> None:
+def test_log_tail_returns_every_complete_line_once(tmp_path: Path) -> None:
     tail = LogTail(tmp_path)
     first = tmp_path / "worker-1.err"
     first.write_text("one\ntw")
@@ -18,7 +18,7 @@ def test_log_tail_gives_every_whole_line_once_and_waits_for_unfinished_ones(tmp_
     assert list(tail.read()) == []
 
 
-def test_follow_shows_only_what_is_wanted(tmp_path: Path) -> None:
+def test_follow_shows_only_matching_lines(tmp_path: Path) -> None:
     (tmp_path / "worker-1.err").write_text("id=a came\nid=b came\n")
     shown: list[str] = []
     follow(LogTail(tmp_path), lambda line: "id=b" in line, shown.append, forever=False)

@@ -1,4 +1,4 @@
-"""`up` and `apply` look at the engines' settings before they touch Ray."""
+"""`up` and `apply` check the engines' settings before they use Ray."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from cluster.cli import app
 from cluster.local import cluster as local
 from cluster.local import state
 
-BAD = ("--set", "embedding.engine.max_model_len=100000")
-ELSEWHERE = ("--set", "ray.address=10.0.0.1:6379")
+INVALID = ("--set", "embedding.engine.max_model_len=100000")
+REMOTE_RAY = ("--set", "ray.address=10.0.0.1:6379")
 
 
 class RayReachedError(Exception):
-    """A cluster would have been started or spoken to."""
+    """The command tried to start a cluster or to connect to one."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,9 @@ def state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(state_folder: Path) -> None:
-    """A note of a cluster, run by this process."""
+    """A record of a cluster that this process runs."""
     process = psutil.Process()
-    state.note(
+    state.record(
         state_folder,
         state.RunningCluster(
             pid=process.pid,
@@ -48,27 +48,27 @@ def running(state_folder: Path) -> None:
     )
 
 
-def test_up_with_an_engine_that_cannot_work_never_starts_ray() -> None:
-    done = CliRunner().invoke(app, ["up", *BAD])
+def test_up_with_invalid_engine_settings_does_not_start_ray() -> None:
+    done = CliRunner().invoke(app, ["up", *INVALID])
     assert done.exit_code == 1
     assert "embedding.engine.max_model_len: 100000" in done.stderr
 
 
 @pytest.mark.usefixtures("running")
-def test_apply_of_an_engine_that_cannot_work_never_reaches_the_cluster() -> None:
-    done = CliRunner().invoke(app, ["apply", *BAD])
+def test_apply_with_invalid_engine_settings_does_not_connect() -> None:
+    done = CliRunner().invoke(app, ["apply", *INVALID])
     assert done.exit_code == 1
     assert "embedding.engine.max_model_len: 100000" in done.stderr
 
 
 @pytest.mark.usefixtures("running")
-def test_apply_of_engines_that_can_work_reaches_the_cluster() -> None:
+def test_apply_with_valid_engine_settings_connects() -> None:
     assert isinstance(CliRunner().invoke(app, ["apply"]).exception, RayReachedError)
 
 
-def test_up_with_engines_that_can_work_starts_ray() -> None:
+def test_up_with_valid_engine_settings_starts_ray() -> None:
     assert isinstance(CliRunner().invoke(app, ["up"]).exception, RayReachedError)
 
 
-def test_up_on_other_machines_leaves_the_check_to_them() -> None:
-    assert isinstance(CliRunner().invoke(app, ["up", *BAD, *ELSEWHERE]).exception, RayReachedError)
+def test_up_on_a_remote_ray_cluster_does_not_check_engines_here() -> None:
+    assert isinstance(CliRunner().invoke(app, ["up", *INVALID, *REMOTE_RAY]).exception, RayReachedError)
