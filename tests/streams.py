@@ -11,7 +11,7 @@ from neox_serve.client.results import StreamFinal
 from neox_serve.client.retry import RetryPolicy
 from neox_serve.core.errors import ServeError
 
-NO_RETRY = RetryPolicy(attempts=1)
+NO_RETRY = RetryPolicy(max_attempts=1)
 
 
 @dataclass

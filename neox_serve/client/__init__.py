@@ -1,4 +1,4 @@
-"""The Python client of neox-serve.
+"""The Python client of neox-serve, for Python 3.10 and later. It imports neox_serve.core, neox_serve.wire.status and the generated code.
 
     from neox_serve.client import Client
 
@@ -7,8 +7,11 @@
         for event in client.stream("def fibonacci(n):", max_tokens=64):
             ...  # StreamChunk, StreamChunk, ..., StreamFinal
 
-`AsyncClient` has the same methods for asyncio. Every failure is a `ServeError` whose `reason` callers switch on. UNAVAILABLE with a retry
-delay is tried again by itself (see `RetryPolicy`), with the same request id, and never after the first event of a stream.
+`AsyncClient` has the same methods for asyncio. A failed call raises `ServeError`; its `reason` is stable, so callers can switch on it. If
+the service is temporarily unavailable and names a delay, the client repeats the call with the same request id (see `RetryPolicy`). It never
+repeats a stream after the first event.
+
+Start reading at async_client.py; sync_client.py is generated from it. calls.py makes the requests and responses.py reads the responses.
 """
 
 from neox_serve.client.async_client import AsyncClient, AsyncGenerationStream

@@ -1,4 +1,4 @@
-"""How the client connects: channel options, TLS, and what an error of the connection means."""
+"""How the client connects: channel options, TLS, and the translation of connection errors."""
 
 import json
 from collections.abc import Mapping
@@ -13,22 +13,23 @@ from neox_serve.core.errors import Reason, ServeError
 from neox_serve.wire.status import from_rpc_error
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-"""Where `neox-serve up` listens unless it is told otherwise."""
+"""The address that `neox-serve up` listens on by default."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS with PEM files. root_ca None: the system's. certificate and key: the client's own, where the server asks for one.
-
-    server_name: the name the server's certificate must carry, where it is not the address's host.
-    """
+    """TLS with PEM files."""
 
     root_ca: Path | None = None
+    """Root certificates to trust; None: the system's."""
     certificate: Path | None = None
+    """The client's own certificate, if the server requires one."""
     key: Path | None = None
+    """Private key of `certificate`."""
     server_name: str | None = None
+    """Name that the server's certificate must have; None: the host in the address."""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -41,16 +42,17 @@ class Tls:
 
 
 def call_metadata(api_key: str | None, metadata: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call."""
+    """The metadata of every call: the credential and the caller's own entries."""
     credential = (("authorization", f"Bearer {api_key}"),) if api_key else ()
     return (*credential, *(metadata or {}).items())
 
 
 def channel_options(tls: Tls | None, *, health_checked: bool) -> list[tuple[str, str | int]]:
-    """Options of every channel of ours.
+    """The options of the client's channels.
 
-    Each client has connections of its own (no sharing within the process), so that gateways behind one port share out clients. Pings every
-    30 s find a dead peer under a silent generation; the server allows them from 5 s on. Response sizes are bounded by the request's limits.
+    Each client opens its own connections instead of sharing them within the process, so that clients spread over the gateways behind one
+    port. A ping every 30 s detects a dead peer while a generation is silent; the server accepts pings at intervals of 5 s or more. Message
+    sizes have no limit here because the gateway limits requests.
     """
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", json.dumps(service_config(health_checked=health_checked))),
@@ -66,7 +68,10 @@ def channel_options(tls: Tls | None, *, health_checked: bool) -> list[tuple[str,
 
 
 def service_config(*, health_checked: bool) -> dict[str, object]:
-    """round_robin over all addresses that the target resolves to, on request over those alone whose InferenceService is healthy."""
+    """gRPC's service config: round_robin over all addresses that the target resolves to.
+
+    health_checked: use only the addresses whose InferenceService is healthy.
+    """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if health_checked:
         config["healthCheckConfig"] = {"serviceName": "neox_serve.v1.InferenceService"}
@@ -74,7 +79,7 @@ def service_config(*, health_checked: bool) -> dict[str, object]:
 
 
 def translate(error: grpc.RpcError, address: str) -> ServeError:
-    """The ServeError behind an error of a call; one that never came from the service has metadata `unreachable`."""
+    """The ServeError for a failed call. If the failure did not come from the service, its metadata has the key `unreachable`."""
     translated = from_rpc_error(error)
     if error.code() is not grpc.StatusCode.UNAVAILABLE or _has_details(error):
         return translated

@@ -1,4 +1,4 @@
-"""Options of a call as fields of its request; what a field cannot hold is named with its path."""
+"""Writes the options of a call into the fields of its request, and reports values that a field cannot hold by the field's path."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from neox_serve.core.errors import invalid
 
 
 def set_fields(message: Message, path: str, values: Mapping[str, Any]) -> None:
-    """Sets the fields that have a value. Raises INVALID_ARGUMENT for one that its protobuf type cannot hold."""
+    """Sets the fields whose value is not None. Raises INVALID_ARGUMENT for a value that the field's protobuf type cannot hold."""
     for name, value in values.items():
         if value is not None:
             try:
@@ -19,7 +19,7 @@ def set_fields(message: Message, path: str, values: Mapping[str, Any]) -> None:
 
 
 def set_seconds(message: Message, path: str, name: str, seconds: float | None) -> None:
-    """Sets a field that is a Duration, likewise."""
+    """Sets a Duration field unless `seconds` is None. Raises INVALID_ARGUMENT for a value that a Duration cannot hold."""
     if seconds is not None:
         try:
             getattr(message, name).FromNanoseconds(round(seconds * 1e9))
@@ -39,7 +39,7 @@ def _assign(message: Message, name: str, value: Any) -> None:
 
 
 def word(words: Mapping[str, int], name: str, options: Mapping[str, Any]) -> int | None:
-    """The enum's number for an option that is one of these words; None where it is not given. Raises INVALID_ARGUMENT."""
+    """The enum number for the value of an option; None if the option is absent. Raises INVALID_ARGUMENT for an unknown word."""
     value = options.get(name)
     if value is None:
         return None
@@ -49,7 +49,7 @@ def word(words: Mapping[str, int], name: str, options: Mapping[str, Any]) -> int
 
 
 def refuse_unknown(options: Mapping[str, Any], allowed: type) -> None:
-    """Raises TypeError for an option that is none of the annotations of `allowed`."""
+    """Raises TypeError for an option that `allowed`, a TypedDict, does not have."""
     unknown = sorted(options.keys() - allowed.__annotations__.keys())
     if unknown:
         raise TypeError(f"unexpected options: {', '.join(unknown)}; allowed: {', '.join(sorted(allowed.__annotations__))}")

@@ -17,7 +17,7 @@ from tests.clusters import GATEWAY, ROUTER, CommandCluster, wait_until
 pytestmark = pytest.mark.ray
 
 JOB = "deployments.jobs.bulk"
-PATIENT = RetryPolicy(attempts=60, unreachable_delay_s=0.5)
+PATIENT = RetryPolicy(max_attempts=60, unreachable_delay_s=0.5)
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ async def _backend(described: BulkRun) -> AsyncIterator[tuple[Any, int]]:
         async with own_engine(KINDS[described.kind].pool, _settings(described)) as engine:
             yield engine, engine.max_requests
         return
-    policy = RetryPolicy(attempts=_UNLIMITED_ATTEMPTS, longest_wait_s=work.max_stall_s, unreachable_delay_s=1.0)
+    policy = RetryPolicy(max_attempts=_UNLIMITED_ATTEMPTS, max_wait_s=work.max_stall_s, unreachable_delay_s=1.0)
     async with AsyncClient(access.address, tls=access.client_tls, retry=policy, api_key=access.api_key()) as client:
         yield client, work.concurrency
 

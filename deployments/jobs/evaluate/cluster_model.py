@@ -35,7 +35,7 @@ class ClusterModel(LM):  # type: ignore[misc]
         self._api_key = access.api_key()
         self._options: dict[str, Any] = {"adapter": adapter or None, "priority": "bulk"}
         self._concurrency = concurrency
-        self._retry = RetryPolicy(attempts=1_000_000_000, longest_wait_s=max_stall_s, unreachable_delay_s=1.0)
+        self._retry = RetryPolicy(max_attempts=1_000_000_000, max_wait_s=max_stall_s, unreachable_delay_s=1.0)
         self._progress = progress
         limits = asyncio.run(self._limits())
         self.max_model_len = limits.max_model_len

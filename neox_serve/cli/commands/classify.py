@@ -1,4 +1,4 @@
-"""`neox-serve classify`: few- and zero-shot classification."""
+"""`neox-serve classify`: few-shot and zero-shot classification."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neox_serve.cli.connection import Connection, connected, interruptible
-from neox_serve.cli.console import JsonOption, print_json, read_texts
+from neox_serve.cli.console import AdapterOption, JsonOption, ModelOption, TextsArgument, TimeoutOption, print_json, read_texts
 from neox_serve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from neox_serve.client import Client
-    from neox_serve.client.few_shot import Answer, Example, Question
+    from neox_serve.client.few_shot import Classification, Example, Question
 
 _PROMPT = "Prompt"
-_FEW_PAIRS = 16
+_SAFE_PAIRS = 16
+"""Pairs that every server accepts in one call of Score, so that its limit need not be asked for."""
 
 
 @connected
@@ -23,53 +24,60 @@ _FEW_PAIRS = 16
 def classify(  # noqa: PLR0913 - the command's options, one by one
     connection: Connection,
     *,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help='"-" reads standard input.')],
-    label: Annotated[list[str] | None, typer.Option(help="What a text may be; repeatable. Absent: the examples' labels.")] = None,
+    texts: TextsArgument,
+    label: Annotated[list[str] | None, typer.Option(help="A possible label; repeatable. Default: the labels of the examples.")] = None,
     examples: Annotated[
-        Path | None, typer.Option(metavar="FILE", help='JSONL: {"text": ..., "label": ...} a line. Absent: zero-shot.')
+        Path | None,
+        typer.Option(metavar="FILE", help='JSONL file with one {"text": ..., "label": ...} per line. Default: none (zero-shot).'),
     ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Examples in a prompt, those closest to its text, each label in turn.")] = 4,
-    calibrate: Annotated[bool, typer.Option(help="Hold labels against what they are worth without a text.")] = True,
-    asked: Annotated[
+    shots: Annotated[
+        int, typer.Option(min=0, help="Number of examples per prompt: those most similar to the text, spread evenly over the labels.")
+    ] = 4,
+    calibrate: Annotated[bool, typer.Option(help="Correct for how likely each label is without a text.")] = True,
+    template: Annotated[
         str | None,
-        typer.Option(metavar="TEMPLATE", help=r"How a text stands in the prompt; default: Text: {text}\nLabel:", rich_help_panel=_PROMPT),
+        typer.Option(
+            metavar="TEMPLATE",
+            help=r"Prompt for one text, with {text} in its place; \n is a newline. Default: Text: {text}\nLabel:",
+            rich_help_panel=_PROMPT,
+        ),
     ] = None,
-    instruction: Annotated[str, typer.Option(help="Stands before all.", rich_help_panel=_PROMPT)] = "",
-    model: Annotated[str | None, typer.Option(help="Absent: the one served.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter.")] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
+    instruction: Annotated[str, typer.Option(metavar="TEXT", help="Text at the beginning of the prompt.", rich_help_panel=_PROMPT)] = "",
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    timeout_s: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which label fits a text, by how likely each is as its continuation."""
+    """Assign each text the label that is the most likely continuation of a prompt."""
     known = _read_examples(examples) if examples else []
     labels = label or list(dict.fromkeys(example.label for example in known))
-    questions = [_question(text, labels, known, shots, asked, instruction, calibrated=calibrate) for text in read_texts(texts)]
+    questions = [_question(text, labels, known, shots, template, instruction, calibrated=calibrate) for text in read_texts(texts)]
     with connection.client() as client:
-        most = _max_pairs(client, len(questions[0].pairs()), model)
+        max_pairs = _max_pairs(client, len(questions[0].pairs()), model)
         for question in questions:
             pairs, scored = question.pairs(), list[float]()
-            for begin in range(0, len(pairs), most):
-                part = pairs[begin : begin + most]
+            for begin in range(0, len(pairs), max_pairs):
+                part = pairs[begin : begin + max_pairs]
                 result = client.score(part, model=model, adapter=adapter, truncation="keep_end", timeout_s=timeout_s)
                 scored += [score.log_likelihood for score in result.scores]
-            _show(question, question.answer(scored), as_json=as_json)
+            _show(question, question.classify(scored), as_json=as_json)
 
 
 def _max_pairs(client: "Client", pairs: int, model: str | None) -> int:
-    """How many one call may have, all texts having as many; of few that is not asked."""
-    if pairs <= _FEW_PAIRS:
+    """The number of pairs that one call may have, at most `pairs`. The server is asked only if there are many."""
+    if pairs <= _SAFE_PAIRS:
         return pairs
     return min((each.limits.prompts_per_request for each in client.models() if model in {None, each.name}), default=pairs)
 
 
 def _question(
-    text: str, labels: list[str], known: "list[Example]", shots: int, asked: str | None, instruction: str, *, calibrated: bool
+    text: str, labels: list[str], known: "list[Example]", shots: int, template: str | None, instruction: str, *, calibrated: bool
 ) -> "Question":
-    from neox_serve.client.few_shot import Question, Template, chosen
+    from neox_serve.client.few_shot import Question, Template, select_examples
 
     try:
-        template = Template(instruction=instruction) if asked is None else Template(asked.replace("\\n", "\n"), instruction=instruction)
-        return Question(text, labels, chosen(known, text, shots), template, calibrated=calibrated)
+        form = Template(instruction=instruction) if template is None else Template(template.replace("\\n", "\n"), instruction=instruction)
+        return Question(text, labels, select_examples(known, text, shots), form, calibrated=calibrated)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -96,13 +104,13 @@ def _read_examples(path: Path) -> "list[Example]":
 def _text(values: object, name: str) -> str:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, str) or not value:
-        raise ValueError(f'"{name}" must be a text that is not empty')
+        raise ValueError(f'"{name}" must be a non-empty text')
     return value
 
 
-def _show(question: "Question", answer: "Answer", *, as_json: bool) -> None:
+def _show(question: "Question", found: "Classification", *, as_json: bool) -> None:
     if as_json:
-        print_json({"text": question.text, "label": answer.label, "probabilities": answer.probabilities})
+        print_json({"text": question.text, "label": found.label, "probabilities": found.probabilities})
         return
-    told = ", ".join(f"{label} {probability:.2f}" for label, probability in answer.probabilities.items())
-    print(f"{answer.label}  ({told})")
+    shares = ", ".join(f"{label} {probability:.2f}" for label, probability in found.probabilities.items())
+    print(f"{found.label}  ({shares})")

@@ -54,7 +54,7 @@ async def measure() -> Overloaded:
         await cluster.replica(engine, Pool.EMBEDDING)
         dispatcher = await cluster.dispatcher(replicas=2)
         async with running_gateway(dispatcher, model={"name": "m"}) as server:
-            client = AsyncClient(f"127.0.0.1:{server.port}", retry=RetryPolicy(attempts=1))
+            client = AsyncClient(f"127.0.0.1:{server.port}", retry=RetryPolicy(max_attempts=1))
             for load in (0.8, 1.0, 4.0):
                 goodput[load], refusals = await _run(client, load)
             before = psutil.Process().memory_info().rss

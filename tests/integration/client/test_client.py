@@ -217,7 +217,7 @@ async def read(client: Client | AsyncClient, prompt: str, **options: Any) -> lis
 
 @pytest.fixture(params=[Client, AsyncClient])
 async def client(request: Any, gateway: ScriptedGateway) -> AsyncIterator[Client | AsyncClient]:
-    chosen = request.param(gateway.address, retry=RetryPolicy(attempts=3))
+    chosen = request.param(gateway.address, retry=RetryPolicy(max_attempts=3))
     yield chosen
     await chosen.close() if isinstance(chosen, AsyncClient) else chosen.close()
 

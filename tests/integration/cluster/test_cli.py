@@ -86,10 +86,13 @@ async def test_classify_with_many_labels_asks_as_often_as_it_must(gateway: Scrip
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--label", "one"], "labels: got ['one'], must be two or more"),
-        (["--label", "a", "--label", "b", "--asked", "no place"], "asked: 'no place' must have {text} in it once"),
+        (["--label", "one"], "labels: ['one'] is invalid; there must be two or more labels"),
+        (
+            ["--label", "a", "--label", "b", "--template", "no place"],
+            "template: 'no place' is invalid; it must contain {text} exactly once",
+        ),
         (["--examples", "{folder}/none.jsonl"], "No such file"),
-        (["--examples", "{folder}/bad.jsonl"], 'line 2: "label" must be a text'),
+        (["--examples", "{folder}/bad.jsonl"], 'line 2: "label" must be a non-empty text'),
     ],
 )
 async def test_classify_says_what_is_wrong(gateway: ScriptedGateway, tmp_path: Path, arguments: list[str], problem: str) -> None:
