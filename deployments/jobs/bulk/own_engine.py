@@ -1,7 +1,7 @@
-"""An engine of the job's own, in its process: takes and gives what the client's methods of the same names do, without a cluster.
+"""An engine of a run's own, in its process. Its methods take and return what the client's methods of the same names do.
 
-The gateway's own code checks requests, makes token ids of them and answers of tokens; the engine is started as a replica starts it. There
-are no classes and no deadlines, and a request's output comes when it is whole.
+The gateway's own code checks requests, tokenizes them and builds results, and the engine is started as a replica starts it. There are no
+priority classes and no deadlines, and a request's output arrives as a whole.
 """
 
 import asyncio
@@ -39,11 +39,13 @@ _FOREVER_S = 10 * 365 * 86_400.0
 
 
 class OwnEngine:
-    """Every method raises ServeError, as the client's do. max_requests: at a time, so that the engine never runs short."""
+    """Runs requests on an engine. Both methods raise ServeError, as the client's do."""
 
     def __init__(self, engine: Engine, served: Served, tokenizer: Tokenizer, max_requests: int) -> None:
+        """`served` describes the model; `max_requests` is the number of requests to keep in flight."""
         self.max_requests = max_requests
-        dispatcher = _Direct(engine)
+        """Number of requests to keep in flight, so that the engine is always busy."""
+        dispatcher = _EngineDispatcher(engine)
         self._generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)
         self._embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=unsalted)
 
@@ -55,19 +57,22 @@ class OwnEngine:
         """Turns one input or a list of inputs into vectors."""
         return await self._answer(calls.embed(inputs, options), self._embedding.embed)
 
-    async def _answer(self, asked: ApiCall[T], handler: Callable[[Call, Any], Awaitable[Any]]) -> T:
+    async def _answer(self, api_call: ApiCall[T], handler: Callable[[Call, Any], Awaitable[Any]]) -> T:
         now_s, task = asyncio.get_running_loop().time(), asyncio.current_task()
         if task is None:
-            raise RuntimeError("requests are made in tasks")
-        identity = CallIdentity(asked.method, asked.request_id, _CALLER, PriorityClass.BULK)
+            raise RuntimeError("requests must be made in a task")
+        identity = CallIdentity(api_call.method, api_call.request_id, _CALLER, PriorityClass.BULK)
         call = Call(identity, Deadline(now_s, now_s + _FOREVER_S), task)
         call.progress.life.advance(CallEvent.ACCEPT)
-        return asked.read(await handler(call, asked.request))
+        return api_call.read(await handler(call, api_call.request))
 
 
 @asynccontextmanager
 async def own_engine(pool: Pool, settings: JobEngineSettings) -> AsyncIterator[OwnEngine]:
-    """An engine as long as the block lasts. This process must not have imported vLLM. Raises JobError where it does not start."""
+    """Starts an engine for the duration of the block. Raises JobError if it does not start.
+
+    This process must not have imported vLLM before, since vLLM reads its environment when it is imported.
+    """
     engine_settings = PoolEngineSettings.from_settings(settings, pool)
     os.environ.update(engine_environment(engine_settings) | {"VLLM_LOGGING_LEVEL": "ERROR"})
     try:
@@ -77,26 +82,26 @@ async def own_engine(pool: Pool, settings: JobEngineSettings) -> AsyncIterator[O
     except SettingsError as error:
         raise JobError(str(error), 2) from error
     except RuntimeError as error:
-        raise JobError(f"the engine does not start: {error}", 1) from error
+        raise JobError(f"the engine did not start: {error}", 1) from error
     try:
         yield OwnEngine(engine, served, Tokenizer(folder), 2 * engine_settings.engine.max_num_seqs)
     finally:
         await engine.close()
 
 
-class _Direct:
-    """The gateway's Engines: this one alone."""
+class _EngineDispatcher:
+    """Dispatches the gateway's requests to the one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._requests = 0
 
-    async def reserve(self, _tenant: Tenant, _tokens: int) -> "_Free":
-        return _Free()
+    async def reserve(self, _tenant: Tenant, _tokens: int) -> "_NoReservation":
+        return _NoReservation()
 
-    async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> "_Whole":
+    async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> "_CollectedStream":
         self._requests += 1
-        stream = _Whole(self._engine, self._requests)
+        stream = _CollectedStream(self._engine, self._requests)
         await self._engine.generate(stream.key, request, stream.take)
         return stream
 
@@ -105,15 +110,15 @@ class _Direct:
         return await self._engine.embed(self._requests, request)
 
 
-class _Free:
-    """A reservation of nothing."""
+class _NoReservation:
+    """A reservation that reserves nothing."""
 
     def settle(self, _used_tokens: int) -> None:
         pass
 
 
-class _Whole:
-    """One request's output, kept until it has ended: a TokenStream that is read once."""
+class _CollectedStream:
+    """The output of one request, collected until it has ended. It implements TokenStream and is read once."""
 
     admission_s = 0.0
     replica_id = ""
@@ -128,7 +133,7 @@ class _Whole:
         self._ended = asyncio.Event()
 
     def take(self, deltas: Sequence[Delta]) -> None:
-        """The engine's sink."""
+        """Collects deltas from the engine."""
         self._deltas.extend(deltas)
         if deltas[-1].end:
             self._ended.set()

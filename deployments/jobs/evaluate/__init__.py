@@ -1,4 +1,5 @@
-"""Evaluation as a batch job: tasks of lm-evaluation-harness, asked of the running cluster.
+"""Evaluation: tasks of lm-evaluation-harness, whose requests go to the running cluster.
 
-`run` describes a run, without the harness; `cluster_model` is the harness's view of the cluster; `__main__` runs it.
+May import the evaluation harness and the client. Start with `run` (the description, without the harness) and `__main__`; `cluster_model` is
+the harness's view of the cluster.
 """

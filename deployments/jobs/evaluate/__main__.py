@@ -1,9 +1,9 @@
-"""Evaluates what a cluster serves on tasks of lm-evaluation-harness. `python -m deployments.jobs.evaluate --help`.
+"""Evaluates what a cluster serves on tasks of lm-evaluation-harness. See `python -m deployments.jobs.evaluate --help`.
 
-Stopped at any point, the same command with the same --cache goes on: what has been answered is not asked again. The results are in the
-output once all tasks are done, in the harness's own form.
+If the run is interrupted at any point, the same command with the same --cache continues and does not repeat requests that were answered.
+The output file, in the harness's own format, appears once all tasks are done.
 
-Exit codes: 0 the results are there, 1 stopped by an error, 2 wrong arguments or tasks, 130 or 143 interrupted.
+Exit codes: 0 the results are written, 1 stopped by an error, 2 wrong arguments or tasks, 130 or 143 interrupted by a signal.
 """
 
 import json
@@ -23,28 +23,28 @@ from deployments.jobs.files.storage import writing
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
 
-_KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "samples")
+_RESULT_KEYS = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "samples")
 
 
 def run(job: EvaluateRun, console: Console) -> Mapping[str, Any]:
-    """Does the job; returns the harness's results. Raises JobError."""
+    """Does the run and returns the harness's results. Raises JobError."""
     work = job.work
     manager = TaskManager("ERROR", include_path=job.tasks_folder)
     if unknown := [task for task in work.tasks if task not in manager.all_tasks]:
-        raise JobError(f"--tasks: there is no task {unknown[0]!r}; `lm-eval ls tasks` lists those of the harness", 2)
+        raise JobError(f"--tasks: there is no task {unknown[0]!r}; `lm-eval ls tasks` lists the tasks of the harness", 2)
     report = ReportFile(job.report) if job.report else None
     with JobProgress(console, 0, 0, report=report.record if report else None, noun="questions") as progress:
         model = ClusterModel(job.access, adapter=work.adapter, concurrency=work.concurrency, max_stall_s=job.max_stall_s, progress=progress)
-        results = _evaluated(job, manager, model)
+        results = _evaluate(job, manager, model)
     if report:
         report.flush()
     with usable(work.output), writing(work.output) as stream:
-        stream.write(json.dumps({name: results[name] for name in _KEPT if name in results}, indent=2, default=str).encode())
+        stream.write(json.dumps({name: results[name] for name in _RESULT_KEYS if name in results}, indent=2, default=str).encode())
     return results
 
 
-def _evaluated(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
-    """Raises JobError."""
+def _evaluate(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
+    """Returns the results of the tasks. Raises JobError."""
     work = job.work
     try:
         found = simple_evaluate(
@@ -58,13 +58,13 @@ def _evaluated(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> M
         )
     except JobError:
         raise
-    except Exception as error:  # tasks are code: they raise what they like
+    except Exception as error:  # tasks are code, which can raise anything
         raise JobError(f"{', '.join(work.tasks)}: {type(error).__name__}: {error}", 1) from error
     return found or {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit code."""
+    """Does the run that the arguments describe, and returns the exit code."""
     job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        where = "The same command goes on from there." if job.cache else "Without --cache the same command begins anew."
-        console.print(f"Stopped. {where}", markup=False, highlight=False)
+        hint = "The same command continues from there." if job.cache else "Without --cache, the same command starts again."
+        console.print(f"Stopped. {hint}", markup=False, highlight=False)
         return signalled.exit_code
     console.print(make_table(results), markup=False, highlight=False)
     console.print(f"Done: results of {len(job.work.tasks)} tasks in {job.work.output}.", markup=False, highlight=False)

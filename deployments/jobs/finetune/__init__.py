@@ -1,5 +1,6 @@
-"""Fine-tuning as a batch job: examples in, a LoRA adapter in the registry out.
+"""Fine-tuning: examples in, a LoRA adapter in the registry out.
 
-`run` describes a run, without torch; `examples` reads the input, `packing` lays the examples into sequences, `training` is
-the loop, `checkpoint` lets it go on after its death, `workers` has several processes train together, `adapter` is what is published.
+May import torch, peft, transformers and (in `workers`) Ray. Start with `run` (the description) and `__main__`; `examples` reads the input,
+`packing` packs examples into sequences, `training` is the loop, `checkpoint` lets a run continue after a crash, `workers` lets several
+processes train together, and `adapter` publishes the result.
 """

@@ -1,9 +1,10 @@
-"""Trains a LoRA adapter on examples. `python -m deployments.jobs.finetune --help`; rows are described in `examples`.
+"""Trains a LoRA adapter on examples. See `python -m deployments.jobs.finetune --help`; rows are described in `examples`.
 
-Every line of the input is checked before anything is trained. Stopped at any point, the same command goes on from its last checkpoint, to
-the same weights. Once the training has ended the adapter is in the registry, where a running cluster finds it within a second.
+Every line of the input is checked before training starts. If the run is interrupted at any point, the same command continues from its last
+checkpoint and ends with the same weights. Once training has ended, the adapter is in the registry, where a running cluster finds it within
+a second.
 
-Exit codes: 0 the adapter is there, 1 stopped by an error, 2 wrong arguments or bad rows, 130 or 143 interrupted.
+Exit codes: 0 the adapter is published, 1 stopped by an error, 2 wrong arguments or bad rows, 130 or 143 interrupted by a signal.
 """
 
 import hashlib
@@ -24,12 +25,12 @@ from deployments.jobs.bulk.rows import BadRow
 from deployments.jobs.failures import InterruptedBySignal, JobError, raise_on_signals, reject_bad_rows, usable
 from deployments.jobs.file_lock import file_lock
 from deployments.jobs.finetune.adapter import adapted, publish, published_fingerprint, restore, weights_of
-from deployments.jobs.finetune.checkpoint import Standing
+from deployments.jobs.finetune.checkpoint import TrainingState
 from deployments.jobs.finetune.examples import Example, Reader
 from deployments.jobs.finetune.packing import pack
 from deployments.jobs.finetune.run import FinetuneRun, parse_arguments
 from deployments.jobs.finetune.training import Data, Share, Training, shaping_options
-from deployments.jobs.finetune.workers import together
+from deployments.jobs.finetune.workers import train_together
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.reports import ReportFile
 from neox_serve.model import model_files
@@ -40,16 +41,20 @@ from neox_serve.settings import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the job is about, looked at before anything is trained. folder: of the model. template: of chats, saved with the adapter."""
+    """What is known before training starts."""
 
     folder: Path
+    """Folder of the model."""
     template: str
+    """Chat template, which is saved with the adapter."""
     examples: Sequence[Example]
+    """The good rows of the input."""
     fingerprint: str
+    """Identifies the examples and the options."""
 
 
 def survey(job: FinetuneRun) -> Survey:
-    """Reads the model's facts and every example. Raises JobError."""
+    """Reads the model's facts and every example. Raises JobError if they cannot be used."""
     try:
         folder = model_files.locate(job.model, job.revision, setting="--model")
         facts = model_files.read_facts(folder, setting="--model")
@@ -62,19 +67,19 @@ def survey(job: FinetuneRun) -> Survey:
     examples = [row for row in rows if isinstance(row, Example)]
     reject_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.rejects)
     if len(examples) < 2:
-        raise JobError(f"{job.work.input}: has {len(examples)} examples; a training needs at least 2", 2)
-    told = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        raise JobError(f"{job.work.input}: has {len(examples)} examples; at least 2 are needed", 2)
+    shaping = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
+    fingerprint = hashlib.sha256(shaping.encode()).hexdigest()
     if job.output.exists() and published_fingerprint(job.output) != fingerprint:
-        raise JobError(f"{job.output} is there, from a training with other examples or options; name another adapter, or remove it", 2)
+        raise JobError(f"{job.output} exists, from a training with other examples or options; choose another adapter name, or remove it", 2)
     return Survey(folder, template, examples, fingerprint)
 
 
 def data_of(found: Survey, job: FinetuneRun, padding_id: int) -> Data:
-    """The examples, divided by the seed, and packed."""
+    """Splits the examples by the seed into training and evaluation, and packs them."""
     order = np.random.default_rng(job.work.seed).permutation(len(found.examples)).tolist()
-    kept_out = round(job.work.evaluation_fraction * len(order))
-    training, evaluation = order[kept_out:], order[:kept_out]
+    held_out = round(job.work.evaluation_fraction * len(order))
+    training, evaluation = order[held_out:], order[:held_out]
     return Data(
         pack([found.examples[index] for index in training], padding_id),
         pack([found.examples[index] for index in evaluation], padding_id) if evaluation else None,
@@ -82,7 +87,7 @@ def data_of(found: Survey, job: FinetuneRun, padding_id: int) -> Data:
 
 
 def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> None:
-    """Trains to the end, and publishes. Raises JobError, OSError."""
+    """Trains to the end; the first process publishes the adapter. Raises JobError or OSError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     logging.disable_progress_bar()
@@ -95,10 +100,10 @@ def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> No
     with JobProgress(console, total, 0, report=report.record if report else None, noun="examples") as progress:
         before: list[int] = []
 
-        def told(standing: Standing) -> None:
-            """Tokens are those of this run."""
-            before[:] = before or [standing.tokens]
-            progress.update(standing.examples, tokens=standing.tokens - before[0])
+        def on_step(state: TrainingState) -> None:
+            """Reports all examples, and the tokens of this run only."""
+            before[:] = before or [state.tokens]
+            progress.update(state.examples, tokens=state.tokens - before[0])
 
         run = Training(
             job.work,
@@ -109,28 +114,28 @@ def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> No
             lambda weights: restore(model, weights),
             job.unfinished / "checkpoint",
             found.fingerprint,
-            told,
+            on_step,
             share,
         )
-        standing = run.run(data)
+        state = run.run(data)
     if report:
         report.flush()
     if share.rank == 0:
-        publish(model, job.work, standing, found.fingerprint, template=found.template, aside=job.unfinished / "whole", output=job.output)
+        publish(model, job.work, state, found.fingerprint, template=found.template, temporary=job.unfinished / "whole", output=job.output)
 
 
 def run(job: FinetuneRun, console: Console) -> None:
-    """Does the job. Raises JobError."""
+    """Does the run. Raises JobError."""
     found = survey(job)
     with usable(str(job.unfinished)), file_lock(job.unfinished, "training this adapter"):
         if job.output.exists():
-            console.print(f"{job.output} is there already, from this training", markup=False, highlight=False)
+            console.print(f"{job.output} exists already, from this training", markup=False, highlight=False)
         elif job.work.workers == 1:
             train(job, found, Share(), console)
         else:
-            whole = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())
-            together(
-                lambda share: train(whole, found, share, Console(stderr=True, soft_wrap=True)),
+            absolute = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())
+            train_together(
+                lambda share: train(absolute, found, share, Console(stderr=True, soft_wrap=True)),
                 job.work.workers,
                 folder=job.unfinished,
                 ray_address=job.ray_address,
@@ -139,7 +144,7 @@ def run(job: FinetuneRun, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit code."""
+    """Does the run that the arguments describe, and returns the exit code."""
     job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
@@ -150,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        console.print(f"Stopped; the same command goes on from {job.unfinished}.", markup=False, highlight=False)
+        console.print(f"Stopped; the same command continues from {job.unfinished}.", markup=False, highlight=False)
         return signalled.exit_code
     console.print(f"Done: adapter {job.work.adapter} is in {job.output}.", markup=False, highlight=False)
     return 0

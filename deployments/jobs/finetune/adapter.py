@@ -1,4 +1,4 @@
-"""The adapter: put on a model before the training, published after it."""
+"""The LoRA adapter: added to the model before training, published after it."""
 
 import json
 import shutil
@@ -11,16 +11,17 @@ import peft
 import torch
 from transformers import GPTNeoXForCausalLM
 
-from deployments.jobs.finetune.checkpoint import Standing, Weights
+from deployments.jobs.finetune.checkpoint import TrainingState, Weights
 from neox_serve.core.jobs.finetune import FinetuneWork
 from neox_serve.model.chat import TEMPLATE_FILE
 
 METRICS, PLOT, CARD = "metrics.jsonl", "loss.svg", "training.json"
+"""Files in an adapter's folder: the losses, a plot of them, and a summary of the training."""
 _FINGERPRINT = "fingerprint"
 
 
 def adapted(model: GPTNeoXForCausalLM, work: FinetuneWork, base: str) -> peft.PeftModel:
-    """The model with a fresh adapter, whose product is zero. base: the model's name, which the adapter says it is for."""
+    """Returns the model with a new adapter, which does not change it yet. `base` is the model's name, which the adapter records."""
     torch.manual_seed(work.seed)
     model.name_or_path = base
     config = peft.LoraConfig(
@@ -35,50 +36,53 @@ def adapted(model: GPTNeoXForCausalLM, work: FinetuneWork, base: str) -> peft.Pe
 
 
 def weights_of(model: peft.PeftModel) -> Weights:
-    """The adapter's alone."""
+    """Returns the weights of the adapter, on the CPU."""
     return {name: tensor.detach().cpu() for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
 
 def restore(model: peft.PeftModel, weights: Weights) -> None:
-    """Sets the adapter's weights."""
+    """Sets the weights of the adapter."""
     peft.set_peft_model_state_dict(model, dict(weights))
 
 
 def publish(
-    model: peft.PeftModel, work: FinetuneWork, standing: Standing, fingerprint: str, *, template: str, aside: Path, output: Path
+    model: peft.PeftModel, work: FinetuneWork, state: TrainingState, fingerprint: str, *, template: str, temporary: Path, output: Path
 ) -> None:
-    """A folder in PEFT's own form, with the chat template and how the training went. It is there whole, or not at all. Raises OSError."""
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    (aside / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    (aside / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in standing.history), encoding="utf-8")
-    (aside / CARD).write_text(json.dumps({**_card(model, work, standing), _FINGERPRINT: fingerprint}, indent=2) + "\n", encoding="utf-8")
-    _plot(standing.history, aside / PLOT)
-    aside.replace(output)
+    """Writes the adapter in PEFT's format, with the chat template and a summary of the training, and then moves it to `output` as a whole.
+
+    `temporary` is the folder in which it is prepared. Raises OSError.
+    """
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
+    (temporary / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    (temporary / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in state.history), encoding="utf-8")
+    (temporary / CARD).write_text(json.dumps({**_card(model, work, state), _FINGERPRINT: fingerprint}, indent=2) + "\n", encoding="utf-8")
+    _plot(state.history, temporary / PLOT)
+    temporary.replace(output)
 
 
 def published_fingerprint(output: Path) -> str | None:
-    """Of the training that an adapter in its place is from; None where it does not say. Raises OSError."""
+    """Returns the fingerprint of the training that made a published adapter; None if it is not recorded. Raises OSError."""
     card = output / CARD
     found = json.loads(card.read_text(encoding="utf-8")).get(_FINGERPRINT) if card.is_file() else None
     return found if isinstance(found, str) else None
 
 
-def _card(model: peft.PeftModel, work: FinetuneWork, standing: Standing) -> dict[str, Any]:
-    trained, whole = model.get_nb_trainable_parameters()
+def _card(model: peft.PeftModel, work: FinetuneWork, state: TrainingState) -> dict[str, Any]:
+    trained, total = model.get_nb_trainable_parameters()
     return {
         "options": {name: value for name, value in asdict(work).items() if name not in {"input", "rejects"}},
         "adapter_parameters": trained,
-        "parameters_fraction": trained / (whole - trained),
-        "steps": standing.steps,
-        "epochs": standing.epoch,
-        "tokens": standing.tokens,
-        "best_evaluation_loss": standing.best_loss if standing.best is not None else None,
+        "parameters_fraction": trained / (total - trained),
+        "steps": state.steps,
+        "epochs": state.epoch,
+        "tokens": state.tokens,
+        "best_evaluation_loss": state.best_loss if state.best is not None else None,
     }
 
 
 def _plot(history: Sequence[Mapping[str, float]], file: Path) -> None:
-    """The loss by step, and what was measured after each epoch."""
+    """Plots the training loss by step and the evaluation loss after each epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -88,7 +92,7 @@ def _plot(history: Sequence[Mapping[str, float]], file: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss (nats per token)")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What a training needs to go on after its death, in one file that is whole at any time."""
+"""The checkpoint of a training: one file with everything that is needed to continue after a crash. A reader always sees a complete one."""
 
 import os
 from collections.abc import Mapping
@@ -11,51 +11,60 @@ import torch
 from deployments.jobs.failures import JobError
 
 Weights = Mapping[str, torch.Tensor]
+"""Tensors of the adapter by name."""
 
 
 @dataclass(slots=True)
-class Standing:
-    """How far a training is. epoch, step: the next one, step within the epoch. steps, tokens, examples: so far, of all epochs.
-
-    best: weights after the epoch with the smallest evaluation loss, best_loss. fruitless: epochs since. history: of steps and epochs.
-    """
+class TrainingState:
+    """How far a training is."""
 
     epoch: int = 0
+    """The next epoch, from 0."""
     step: int = 0
+    """The next step within the epoch, from 0."""
     steps: int = 0
+    """Number of steps so far, in all epochs."""
     examples: int = 0
+    """Number of examples so far, in all epochs."""
     tokens: int = 0
+    """Number of tokens so far, in all epochs."""
     best_loss: float = float("inf")
+    """The smallest evaluation loss so far, in nats per token."""
     best: Weights | None = None
-    fruitless: int = 0
+    """Weights after the epoch with the smallest evaluation loss; None before the first evaluation."""
+    epochs_without_improvement: int = 0
+    """Number of epochs since then."""
     history: list[dict[str, float]] = field(default_factory=list)
+    """The loss of each step and the evaluation loss of each epoch."""
 
 
-def save(path: Path, fingerprint: str, standing: Standing, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    """Raises OSError."""
-    state = {name: getattr(standing, name) for name in Standing.__slots__}
-    aside = path.with_suffix(".whole")
-    with aside.open("wb") as stream:
-        torch.save({"fingerprint": fingerprint, "standing": state, "weights": weights, "optimizer": optimizer.state_dict()}, stream)
+def save(path: Path, fingerprint: str, state: TrainingState, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Writes a checkpoint. `fingerprint` identifies the examples and options. Raises OSError."""
+    values = {name: getattr(state, name) for name in TrainingState.__slots__}
+    temporary = path.with_suffix(".whole")
+    with temporary.open("wb") as stream:
+        torch.save({"fingerprint": fingerprint, "state": values, "weights": weights, "optimizer": optimizer.state_dict()}, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    aside.replace(path)
+    temporary.replace(path)
 
 
-def load(path: Path, fingerprint: str, optimizer: torch.optim.Optimizer) -> tuple[Standing, Weights] | None:
-    """How far the training was, and its weights; the optimizer gets its state. None where there is no checkpoint.
+def load(path: Path, fingerprint: str, optimizer: torch.optim.Optimizer) -> tuple[TrainingState, Weights] | None:
+    """Returns the state and the weights of a checkpoint, and restores the optimizer; None if there is no checkpoint.
 
-    Raises JobError where it is damaged, or of another training.
+    Raises JobError if the checkpoint is damaged or has another fingerprint.
     """
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found, standing, weights = state["fingerprint"], Standing(**state["standing"]), state["weights"]
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found, state, weights = stored["fingerprint"], TrainingState(**stored["state"]), stored["weights"]
         if found == fingerprint:
-            optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:  # torch raises what its readers raise
-        raise JobError(f"{path}: the checkpoint is damaged: {error}; remove {path.parent} to begin anew", 1) from error
+            optimizer.load_state_dict(stored["optimizer"])
+    except Exception as error:  # torch raises whatever its readers raise
+        raise JobError(f"{path}: the checkpoint is damaged: {error}; remove {path.parent} to start again", 1) from error
     if found != fingerprint:
-        raise JobError(f"{path}: is of a training with other examples or options; name another adapter, or remove {path.parent}", 2)
-    return standing, weights
+        raise JobError(
+            f"{path}: belongs to a training with other examples or options; choose another adapter name, or remove {path.parent}", 2
+        )
+    return state, weights

@@ -1,8 +1,8 @@
-"""Examples of a fine-tuning job: lines of JSON to token ids, of which some are to be learnt.
+"""Examples of a fine-tuning job: converts lines of JSON to token ids, some of which are learned.
 
-{"prompt": text, "completion": text}: the completion is learnt, and the end of text after it. {"messages": [{"role": ..., "content": ...},
-...]}: what the assistant says is learnt, with what the chat template puts after it. Prompts and what follows them are tokenized each for
-itself, as they are when the adapter is served.
+{"prompt": text, "completion": text}: the completion and the end of text after it are learned. {"messages": [{"role": ..., "content": ...},
+...]}: the messages of the assistant are learned, including what the chat template puts after them. Prompts and what follows them are
+tokenized separately, as they are when the adapter is served.
 """
 
 import json
@@ -15,27 +15,34 @@ from deployments.jobs.files.storage import reading
 from neox_serve.model.chat import ROLES, ChatTemplateError, Message, render
 
 Encode = Callable[[str], Sequence[int]]
+"""Converts a text to token ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """token_ids: all of it. learnt: whether each of them is to be learnt; the first never is, since nothing is before it."""
+    """An example as token ids."""
 
     token_ids: tuple[int, ...]
-    learnt: tuple[bool, ...]
+    """All token ids."""
+    learned: tuple[bool, ...]
+    """Whether each token is learned. The first one never is, since nothing precedes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes examples of rows. end_of_text: as text. max_tokens: that an example may have."""
+    """Converts rows to examples."""
 
     encode: Encode
+    """The tokenizer."""
     template: str
+    """The chat template."""
     end_of_text: str
+    """The end-of-text token as text."""
     max_tokens: int
+    """Maximum number of tokens of an example."""
 
     def read(self, file: str) -> Iterator[Example | BadRow]:
-        """The rows of a file of JSON lines, blank ones left out. Raises OSError."""
+        """Yields the rows of a JSON lines file; skips blank lines. Raises OSError."""
         with reading(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
@@ -45,24 +52,24 @@ class Reader:
                         yield BadRow(number, str(error), line.decode("utf-8", "replace").rstrip("\r\n"))
 
     def example(self, values: Any) -> Example:
-        """Of one row. Raises ValueError, TypeError, ChatTemplateError."""
+        """Converts the values of a row. Raises ValueError, TypeError or ChatTemplateError."""
         if not isinstance(values, dict):
             raise TypeError(f"must be a JSON object, got {type(values).__name__}")
         pieces = list(self._chat(values) if "messages" in values else self._instruction(values))
         ids: list[int] = []
-        learnt: list[bool] = []
+        learned: list[bool] = []
         for text, counts in pieces:
             piece = self.encode(text) if text else []
             ids += piece
-            learnt += [counts] * len(piece)
-        if not any(learnt[1:]):
-            raise ValueError("has nothing to learn")
+            learned += [counts] * len(piece)
+        if not any(learned[1:]):
+            raise ValueError("contains nothing to learn")
         if len(ids) > self.max_tokens:
-            raise ValueError(f"has {len(ids)} tokens, may have {self.max_tokens}")
-        return Example(tuple(ids), (False, *learnt[1:]))
+            raise ValueError(f"has {len(ids)} tokens; at most {self.max_tokens} are allowed")
+        return Example(tuple(ids), (False, *learned[1:]))
 
     def _instruction(self, values: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-        """Pieces of text, and whether they are learnt."""
+        """Yields pieces of text, and whether each is learned."""
         _check_keys(values, {"prompt", "completion"})
         yield _text(values, "prompt"), False
         yield _text(values, "completion") + self.end_of_text, True
@@ -74,7 +81,7 @@ class Reader:
             if message["role"] == "assistant":
                 before, after = self._rendered(messages[:count], reply=True), self._rendered(messages[: count + 1], reply=False)
                 if not (before.startswith(written) and after.startswith(before)):
-                    raise ValueError("the chat template writes a turn anew when another follows; such chats cannot be learnt")
+                    raise ValueError("the chat template changes a turn when another one follows; such chats cannot be learned")
                 yield before[len(written) :], False
                 yield after[len(before) :], True
                 written = after
@@ -85,19 +92,19 @@ class Reader:
 
 def _check_keys(values: Mapping[str, Any], allowed: set[str]) -> None:
     if unknown := sorted(values.keys() - allowed):
-        raise ValueError(f"{unknown[0]}: is none of {', '.join(sorted(allowed))}")
+        raise ValueError(f"{unknown[0]}: unknown key; the keys are {', '.join(sorted(allowed))}")
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{key}: got {value!r}, must be a text that is not empty")
+        raise ValueError(f"{key}: got {value!r}, must be a non-empty text")
     return value
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
-        raise ValueError("messages: must be a list that is not empty")
+        raise ValueError("messages: must be a non-empty list")
     for position, message in enumerate(value):
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
             raise ValueError(f"messages[{position}]: must be an object of role and content")

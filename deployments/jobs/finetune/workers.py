@@ -1,4 +1,4 @@
-"""Several processes that train together, placed by Ray Train; each has the whole model and computes a share of every step."""
+"""Data-parallel training with Ray Train: each process has the whole model and computes a share of every step."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +10,23 @@ from deployments.jobs.failures import JobError
 from deployments.jobs.finetune.training import Share
 
 
-def together(train: Callable[[Share], None], workers: int, *, folder: Path, ray_address: str) -> None:
-    """Runs `train` in so many processes, each with its share. folder: for Ray Train's own notes. Raises JobError."""
+def train_together(train: Callable[[Share], None], workers: int, *, folder: Path, ray_address: str) -> None:
+    """Calls `train` in `workers` processes, each with its share.
+
+    `folder` is for Ray Train's own files; `ray_address` is a Ray cluster, or "local" to start one. Raises JobError if a worker fails.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    def one(_config: object) -> None:
+    def work(_config: object) -> None:
         context = ray.train.get_context()
         train(Share(context.get_world_rank(), context.get_world_size(), _add_up))
 
     ray.init(address=ray_address, log_to_driver=False, include_dashboard=False if ray_address == "local" else None)
     trainer = TorchTrainer(
-        one,
+        work,
         train_loop_config={},
         torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),

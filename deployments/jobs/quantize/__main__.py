@@ -1,10 +1,11 @@
-"""Quantises a checkpoint. `python -m deployments.jobs.quantize --help`.
+"""Quantizes a checkpoint. See `python -m deployments.jobs.quantize --help`.
 
-The result is a folder that the cluster serves as it is (`model.source`). With it is quantization.json: sizes, bits a byte of held-out text
-before and after, how often the likeliest next token is the same, and, where that is asked for, how fast engines of both are and how much of
-what they say is the same. Stopped at any point, the same command goes on from the layers that are done, to the same checkpoint.
+The result is a folder that a cluster serves as it is (`model.source`). Its quantization.json has sizes, bits per byte of held-out text
+before and after, how often the most likely next token is the same, and, if requested, how fast engines of both checkpoints are and how much
+of their output is the same. If the run is interrupted at any point, the same command continues from the layers that are done, with the same
+result.
 
-Exit codes: 0 the checkpoint is there, 1 stopped by an error, 2 wrong arguments or files, 130 or 143 interrupted.
+Exit codes: 0 the checkpoint is complete, 1 stopped by an error, 2 wrong arguments or files, 130 or 143 interrupted by a signal.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from deployments.jobs.file_lock import file_lock
 from deployments.jobs.files.storage import is_remote, put
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.quantize import serving
-from deployments.jobs.quantize.checkpoint import REPORT, Growing, Tensors, weight_bytes
+from deployments.jobs.quantize.checkpoint import REPORT, Tensors, UnfinishedCheckpoint, weight_bytes
 from deployments.jobs.quantize.one_layer import OneLayerModel
 from deployments.jobs.quantize.run import QuantizeRun, parse_arguments
 from deployments.jobs.quantize.schemes import SCHEMES, Scheme
@@ -40,24 +41,24 @@ from neox_serve.settings.slices import JobEngineSettings
 
 
 def run(job: QuantizeRun, console: Console) -> Mapping[str, Any]:
-    """Does the job; returns what it cost. Raises JobError."""
+    """Does the run and returns the content of the report. Raises JobError."""
     folder, facts = _model(job, SCHEMES[job.work.scheme])
     texts = read_texts(job.work, Tokenizer(folder), facts.eos_token_id, facts.positions)
     fingerprint = _fingerprint(job, folder, texts)
     if job.output.exists():
-        return _made_before(job, fingerprint)
+        return _existing_report(job, fingerprint)
     with usable(str(job.unfinished)), file_lock(job.unfinished, "making this checkpoint"):
         _claim(job, fingerprint)
-        growing = Growing(job.unfinished / "whole", facts.layers + 1)
-        report = {"fingerprint": fingerprint, **_made(job, folder, facts, texts, growing, console)}
-        growing.publish(job.output, report)
+        unfinished = UnfinishedCheckpoint(job.unfinished / "checkpoint", facts.layers + 1)
+        report = {"fingerprint": fingerprint, **_quantize(job, folder, facts, texts, unfinished, console)}
+        unfinished.publish(job.output, report)
         shutil.rmtree(job.unfinished, ignore_errors=True)
     return report
 
 
 def _model(job: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
     if is_remote(job.work.output):
-        raise JobError(f"{job.work.output}: must be a folder, since engines read weights from one; got a URL", 2)
+        raise JobError(f"{job.work.output} is a URL; it must be a folder, because engines read weights from a folder", 2)
     try:
         folder = model_files.locate(job.model, job.revision, setting="--model")
         facts = model_files.read_facts(folder, setting="--model")
@@ -65,41 +66,43 @@ def _model(job: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
         raise JobError(str(error), 2) from error
     for inputs in (facts.hidden_size, facts.intermediate_size):
         if scheme.group and inputs % scheme.group:
-            raise JobError(f"--scheme {scheme.name}: groups of {scheme.group} do not divide the model's {inputs}", 2)
+            raise JobError(f"--scheme {scheme.name}: the model's {inputs} inputs are not a multiple of the group size {scheme.group}", 2)
     if "quantization_config" in model_files.read_json(folder / "config.json", setting="--model"):
-        raise JobError(f"--model: {job.model} is quantised already", 2)
+        raise JobError(f"--model: {job.model} is quantized already", 2)
     return folder, facts
 
 
 def _fingerprint(job: QuantizeRun, folder: Path, texts: Texts) -> str:
-    """Another one, where the result would be another one."""
+    """Returns a digest that changes if the result would change."""
     sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
-    told = json.dumps([job.work.scheme, job.model, job.revision, sizes, texts.fingerprint()])
-    return hashlib.sha256(told.encode()).hexdigest()
+    identity = json.dumps([job.work.scheme, job.model, job.revision, sizes, texts.fingerprint()])
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _made_before(job: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
-    """What it cost then. Raises JobError where what is there is something else."""
+def _existing_report(job: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
+    """Returns the report of an existing checkpoint. Raises JobError if it was made from something else."""
     try:
         report: Mapping[str, Any] = json.loads((job.output / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
     if report.get("fingerprint") != fingerprint:
-        raise JobError(f"{job.output} is there, and was not made from this; name another output, or remove it", 2)
+        raise JobError(f"{job.output} exists, and was not made from this; choose another output, or remove it", 2)
     return report
 
 
 def _claim(job: QuantizeRun, fingerprint: str) -> None:
-    """Raises JobError where the layers that are there were made from something else."""
+    """Marks the unfinished checkpoint as this run's. Raises JobError if its layers were made from something else."""
     mark = job.unfinished / "fingerprint"
     if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
-        raise JobError(f"{job.unfinished}: has layers that were not made from this; name another output, or remove it", 2)
-    put(str(mark.with_suffix(".aside")), fingerprint.encode())
-    mark.with_suffix(".aside").replace(mark)
+        raise JobError(f"{job.unfinished} has layers that were not made from this; choose another output, or remove it", 2)
+    put(str(mark.with_suffix(".new")), fingerprint.encode())
+    mark.with_suffix(".new").replace(mark)
 
 
-def _made(job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, growing: Growing, console: Console) -> dict[str, Any]:
-    """Makes all files but the report; returns what is in that."""
+def _quantize(
+    job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, unfinished: UnfinishedCheckpoint, console: Console
+) -> dict[str, Any]:
+    """Writes all files except the report, and returns the content of the report."""
     logging.disable_progress_bar()
     tensors, scheme = Tensors(folder), SCHEMES[job.work.scheme]
     report = ReportFile(job.report) if job.report else None
@@ -108,12 +111,12 @@ def _made(job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, growi
         def advance(tokens: int) -> None:
             progress.complete_row(tokens=tokens, error=False)
 
-        measured = walk(OneLayerModel(folder, tensors), tensors, texts, scheme, growing, advance)
+        measured = walk(OneLayerModel(folder, tensors), tensors, texts, scheme, unfinished, advance)
     if report:
         report.flush()
-    growing.complete(folder, scheme)
+    unfinished.complete(folder, scheme)
     before, after = (cost.bits_per_byte(texts.held_out_bytes) for cost in (measured.before, measured.after))
-    found: dict[str, Any] = {
+    report_values: dict[str, Any] = {
         "scheme": scheme.name,
         "model": job.model,
         "held_out_bytes": texts.held_out_bytes,
@@ -122,11 +125,11 @@ def _made(job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, growi
         "quality_fraction": before / after,
         "greedy_agreement_fraction": agreement(measured.before, measured.after),
         "weight_bytes_before": weight_bytes(folder),
-        "weight_bytes_after": weight_bytes(growing.folder),
+        "weight_bytes_after": weight_bytes(unfinished.folder),
     }
     if job.work.serve_tokens:
-        found |= asdict(serving.compare(folder, growing.folder, texts, job.work.serve_tokens, _settings(job), console))
-    return found
+        report_values |= asdict(serving.compare(folder, unfinished.folder, texts, job.work.serve_tokens, _settings(job), console))
+    return report_values
 
 
 def _settings(job: QuantizeRun) -> JobEngineSettings:
@@ -137,7 +140,7 @@ def _settings(job: QuantizeRun) -> JobEngineSettings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit code."""
+    """Does the run that the arguments describe, and returns the exit code."""
     job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        console.print(f"Stopped; the same command goes on from {job.unfinished}.", markup=False, highlight=False)
+        console.print(f"Stopped; the same command continues from {job.unfinished}.", markup=False, highlight=False)
         return signalled.exit_code
     console.print(f"Done: {job.output}, {_summary(report)}", markup=False, highlight=False)
     return 0
@@ -156,14 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(report: Mapping[str, Any]) -> str:
     smaller = report["weight_bytes_before"] / report["weight_bytes_after"]
-    said = (
-        f"{smaller:.2f} times smaller; {report['bits_per_byte_before']:.4f} bits a byte before, {report['bits_per_byte_after']:.4f} after; "
-        f"{report['greedy_agreement_fraction']:.1%} of likeliest tokens the same."
+    summary = (
+        f"{smaller:.2f} times smaller; {report['bits_per_byte_before']:.4f} bits per byte before and {report['bits_per_byte_after']:.4f} "
+        "after; "
+        f"{report['greedy_agreement_fraction']:.1%} of the most likely tokens are the same."
     )
     if "tokens_per_s_before" in report:
         faster = report["tokens_per_s_after"] / report["tokens_per_s_before"]
-        said += f" Served: {faster:.2f} times as fast, {report['generated_agreement_fraction']:.1%} of what is said the same."
-    return said
+        summary += f" Served: {faster:.2f} times as fast, {report['generated_agreement_fraction']:.1%} of the output is the same."
+    return summary
 
 
 if __name__ == "__main__":

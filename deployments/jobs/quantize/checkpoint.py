@@ -1,6 +1,6 @@
-"""The checkpoint that is read, and the one that is written: a file for each layer, there as soon as the layer is done.
+"""The checkpoint that is read, and the one that is written: a file for each layer, written as soon as the layer is done.
 
-The folder grows under another name and is renamed once it is whole, so that a job that was stopped goes on from the layers it finds.
+The folder has a temporary name until it is complete, so a run that was interrupted continues from the layers that it finds.
 """
 
 import json
@@ -18,15 +18,16 @@ from deployments.jobs.quantize.schemes import Scheme
 from neox_serve.model.model_files import read_safetensors_header
 
 REPORT = "quantization.json"
+"""Name of the file that reports sizes and quality."""
 _INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 
 Stored = dict[str, torch.Tensor]
-"""Tensors of a file, by their names in the checkpoint."""
+"""Tensors by their names in the checkpoint."""
 
 
 class Tensors:
-    """Of a checkpoint's files, read when they are asked for. get, below: raise JobError where a file is damaged."""
+    """The tensors of a checkpoint, read on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {name: file for file in sorted(folder.glob("*.safetensors")) for name in read_safetensors_header(file)}
@@ -38,7 +39,7 @@ class Tensors:
         return iter(self._files)
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor."""
+        """Reads a tensor. Raises JobError if it does not exist or its file is damaged."""
         file = self._files.get(name)
         if file is None:
             raise JobError(f"--model: the checkpoint has no {name}", 2)
@@ -46,39 +47,40 @@ class Tensors:
             with safe_open(file, "pt") as opened:
                 return opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise JobError(f"{file}: is damaged: {error}", 2) from error
+            raise JobError(f"{file} is damaged: {error}", 2) from error
 
-    def below(self, prefix: str) -> Stored:
-        """Those whose names begin so, by the rest of the name."""
+    def with_prefix(self, prefix: str) -> Stored:
+        """Reads the tensors whose names start with `prefix`, by the rest of their names. Raises JobError if a file is damaged."""
         return {name.removeprefix(prefix): self.get(name) for name in self if name.startswith(prefix)}
 
 
-class Growing:
-    """A checkpoint that is being made, in its folder. files: how many it will have."""
+class UnfinishedCheckpoint:
+    """A checkpoint that is being written, in a temporary folder."""
 
     def __init__(self, folder: Path, files: int) -> None:
+        """`files` is the number of weight files that the checkpoint will have."""
         self.folder = folder
         self._files = files
         folder.mkdir(parents=True, exist_ok=True)
 
     def found(self, number: int) -> Stored | None:
-        """The tensors of a file from before; None where it is not there, or not whole."""
+        """Returns the tensors of a file from an earlier run; None if it does not exist or is incomplete."""
         try:
             with safe_open(self._file(number), "pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError):
             return None
 
     def write(self, number: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """A file, whole or not at all. Raises OSError."""
+        """Writes a file as a whole. Raises OSError."""
         file = self._file(number)
-        aside = file.with_suffix(".aside")
-        _save(tensors, aside)
-        aside.chmod(0o644)  # safetensors makes files for their owner alone; engines may run as another user
-        aside.replace(file)
+        temporary = file.with_suffix(".new")
+        _save(tensors, temporary)
+        temporary.chmod(0o644)  # safetensors creates files that only their owner can read; engines may run as another user
+        temporary.replace(file)
 
     def complete(self, original: Path, scheme: Scheme) -> None:
-        """All that goes with the weights. Raises OSError."""
+        """Writes the files that belong to the weights: configuration, tokenizer and index. Raises OSError."""
         for pattern in _SMALL_FILES:
             for file in original.glob(pattern):
                 if file.name not in {_INDEX, REPORT}:
@@ -88,7 +90,7 @@ class Growing:
         _write_json(self.folder / _INDEX, {"metadata": {"total_size": weight_bytes(self.folder)}, "weight_map": self._weight_map()})
 
     def publish(self, output: Path, report: Mapping[str, Any]) -> None:
-        """The report, then the folder under its name. Raises OSError."""
+        """Writes the report, then renames the folder to `output`. Raises OSError."""
         _write_json(self.folder / REPORT, report)
         self.folder.replace(output)
 
@@ -101,7 +103,7 @@ class Growing:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Of all files of weights."""
+    """Returns the size of all weight files in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""GPTQ: rounds a weight input by input, and lets the inputs that are still to come make up for what each rounding has changed.
+"""GPTQ: rounds a weight matrix input by input, and adjusts the remaining inputs to compensate for the error of each rounding.
 
 Source: Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers (the blocked form, in the
 inputs' own order).
@@ -13,29 +13,32 @@ _BLOCK = 128
 
 
 def quantized(weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers [outputs, inputs] and scales [outputs, groups]. moments: of the inputs, the sum of x x^T, [inputs, inputs]."""
+    """Quantizes a weight [outputs, inputs]. Returns integers [outputs, inputs] and scales [outputs, groups].
+
+    `moments` is the sum of x x^T over the matrix's inputs x, [inputs, inputs].
+    """
     outputs, inputs = weight.shape
     rest, group = weight.double().clone(), scheme.group or inputs
     factors = _factors(moments)
-    numbers, scales = torch.zeros_like(rest), torch.zeros(outputs, -(-inputs // group), dtype=torch.float64)
-    whole = scheme.scales(rest) if group >= inputs else None
+    integers, scales = torch.zeros_like(rest), torch.zeros(outputs, -(-inputs // group), dtype=torch.float64)
+    per_output = scheme.scales(rest) if group >= inputs else None
     for start in range(0, inputs, _BLOCK):
         end = min(start + _BLOCK, inputs)
         errors = torch.zeros(outputs, end - start, dtype=torch.float64)
-        for place in range(start, end):
-            if place % group == 0:
-                scales[:, place // group] = (scheme.scales(rest[:, place : place + group]) if whole is None else whole)[:, 0]
-            scale = scales[:, place // group]
-            numbers[:, place] = scheme.rounded(rest[:, place], scale)
-            error = (rest[:, place] - numbers[:, place] * scale) / factors[place, place]
-            rest[:, place:end] -= error[:, None] * factors[place, place:end]
-            errors[:, place - start] = error
+        for column in range(start, end):
+            if column % group == 0:
+                scales[:, column // group] = (scheme.scales(rest[:, column : column + group]) if per_output is None else per_output)[:, 0]
+            scale = scales[:, column // group]
+            integers[:, column] = scheme.to_integers(rest[:, column], scale)
+            error = (rest[:, column] - integers[:, column] * scale) / factors[column, column]
+            rest[:, column:end] -= error[:, None] * factors[column, column:end]
+            errors[:, column - start] = error
         rest[:, end:] -= errors @ factors[start:end, end:]
-    return numbers, scales
+    return integers, scales
 
 
 def _factors(moments: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse of the moments, which are damped so that there is one."""
+    """Returns the upper Cholesky factor of the inverse of the moments, which are damped so that it exists."""
     damped = moments.double().clone()
     diagonal = torch.diagonal(damped)
     diagonal[diagonal == 0] = 1.0

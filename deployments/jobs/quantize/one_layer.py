@@ -1,4 +1,4 @@
-"""A GPT-NeoX model in which there is room for one of its layers at a time: its embeddings, its head, and the layer that has been loaded."""
+"""A GPT-NeoX model that holds only one of its layers at a time, besides its embeddings and its head."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,20 +14,21 @@ from deployments.jobs.quantize.schemes import Scheme
 
 _EMBEDDING, _HEADS = "gpt_neox.embed_in.weight", ("embed_out.weight", "lm_head.weight", "gpt_neox.embed_in.weight")
 LAYERS = "gpt_neox.layers."
-"""What the names of all layers' tensors begin with."""
+"""Prefix of the names of all layers' tensors."""
 
 
 def layer_prefix(index: int) -> str:
-    """What those of one layer begin with."""
+    """Returns the prefix of the names of a layer's tensors."""
     return f"{LAYERS}{index}."
 
 
 class OneLayerModel:
-    """Hidden states are float32 [1, tokens, hidden], and kept on the CPU between layers. layers: how many the checkpoint has."""
+    """Computes hidden states layer by layer. They are float32 [1, tokens, hidden], and on the CPU between layers."""
 
     def __init__(self, folder: Path, tensors: Tensors) -> None:
         config = GPTNeoXConfig.from_pretrained(folder)
         self.layers: int = config.num_hidden_layers
+        """Number of layers of the checkpoint."""
         config.num_hidden_layers = 1
         config._attn_implementation = "sdpa"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,40 +38,40 @@ class OneLayerModel:
         head = next(name for name in _HEADS if name in tensors)
         _load(body.embed_in, {"weight": tensors.get(_EMBEDDING)}, _EMBEDDING)
         _load(self._model.get_output_embeddings(), {"weight": tensors.get(head)}, head)
-        _load(body.final_layer_norm, tensors.below("gpt_neox.final_layer_norm."), "gpt_neox.final_layer_norm.")
+        _load(body.final_layer_norm, tensors.with_prefix("gpt_neox.final_layer_norm."), "gpt_neox.final_layer_norm.")
 
     def load(self, index: int) -> None:
-        """The layer of that number as the checkpoint has it. Raises JobError where some of it is missing."""
-        _load(self._layer, self._tensors.below(layer_prefix(index)), layer_prefix(index))
+        """Loads a layer from the checkpoint. Raises JobError if parts of it are missing."""
+        _load(self._layer, self._tensors.with_prefix(layer_prefix(index)), layer_prefix(index))
 
     def matrices(self) -> Mapping[str, torch.nn.Linear]:
-        """Those of the loaded layer, by name."""
+        """Returns the matrices of the loaded layer, by name."""
         return {name: part for name, part in self._layer.named_modules() if isinstance(part, torch.nn.Linear)}
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states before the first layer. ids: [tokens]."""
+        """Returns the hidden states before the first layer. `ids` has the shape [tokens]."""
         with torch.inference_mode():
             states: torch.Tensor = self._model.gpt_neox.embed_in(ids[None].to(self._device))
         return states.cpu()
 
-    def through(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the loaded layer."""
+    def after_layer(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns the hidden states after the loaded layer."""
         states = states.to(self._device)
         positions = torch.arange(states.shape[1], device=self._device)[None]
         with torch.inference_mode():
-            turned = self._model.gpt_neox.rotary_emb(states, position_ids=positions)
-            after: torch.Tensor = self._layer(states, attention_mask=None, use_cache=False, position_embeddings=turned)
+            rotary = self._model.gpt_neox.rotary_emb(states, position_ids=positions)
+            after: torch.Tensor = self._layer(states, attention_mask=None, use_cache=False, position_embeddings=rotary)
         return after.cpu()
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """[tokens, vocabulary], of hidden states after the last layer."""
+        """Returns the logits [tokens, vocabulary] of hidden states after the last layer."""
         with torch.inference_mode():
             normed = self._model.gpt_neox.final_layer_norm(states.to(self._device))
             logits: torch.Tensor = self._model.get_output_embeddings()(normed)
         return logits[0].cpu()
 
     def moments(self, sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Of what comes into each matrix of the loaded layer, over all sequences: the sum of x x^T, float64."""
+        """Returns, for each matrix of the loaded layer, the sum of x x^T over its inputs x in all sequences, in float64."""
         matrices = self.matrices()
         sums = {
             name: torch.zeros(part.in_features, part.in_features, dtype=torch.float64, device=self._device)
@@ -78,14 +79,14 @@ class OneLayerModel:
         }
         handles = [part.register_forward_pre_hook(_adding(sums[name])) for name, part in matrices.items()]
         for states in sequences:
-            self.through(states)
+            self.after_layer(states)
         for handle in handles:
             handle.remove()
         return {name: total.cpu() for name, total in sums.items()}
 
     @contextmanager
     def rounding_inputs(self, scheme: Scheme) -> Iterator[None]:
-        """Has the matrices round what comes in as engines will."""
+        """Makes the matrices round their inputs in the block, as engines do with this scheme."""
         largest = 2 ** (scheme.activation_bits - 1) - 1 if scheme.activation_bits else 0
         parts = self.matrices().values() if largest else ()
         handles = [part.register_forward_pre_hook(_rounding(largest)) for part in parts]
@@ -101,7 +102,7 @@ class OneLayerModel:
 def _load(part: torch.nn.Module, values: Mapping[str, torch.Tensor], name: str) -> None:
     try:
         missing = part.load_state_dict(dict(values), strict=False).missing_keys
-    except RuntimeError as error:  # of another shape
+    except RuntimeError as error:  # a tensor has another shape
         raise JobError(f"--model: {name}: {error}", 2) from error
     if absent := sorted(set(missing) & {each for each, _ in part.named_parameters()}):
         raise JobError(f"--model: the checkpoint has no {name}{absent[0]}", 2)

@@ -73,7 +73,7 @@ def test_adapter_is_small_and_says_how_it_was_made(adapter: Path) -> None:
 
 
 def test_adapter_of_a_name_that_is_taken_is_refused(adapter: Path, client: Client) -> None:
-    with pytest.raises(ServeError, match=r"finetune\.adapter: 'kinds' is there already") as refused:
+    with pytest.raises(ServeError, match=r"finetune\.adapter: 'kinds' exists already") as refused:
         client.create_finetune("elsewhere.jsonl", "kinds")
     assert refused.value.reason is Reason.INVALID_ARGUMENT
 

@@ -95,7 +95,7 @@ async def test_engine_serves_it_as_well_as_the_model(made: Made) -> None:
     [
         ({"--calibration": "/nowhere/text"}, "/nowhere/text: No such file"),
         ({"--model": "/nowhere/model"}, "--model: '/nowhere/model' is"),
-        ({"--output": os.sep}, "/ is there, and was not made from this"),
+        ({"--output": os.sep}, "/ exists, and was not made from this"),
         ({"--output": "s3://bucket/model"}, "must be a folder, since engines read weights from one"),
         ({"--sequence-tokens": "2048"}, "a sequence takes 2048 (--sequence-tokens)"),
     ],

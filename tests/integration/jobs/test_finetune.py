@@ -22,7 +22,7 @@ from deployments.jobs.finetune.__main__ import run, survey
 from deployments.jobs.finetune.examples import Reader
 from deployments.jobs.finetune.packing import pack
 from deployments.jobs.finetune.run import FinetuneRun
-from deployments.jobs.finetune.training import nats
+from deployments.jobs.finetune.training import summed_loss
 from deployments.jobs.reports import read_report
 from neox_serve.core.jobs.finetune import FinetuneWork
 from neox_serve.model import model_files
@@ -85,8 +85,8 @@ def test_examples_packed_together_cost_what_they_cost_alone() -> None:
     reader = Reader(tokenizer.encode, DEFAULT_TEMPLATE, "<|endoftext|>", 2048)
     examples = [reader.example(one.example) for one in questions()[:12]]
     with torch.inference_mode():
-        together = float(nats(model, pack(examples, 1), CPU))
-        alone = sum(float(nats(model, pack([one], 1), CPU)) for one in examples)
+        together = float(summed_loss(model, pack(examples, 1), CPU))
+        alone = sum(float(summed_loss(model, pack([one], 1), CPU)) for one in examples)
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_interrupted_training_says_how_to_go_on(job: FinetuneRun) -> None:
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == 143
-    assert f"Stopped; the same command goes on from {job.unfinished}." in said
+    assert f"Stopped; the same command continues from {job.unfinished}." in said
     assert not job.output.exists()
 
 
@@ -141,14 +141,14 @@ def test_damaged_checkpoint_is_named(job: FinetuneRun) -> None:
 def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneRun) -> None:
     job.unfinished.mkdir(parents=True)
     parameter = torch.nn.Parameter(torch.zeros(1))
-    checkpoint.save(job.unfinished / "checkpoint", "another", checkpoint.Standing(), {}, torch.optim.AdamW([parameter]))
+    checkpoint.save(job.unfinished / "checkpoint", "another", checkpoint.TrainingState(), {}, torch.optim.AdamW([parameter]))
     with pytest.raises(JobError, match="is of a training with other examples or options"):
         run(job, QUIET)
 
 
 def test_adapter_that_is_there_is_never_written_over(job: FinetuneRun) -> None:
     job.output.mkdir(parents=True)
-    with pytest.raises(JobError, match="is there, from a training with other examples or options"):
+    with pytest.raises(JobError, match="exists, from a training with other examples or options"):
         survey(job)
 
 

@@ -17,9 +17,9 @@ def reader(template: str = DEFAULT_TEMPLATE, max_tokens: int = 200) -> Reader:
 
 
 def told(example: Example) -> tuple[str, str]:
-    """All of it, and what is learnt."""
+    """All of it, and what is learned."""
     text = "".join(map(chr, example.token_ids))
-    return text, "".join(character for character, learnt in zip(text, example.learnt, strict=True) if learnt)
+    return text, "".join(character for character, learned in zip(text, example.learned, strict=True) if learned)
 
 
 def test_completion_is_learnt_with_the_end_of_text() -> None:
@@ -34,9 +34,9 @@ def test_what_the_assistant_says_is_learnt_with_the_end_of_its_turn() -> None:
         {"role": "user", "content": "B?"},
         {"role": "assistant", "content": "b"},
     ]
-    text, learnt = told(reader().example({"messages": messages}))
+    text, learned = told(reader().example({"messages": messages}))
     assert text == "Be brief.\nUser: A?\nAssistant: a|User: B?\nAssistant: b|"
-    assert learnt == " a| b|"
+    assert learned == " a| b|"
 
 
 def test_what_follows_the_last_turn_of_the_assistant_is_left_out() -> None:
@@ -44,10 +44,10 @@ def test_what_follows_the_last_turn_of_the_assistant_is_left_out() -> None:
     assert told(reader().example({"messages": messages}))[0] == "User: A\nAssistant: a|"
 
 
-def test_template_that_writes_turns_anew_is_refused() -> None:
+def test_template_that_changes_earlier_turns_is_refused() -> None:
     last_only = "{{ messages[-1].content }}{% if add_generation_prompt %}:{% endif %}"
     messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(ValueError, match="writes a turn anew"):
+    with pytest.raises(ValueError, match="changes a turn when another one follows"):
         reader(last_only).example({"messages": messages})
 
 
@@ -57,13 +57,13 @@ def test_template_that_writes_turns_anew_is_refused() -> None:
         ([], "must be a JSON object, got list"),
         ({"prompt": "a"}, "completion: got None, must be a text that is not empty"),
         ({"prompt": "", "completion": "b"}, "prompt: got '', must be a text that is not empty"),
-        ({"prompt": "a", "completion": "b", "label": 1}, "label: is none of completion, prompt"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "label: unknown key; the keys are completion, prompt"),
         ({"messages": []}, "messages: must be a list that is not empty"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: must be an object of role and content"),
         ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\].role: got 'bot', must be one of system, user, assistant"),
         ({"messages": [{"role": "user", "content": 1}]}, r"messages\[0\].content: got 1, must be a text"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "has nothing to learn"),
-        ({"prompt": "a" * 200, "completion": "b"}, "has 202 tokens, may have 200"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "contains nothing to learn"),
+        ({"prompt": "a" * 200, "completion": "b"}, "has 202 tokens; at most 200 are allowed"),
     ],
 )
 def test_row_that_is_no_example_is_refused_by_its_field(row: Any, problem: str) -> None:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.jobs.finetune.examples import Example
-from deployments.jobs.finetune.packing import SHORTEST_TOKENS, UNUSED, attention_mask, pack
+from deployments.jobs.finetune.packing import MIN_SEQUENCE_TOKENS, UNUSED, attention_mask, pack
 
 PADDING = 1
 
@@ -16,7 +16,7 @@ def example(length: int, start: int = 2) -> Example:
 def test_examples_are_packed_whole_and_once(lengths: list[int]) -> None:
     examples = [example(length, start) for start, length in enumerate(lengths, start=2)]
     packed = pack(examples, PADDING)
-    assert packed.token_ids.shape[1] == max(SHORTEST_TOKENS, *lengths)
+    assert packed.token_ids.shape[1] == max(MIN_SEQUENCE_TOKENS, *lengths)
     assert packed.tokens() == sum(lengths)
     assert packed.examples() == len(examples)
     for index, one in enumerate(examples):
@@ -24,8 +24,8 @@ def test_examples_are_packed_whole_and_once(lengths: list[int]) -> None:
         assert len(set(rows.tolist())) == 1
         assert tuple(packed.token_ids[rows, columns]) == one.token_ids
         assert packed.positions[rows, columns].tolist() == list(range(len(one.token_ids)))
-        assert tuple(packed.learnt[rows, columns]) == one.learnt
-    assert not packed.learnt[packed.owners == UNUSED].any()
+        assert tuple(packed.learned[rows, columns]) == one.learned
+    assert not packed.learned[packed.owners == UNUSED].any()
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=60))
