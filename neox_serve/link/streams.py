@@ -105,8 +105,7 @@ async def until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
 
 
 class Backoff:
-    """Jittered delays between attempts to connect: 25 ms, doubling up to 400 ms, so that a peer is found within half a second of its
-    return."""
+    """Jittered delays between attempts to connect: 25 ms, doubling up to 400 ms. A peer is found within half a second of its return."""
 
     _INITIAL_S = 0.025
     _MAX_S = 0.4

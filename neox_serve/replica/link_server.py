@@ -1,5 +1,5 @@
-"""The replica's end of the engine links: one stream a gateway, one session a stream. When a stream ends, however it ends, everything that
-came in on it is aborted.
+"""The replica's end of the engine links: one stream and one session per gateway. When a stream ends for any reason, all requests that came
+in on it are aborted.
 """
 
 import asyncio
@@ -21,15 +21,16 @@ from neox_serve.wire import engine_messages as wire
 _log = structlog.get_logger(__name__)
 
 _OVERCOMMIT = 2
-"""A replica refuses past this many times max_requests. The router keeps to max_requests; gateways without one know only their share."""
+"""A replica refuses requests beyond this multiple of max_requests. The router respects max_requests; gateways without a router know only
+their own share."""
 _RETRY_S = 1.0
-"""After DRAINING or OVERLOADED from a replica: gateways ask the router, which knows better, by then."""
+"""Retry delay after DRAINING or OVERLOADED from a replica. By then gateways ask the router, which knows the state of all replicas."""
 
 Context = aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse]
 
 
 class EngineLinkServer(EngineLinkServiceServicer):
-    """Serves one engine to many gateways."""
+    """Serves one engine to many gateways. max_requests: maximum number of requests that the router sends at a time."""
 
     def __init__(self, *, engine: Engine, replica_id: str, max_requests: int, tracing: Tracing) -> None:
         self._tracing = tracing
@@ -41,36 +42,37 @@ class EngineLinkServer(EngineLinkServiceServicer):
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.draining = False
+        """Whether new links and requests are refused."""
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests taken and not ended, over all gateways."""
+        """Number of requests accepted and not ended, over all gateways."""
         return sum(session.requests for session in self._sessions)
 
     @property
     def gateways(self) -> int:
-        """Gateways linked now."""
+        """Number of linked gateways."""
         return len(self._sessions)
 
     async def close(self) -> None:
-        """Ends all streams; what is in flight is aborted."""
+        """Ends all streams and waits until their requests are aborted."""
         self.draining = True
         for session in self._sessions:
-            session.end("the replica stops")
+            session.end("the replica is stopping")
         while self._sessions or self._closing:
             self._changed.clear()
             await self._changed.wait()
 
     async def until_idle(self) -> None:
-        """Returns when every request taken has ended and its last frame is written."""
+        """Waits until every accepted request has ended and its last frame is written."""
         while self._closing or not all(session.idle for session in self._sessions):
             self._changed.clear()
             await self._changed.wait()
 
-    async def Connect(  # type: ignore[override]  # noqa: N802  a coroutine, not a generator: its `finally` runs the moment the call ends
+    async def Connect(  # type: ignore[override]  # noqa: N802  a coroutine, because a generator's `finally` would run later
         self, request_iterator: object, context: Context
     ) -> None:
-        """One gateway's stream, for as long as it lasts."""
+        """Serves one gateway's stream until it ends."""
         try:
             gateway_id = await self._greet(context)
             await self._serve(gateway_id, context)
@@ -83,7 +85,7 @@ class EngineLinkServer(EngineLinkServiceServicer):
         try:
             await until_one_ends(session.handle_commands(context), session.write_to(context), session.ended())
         finally:
-            _log.info("gateway_leaves", gateway_id=gateway_id, aborted=session.requests)
+            _log.info("gateway_link_closed", gateway_id=gateway_id, aborted=session.requests)
             self._close_session(session)
 
     async def _greet(self, context: Context) -> str:
@@ -91,7 +93,7 @@ class EngineLinkServer(EngineLinkServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
         first = await read(context, pb.ConnectRequest)
         if first.hello.schema_version != wire.SCHEMA_VERSION:
-            versions = f"schema version {first.hello.schema_version}; this replica has {wire.SCHEMA_VERSION}"
+            versions = f"schema version {first.hello.schema_version} does not match this replica's version {wire.SCHEMA_VERSION}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, versions)
         await write(context, wire.welcome(self._replica_id))
         return first.hello.gateway_id
@@ -104,7 +106,7 @@ class EngineLinkServer(EngineLinkServiceServicer):
         return session
 
     def _close_session(self, session: EngineLinkSession) -> None:
-        """Aborts in a task of its own: the stream's may be cancelled any moment."""
+        """Aborts the session's requests in a separate task, because the stream's task may be cancelled at any moment."""
         self._sessions.discard(session)
         task = asyncio.ensure_future(session.close())
         self._closing.add(task)
@@ -119,4 +121,4 @@ class EngineLinkServer(EngineLinkServiceServicer):
         if self.draining:
             raise ServeError(Reason.DRAINING, "the replica is draining", {"replica_id": self._replica_id}, _RETRY_S)
         if self.requests_in_flight > self._max_requests:
-            raise ServeError(Reason.OVERLOADED, "the replica has all the requests it takes", {}, _RETRY_S)
+            raise ServeError(Reason.OVERLOADED, "the replica is full", {}, _RETRY_S)

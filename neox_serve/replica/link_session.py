@@ -1,7 +1,7 @@
-"""One gateway's link as its replica sees it: the requests that came in on it, and the frames that wait to go out.
+"""One gateway's link as the replica sees it: the requests that came in on it, and the frames that wait to be sent.
 
-The engine calls `sink` from its step and must never wait, so frames are queued for the stream's writer. A gateway that stops reading gets
-its backlog in fewer, larger frames, and past a bound loses its link: it slows neither the engine nor other gateways.
+The engine calls the sink from its step and must never wait, so frames are queued for the stream's writer. If a gateway stops reading, its
+backlog is sent in fewer and larger frames, and beyond a bound its link is closed. It slows down neither the engine nor other gateways.
 """
 
 import asyncio
@@ -24,17 +24,22 @@ from neox_serve.wire import engine_messages as wire
 _log = structlog.get_logger(__name__)
 
 _KEY_BITS = 32
+"""Bits of a request's key on its link."""
 _link_key: Callable[[Any], int] = ((1 << _KEY_BITS) - 1).__and__
-"""From the engine's key of a request, which has the link's number in its upper bits, to its key on the link."""
+"""Converts the engine's key of a request, which has the link's number in its upper bits, to its key on the link."""
 
 _COALESCE_FRAMES = 16
-"""A backlog this long goes out as one frame."""
+"""A backlog of at least this many frames is sent as one frame."""
 _MAX_BACKLOG_DELTAS = 131_072
-"""About 20 MB: a gateway that lets this pile up has not read for long."""
+"""About 20 MB. A gateway with such a backlog has not read for a long time."""
 
 
 class EngineLinkSession:
-    """The replica's side of one stream. number: unique among the replica's links. admit: raises ServeError where a request is refused."""
+    """The replica's side of one stream.
+
+    number: unique among the replica's links. admit: raises ServeError if a request must be refused. on_ended: called when a request has
+    ended or a frame was written. max_backlog_deltas: deltas that may wait to be sent.
+    """
 
     def __init__(
         self,
@@ -63,21 +68,21 @@ class EngineLinkSession:
         self._wake = asyncio.Event()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closed = False
-        # One object for the link's life: the engine groups a step's deltas by sink.
+        # The same object for the life of the link, because the engine groups a step's deltas by sink.
         self._sink = self._take
 
     @property
     def requests(self) -> int:
-        """Requests taken and not ended."""
+        """Number of requests accepted and not ended."""
         return len(self._live)
 
     @property
     def idle(self) -> bool:
-        """Whether no request is left, not even one being freed, and nothing waits to be written."""
+        """Whether no request is running or being freed, and nothing waits to be written."""
         return not (self._live or self._freeing or self._frames or self._results or self._writing)
 
     async def handle_commands(self, stream: Readable[pb.ConnectRequest]) -> None:
-        """Carries out the gateway's commands. Raises StreamEndedError."""
+        """Carries out the gateway's commands until the stream ends. Raises StreamEndedError."""
         while True:
             commands = (await read(stream, pb.ConnectRequest)).commands
             for generation in commands.generations:
@@ -88,7 +93,7 @@ class EngineLinkSession:
                 self._cancel(self._base | key)
 
     async def write_to(self, stream: Writable[pb.ConnectResponse]) -> None:
-        """Writes frames as they come. Raises StreamEndedError."""
+        """Writes frames until the stream ends. Raises StreamEndedError."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -101,16 +106,16 @@ class EngineLinkSession:
             self._on_ended()
 
     def end(self, cause: str) -> None:
-        """Asks for the stream to be ended."""
+        """Makes `ended` raise, which ends the stream."""
         if not self._end.done():
             self._end.set_result(cause)
 
     async def ended(self) -> None:
-        """Raises StreamEndedError once the stream is to end: the replica stops, or the gateway has left too much unread."""
+        """Waits until the stream must end, because the replica stops or the gateway reads too slowly, and raises StreamEndedError."""
         raise StreamEndedError(await asyncio.shield(self._end))
 
     async def close(self) -> None:
-        """Aborts everything that came in on the link."""
+        """Aborts all requests of the link."""
         self._closed = True
         keys = list(self._live)
         for key in keys:
@@ -129,7 +134,7 @@ class EngineLinkSession:
             name = "engine.generate" if isinstance(message, pb.SubmitGeneration) else "engine.embed"
             facts = {"neox.request_id": message.request_id, "neox.prompt_tokens": len(message.prompt_token_ids)}
             self._spans[key] = self._tracing.begin(name, message.traceparent, facts)
-        _log.debug("request_taken", request_id=message.request_id)
+        _log.debug("request_accepted", request_id=message.request_id)
         task = asyncio.ensure_future(work)
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
@@ -141,7 +146,7 @@ class EngineLinkSession:
             await self._engine.generate(key, wire.generation_from_proto(message), self._sink)
         except ServeError as error:
             self._take((Delta(key, end=True, failure=error),))
-        except Exception:  # noqa: BLE001  the boundary to the engine: whatever it raises fails this request alone
+        except Exception:  # noqa: BLE001  boundary to the engine: an exception fails only this request
             self._take((Delta(key, end=True, failure=_broken(message.request_id)),))
 
     async def _embed(self, message: pb.SubmitEmbedding) -> None:
@@ -170,7 +175,7 @@ class EngineLinkSession:
             task.add_done_callback(self._freed)
 
     async def _free(self, key: Hashable) -> None:
-        """Ends a request's task, if it is still being submitted, and its work in the engine."""
+        """Cancels a request's task, if it is still being submitted, and aborts it in the engine."""
         task = self._tasks.get(key)
         if task is not None:
             task.cancel()
@@ -184,7 +189,7 @@ class EngineLinkSession:
     # Frames
 
     def _take(self, deltas: Sequence[Delta]) -> None:
-        """The sink: queues what a step brought as one frame."""
+        """The engine's sink: queues the output of a step as one frame."""
         if self._closed:
             return
         for delta in deltas:
@@ -198,7 +203,7 @@ class EngineLinkSession:
         self._backlog_deltas += len(deltas)
         self._wake.set()
         if self._backlog_deltas > self._max_backlog_deltas:
-            self.end(f"{self._backlog_deltas} deltas left unread")
+            self.end(f"{self._backlog_deltas} deltas are unread, more than {self._max_backlog_deltas}")
 
     def _end_span(self, key: Hashable, failure: str) -> None:
         if (span := self._spans.pop(key, None)) is not None:

@@ -1,4 +1,4 @@
-"""A replica's two links: it serves its engine to gateways, and tells the router that it is there, what it is up to and how loaded it is."""
+"""A replica's two links: it serves its engine to gateways, and registers with the router and reports its phase and load."""
 
 import asyncio
 import math
@@ -29,20 +29,21 @@ from neox_serve.wire import replica_messages
 _log = structlog.get_logger(__name__)
 
 _RATE_WINDOW_S = 2.0
-"""Over which output_tokens_per_second is taken: load reports come several times a second, engine steps may be fewer."""
-_GATHER_S = 0.02
-"""How long a change of the prefix cache waits for others: less than a large model's engine step."""
+"""Window of output_tokens_per_second. Load reports are sent several times a second; engine steps may be less frequent."""
+_BATCH_S = 0.02
+"""How long a change of the prefix cache waits for others; less than an engine step of a large model."""
 _STOP_GRACE_S = 0.5
-"""For the last frames to leave."""
+"""Time for the last frames to be sent."""
 
 
 class ReplicaServer:
-    """Serves a started engine. It registers with the router only once it is started itself, and again whenever the router comes back.
+    """Serves a started engine. It registers with the router once it listens, and again whenever a router comes back.
 
-    host: interface to listen on. max_requests: most requests it takes at a time. load_interval_s: between load reports.
+    host: interface to listen on. max_requests: maximum number of requests that the router sends at a time. resolve_router: returns the
+    router's address. load_interval_s: interval between load reports. clock: monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - by name, each
+    def __init__(  # noqa: PLR0913 - keyword-only
         self,
         *,
         engine: Engine,
@@ -78,7 +79,7 @@ class ReplicaServer:
             hello=lambda: replica_messages.replica_hello(self._describe()),
             response_type=pb.ConnectReplicaResponse,
             on_response=self._on_response,
-            on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - made below, since it sends through this
+            on_lost=lambda: self._blocks.stop(),  # noqa: PLW0108 - created below, because it sends on this link
             rng=Random(),
             tls=tls,
         )
@@ -86,9 +87,10 @@ class ReplicaServer:
         self._reports: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self.left = False
+        """Whether the replica has drained at the router's request, so that it can be replaced."""
 
     async def start(self) -> None:
-        """Listens, then starts to register; does not wait for the router. Raises OSError where it cannot listen."""
+        """Starts to listen and to register. Does not wait for the router. Raises OSError if the address cannot be bound."""
         add_EngineLinkServiceServicer_to_server(self._links, self._server)
         self.address = bind(self._server, self._host, 0, self._tls)
         await self._server.start()
@@ -98,16 +100,16 @@ class ReplicaServer:
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests taken and not ended."""
+        """Number of requests accepted and not ended."""
         return self._links.requests_in_flight
 
     @property
     def router_connected(self) -> bool:
-        """Whether a router has this replica registered."""
+        """Whether this replica is registered with a router."""
         return self._router.connected
 
     def load(self) -> dict[str, float]:
-        """The replica's load as plain numbers, for autoscaling."""
+        """Returns the replica's load as numbers by name, for autoscaling."""
         stats = self._engine.stats()
         return {
             "requests_in_flight": float(self.requests_in_flight),
@@ -118,7 +120,7 @@ class ReplicaServer:
         }
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes nothing new, tells the router so, and returns when what it has is done or the time is over."""
+        """Refuses new requests, reports the phase to the router, and waits until all requests have ended, for at most timeout_s."""
         self._links.draining = True
         self._enter(ReplicaPhase.DRAINING)
         try:
@@ -132,15 +134,15 @@ class ReplicaServer:
             if self._leaving is None:
                 self._leaving = asyncio.ensure_future(self._leave())
         else:
-            self._blocks.tell_all()
+            self._blocks.report_all()
 
     async def _leave(self) -> None:
-        """Drains for as long as it takes; then this replica has no use any more."""
+        """Drains for as long as it takes, then marks the replica for replacement."""
         await self.drain(math.inf)
         self.left = True
 
     async def stop(self) -> None:
-        """Ends all links; what is in flight is aborted. The engine is left to its owner."""
+        """Closes all links and aborts requests in flight. Does not stop the engine."""
         await stop_task(self._reports)
         await stop_task(self._leaving)
         await self._router.close()
@@ -188,24 +190,24 @@ class ReplicaServer:
 
 
 def _soon(action: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(_GATHER_S, action)
+    asyncio.get_running_loop().call_later(_BATCH_S, action)
 
 
 class _Rate:
-    """How fast a total grows, over the last seconds."""
+    """Growth rate of a total over the last _RATE_WINDOW_S seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, now_s: float, total: int) -> None:
-        """Takes a reading."""
+        """Adds a reading of the total."""
         self._samples.append((now_s, total))
         while len(self._samples) > 2 and self._samples[1][0] <= now_s - _RATE_WINDOW_S:
             self._samples.popleft()
 
     @property
     def per_second(self) -> float:
-        """Growth a second; 0 before the second reading."""
+        """Growth per second; 0 before the second reading."""
         if len(self._samples) < 2:
             return 0.0
         (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]

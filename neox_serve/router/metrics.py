@@ -1,4 +1,4 @@
-"""What the router measures about itself."""
+"""The router's own metrics."""
 
 import re
 from collections import Counter as Tally
@@ -13,6 +13,7 @@ from neox_serve.core.types import Pool
 from neox_serve.router.metrics_page import text_of
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+"""Numbers in a scaling reason. They are replaced, so that the label has few values."""
 _DECISION_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
 
 
@@ -22,61 +23,79 @@ class RouterMetrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._admissions = Counter(
-            "neox_serve_router_admissions", "Answers to requests for admission", ["outcome"], registry=self._registry
+            "neox_serve_router_admissions", "Replies to admission requests, by outcome", ["outcome"], registry=self._registry
         )
         self._decision_s = Histogram(
-            "neox_serve_router_decision_seconds", "Time of one decision", buckets=_DECISION_BUCKETS_S, registry=self._registry
+            "neox_serve_router_decision_seconds", "Duration of one admission decision", buckets=_DECISION_BUCKETS_S, registry=self._registry
         )
         self._left_queue = Counter(
             "neox_serve_router_left_queue",
-            "Requests that wait no more, by what became of them",
+            "Requests that left the queue, by outcome",
             ["outcome"],
             registry=self._registry,
         )
         self._reservations = Counter(
-            "neox_serve_router_reservations", "Answers to reservations of quotas", ["outcome"], registry=self._registry
+            "neox_serve_router_reservations", "Replies to quota reservations, by outcome", ["outcome"], registry=self._registry
         )
-        self._queued = Gauge("neox_serve_router_queued_requests", "Requests that wait for a replica", ["pool"], registry=self._registry)
-        self._queued_tokens = Gauge("neox_serve_router_queued_tokens", "Tokens that those claim", ["pool"], registry=self._registry)
-        self._leases = Gauge("neox_serve_router_leases", "Requests dispatched and not ended", ["pool"], registry=self._registry)
-        self._tokens = Gauge("neox_serve_router_outstanding_tokens", "Tokens that leases claim", ["pool"], registry=self._registry)
-        self._replicas = Gauge("neox_serve_router_replicas", "Replicas known", ["pool", "phase"], registry=self._registry)
-        self._blocks = Gauge("neox_serve_router_indexed_blocks", "Blocks in the prefix caches of replicas", registry=self._registry)
+        self._queued = Gauge("neox_serve_router_queued_requests", "Requests in the queue", ["pool"], registry=self._registry)
+        self._queued_tokens = Gauge(
+            "neox_serve_router_queued_tokens", "Tokens that the requests in the queue claim", ["pool"], registry=self._registry
+        )
+        self._leases = Gauge("neox_serve_router_leases", "Leases on replicas that have not ended", ["pool"], registry=self._registry)
+        self._tokens = Gauge(
+            "neox_serve_router_outstanding_tokens", "Uncached tokens that these leases claim", ["pool"], registry=self._registry
+        )
+        self._replicas = Gauge(
+            "neox_serve_router_replicas", "Replicas that the router knows, by phase", ["pool", "phase"], registry=self._registry
+        )
+        self._blocks = Gauge(
+            "neox_serve_router_indexed_blocks", "Blocks known to be in the prefix caches of replicas", registry=self._registry
+        )
         self._missed = Counter(
-            "neox_serve_router_missed_block_news", "Times that a replica had to tell all of its prefix cache anew", registry=self._registry
+            "neox_serve_router_missed_block_news",
+            "Prefix cache updates that were missed, after which the replica reported its whole cache",
+            registry=self._registry,
         )
-        self._gateways = Gauge("neox_serve_router_gateways", "Gateways known", registry=self._registry)
-        self._wanted = Gauge("neox_serve_wanted_replicas", "Replicas that a pool should have", ["pool"], registry=self._registry)
+        self._gateways = Gauge("neox_serve_router_gateways", "Gateways that the router knows", registry=self._registry)
+        self._wanted = Gauge(
+            "neox_serve_wanted_replicas",
+            "Replicas that a pool should have, as the scaling policy decided",
+            ["pool"],
+            registry=self._registry,
+        )
         self._alarm = Gauge(
-            "neox_serve_scaling_alarm", "1 where the scaling policy fails and the size is kept", ["pool"], registry=self._registry
+            "neox_serve_scaling_alarm", "1 if the scaling policy fails and the pool keeps its size", ["pool"], registry=self._registry
         )
         self._reason = Gauge(
-            "neox_serve_scaling_reason", "1 at why a pool has its size, with _ for numbers", ["pool", "reason"], registry=self._registry
+            "neox_serve_scaling_reason",
+            "1 for the reason of a pool's size; numbers in it are replaced by _",
+            ["pool", "reason"],
+            registry=self._registry,
         )
         self._changes = Counter(
-            "neox_serve_scaling_changes", "Times that a pool was made larger or smaller", ["pool", "direction"], registry=self._registry
+            "neox_serve_scaling_changes", "Decisions to make a pool larger or smaller", ["pool", "direction"], registry=self._registry
         )
         self._scaling: dict[Pool, ScalingView] = {}
 
     def admitted(self, outcome: str, seconds: float) -> None:
-        """One decision. outcome: "granted", or the refusal's reason."""
+        """Counts an admission decision and the seconds it took. outcome: "granted", "queued" or the reason of the refusal."""
         self._admissions.labels(outcome).inc()
         self._decision_s.observe(seconds)
 
     def left_queue(self, outcome: str) -> None:
-        """A request waits no more."""
+        """Counts a request that left the queue. outcome: as for `admitted`, or "preempted"."""
         self._left_queue.labels(outcome).inc()
 
     def reserved(self, outcome: str) -> None:
-        """A reservation was answered."""
+        """Counts a reply to a reservation request. outcome: "reserved" or the reason of the refusal."""
         self._reservations.labels(outcome).inc()
 
     def missed_block_news(self) -> None:
-        """News of a replica's prefix cache did not come."""
+        """Counts a missed update of a replica's prefix cache."""
         self._missed.inc()
 
     def show(self, state: ClusterState, admissions: Admissions) -> None:
-        """Sets the gauges."""
+        """Sets the gauges to the present state."""
         waiting = {pool: [admissions.queue.depth(lane) for lane in admissions.queue.lanes() if lane[0] is pool] for pool in Pool}
         for pool, depths in waiting.items():
             self._queued.labels(pool).set(sum(requests for requests, _ in depths))
@@ -92,7 +111,7 @@ class RouterMetrics:
             self._replicas.labels(pool, phase).set(replicas)
 
     def show_scaling(self, scaling: Iterable[ScalingView]) -> None:
-        """Sets what was decided. Without their numbers reasons are few, and so are the series."""
+        """Sets the gauges of scaling, and counts changes of a pool's size."""
         for each in scaling:
             self._wanted.labels(each.pool).set(each.wanted_replicas)
             self._alarm.labels(each.pool).set(each.alarm)
@@ -104,5 +123,5 @@ class RouterMetrics:
             self._scaling[each.pool] = each
 
     def text(self) -> str:
-        """All of it in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return text_of(self._registry)

@@ -1,4 +1,4 @@
-"""One Prometheus page for the whole cluster: every process's own text, each sample labelled with the process it comes from."""
+"""One Prometheus page for the whole cluster: the metrics of every process, each sample labelled with its process."""
 
 from collections.abc import Callable, Iterable, Mapping
 from threading import Thread
@@ -14,11 +14,13 @@ from prometheus_client.registry import Collector
 _log = structlog.get_logger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
+"""Label names and values that identify a process."""
 
 
 def merge(texts: Mapping[Labels, str]) -> list[Metric]:
-    """The metric families of all texts, each sample with the labels of its text. A text that does not parse, or a family whose type differs
-    from its namesake's, is left out and logged.
+    """Returns the metric families of all texts, with the labels of its text added to each sample.
+
+    A text that does not parse is skipped and logged, and so is a family whose type differs between texts.
     """
     merged: dict[str, Metric] = {}
     for labels, text in texts.items():
@@ -42,6 +44,8 @@ def _add(merged: dict[str, Metric], family: Metric, labels: Labels) -> None:
 
 
 class _Merged(Collector):
+    """Merges the texts at each scrape."""
+
     def __init__(self, texts: Callable[[], Mapping[Labels, str]]) -> None:
         self._texts = texts
 
@@ -50,7 +54,7 @@ class _Merged(Collector):
 
 
 class MetricsPage:
-    """Serves the merged page over HTTP, from a thread of its own. texts: called at each scrape, from that thread."""
+    """Serves the merged page over HTTP, from its own thread. texts: returns all texts; called in that thread at each scrape."""
 
     def __init__(self, *, host: str, port: int, texts: Callable[[], Mapping[Labels, str]]) -> None:
         self._host = host
@@ -59,14 +63,15 @@ class MetricsPage:
         self._registry.register(_Merged(texts))
         self._running: tuple[WSGIServer, Thread] | None = None
         self.address = ""
+        """host:port of the page; empty until `start`."""
 
     def start(self) -> None:
-        """Listens. Raises OSError where it cannot."""
+        """Starts to listen. Raises OSError if the address cannot be bound."""
         self._running = start_http_server(self._port, self._host, self._registry)
         self.address = f"{self._host}:{self._running[0].server_port}"
 
     def stop(self) -> None:
-        """Stops to listen."""
+        """Stops listening."""
         if self._running is not None:
             server, thread = self._running
             server.shutdown()
@@ -76,6 +81,6 @@ class MetricsPage:
 
 
 def text_of(registry: CollectorRegistry) -> str:
-    """A registry's metrics as text."""
+    """Returns a registry's metrics in Prometheus' text format."""
     text: Any = generate_latest(registry)
     return str(text, "utf-8")

@@ -1,4 +1,4 @@
-"""The router's desk for quotas: gateways' reservations, on core.tenancy.quota's ledger."""
+"""The router's quota service: gateways' reservations on the ledger of `core.tenancy.quota`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
@@ -11,9 +11,10 @@ from neox_serve.wire import router_messages as wire
 
 
 class QuotaService:
-    """Answers for reservations. wall_clock: seconds since the epoch. opens_s: of `clock`, before which gateways are still saying hello.
+    """Replies to reservation requests.
 
-    A router that has just started knows nothing of running calls until their gateways have told it; until then every question waits.
+    A router that has just started does not know the running calls until their gateways have sent a hello, so requests wait until then.
+    clock: monotonic seconds. wall_clock: seconds since the epoch. opens_s: time of `clock` until which gateways may still send their hello.
     """
 
     def __init__(
@@ -25,29 +26,30 @@ class QuotaService:
         self._metrics = metrics
         self._early: list[tuple[str, SendQueue[pb.ConnectGatewayResponse], pb.ReserveRequest]] = []
         self.ledger = QuotaLedger(rng)
+        """What tenants have reserved and used."""
 
     def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
-        """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
+        """Takes what was used before this router started, by gateway id. The hello of a gateway that still runs replaces its entry."""
         for source, entries in spent.items():
             self.ledger.restore(source, (), entries, self._wall_clock())
 
-    def welcome(self, gateway_id: str, hello: pb.GatewayHello) -> None:
-        """A gateway says what it has reserved and used."""
+    def register(self, gateway_id: str, hello: pb.GatewayHello) -> None:
+        """Takes the reservations and use in a gateway's hello."""
         reservations = map(wire.reservation_from_proto, hello.reservations)
         self.ledger.restore(gateway_id, reservations, map(wire.spent_from_proto, hello.spent), self._wall_clock())
 
     def reserve(self, gateway_id: str, send_queue: SendQueue[pb.ConnectGatewayResponse], request: pb.ReserveRequest) -> None:
-        """Answers, or waits until all gateways have had time to say hello."""
+        """Replies to a request, or holds it until all gateways have had time to send their hello."""
         if self._clock() < self._opens_s:
             self._early.append((gateway_id, send_queue, request))
             return
-        asked = wire.reservation_from_proto(request.reservation)
-        refusal = self.ledger.reserve(gateway_id, asked, wire.quotas_from_proto(request.quotas), self._wall_clock())
+        reservation = wire.reservation_from_proto(request.reservation)
+        refusal = self.ledger.reserve(gateway_id, reservation, wire.quotas_from_proto(request.quotas), self._wall_clock())
         self._metrics.reserved("reserved" if refusal is None else refusal.reason.value)
-        send_queue.put(wire.reserved(asked.reservation_id, refusal))
+        send_queue.put(wire.reserved(reservation.reservation_id, refusal))
 
     def settle(self, gateway_id: str, message: pb.SettledReservations) -> None:
-        """Calls that ended; one whose question still waits is not answered any more."""
+        """Ends reservations whose calls ended, and drops their requests that are still held."""
         for one in message.settled:
             self._early = [
                 entry for entry in self._early if (entry[0], entry[2].reservation.reservation_id) != (gateway_id, one.reservation_id)
@@ -55,20 +57,20 @@ class QuotaService:
             self.ledger.settle(gateway_id, one.reservation_id, one.used_tokens, self._wall_clock())
 
     def state(self, tenant: str) -> QuotaState:
-        """What counts against a tenant's quotas now."""
+        """Returns what counts against a tenant's quotas now."""
         return self.ledger.state(tenant, self._wall_clock())
 
     def drop(self, send_queue: SendQueue[pb.ConnectGatewayResponse]) -> None:
-        """A gateway's stream has ended: it asks again on the next one."""
+        """Drops the held requests of a stream that ended: its gateway sends them again on the next one."""
         self._early = [entry for entry in self._early if entry[1] is not send_queue]
 
     def forget(self, gateway_ids: Iterable[str]) -> None:
-        """Gateways that are gone for good."""
+        """Ends the reservations of gateways that will not return."""
         for gateway_id in gateway_ids:
             self.ledger.drop_source(gateway_id, self._wall_clock())
 
     def tick(self) -> None:
-        """Answers what waited for hellos, once their time is over."""
+        """Replies to the held requests, once gateways have had time to send their hello."""
         if self._early and self._clock() >= self._opens_s:
             early, self._early = self._early, []
             for gateway_id, send_queue, request in early:

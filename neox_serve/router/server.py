@@ -1,4 +1,4 @@
-"""The router's shell: streams from gateways and replicas around core.scheduling.cluster_state, which decides everything."""
+"""The router process: the streams of gateways and replicas around `core.scheduling`, which makes all decisions."""
 
 import asyncio
 import time
@@ -38,11 +38,13 @@ from neox_serve.wire.engine_messages import SCHEMA_VERSION
 _log = structlog.get_logger(__name__)
 
 _TICK_S = 0.1
-_GATHER_S = 0.02
-"""How long the news of a replica waits for others: where 1,000 come in one second, gateways hear of them 50 times and not 1,000."""
+"""Interval of `_tick`, which expires what has waited too long."""
+_BATCH_S = 0.02
+"""How long a change of the replicas waits for others. If 1,000 replicas register in a second, gateways get 50 messages and not 1,000."""
 _MAX_TENANTS_SHOWN = 100
+"""Number of tenants in a cluster view."""
 _REPEAT_MEMORY_S = 60.0
-"""As long as gateways remember their answers, by default; one that has forgotten says so."""
+"""How long gateways keep responses for retries, by default. A gateway that has dropped one says so."""
 
 GatewayContext = aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
 ReplicaContext = aio.ServicerContext[pb.ConnectReplicaRequest, pb.ConnectReplicaResponse]
@@ -54,8 +56,10 @@ class _Gateway:
 
     gateway_id: str
     connection: int
+    """Number of the stream, unique in this process."""
     send_queue: SendQueue[pb.ConnectGatewayResponse]
     gateway_link_address: str
+    """host:port of its GatewayLinkService; empty if it has none."""
 
 
 def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
@@ -67,8 +71,8 @@ def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset
 class RouterServer(RouterLinkServiceServicer):
     """Serves RouterLinkService and the cluster's metrics page.
 
-    clock: seconds, steady; wall_clock: seconds since the epoch, never going back. rng: for the routing policy. waking: lanes of which there
-    may be no replica, until a request comes.
+    clock: monotonic seconds. wall_clock: seconds since the epoch, never going back; derived from `clock` by default. rng: for the routing
+    policy and the quotas. waking: lanes that may have no replica until a request comes.
     """
 
     def __init__(
@@ -116,9 +120,9 @@ class RouterServer(RouterLinkServiceServicer):
         self._gateways: dict[int, _Gateway] = {}
         self._owners = RequestOwners(_REPEAT_MEMORY_S)
         self._replica_queues: dict[str, SendQueue[pb.ConnectReplicaResponse]] = {}
-        self._told: tuple[Replica, ...] = ()
-        self._told_ids: frozenset[str] = frozenset()
-        self._telling: asyncio.TimerHandle | None = None
+        self._sent: tuple[Replica, ...] = ()
+        self._sent_ids: frozenset[str] = frozenset()
+        self._sending: asyncio.TimerHandle | None = None
         self._texts: dict[Labels, str] = {}
         self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
         self._page = MetricsPage(host=metrics.host, port=metrics.port, texts=self._all_texts) if metrics.enabled else None
@@ -127,43 +131,43 @@ class RouterServer(RouterLinkServiceServicer):
 
     @property
     def state(self) -> ClusterState:
-        """What the router knows, to look at."""
+        """Peers and leases; for reading only."""
         return self._state
 
     @property
     def queue(self) -> FairQueue:
-        """Who waits for a replica, to look at."""
+        """The requests that wait for a replica; for reading only."""
         return self._requests.admissions.queue
 
     def demand(self) -> dict[Pool, PoolDemand]:
-        """What is asked of each pool, since the question before."""
+        """Returns the demand on each pool since the previous call."""
         return self._requests.admissions.demand(self._clock())
 
     def show_scaling(self, scaling: tuple[ScalingView, ...]) -> None:
-        """What was decided of each pool, for operators and metrics."""
+        """Takes the scaling decisions of all pools, for operators and metrics."""
         self._scaling = scaling
         self._metrics.show_scaling(scaling)
 
     def wall_clock(self) -> float:
-        """Seconds since the epoch, as the ledger takes them."""
+        """Returns seconds since the epoch, by the clock of the quota ledger."""
         return self._wall_clock()
 
     @property
     def ledger(self) -> QuotaLedger:
-        """What tenants used of their quotas, to look at."""
+        """What tenants used of their quotas; for reading only."""
         return self._quotas.ledger
 
     def restore(self, spent: Mapping[str, Iterable[Spent]]) -> None:
-        """Learns what was used before this router's time, by gateway; a gateway that still runs will say it better."""
+        """Takes what was used before this router started, by gateway id. The hello of a gateway that still runs replaces its entry."""
         self._quotas.restore(spent)
 
     @property
     def metrics_address(self) -> str:
-        """host:port of the metrics page; empty where there is none."""
+        """host:port of the metrics page; empty if there is none."""
         return self._page.address if self._page else ""
 
     async def start(self) -> None:
-        """Listens. Raises OSError where it cannot."""
+        """Starts to listen. Raises OSError if an address cannot be bound."""
         add_RouterLinkServiceServicer_to_server(self, self._server)
         self.address = bind(self._server, self._settings.host, self._settings.port, self._tls)
         if self._page:
@@ -173,10 +177,10 @@ class RouterServer(RouterLinkServiceServicer):
         _log.info("router_started", address=self.address, metrics=self.metrics_address)
 
     async def stop(self) -> None:
-        """Ends all streams. Peers look for the next router by themselves."""
+        """Ends all streams and stops listening. Peers look for the next router themselves."""
         await stop_task(self._ticks)
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
         await self._server.stop(None)
         if self._page:
             await asyncio.to_thread(self._page.stop)
@@ -184,10 +188,10 @@ class RouterServer(RouterLinkServiceServicer):
 
     # Gateways
 
-    async def ConnectGateway(  # type: ignore[override]  # noqa: N802  a coroutine, not a generator: its `finally` runs the moment the call ends
+    async def ConnectGateway(  # type: ignore[override]  # noqa: N802  a coroutine, because a generator's `finally` would run later
         self, request_iterator: object, context: GatewayContext
     ) -> None:
-        """One gateway's stream, for as long as it lasts."""
+        """Serves one gateway's stream until it ends."""
         try:
             hello = (await read(context, pb.ConnectGatewayRequest)).hello
             await _check_schema(hello.schema_version, context)
@@ -197,9 +201,9 @@ class RouterServer(RouterLinkServiceServicer):
 
     async def _serve_gateway(self, hello: pb.GatewayHello, context: GatewayContext) -> None:
         gateway = _Gateway(hello.gateway_id, next(self._connections), SendQueue(), hello.gateway_link_address)
-        self._welcome(gateway, hello)
+        self._register_gateway(gateway, hello)
         try:
-            await until_one_ends(self._hear(gateway, context), gateway.send_queue.write_to(context))
+            await until_one_ends(self._receive_from_gateway(gateway, context), gateway.send_queue.write_to(context))
         finally:
             _log.info("gateway_lost", gateway_id=gateway.gateway_id)
             del self._gateways[gateway.connection]
@@ -208,15 +212,15 @@ class RouterServer(RouterLinkServiceServicer):
             self._quotas.drop(gateway.send_queue)
             self._state.disconnect_gateway(gateway.gateway_id, gateway.connection, self._clock())
 
-    def _welcome(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
+    def _register_gateway(self, gateway: _Gateway, hello: pb.GatewayHello) -> None:
         leases = [wire.lease_from_proto(lease) for lease in hello.leases]
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
-        self._quotas.welcome(gateway.gateway_id, hello)
+        self._quotas.register(gateway.gateway_id, hello)
         self._gateways[gateway.connection] = gateway
         gateway.send_queue.put(wire.replica_set(self._state.replicas(), self._waking))
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
 
-    async def _hear(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
+    async def _receive_from_gateway(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
         while True:
             request = await read(stream, pb.ConnectGatewayRequest)
             match request.WhichOneof("message"):
@@ -240,7 +244,7 @@ class RouterServer(RouterLinkServiceServicer):
                     gateway.send_queue.put(wire.view_to_proto(request.view.view_id, self._view()))
 
     def _admit(self, gateway: _Gateway, admit: pb.AdmitRequest) -> None:
-        if not self._repeated_elsewhere(gateway, admit):
+        if not self._owned_elsewhere(gateway, admit):
             demand = wire.demand_from_proto(admit)
             self._requests.admit((gateway.gateway_id, admit.lease_id), demand, gateway.connection)
 
@@ -252,11 +256,11 @@ class RouterServer(RouterLinkServiceServicer):
 
     def _drain(self, gateway: _Gateway, replica_id: str) -> None:
         if (send_queue := self._replica_queues.get(replica_id)) is not None:
-            _log.info("replica_drain_asked", replica_id=replica_id, gateway_id=gateway.gateway_id)
+            _log.info("replica_drain_requested", replica_id=replica_id, gateway_id=gateway.gateway_id)
             send_queue.put(replica_messages.drain())
 
-    def _repeated_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
-        """Whether another gateway answers the request; then this one is told which."""
+    def _owned_elsewhere(self, gateway: _Gateway, admit: pb.AdmitRequest) -> bool:
+        """Returns whether another gateway owns the request. If so, replies with that gateway's address."""
         if not admit.idempotency_key or not gateway.gateway_link_address:
             return False
         owner_id = self._owners.claim(admit.idempotency_key, gateway.gateway_id, admit.lease_id, takes_over=admit.takes_over)
@@ -277,22 +281,22 @@ class RouterServer(RouterLinkServiceServicer):
         gateway.send_queue.put(wire.estimated(request.estimate_id, wait_s, self._quotas.state(demand.terms.tenant)))
 
     def _notify(self, gateway_id: str, message: pb.ConnectGatewayResponse) -> None:
-        """Gives a message to a gateway's newest stream; one that has gone asks again when it is back."""
+        """Sends a message on a gateway's newest stream. Drops it if there is none, because the gateway asks again when it is back."""
         queues = [gateway.send_queue for gateway in self._gateways.values() if gateway.gateway_id == gateway_id]
         if queues:
             queues[-1].put(message)
 
     def _before_grant(self, replica_id: str) -> None:
-        """A gateway hears of a replica before it is sent there."""
-        if replica_id not in self._told_ids:
-            self._tell_replicas()
+        """Lists the replica to gateways before one of them is granted it."""
+        if replica_id not in self._sent_ids:
+            self._send_replicas()
 
     # Replicas
 
     async def ConnectReplica(  # type: ignore[override]  # noqa: N802  as above
         self, request_iterator: object, context: ReplicaContext
     ) -> None:
-        """One replica's stream, for as long as it lasts."""
+        """Serves one replica's stream until it ends."""
         try:
             hello = (await read(context, pb.ConnectReplicaRequest)).hello
             await _check_schema(hello.schema_version, context)
@@ -308,14 +312,14 @@ class RouterServer(RouterLinkServiceServicer):
         self._replica_changed()
         try:
             send_queue.put(replica_messages.registered())
-            await until_one_ends(self._listen(replica, connection, context), send_queue.write_to(context))
+            await until_one_ends(self._receive_from_replica(replica, connection, context), send_queue.write_to(context))
         finally:
             if self._replica_queues.get(replica.replica_id) is send_queue:
                 del self._replica_queues[replica.replica_id]
             _log.info("replica_lost", replica_id=replica.replica_id)
             self._state.disconnect_replica(replica.replica_id, connection, self._clock())
 
-    async def _listen(self, replica: Replica, connection: int, stream: ReplicaContext) -> None:
+    async def _receive_from_replica(self, replica: Replica, connection: int, stream: ReplicaContext) -> None:
         labels: Labels = (("component", "engine"), ("instance", replica.replica_id), ("pool", replica.pool.value))
         while True:
             request = await read(stream, pb.ConnectReplicaRequest)
@@ -335,25 +339,25 @@ class RouterServer(RouterLinkServiceServicer):
                         self._replica_queues[replica.replica_id].put(replica_messages.restart_block_news())
 
     def _replica_changed(self) -> None:
-        """Tells all gateways soon, and tries again what waits for a replica."""
-        if self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell_replicas)
+        """Schedules the replica list for all gateways, and retries requests that wait for a replica."""
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().call_later(_BATCH_S, self._send_replicas)
         self._requests.try_again()
 
-    def _tell_replicas(self) -> None:
-        """Tells all gateways of the replicas, if they changed."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
+    def _send_replicas(self) -> None:
+        """Sends the replica list to all gateways, if it has changed."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
         replicas = self._state.replicas()
-        if replicas == self._told:
+        if replicas == self._sent:
             return
-        self._told, self._told_ids = replicas, frozenset(replica.replica_id for replica in replicas)
+        self._sent, self._sent_ids = replicas, frozenset(replica.replica_id for replica in replicas)
         message = wire.replica_set(replicas, self._waking)
         for gateway in self._gateways.values():
             gateway.send_queue.put(message)
 
-    # Time
+    # Background
 
     async def _tick(self) -> None:
         now_s = self._clock()
@@ -365,7 +369,7 @@ class RouterServer(RouterLinkServiceServicer):
                 self._owners.drop_gateway(peer)
             _log.info("peers_forgotten", peers=gone)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
-        self._tell_replicas()
+        self._send_replicas()
         self._quotas.tick()
         self._owners.expire(now_s)
         self._requests.expire()
@@ -373,10 +377,12 @@ class RouterServer(RouterLinkServiceServicer):
         self._metrics.show(self._state, self._requests.admissions)
 
     def _all_texts(self) -> dict[Labels, str]:
-        """Called from the page's thread: the copy is made by one step of the interpreter."""
+        """Returns all metrics texts. Called from the page's thread; the interpreter copies the dict in one step."""
         return {self._labels: self._metrics.text(), **self._texts}
 
 
 async def _check_schema(version: int, context: GatewayContext | ReplicaContext) -> None:
     if version != SCHEMA_VERSION:
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"schema version {version}; this router has {SCHEMA_VERSION}")
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION, f"schema version {version} does not match this router's version {SCHEMA_VERSION}"
+        )

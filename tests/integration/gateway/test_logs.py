@@ -51,7 +51,7 @@ async def test_log_of_a_stream_shows_its_way_to_a_replica_and_its_end(grep: Call
         await events_of(path, request)
         replica_id = path.replicas[0].replica_id
     placed, taken, call = grep("mine-1")
-    assert events([placed, taken, call]) == [("request_placed", "mine-1"), ("request_taken", "mine-1"), ("call", "mine-1")]
+    assert events([placed, taken, call]) == [("request_placed", "mine-1"), ("request_accepted", "mine-1"), ("call", "mine-1")]
     assert placed["replica_id"] == replica_id
     assert (call["code"], call["completion_tokens"]) == ("OK", 2)
 
@@ -65,7 +65,7 @@ async def test_log_of_a_call_shows_each_of_its_prompts_and_inputs(grep: Callable
         await path.stubs.inference.Embed(inference_service_pb2.EmbedRequest(request_id="mine-3", inputs=inputs))
     for request_id in ("mine-2", "mine-3"):
         parts = [f"{request_id}#0", f"{request_id}#1"]
-        wanted = [(event, part) for event in ("request_placed", "request_taken") for part in parts]
+        wanted = [(event, part) for event in ("request_placed", "request_accepted") for part in parts]
         assert sorted(events(grep(request_id))) == sorted([*wanted, ("call", request_id)])
 
 
@@ -91,7 +91,7 @@ async def test_log_of_a_moved_request_shows_both_replicas(grep: Callable[[str], 
         assert [event async for event in call]
         first, second = (path.replicas[n].replica_id for n in (lost, 1 - lost))
     lines = grep("mine-5")
-    placed_and_taken = ["request_placed", "request_taken"]
+    placed_and_taken = ["request_placed", "request_accepted"]
     assert [line["event"] for line in lines] == [*placed_and_taken, "request_failed", *placed_and_taken, "call"]
     placed = [(line["replica_id"], line["failed_replicas"]) for line in lines if line["event"] == "request_placed"]
     assert placed == [(first, []), (second, [first])]

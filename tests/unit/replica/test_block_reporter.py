@@ -34,7 +34,7 @@ def test_changes_before_registration_come_with_all_the_rest() -> None:
     assert reporter.block_tokens == 32
     ledger.change(stored=[1, 2])
     assert router.index.blocks_on("r") == 0
-    reporter.tell_all()
+    reporter.report_all()
     ledger.change(stored=[3], removed=[1])
     assert (router.index.blocks_on("r"), router.asked) == (2, 0)
     assert router.index.look_up([2]).blocks("r") == 1
@@ -45,7 +45,7 @@ def test_a_large_cache_is_told_in_several_messages(blocks: int) -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
     ledger.change(stored=range(blocks))
-    reporter.tell_all()
+    reporter.report_all()
     ledger.change(stored=[-1 % 2**64])
     assert (router.index.blocks_on("r"), router.asked) == (blocks + 1, 0)
 
@@ -53,20 +53,20 @@ def test_a_large_cache_is_told_in_several_messages(blocks: int) -> None:
 def test_a_message_that_was_lost_is_found_out_and_made_good() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
-    reporter.tell_all()
+    reporter.report_all()
     router.deaf = True
     ledger.change(stored=[1])
     router.deaf = False
     ledger.change(stored=[2])
     assert (router.index.blocks_on("r"), router.asked) == (0, 1)
-    reporter.tell_all()
+    reporter.report_all()
     assert (router.index.blocks_on("r"), router.asked) == (2, 1)
 
 
 def test_nothing_is_told_after_the_stream_has_ended() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
-    reporter.tell_all()
+    reporter.report_all()
     reporter.stop()
     ledger.change(stored=[1])
     assert router.index.blocks_on("r") == 0
@@ -75,7 +75,7 @@ def test_nothing_is_told_after_the_stream_has_ended() -> None:
 def test_an_engine_that_does_not_say_what_it_has_reports_nothing() -> None:
     router = Router()
     reporter = BlockReporter(None, router.hear, at_once)
-    reporter.tell_all()
+    reporter.report_all()
     assert (reporter.block_tokens, router.index.blocks_on("r"), router.asked) == (0, 0, 0)
 
 
@@ -84,7 +84,7 @@ def test_changes_that_come_together_leave_as_one_message_with_what_holds_at_the_
     waiting: list[Callable[[], None]] = []
     reporter = BlockReporter(ledger, router.hear, waiting.append)
     ledger.change(stored=[1, 2])
-    reporter.tell_all()
+    reporter.report_all()
     ledger.change(stored=[3, 4], removed=[1])
     ledger.change(stored=[1], removed=[2, 3])
     assert (len(waiting), router.index.blocks_on("r")) == (1, 2)
@@ -100,8 +100,8 @@ def test_changes_that_waited_when_all_was_told_are_not_told_again() -> None:
     waiting: list[Callable[[], None]] = []
     ledger = BlockLedger(32)
     reporter = BlockReporter(ledger, sent.append, waiting.append)
-    reporter.tell_all()
+    reporter.report_all()
     ledger.change(stored=[1])
-    reporter.tell_all()
+    reporter.report_all()
     waiting.pop()()
     assert [list(message.block_news.stored) for message in sent] == [[], [1]]
