@@ -55,10 +55,10 @@ def test_template_that_changes_earlier_turns_is_refused() -> None:
     ("row", "problem"),
     [
         ([], "must be a JSON object, got list"),
-        ({"prompt": "a"}, "completion: got None, must be a text that is not empty"),
-        ({"prompt": "", "completion": "b"}, "prompt: got '', must be a text that is not empty"),
+        ({"prompt": "a"}, "completion: got None, must be a non-empty text"),
+        ({"prompt": "", "completion": "b"}, "prompt: got '', must be a non-empty text"),
         ({"prompt": "a", "completion": "b", "label": 1}, "label: unknown key; the keys are completion, prompt"),
-        ({"messages": []}, "messages: must be a list that is not empty"),
+        ({"messages": []}, "messages: must be a non-empty list"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: must be an object of role and content"),
         ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\].role: got 'bot', must be one of system, user, assistant"),
         ({"messages": [{"role": "user", "content": 1}]}, r"messages\[0\].content: got 1, must be a text"),
