@@ -1,4 +1,4 @@
-"""Whole clusters for tests, started and stopped by the command that users run."""
+"""Whole clusters for tests, started and stopped by the commands that users run."""
 
 import contextlib
 import os
@@ -22,14 +22,14 @@ START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 90.0
 _PORTS = iter(random.sample(range(20_000, 32_000), 12_000))
 
-# The title Ray gives a replica's process: application, deployment.
 ROUTER = "ServeReplica:neox-router:router"
 GATEWAY = "ServeReplica:neox-gateway:gateway"
 GENERATION = "ServeReplica:neox-generation:generation"
+"""Process titles that Ray gives to replicas: application and deployment."""
 
 
 class CommandCluster:
-    """`neox-serve up` in a process group of its own, with settings from a file."""
+    """`neox-serve up` in a separate process group, with settings from a file."""
 
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self.values = {**values, "state_folder": str(folder / "state")}
@@ -41,7 +41,7 @@ class CommandCluster:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the command and returns once it says that it serves."""
+        """Starts the command and waits until it serves."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cluster.cli", "up", "--config", str(self._config)],
@@ -53,10 +53,10 @@ class CommandCluster:
 
     @property
     def running(self) -> state.RunningCluster:
-        """The note that the command left."""
-        note = state.running(self.settings.state_folder)
-        assert note is not None, "the cluster is not running"
-        return note
+        """The record that the command keeps of its cluster."""
+        cluster = state.running(self.settings.state_folder)
+        assert cluster is not None, "the cluster is not running"
+        return cluster
 
     @property
     def dashboard_url(self) -> str:
@@ -65,7 +65,7 @@ class CommandCluster:
 
     @property
     def shell_environment(self) -> dict[str, str]:
-        """For commands as a user types them, which then speak to this cluster."""
+        """Environment in which a user's commands address this cluster."""
         return os.environ | {
             "NEOX_SERVE_GATEWAY__PORT": str(self.settings.gateway.port),
             "NEOX_SERVE_METRICS__PORT": str(self.settings.metrics.port),
@@ -74,11 +74,11 @@ class CommandCluster:
         }
 
     def processes(self, title: str) -> list[psutil.Process]:
-        """Live processes of this cluster whose command line carries the title."""
+        """Returns the live processes of this cluster whose command line contains the title."""
         return [process for process in self.family() if title in " ".join(_command_line(process))]
 
     def family(self) -> list[psutil.Process]:
-        """The command's process and everything that came of it."""
+        """Returns the command's process and all its descendants."""
         assert self._process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
             command = psutil.Process(self._process.pid)
@@ -86,7 +86,7 @@ class CommandCluster:
         return []
 
     def roll(self, values: dict[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
-        """Rolls the cluster to changed settings by `neox-serve apply`, which waits until Serve has replaced what they concern."""
+        """Applies changed settings by `neox-serve apply`, which waits until Serve has replaced the affected processes."""
         config = self._config.with_name("changed.yaml")
         config.write_text(yaml.safe_dump({**values, "state_folder": str(self.settings.state_folder)}), encoding="utf-8")
         command = [sys.executable, "-m", "cluster.cli", "apply", "--config", str(config)]
@@ -94,21 +94,21 @@ class CommandCluster:
         assert done.returncode == 0, done.stderr
 
     def down(self) -> "subprocess.Popen[bytes]":
-        """Runs `neox-serve down`, which ends when the cluster has stopped."""
+        """Starts `neox-serve down`, which ends when the cluster has stopped."""
         return subprocess.Popen([sys.executable, "-m", "cluster.cli", "down", "--config", str(self._config)])
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
-        """Sends the signal as a terminal does: to the whole foreground process group."""
+        """Sends a signal to the whole process group, as a terminal does."""
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
     def wait_stopped(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """Waits for the command to end and returns its exit code."""
+        """Waits until the command ends and returns its exit code."""
         assert self._process is not None
         return self._process.wait(timeout_s)
 
     def stop(self) -> None:
-        """Stops the cluster by SIGTERM, by force if it must."""
+        """Stops the cluster by SIGTERM, and kills processes that remain."""
         assert self._process is not None
         family = self.family()
         if self._process.poll() is None:
@@ -124,13 +124,13 @@ class CommandCluster:
         assert self._process is not None
         while not condition():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                raise AssertionError(f"`neox-serve up` did not come up:\n{self.log.read_text(errors='replace')}")
+                raise AssertionError(f"`neox-serve up` did not start:\n{self.log.read_text(errors='replace')}")
             time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def running_cluster(folder: Path, values: dict[str, Any]) -> Iterator[CommandCluster]:
-    """A cluster for the length of a with block."""
+    """Runs a cluster until the block ends."""
     cluster = CommandCluster(folder, values)
     try:
         cluster.start()
@@ -140,9 +140,9 @@ def running_cluster(folder: Path, values: dict[str, Any]) -> Iterator[CommandClu
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on, each time another one.
+    """Returns a TCP port that nothing listens on, a different one at each call.
 
-    Not one of those that the kernel gives to outgoing connections, or Ray to its workers: before it is used, it could be taken again.
+    It is outside the ranges that the kernel uses for outgoing connections and Ray for its workers, so that it is not taken before its use.
     """
     for port in _PORTS:
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -159,9 +159,9 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
-    """What the condition gives once it is true."""
+    """Waits until a condition is true and returns its value."""
     deadline_s = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline_s, "not within the time that no healthy machine needs"
+        assert time.monotonic() < deadline_s, f"the condition was not true within {timeout_s:g} s"
         time.sleep(0.1)
     return found

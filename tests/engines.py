@@ -1,4 +1,4 @@
-"""Engines for tests. Real ones are started once a session and shared; whoever uses one leaves nothing running in it."""
+"""Engines for tests. Real engines are started once per session and shared; a test must not leave requests running in them."""
 
 import json
 import os
@@ -27,16 +27,14 @@ from neox_serve.settings.slices import PoolEngineSettings
 MAX_NUM_SEQS = 8
 BLOCK_SIZE = 32
 RANK = 8
-
-
-# float32 on every CPU, so that tokens can be compared; small enough to start in seconds.
 SHARED_MEMORY = Path("/dev/shm")
 SMALL = {"dtype": "float32", "max_num_seqs": MAX_NUM_SEQS, "kv_cache_gib": 0.1, "block_size": BLOCK_SIZE}
+"""Engine settings that start in seconds. They use float32 on every CPU, so that tokens can be compared."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine with what a test must know of it."""
+    """An engine under test, and what a test must know about it."""
 
     name: str
     engine: Engine
@@ -46,26 +44,26 @@ class Subject:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the processes that start within."""
+    """Sets environment variables for the processes that are started in the block."""
     with mock.patch.dict(os.environ, values):
         yield
 
 
 async def start(pool: Pool, settings: Settings) -> Engine:
-    """An engine in its own environment."""
+    """Returns a started engine of a pool, in the environment that it needs."""
     engine = PoolEngineSettings.from_settings(settings, pool)
     with environment(engine_environment(engine)):
         return await start_engine(engine)
 
 
 def descendants() -> set[psutil.Process]:
-    """Processes below this one, but for those of multiprocessing itself, which live as long as this process."""
+    """Returns the descendants of this process, except those of multiprocessing itself, which live as long as this process."""
     found = psutil.Process().children(recursive=True)
     return {process for process in found if not any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver"))}
 
 
 def shared_memory(processes: set[psutil.Process]) -> set[Path]:
-    """The named shared memory that processes use, which other engines on the machine do not."""
+    """Returns the named shared memory that the given processes use."""
     mapped = {Path(mapping.path) for process in processes for mapping in process.memory_maps()}
     return {path for path in mapped if path.parent == SHARED_MEMORY and path.exists()}
 
@@ -80,24 +78,24 @@ class Running:
 
     @classmethod
     async def start(cls, pool: Pool, settings: Settings) -> "Running":
-        """Starts one."""
+        """Starts an engine and records its processes."""
         before = descendants()
         started = await start(pool, settings)
         processes = descendants() - before
         return cls(started, processes, shared_memory(processes))
 
     def left(self) -> tuple[list[psutil.Process], list[Path]]:
-        """Processes that run and shared memory that exists."""
+        """Returns the processes that still run and the shared memory that still exists."""
         return [process for process in self.processes if process.is_running()], [path for path in self.segments if path.exists()]
 
 
 def settings_of(pool: Pool, engine: dict[str, Any], **model: Any) -> Settings:
-    """Settings with a small real engine for a pool."""
+    """Returns settings with a small real engine for a pool."""
     return restore({"model": model, pool.value: {"engine": SMALL | engine}})
 
 
 def write_adapter(folder: Path, *, scale: float, rank: int = RANK) -> Path:
-    """A LoRA adapter of the built-in model's attention, written by hand: random values times `scale`."""
+    """Writes a LoRA adapter for the built-in model's attention: random values times `scale`."""
     facts = model_files.read_facts(model_files.locate("builtin", None))
     rng = np.random.default_rng(7)
     tensors = {}
@@ -119,7 +117,7 @@ def builtin_table() -> TokenTable:
 
 @pytest.fixture(scope="session")
 async def generation_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
-    """vLLM on the built-in model, with the adapters "zero" (does nothing) and "loud" (changes everything)."""
+    """vLLM on the built-in model, with the adapters "zero" (no effect) and "loud" (a strong effect)."""
     folder = tmp_path_factory.mktemp("adapters")
     adapters = [{"name": name, "path": str(write_adapter(folder / name, scale=scale))} for name, scale in (("zero", 0.0), ("loud", 0.1))]
     settings = settings_of(Pool.GENERATION, {"max_lora_rank": RANK}, adapters=adapters)
@@ -131,7 +129,7 @@ async def generation_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 
 @pytest.fixture(scope="session")
 async def embedding_engine() -> AsyncIterator[Engine]:
-    """vLLM's embedding engine on the built-in model; MEAN is its own pooling. Its worker runs in the engine core's process."""
+    """vLLM's embedding engine on the built-in model, with default pooling MEAN. Its worker runs in the engine core's process."""
     running = await Running.start(Pool.EMBEDDING, settings_of(Pool.EMBEDDING, {"executor_backend": "uni"}))
     yield running.engine
     await running.engine.close()
@@ -145,7 +143,7 @@ def fake_vocabulary() -> Vocabulary:
 
 @pytest.fixture
 async def fake_engine(fake_vocabulary: Vocabulary) -> AsyncIterator[FakeEngine]:
-    """The fake engine with short real times."""
+    """The fake engine with short delays in real time."""
     timing = FakeTiming(ttft_s=0.005, itl_s=0.002)
     engine = FakeEngine(timing, vocabulary=fake_vocabulary, adapters=frozenset({"zero", "loud"}), max_num_seqs=MAX_NUM_SEQS)
     yield engine
@@ -161,7 +159,7 @@ def _fake_table(vocabulary: Vocabulary) -> TokenTable:
 
 @pytest.fixture(params=ENGINES)
 def generator(request: pytest.FixtureRequest, builtin_table: TokenTable, fake_vocabulary: Vocabulary) -> Subject:
-    """Each generation engine in turn."""
+    """Each of the generation engines."""
     if request.param == "fake":
         return Subject("fake", request.getfixturevalue("fake_engine"), _fake_table(fake_vocabulary))
     return Subject("vllm", request.getfixturevalue("generation_engine"), builtin_table)
@@ -169,7 +167,7 @@ def generator(request: pytest.FixtureRequest, builtin_table: TokenTable, fake_vo
 
 @pytest.fixture(params=ENGINES)
 def embedder(request: pytest.FixtureRequest, builtin_table: TokenTable, fake_vocabulary: Vocabulary) -> Subject:
-    """Each embedding engine in turn."""
+    """Each of the embedding engines."""
     if request.param == "fake":
         return Subject("fake", request.getfixturevalue("fake_engine"), _fake_table(fake_vocabulary))
     return Subject("vllm", request.getfixturevalue("embedding_engine"), builtin_table)

@@ -1,4 +1,4 @@
-"""One cluster of fake engines for all tests here: real Ray, real Serve, real processes, no model."""
+"""A cluster of fake engines that all tests of this folder share: real Ray, Serve and processes, but no model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +9,12 @@ from tests.clusters import CommandCluster, free_port, running_cluster
 
 
 def fake_engine(**timing: float) -> dict[str, Any]:
-    """Engine settings of a fake engine."""
+    """Returns settings of a fake engine."""
     return {"kind": "fake", "fake": {"ttft_s": 0.02, "itl_s": 0.02, **timing}}
 
 
 def fake_cluster_values() -> dict[str, Any]:
-    """Settings of a small, quick cluster: two gateways, a generation pool of one or two replicas, one embedding replica."""
+    """Returns settings of a small, fast cluster: two gateways, one or two generation replicas, one embedding replica."""
     return {
         "generation": {
             "engine": fake_engine(),
@@ -37,7 +37,7 @@ def fake_cluster_values() -> dict[str, Any]:
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """A running cluster of fake engines, left as it was found by every test."""
+    """A running cluster of fake engines. Every test restores its original state."""
     folder = tmp_path_factory.mktemp("cluster")
     with running_cluster(folder, {**fake_cluster_values(), "model": {"registry": str(folder / "registry")}}) as started:
         yield started

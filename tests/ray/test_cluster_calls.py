@@ -1,4 +1,4 @@
-"""A cluster answers every kind of client."""
+"""A cluster serves every kind of client."""
 
 import asyncio
 import urllib.request
@@ -32,7 +32,7 @@ async def test_streamed_text_joined_equals_the_unary_text(cluster: CommandCluste
         assert "".join(event.text for event in events[:-1]) == unary.text  # type: ignore[union-attr]
 
 
-def test_reflection_is_enough_to_call_without_our_code(cluster: CommandCluster) -> None:
+def test_reflection_describes_the_services(cluster: CommandCluster) -> None:
     with grpc.insecure_channel(cluster.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert "neox_serve.v1.InferenceService" in database.get_services()
@@ -47,13 +47,13 @@ def test_health_of_every_service_is_serving(cluster: CommandCluster) -> None:
             assert check(health_pb2.HealthCheckRequest(service=service), timeout=5).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_scrape_page_has_gateways_router_and_engines(cluster: CommandCluster) -> None:
+async def test_metrics_page_has_gateways_router_and_engines(cluster: CommandCluster) -> None:
     url = cluster.running.metrics_url
     assert url is not None
 
-    async def page_has_all() -> bool:
+    async def page_is_complete() -> bool:
         text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read())).decode()
-        wanted = ('component="gateway"', 'component="router"', 'pool="generation"', 'pool="embedding"')
-        return all(label in text for label in wanted)
+        labels = ('component="gateway"', 'component="router"', 'pool="generation"', 'pool="embedding"')
+        return all(label in text for label in labels)
 
-    await until(page_has_all, 15, "every component on the scrape page")
+    await until(page_is_complete, 15, "every component on the metrics page")

@@ -1,4 +1,4 @@
-"""What a cluster survives, with real processes killed under real streams (fake engines, so that timing is known)."""
+"""Failures that a cluster survives: real processes are killed under real streams of fake engines, whose timing is known."""
 
 import asyncio
 
@@ -14,47 +14,49 @@ from tests.streams import NO_RETRY, StreamRecord, assert_whole, read_stream, unt
 
 pytestmark = pytest.mark.ray
 
-LONG = 250  # tokens of 20 ms: 5 s
-LONGER_THAN_ANY_WAIT = 1900  # 38 s
+LONG = 250
+"""Tokens of a stream that takes 5 s, at 20 ms per token."""
+LONGER_THAN_ANY_WAIT = 1900
+"""Tokens of a stream that takes 38 s."""
 TWO_REPLICAS = {"min": 2, "initial": 2, "max": 2}
 
 
 async def start_streams(
     client: AsyncClient, count: int, max_tokens: int = LONG
 ) -> tuple[list[StreamRecord], "asyncio.Future[list[StreamRecord]]"]:
-    """Starts streams and waits until each has given a token."""
+    """Starts streams and waits until each has received a token."""
     records = [StreamRecord() for _ in range(count)]
     reading = asyncio.gather(
         *(read_stream(client, f"stream {n}", max_tokens=max_tokens, record=record) for n, record in enumerate(records))
     )
 
-    async def all_began() -> bool:
+    async def all_started() -> bool:
         return all(record.token_ids for record in records)
 
-    await until(all_began, 20, "every stream has a token")
+    await until(all_started, 20, "every stream has a token")
     return records, reading
 
 
 async def generation_ready(client: AsyncClient, replicas: int) -> bool:
-    """Whether the router is up and this many generation replicas are ready."""
+    """Returns whether the router runs and this many generation replicas are ready."""
     status = await client.status(timeout_s=5)
     ready = {pool.pool: pool.ready_replicas for pool in status.pools}
     return ready.get(Pool.GENERATION) == replicas and not any(condition.reason == "ROUTER_DOWN" for condition in status.conditions)
 
 
 async def idle(client: AsyncClient) -> bool:
-    """Whether no request is in flight anywhere."""
+    """Returns whether no request is in progress."""
     status = await client.status(timeout_s=5)
     return all(replica.running_requests + replica.waiting_requests + replica.outstanding_tokens == 0 for replica in status.replicas)
 
 
 async def replicas_at_work(client: AsyncClient) -> int:
-    """Generation replicas that have requests."""
+    """Returns the number of generation replicas that have requests."""
     replicas = (await client.status(timeout_s=5)).replicas
     return sum(replica.pool is Pool.GENERATION and replica.outstanding_tokens > 0 for replica in replicas)
 
 
-async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: CommandCluster) -> None:
+async def test_killed_router_running_streams_continue_and_new_requests_are_served(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         _, reading = await start_streams(client, 4)
         (router,) = cluster.processes(ROUTER)
@@ -66,7 +68,7 @@ async def test_router_killed_streams_go_on_and_new_requests_are_served(cluster: 
         await until(lambda: idle(client), 10, "the new router holds no lease")
 
 
-async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(cluster: CommandCluster) -> None:
+async def test_killed_gateway_its_requests_are_aborted_and_the_other_gateway_serves(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         gateway_id = (await client.status(timeout_s=5)).gateway_id
         records, reading = await start_streams(client, 4, max_tokens=LONGER_THAN_ANY_WAIT)
@@ -74,7 +76,7 @@ async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(clust
         victim.kill()
         await reading
         assert all(record.error and UNREACHABLE in record.error.metadata for record in records)
-    await asyncio.to_thread(victim.wait, 10)  # until it is gone, its port still takes connections
+    await asyncio.to_thread(victim.wait, 10)  # until the process has ended, its port still accepts connections
     async with AsyncClient(cluster.address) as other:
         assert_whole([await read_stream(other, "after", max_tokens=5)], 5)
         await until(lambda: idle(other), 10, "the dead gateway's requests are aborted and its leases gone")
@@ -85,7 +87,7 @@ async def test_gateway_killed_engine_is_freed_and_the_other_gateway_serves(clust
         await until(both_gateways, 30, "Serve has restarted the gateway")
 
 
-async def test_engine_replica_killed_streams_end_with_a_time_to_retry_and_service_recovers(cluster: CommandCluster) -> None:
+async def test_killed_replica_streams_end_with_a_retry_delay_and_the_service_recovers(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         records, reading = await start_streams(client, 4)
         (engine,) = cluster.processes(GENERATION)
@@ -97,7 +99,7 @@ async def test_engine_replica_killed_streams_end_with_a_time_to_retry_and_servic
         assert_whole([await read_stream(client, "after", max_tokens=5)], 5)
 
 
-async def test_engine_replica_killed_requests_without_output_move_and_end_whole(cluster: CommandCluster) -> None:
+async def test_killed_replica_requests_without_output_move_to_another_replica(cluster: CommandCluster) -> None:
     slow = {"generation": {"engine": fake_engine(ttft_s=3.0), "replicas": TWO_REPLICAS}}
     await asyncio.to_thread(cluster.roll, cluster.values | slow)
     try:
@@ -105,17 +107,17 @@ async def test_engine_replica_killed_requests_without_output_move_and_end_whole(
             await until(lambda: generation_ready(client, 2), 60, "two replicas")
             streams = [asyncio.create_task(read_stream(client, f"moved {n}", max_tokens=5)) for n in range(8)]
 
-            async def both_have_some() -> bool:
+            async def both_have_requests() -> bool:
                 return await replicas_at_work(client) == 2
 
-            await until(both_have_some, 2, "both replicas have requests")
+            await until(both_have_requests, 2, "both replicas have requests")
             cluster.processes(GENERATION)[0].kill()
             assert_whole(await asyncio.gather(*streams), 5)
     finally:
         await asyncio.to_thread(cluster.roll, cluster.values)
 
 
-async def test_scaling_up_and_down_under_load_loses_nothing(cluster: CommandCluster) -> None:
+async def test_scaling_up_and_down_under_load_loses_no_request(cluster: CommandCluster) -> None:
     async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
         await until(lambda: generation_ready(client, 1), 30, "one replica")
         _, reading = await start_streams(client, 10, max_tokens=700)

@@ -1,4 +1,4 @@
-"""A cluster stops without losing work and leaves nothing behind."""
+"""Stopping a cluster loses no accepted request and leaves no process, port or shared memory behind."""
 
 import asyncio
 import contextlib
@@ -17,9 +17,9 @@ from tests.streams import NO_RETRY, read_stream
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize(("way", "tokens"), [("ctrl-c", 200), ("down", 600)])
-async def test_stop_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path, way: str, tokens: int) -> None:
-    """Streams of 20 ms a token outlast the start of the command that stops."""
+@pytest.mark.parametrize(("method", "tokens"), [("ctrl-c", 200), ("down", 600)])
+async def test_stop_finishes_accepted_requests_and_leaves_nothing_behind(tmp_path: Path, method: str, tokens: int) -> None:
+    """The streams, at 20 ms per token, take longer than the start of the command that stops the cluster."""
     with running_cluster(tmp_path, fake_cluster_values()) as cluster:
         family = cluster.family()
         segments = {segment for process in family for segment in shared_memory(process)}
@@ -28,11 +28,11 @@ async def test_stop_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path
         async with AsyncClient(cluster.address, retry=NO_RETRY) as client:
             streams = [asyncio.create_task(read_stream(client, f"accepted {n}", max_tokens=tokens)) for n in range(4)]
             await asyncio.sleep(0.5)
-            down = cluster.down() if way == "down" else None  # which sends SIGTERM
+            down = cluster.down() if method == "down" else None  # the command sends SIGTERM
             if down is None:
                 cluster.interrupt(signal.SIGINT)
-            refused = await refused_while_draining(client)
-            assert refused in {Reason.DRAINING}
+            rejection = await rejection_while_draining(client)
+            assert rejection is Reason.DRAINING
             records = await asyncio.gather(*streams)
             assert [record.error for record in records] == [None] * 4
             assert [len(record.token_ids) for record in records] == [tokens] * 4
@@ -47,14 +47,14 @@ async def test_stop_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path
 
 
 def shared_memory(process: psutil.Process) -> set[Path]:
-    """The shared-memory files that a process has mapped."""
+    """Returns the shared-memory files that a process has mapped."""
     with contextlib.suppress(psutil.Error):
         return {Path(region.path) for region in process.memory_maps() if region.path.startswith("/dev/shm/")}
     return set()
 
 
-async def refused_while_draining(client: AsyncClient) -> Reason | None:
-    """Asks until a gateway refuses; returns its reason, or None if none did within 10 s."""
+async def rejection_while_draining(client: AsyncClient) -> Reason | None:
+    """Sends requests until a gateway rejects one and returns its reason; None if none does within 10 s."""
     for _ in range(200):
         record = await read_stream(client, "too late", max_tokens=1)
         if record.error:
@@ -63,9 +63,9 @@ async def refused_while_draining(client: AsyncClient) -> Reason | None:
     return None
 
 
-def test_second_start_is_refused_and_says_how_to_stop_the_first(cluster: CommandCluster, tmp_path: Path) -> None:
+def test_second_start_is_rejected_with_the_way_to_stop_the_first(cluster: CommandCluster, tmp_path: Path) -> None:
     second = CommandCluster(tmp_path, cluster.values)
     values = {**second.values, "state_folder": str(cluster.settings.state_folder)}
     second = CommandCluster(tmp_path, values)
-    with pytest.raises(AssertionError, match=r"already runs|cannot be used"):
+    with pytest.raises(AssertionError, match=r"already runs|cannot listen"):
         second.start()

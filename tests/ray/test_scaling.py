@@ -1,4 +1,4 @@
-"""Scaling for real: a cluster of fake engines that begins with nothing, grows under load, and goes back to nothing."""
+"""Scaling of a real cluster of fake engines: from zero replicas to four under load, and back to zero."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,10 @@ TOKENS, LASTING_TOKENS = 100, 1000
 
 @pytest.fixture(scope="module")
 def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """A cluster whose pools begin without a replica. The step times are several times the fake engine's: a load it bears calls for more."""
+    """A cluster whose pools start with zero replicas.
+
+    The configured step times are several times those of the fake engine, so that a load that one replica could bear scales the pool up.
+    """
     values = {
         "generation": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 4, "max_requests": 64}},
         "embedding": {"engine": fake_engine(), "replicas": {"min": 0, "initial": 0, "max": 1}},
@@ -46,27 +49,27 @@ def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluste
 
 
 async def generation(client: AsyncClient) -> tuple[int, int | None, str]:
-    """Ready and wanted replicas, and why."""
+    """Returns the number of ready replicas, the number of wanted replicas, and the reason for the latter."""
     status = await client.status(timeout_s=5)
     pool = next(one for one in status.pools if one.pool is Pool.GENERATION)
     return pool.ready_replicas, pool.wanted_replicas, pool.scaling_reason
 
 
-async def at_size(client: AsyncClient, ready: int, timeout_s: float) -> None:
+async def wait_for_size(client: AsyncClient, ready: int, timeout_s: float) -> None:
     async def reached() -> bool:
         return (await generation(client))[:2] == (ready, ready)
 
     await until(reached, timeout_s, f"{ready} replicas, ready and wanted")
 
 
-async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothing_lost(sleeping: CommandCluster) -> None:
+async def test_pool_scales_from_zero_to_four_and_back_without_losing_requests(sleeping: CommandCluster) -> None:
     async with AsyncClient(sleeping.address, retry=NO_RETRY) as client:
-        await at_size(client, 0, 30)
+        await wait_for_size(client, 0, 30)
         first = await asyncio.gather(*(read_stream(client, f"first {n}", max_tokens=5) for n in range(3)))
         assert_whole(first, 5)
         vector = await client.embed("held until a replica comes", timeout_s=60.0)
         assert len(vector.vectors) == 1
-        await at_size(client, 1, 30)
+        await wait_for_size(client, 1, 30)
 
         stop = asyncio.Event()
         heavy = asyncio.create_task(load(client, 8, TOKENS, stop))
@@ -75,19 +78,19 @@ async def test_pool_at_zero_holds_requests_wakes_grows_and_goes_back_with_nothin
             return (await generation(client))[1] == 4
 
         await until(wanted_four, 30, "four replicas are wanted")
-        # In the middle of the decision, first the router and then Serve's controller die.
+        # First the router and then Serve's controller die while the pool is scaled up.
         sleeping.processes(ROUTER)[0].kill()
         await asyncio.sleep(1)
         sleeping.processes(CONTROLLER)[0].kill()
-        await at_size(client, 4, 90)
+        await wait_for_size(client, 4, 90)
         lasting = [asyncio.create_task(read_stream(client, f"lasting {n}", max_tokens=LASTING_TOKENS)) for n in range(8)]
         stop.set()
         assert_whole(await heavy, TOKENS)
 
         stop = asyncio.Event()
         light = asyncio.create_task(load(client, 0.5, TOKENS, stop))
-        await at_size(client, 1, 90)
+        await wait_for_size(client, 1, 90)
         assert_whole(await asyncio.gather(*lasting), LASTING_TOKENS)
         stop.set()
         assert_whole(await light, TOKENS)
-        await at_size(client, 0, 60)
+        await wait_for_size(client, 0, 60)

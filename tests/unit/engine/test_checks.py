@@ -1,4 +1,4 @@
-"""Engine settings against model and machine: each bad one is named with its value and what is allowed, before anything is loaded."""
+"""Checks of engine settings against model and machine: each invalid setting is named with its value and the allowed values."""
 
 import json
 from collections.abc import Callable
@@ -54,13 +54,13 @@ def test_check_defaults_on_a_small_machine_pass_for_both_pools() -> None:
         check(pool, settings(pool), SMALL, AVX2)
 
 
-def test_check_layer_that_the_model_has_not_is_named() -> None:
+def test_check_of_a_layer_beyond_the_models_names_the_setting() -> None:
     asked = restore({"embedding": {"layer": 7}})
     assert problems(asked, pool=Pool.EMBEDDING) == "embedding.layer: 7: must be in [1, 6], the model's layers"
     check(Pool.GENERATION, asked, SMALL, AVX2)
 
 
-def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_it() -> None:
+def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory() -> None:
     asked = restore({"embedding": {"layer": 2}})
     assert layers.loaded_facts(PoolEngineSettings.from_settings(asked, Pool.EMBEDDING).output, SMALL).layers == 2
     assert layers.loaded_facts(PoolEngineSettings.from_settings(asked, Pool.GENERATION).output, SMALL).layers == 6
@@ -80,7 +80,7 @@ def test_embedding_pool_loads_no_layer_above_its_own_and_needs_less_memory_for_i
         ({"final_layer_norm": False}, False),
     ],
 )
-def test_final_layer_norm_goes_with_the_last_layer_unless_it_is_chosen(embedding: dict[str, Any], normed: bool) -> None:
+def test_final_layer_norm_defaults_to_the_last_layer_only(embedding: dict[str, Any], normed: bool) -> None:
     assert layers.final_layer_norm(EmbeddingOutputSettings.from_section(EmbeddingSettings(**embedding)), SMALL) is normed
 
 
@@ -110,36 +110,36 @@ def test_check_20b_on_two_gpus_passes() -> None:
         ({"cpu_threads_bind": "0-7"}, "cpu_threads_bind: '0-7'", "the machine has 4"),
     ],
 )
-def test_check_bad_engine_setting_names_key_value_and_what_is_allowed(engine: dict[str, Any], key: str, allowed: str) -> None:
+def test_check_of_an_invalid_setting_names_key_value_and_allowed_values(engine: dict[str, Any], key: str, allowed: str) -> None:
     text = problems(settings(**engine))
     assert f"generation.engine.{key}" in text
     assert allowed in text
 
 
-def test_check_reports_all_bad_settings_at_once() -> None:
+def test_check_reports_all_invalid_settings_together() -> None:
     lines = problems(settings(tensor_parallel_size=3, max_model_len=9999)).splitlines()
     assert {line.split(":")[0].rpartition(".")[2] for line in lines} >= {"tensor_parallel_size", "max_model_len"}
 
 
-def test_check_embedding_batch_must_hold_a_whole_input() -> None:
+def test_check_of_an_embedding_batch_smaller_than_an_input_fails() -> None:
     text = problems(settings(Pool.EMBEDDING, max_num_batched_tokens=1024), pool=Pool.EMBEDDING)
     assert text.startswith("embedding.engine.max_num_batched_tokens: 1024: must hold a whole input: at least 2048")
 
 
-def test_check_20b_does_not_fit_a_small_machine() -> None:
+def test_check_of_20b_on_a_small_machine_fails() -> None:
     assert "kv_cache_gib" in problems(settings(kv_cache_gib=4), LARGE)
 
 
-def test_check_heads_without_cpu_kernel_name_the_model() -> None:
+def test_check_of_heads_without_a_cpu_kernel_names_the_model() -> None:
     facts = ModelFacts.from_config(PUBLISHED_20B | {"num_hidden_layers": 1, "num_attention_heads": 16, "hidden_size": 256})
     assert problems(settings(), facts).startswith("model.source: attention heads of 16 dimensions")
 
 
-def test_check_quantization_with_kernels_for_avx512_passes_there() -> None:
+def test_check_of_quantization_with_avx512_kernels_passes_with_avx512() -> None:
     check(Pool.GENERATION, settings(quantization="gptq"), SMALL, AVX512)
 
 
-def test_check_fake_engine_needs_nothing() -> None:
+def test_check_of_a_fake_engine_always_passes() -> None:
     check(Pool.GENERATION, settings(kind="fake", tensor_parallel_size=3), SMALL, AVX2)
 
 
@@ -163,7 +163,7 @@ def adapter_problems(path: str) -> str:
     return "\n".join(configured_adapter_problems(chosen.model, SMALL, chosen.generation.engine.max_lora_rank))
 
 
-def test_check_adapter_that_fits_passes(adapter: MakeAdapter) -> None:
+def test_check_of_a_matching_adapter_passes(adapter: MakeAdapter) -> None:
     assert adapter_problems(str(adapter())) == ""
 
 
@@ -176,13 +176,13 @@ def test_check_adapter_that_fits_passes(adapter: MakeAdapter) -> None:
         ({"config": {"r": "8"}}, "rank r '8'"),
     ],
 )
-def test_check_adapter_that_cannot_run_names_its_path(adapter: MakeAdapter, made: dict[str, Any], complaint: str) -> None:
+def test_check_of_an_unusable_adapter_names_its_path(adapter: MakeAdapter, made: dict[str, Any], complaint: str) -> None:
     text = adapter_problems(str(adapter(**made)))
     assert text.startswith("model.adapters.0.path: ")
     assert complaint in text
 
 
-def test_check_adapter_folder_that_is_not_there_is_named() -> None:
+def test_check_of_a_missing_adapter_folder_names_its_path() -> None:
     assert "model.adapters.0.path: '/no/such': is not a folder" in adapter_problems("/no/such")
 
 
@@ -210,11 +210,11 @@ def test_dtype_follows_the_cpu(wanted: str, flags: set[str], on_gpu: bool, dtype
         ({"cpu_threads_bind": "0"}, 4, "0"),
     ],
 )
-def test_threads_bind_gives_each_of_several_workers_its_cores(engine: dict[str, Any], cores: int, bind: str) -> None:
+def test_threads_bind_gives_each_of_several_workers_separate_cores(engine: dict[str, Any], cores: int, bind: str) -> None:
     assert threads_bind(EngineSettings(**engine), cores) == bind
 
 
-def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> None:
+def test_environment_of_a_cpu_engine_has_all_variables_that_vllm_reads() -> None:
     environment = environment_of(settings())
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert environment["OMP_NUM_THREADS"] == "4"
@@ -234,24 +234,24 @@ def test_environment_of_a_cpu_engine_says_all_that_vllm_reads_from_there() -> No
         ({"executor_backend": "mp"}, 0, "mp"),
     ],
 )
-def test_executor_is_chosen_by_workers_and_hardware(engine: dict[str, Any], gpus: int, backend: str) -> None:
+def test_executor_backend_depends_on_workers_and_hardware(engine: dict[str, Any], gpus: int, backend: str) -> None:
     assert executor_backend(EngineSettings(**engine), ReplicaSettings(gpus_per_worker=gpus)) == backend
 
 
-def test_environment_of_a_cpu_on_which_vllm_has_no_kernel_of_4_bits_leaves_it_to_ours() -> None:
+def test_environment_disables_vllms_4_bit_kernel_on_cpus_that_it_does_not_support() -> None:
     with_avx512 = Machine(AVX2.cpu_flags | {"avx512f", "avx512_bf16"}, AVX2.cores, AVX2.memory_bytes)
     assert environment_of(settings())["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
     assert environment_of(settings(dtype="float32"), with_avx512)["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
     assert "VLLM_DISABLED_KERNELS" not in environment_of(settings(dtype="bfloat16"), with_avx512)
 
 
-def test_environment_lets_threads_sleep_where_cores_are_few() -> None:
+def test_environment_lets_waiting_threads_sleep_on_machines_with_few_cores() -> None:
     many = Machine(AVX2.cpu_flags, cores=64, memory_bytes=AVX2.memory_bytes)
     assert environment_of(settings())["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in environment_of(settings(), many)
 
 
-def test_environment_of_a_hub_model_may_go_online_and_of_a_gpu_says_nothing_of_cpus() -> None:
+def test_environment_of_a_hub_model_on_gpus_is_online_and_has_no_cpu_variables() -> None:
     environment = environment_of(settings(gpus=1, model={"source": "EleutherAI/gpt-neox-20b"}))
     assert "HF_HUB_OFFLINE" not in environment
     assert not any("OMP" in name for name in environment)

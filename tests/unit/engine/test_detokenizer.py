@@ -1,4 +1,4 @@
-"""Text from tokens: joined pieces equal the whole for any text, cut anywhere, in any language; stops as if the text were searched whole."""
+"""Detokenization: for any text in any language the joined pieces equal the whole, and stop sequences match as in the whole text."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ LONG = Stopping(max_tokens=100_000)
 
 
 def one_byte(token_id: int) -> bytes:
-    """A vocabulary whose tokens are the 256 bytes."""
+    """Returns the bytes of a token in a vocabulary of the 256 bytes."""
     return bytes((token_id,))
 
 
@@ -34,7 +34,7 @@ def pieces(stream: TextStream, token_ids: list[int], size: int = 1) -> list[str]
 
 
 def complete(text: bytes) -> str:
-    """A byte string as text, without an unfinished character at its end."""
+    """Returns a byte string as text, without an incomplete character at its end."""
     while text and (tail := text[-3:]) and any(_is_prefix(tail[n:]) for n in range(len(tail))):
         text = text[: -next(len(tail) - n for n in range(len(tail)) if _is_prefix(tail[n:]))]
         break
@@ -42,7 +42,7 @@ def complete(text: bytes) -> str:
 
 
 def _is_prefix(text: bytes) -> bool:
-    """Whether bytes are the beginning, but not the whole, of one character."""
+    """Returns whether the bytes are the beginning of one character, but not all of it."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -51,18 +51,18 @@ def _is_prefix(text: bytes) -> bool:
 
 
 @given(st.text(), st.integers(1, 5))
-def test_push_any_text_in_any_portions_joins_to_the_text(text: str, size: int) -> None:
+def test_push_of_any_text_in_pieces_joins_to_the_text(text: str, size: int) -> None:
     assert "".join(pieces(TextStream(one_byte, LONG), list(text.encode()), size)) == text
 
 
 @example(b"\xed\xa0")
 @given(st.binary(max_size=40))
-def test_push_any_bytes_joins_to_their_decoding_without_the_cut_tail(data: bytes) -> None:
+def test_push_of_any_bytes_joins_to_their_decoding_without_an_incomplete_end(data: bytes) -> None:
     assert "".join(pieces(TextStream(one_byte, LONG), list(data))) == complete(data)
 
 
 @given(st.text(alphabet="é中👍a", min_size=1), st.data())
-def test_push_cut_inside_a_character_leaves_it_out(text: str, data: st.DataObject) -> None:
+def test_push_of_text_cut_inside_a_character_omits_the_character(text: str, data: st.DataObject) -> None:
     raw = text.encode()
     cut = data.draw(st.integers(0, len(raw)))
     assert "".join(pieces(TextStream(one_byte, LONG), list(raw[:cut]))) == raw[:cut].decode("utf-8", "ignore")
@@ -74,7 +74,7 @@ def test_push_cut_inside_a_character_leaves_it_out(text: str, data: st.DataObjec
     st.booleans(),
     st.integers(1, 4),
 )
-def test_push_with_stops_ends_where_a_search_of_the_whole_text_does(text: str, stops: list[str], include: bool, size: int) -> None:
+def test_push_with_stop_sequences_matches_as_a_search_of_the_whole_text(text: str, stops: list[str], include: bool, size: int) -> None:
     stream = TextStream(one_byte, Stopping(max_tokens=1000, stop_sequences=tuple(stops), include_stop_in_output=include))
     shown, matched, raw = "", None, list(text.encode())
     for start in range(0, len(raw), size):
@@ -94,24 +94,24 @@ def test_push_with_stops_ends_where_a_search_of_the_whole_text_does(text: str, s
     assert shown == (text[:end] if include else text[: end - len(stops[order])])
 
 
-def test_push_stop_within_min_tokens_is_ignored_but_a_later_one_counts() -> None:
+def test_push_ignores_stop_sequences_within_min_tokens() -> None:
     stream = TextStream(one_byte, Stopping(max_tokens=100, min_tokens=3, stop_sequences=("ab",)))
     assert stream.push(list(b"ab")).stop is None
     piece = stream.push(list(b"cabz"))
     assert (piece.text, piece.tokens, piece.stop) == ("c", 3, "ab")
 
 
-def test_push_prompt_ending_inside_a_character_is_completed_by_the_output() -> None:
+def test_push_completes_a_character_that_the_prompt_began() -> None:
     prompt, output = "x中".encode()[:-1], "中".encode()[-1:]
     assert TextStream(one_byte, LONG, list(prompt)).push(list(output)).text == "中"
 
 
-def test_push_hidden_last_token_counts_but_is_not_shown() -> None:
+def test_push_with_hide_last_counts_the_last_token_but_omits_its_text() -> None:
     piece = TextStream(one_byte, LONG).push(list(b"ab"), hide_last=True)
     assert (piece.text, piece.tokens) == ("a", 2)
 
 
-def test_push_tail_that_may_begin_a_stop_is_held_until_the_end() -> None:
+def test_push_holds_back_the_possible_beginning_of_a_stop_sequence() -> None:
     stream = TextStream(one_byte, Stopping(max_tokens=100, stop_sequences=("STOP",)))
     assert stream.push(list(b"go ST")).text == "go "
     assert stream.finish() == "ST"
@@ -130,7 +130,7 @@ def table(neox: Tokenizer) -> TokenTable:
 
 
 @pytest.mark.parametrize("text", SENTENCES)
-def test_neox_tokenizer_every_cut_of_every_language_is_a_prefix_of_the_text(neox: Tokenizer, table: TokenTable, text: str) -> None:
+def test_neox_tokenizer_text_after_every_token_is_a_prefix_of_the_text(neox: Tokenizer, table: TokenTable, text: str) -> None:
     ids = neox.encode(text, add_special_tokens=False).ids
     whole = neox.decode(ids)
     assert "".join(pieces(TextStream(table.text_bytes, LONG), ids)) == whole
@@ -141,18 +141,18 @@ def test_neox_tokenizer_every_cut_of_every_language_is_a_prefix_of_the_text(neox
 
 
 @given(st.data())
-def test_neox_tokenizer_any_ids_give_the_tokenizers_own_text(neox: Tokenizer, table: TokenTable, data: st.DataObject) -> None:
+def test_neox_tokenizer_any_ids_give_the_same_text_as_the_tokenizer(neox: Tokenizer, table: TokenTable, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, neox.get_vocab_size() - 1), max_size=30))
     text = "".join(pieces(TextStream(table.text_bytes, LONG), ids))
     assert neox.decode(ids).rstrip("\ufffd").startswith(text.rstrip("\ufffd"))
     assert complete(b"".join(map(table.text_bytes, ids))) == text
 
 
-def test_neox_tokenizer_special_tokens_are_named_but_add_no_text(table: TokenTable) -> None:
+def test_neox_tokenizer_special_tokens_have_names_but_no_text(table: TokenTable) -> None:
     assert (table.display(0), table.text_bytes(0)) == ("<|endoftext|>", b"")
     assert table.text_bytes(len(table.contents) + 7) == b""
 
 
-def test_table_of_another_kind_of_tokenizer_is_refused() -> None:
+def test_table_of_a_tokenizer_that_is_not_byte_level_is_rejected() -> None:
     with pytest.raises(ValueError, match="ByteLevel"):
         TokenTable.from_tokenizer_json({"decoder": {"type": "Metaspace"}, "model": {"vocab": {}}})

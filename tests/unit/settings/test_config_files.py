@@ -1,4 +1,4 @@
-"""Every settings file that comes with the product loads, and can work on the machine it is for."""
+"""Every settings file of the product is valid, and works on the machine that it is intended for."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_config_20b_passes_the_engine_checks_on_a_node_with_gpus() -> None:
         check(PoolEngineSettings.from_settings(settings, pool), NEOX_20B, GPU_NODE)
 
 
-def test_config_20b_with_a_tensor_parallel_size_that_does_not_divide_is_refused() -> None:
+def test_config_20b_with_an_invalid_tensor_parallel_size_is_rejected() -> None:
     settings = load(FOLDER / "neox-20b.yaml")
     engine = settings.generation.engine.model_copy(update={"tensor_parallel_size": 3})
     wrong = settings.model_copy(update={"generation": settings.generation.model_copy(update={"engine": engine})})
@@ -58,13 +58,13 @@ def test_config_20b_with_a_tensor_parallel_size_that_does_not_divide_is_refused(
 
 
 @pytest.mark.parametrize("pool", [*Pool])
-def test_config_20b_places_a_replica_with_both_its_gpus(pool: Pool) -> None:
+def test_config_20b_places_each_replica_on_two_gpus(pool: Pool) -> None:
     chosen = pool_settings(load(FOLDER / "neox-20b.yaml"), pool)
     assert chosen.engine.workers == 2
     assert placement_options(chosen.engine, chosen.replicas)["ray_actor_options"]["num_gpus"] == 2
 
 
-def test_config_check_names_what_cannot_work() -> None:
+def test_config_check_names_the_invalid_setting() -> None:
     done = CliRunner().invoke(app, ["config", "check", "--set", "generation.engine.max_model_len=100000"])
     assert done.exit_code == 1
     assert "generation.engine.max_model_len" in done.stderr

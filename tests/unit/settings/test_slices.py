@@ -36,7 +36,7 @@ def slices_of(settings: Settings) -> dict[str, Slice]:
 
 
 @pytest.mark.parametrize("name", slices_of(Settings()))
-def test_slice_every_configured_value_arrives(name: str) -> None:
+def test_slice_contains_every_configured_value(name: str) -> None:
     configured, default = slices_of(non_default_settings())[name], slices_of(Settings())[name]
     arrived, defaults = type(configured).read(configured.dump()).dump(), dict(leaves(default.dump()))
     assert arrived == configured.dump()
@@ -52,7 +52,7 @@ def _without(values: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize("name", slices_of(Settings()))
-def test_slice_from_which_any_value_is_missing_is_refused(name: str) -> None:
+def test_slice_with_any_value_missing_is_rejected(name: str) -> None:
     given = slices_of(Settings())[name]
     for path, _ in leaves(given.dump()):
         if not any(mapping in path for mapping in OPEN_MAPPINGS):
@@ -66,7 +66,7 @@ def test_slice_with_a_missing_value_names_it() -> None:
         RouterProcessSettings.read(_without(given, "pools.generation.replicas.max_requests"))
 
 
-def test_slice_with_an_unknown_value_is_refused() -> None:
+def test_slice_with_an_unknown_value_is_rejected() -> None:
     given = RouterProcessSettings.from_settings(Settings()).dump()
     with pytest.raises(SettingsError, match="limits: unknown key"):
         RouterProcessSettings.read(given | {"limits": {}})

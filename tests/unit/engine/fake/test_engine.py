@@ -1,4 +1,4 @@
-"""The fake engine's timing and failures, in virtual time. What every engine must do is in tests/contract."""
+"""The fake engine's timing and failures, in virtual time. The requirements on all engines are tested in tests/contract."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def request(name: str, tokens: int) -> GenerationRequest:
 
 
 class Recorder:
-    """A sink that notes when each call came."""
+    """A sink that records the time of each call."""
 
     def __init__(self, time: VirtualClock) -> None:
         self.time = time
@@ -34,7 +34,7 @@ class Recorder:
         self.done.clear()
 
 
-async def test_steps_of_one_request_come_at_ttft_and_then_every_itl() -> None:
+async def test_steps_of_one_request_follow_ttft_and_itl() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock), Recorder(time)
     await engine.generate("a", request("a", 4), sink)
@@ -43,7 +43,7 @@ async def test_steps_of_one_request_come_at_ttft_and_then_every_itl() -> None:
     await engine.close()
 
 
-async def test_steps_slow_down_with_the_batch_and_bring_all_its_tokens_in_one_call() -> None:
+async def test_steps_of_a_batch_take_longer_and_deliver_all_tokens_in_one_call() -> None:
     time = VirtualClock()
     engine = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1, itl_per_request_s=0.05), clock=time.clock)
     sink = Recorder(time)
@@ -55,7 +55,7 @@ async def test_steps_slow_down_with_the_batch_and_bring_all_its_tokens_in_one_ca
     await engine.close()
 
 
-async def test_late_steps_do_not_move_the_schedule() -> None:
+async def test_late_step_does_not_delay_later_steps() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock), Recorder(time)
 
@@ -70,7 +70,7 @@ async def test_late_steps_do_not_move_the_schedule() -> None:
     await engine.close()
 
 
-async def test_more_requests_than_sequences_wait_their_turn() -> None:
+async def test_requests_beyond_max_num_seqs_wait() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(FakeTiming(ttft_s=0.1, itl_s=0.1), max_num_seqs=1, clock=time.clock), Recorder(time)
     for name in "ab":
@@ -82,7 +82,7 @@ async def test_more_requests_than_sequences_wait_their_turn() -> None:
     await engine.close()
 
 
-async def test_injected_refusal_comes_at_admission_and_leaves_nothing() -> None:
+async def test_injected_rejection_is_raised_at_admission() -> None:
     refusal = ServeError(Reason.OVERLOADED, "full", retry_after_s=1.0)
     engine = FakeEngine(faults=lambda asked: Fault(refusal) if asked.request_id == "bad" else None, clock=VirtualClock().clock)
     with pytest.raises(ServeError) as raised:
@@ -92,7 +92,7 @@ async def test_injected_refusal_comes_at_admission_and_leaves_nothing() -> None:
     await engine.close()
 
 
-async def test_injected_failure_comes_after_its_tokens_and_spares_the_others() -> None:
+async def test_injected_failure_ends_only_its_request_after_its_tokens() -> None:
     failure = ServeError(Reason.ENGINE_FAILED, "broken")
     time = VirtualClock()
     engine = FakeEngine(faults=lambda asked: Fault(failure, after_tokens=2) if asked.request_id == "bad" else None, clock=time.clock)
@@ -108,7 +108,7 @@ async def test_injected_failure_comes_after_its_tokens_and_spares_the_others() -
     await engine.close()
 
 
-async def test_death_ends_everything_with_replica_lost_and_refuses_new_work() -> None:
+async def test_die_ends_all_requests_with_replica_lost_and_rejects_new_ones() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(clock=time.clock), Recorder(time)
     await engine.generate("a", request("a", 1000), sink)
@@ -123,7 +123,7 @@ async def test_death_ends_everything_with_replica_lost_and_refuses_new_work() ->
     await engine.close()
 
 
-async def test_sink_that_raises_does_not_stop_the_others() -> None:
+async def test_failing_sink_does_not_affect_other_sinks() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(clock=time.clock), Recorder(time)
     reported: list[object] = []
@@ -141,7 +141,7 @@ async def test_sink_that_raises_does_not_stop_the_others() -> None:
     await engine.close()
 
 
-async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> None:
+async def test_timestamp_text_is_the_time_of_the_step_even_if_late() -> None:
     time = VirtualClock()
     engine, sink = FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=time.clock, timestamp_text=True), Recorder(time)
 
@@ -157,13 +157,13 @@ async def test_stamped_text_is_the_moment_of_the_step_even_of_a_late_one() -> No
     await engine.close()
 
 
-async def test_stamped_tokens_are_those_without_stamps() -> None:
-    answers = []
+async def test_timestamp_text_does_not_change_the_tokens() -> None:
+    outputs = []
     for timestamp_text in (False, True):
         time = VirtualClock()
         engine, sink = FakeEngine(clock=time.clock, timestamp_text=timestamp_text), Recorder(time)
         await engine.generate("a", request("a", 4), sink)
         await sink.end()
-        answers.append([sequence.token_ids for _, deltas in sink.calls for delta in deltas for sequence in delta.sequences])
+        outputs.append([sequence.token_ids for _, deltas in sink.calls for delta in deltas for sequence in delta.sequences])
         await engine.close()
-    assert answers[0] == answers[1]
+    assert outputs[0] == outputs[1]
