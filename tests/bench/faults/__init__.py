@@ -1,0 +1,1 @@
+"""Benchmarks of abnormal situations: abandoned requests, overload, and rolling updates under load."""

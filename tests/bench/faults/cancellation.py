@@ -1,9 +1,9 @@
-"""How long an engine goes on with a request that nobody waits for any more: cancelled, past its deadline, or its client gone.
+"""Time until an engine is free after a request is abandoned: cancelled, past its deadline, or disconnected from its client.
 
-Measured from outside, on a whole cluster with a real engine under load. The clock starts when the client cancels, its deadline passes, or
-its connection is reset; it stops when the engine's own count of requests, as GetClusterStatus gives it, no longer has the request. Replicas
-report every 10 ms here and the bench asks every 5 ms, so a figure is some 20 ms too high at most, and never too low. vLLM itself takes
-the request out of its batch before its next step.
+The time is measured from outside, on a complete cluster with a real engine under load. It starts when the client cancels, the deadline
+passes, or the connection is reset, and ends when the engine's own count of requests in GetClusterStatus no longer includes the request.
+Replicas report every 10 ms and the benchmark polls every 5 ms, so a value is at most about 20 ms too high and never too low. vLLM removes
+the request from its batch before its next step.
 """
 
 import asyncio
@@ -32,46 +32,49 @@ _STATUS = "/neox_serve.v1.OpsService/GetClusterStatus"
 
 _BACKGROUND = 8
 _LONG_TOKENS = 1_900
-_TRIALS_OF_EACH_KIND = 40
-_TRIALS_AT_A_TIME = 10
+_TRIALS_PER_KIND = 40
+_TRIALS_PER_BACKGROUND = 10
 _DEADLINE_S = 1.0
-_FREED_WITHIN_S = 10.0
-_ASKED_EVERY_S = 0.005
+_MAX_WAIT_S = 10.0
+_POLL_INTERVAL_S = 0.005
 
 
 class NotMeasuredError(RuntimeError):
-    """The measurement did not come about as meant."""
+    """The conditions of the measurement were not met."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """Seconds until the engine was free, by the way in which requests were given up."""
+    """Times until the engine was free, in seconds."""
 
     after_cancel_s: list[float]
+    """After the client cancelled."""
     after_deadline_s: list[float]
+    """After the deadline passed."""
     after_client_loss_s: list[float]
+    """After the client's connection was reset."""
 
     @property
     def p99_s(self) -> float:
-        """Over all of them."""
+        """99th percentile over all requests."""
         return percentile([*self.after_cancel_s, *self.after_deadline_s, *self.after_client_loss_s], 0.99)
 
 
 def run(folder: Path, view: View) -> Freed:
-    """Starts a cluster, gives up requests in three ways, and shows how soon the engine was free."""
+    """Start a cluster, abandon requests in three ways, and show the times until the engine was free."""
     values = {**cluster_values(VALUES), "router": {"load_report_interval_s": 0.01}}
     with view.step("cancellation: starting neox-serve"), running_cluster(folder, values) as cluster:
         freed = asyncio.run(_measure(cluster.address, view))
     kinds = {"cancelled": freed.after_cancel_s, "deadline": freed.after_deadline_s, "client lost": freed.after_client_loss_s}
     rows = [[kind, str(len(all_s)), *(f"{1e3 * percentile(all_s, at):.0f}" for at in (0.5, 0.99, 1.0))] for kind, all_s in kinds.items()]
-    view.table("Engine free again after, ms", ["given up by", "requests", "p50", "p99", "highest"], rows)
+    view.table("Time until the engine is free, ms", ["cause", "requests", "p50", "p99", "highest"], rows)
     return freed
 
 
 async def _measure(address: str, view: View) -> Freed:
     async with grpc.aio.insecure_channel(address) as channel:
         gateway = _Gateway(channel, address)
-        with view.progress("cancellation", 3 * _TRIALS_OF_EACH_KIND) as on_progress:
+        with view.progress("cancellation", 3 * _TRIALS_PER_KIND) as on_progress:
             kinds = (gateway.cancel, gateway.let_deadline_pass, gateway.lose_client)
             return Freed(*[await _trials(gateway, kind, number, on_progress) for number, kind in enumerate(kinds)])
 
@@ -80,16 +83,16 @@ async def _trials(
     gateway: "_Gateway", trial: Callable[[], Awaitable[float]], number: int, on_progress: Callable[[int], None]
 ) -> list[float]:
     found: list[float] = []
-    while len(found) < _TRIALS_OF_EACH_KIND:
+    while len(found) < _TRIALS_PER_KIND:
         async with gateway.background():
-            for _ in range(_TRIALS_AT_A_TIME):
+            for _ in range(_TRIALS_PER_BACKGROUND):
                 found.append(await trial())
-                on_progress(number * _TRIALS_OF_EACH_KIND + len(found))
+                on_progress(number * _TRIALS_PER_KIND + len(found))
     return found
 
 
 class _Gateway:
-    """Calls of one gateway. Every trial returns the seconds until the engine had one request less."""
+    """Calls to one gateway. Each trial returns the seconds until the engine had one request fewer."""
 
     def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
         self._address = address
@@ -100,70 +103,70 @@ class _Gateway:
 
     @asynccontextmanager
     async def background(self) -> AsyncIterator[None]:
-        """Other requests that run all the while. Raises NotMeasuredError where one of them did not."""
+        """Keep other requests running during the block. Raises NotMeasuredError if one of them ends."""
         calls = [self._start(self._stream) for _ in range(_BACKGROUND)]
         await asyncio.gather(*(call.read() for call in calls))
         tasks = [asyncio.ensure_future(_read(call)) for call in calls]
         await self._reached(_BACKGROUND)
         yield
         if any(task.done() for task in tasks):
-            raise NotMeasuredError("a request in the background ended before it should")
+            raise NotMeasuredError("a background request ended too early")
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         await self._reached(0)
 
     async def cancel(self) -> float:
-        """The client cancels."""
+        """Cancel a request."""
         call = self._start(self._stream)
         await self._running(call)
-        given_up_s = time.monotonic()
+        abandoned_s = time.monotonic()
         call.cancel()
-        return await self._freed_after(given_up_s)
+        return await self._freed_after(abandoned_s)
 
     async def let_deadline_pass(self) -> float:
-        """The client's deadline passes."""
-        given_up_s = time.monotonic() + _DEADLINE_S
+        """Let the deadline of a request pass."""
+        abandoned_s = time.monotonic() + _DEADLINE_S
         call = self._start(self._stream, timeout=_DEADLINE_S)
         await self._running(call)
-        if time.monotonic() >= given_up_s:
+        if time.monotonic() >= abandoned_s:
             raise NotMeasuredError(f"the request did not run within its deadline of {_DEADLINE_S:g} s")
-        return await self._freed_after(given_up_s)
+        return await self._freed_after(abandoned_s)
 
     async def lose_client(self) -> float:
-        """The client's connection is reset."""
+        """Reset the connection of a client."""
         host, _, port = self._address.rpartition(":")
         async with Forwarder(host, int(port)) as forwarder:
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
             async with grpc.aio.insecure_channel(forwarder.address, options) as channel:
                 call = self._start(channel.unary_stream(_STREAM))
                 await self._running(call)
-                given_up_s = time.monotonic()
+                abandoned_s = time.monotonic()
                 forwarder.cut()
-                return await self._freed_after(given_up_s)
+                return await self._freed_after(abandoned_s)
 
     def _start(self, method: Any, timeout: float | None = None) -> Any:
         return method(stream_request(next(self._requests).prompt, _LONG_TOKENS).SerializeToString(), timeout=timeout)
 
     async def _running(self, call: Any) -> None:
-        """Returns once the request gives tokens and the engine counts it. Raises NotMeasuredError where it ends before that."""
+        """Wait until the request generates tokens and the engine counts it. Raises NotMeasuredError if it ends first."""
         try:
             await call.read()
         except grpc.RpcError as error:
-            raise NotMeasuredError(f"a request ended before it was given up: {error}") from error
+            raise NotMeasuredError(f"a request ended before it was abandoned: {error}") from error
         await self._reached(_BACKGROUND + 1)
 
-    async def _freed_after(self, given_up_s: float) -> float:
-        return max(0.0, await self._reached(_BACKGROUND) - given_up_s)
+    async def _freed_after(self, abandoned_s: float) -> float:
+        return max(0.0, await self._reached(_BACKGROUND) - abandoned_s)
 
     async def _reached(self, requests: int) -> float:
-        """When the engine was first seen with this many requests. Raises NotMeasuredError where it is not for long."""
-        deadline_s = time.monotonic() + _FREED_WITHIN_S
+        """Wait until the engine has this many requests and return that time. Raises NotMeasuredError if the timeout expires."""
+        deadline_s = time.monotonic() + _MAX_WAIT_S
         while time.monotonic() < deadline_s:
             if await self._in_engine() == requests:
                 return time.monotonic()
-            await asyncio.sleep(_ASKED_EVERY_S)
-        raise NotMeasuredError(f"the engine did not come to {requests} requests within {_FREED_WITHIN_S:g} s")
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        raise NotMeasuredError(f"the engine did not reach {requests} requests within {_MAX_WAIT_S:g} s")
 
     async def _in_engine(self) -> int:
         status = ops_service_pb2.GetClusterStatusResponse.FromString(await self._status(b""))

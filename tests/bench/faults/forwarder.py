@@ -1,4 +1,4 @@
-"""A TCP relay that can be cut: how a client looks whose machine or network is gone without a word."""
+"""A TCP relay that can be cut, to simulate a client whose machine or network fails."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Forwarder:
-    """Relays connections to host:port for as long as its block lasts. `cut` resets all of them at once."""
+    """Relays connections to host:port until the end of the block. `cut` resets all of them."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -16,12 +16,12 @@ class Forwarder:
 
     @property
     def address(self) -> str:
-        """host:port to connect to."""
+        """Address to connect to, as host:port."""
         assert self._server is not None
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
-        """Resets every connection on both sides."""
+        """Reset every connection on both sides."""
         for writer in self._writers:
             writer.transport.abort()
 

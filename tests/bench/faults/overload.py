@@ -1,7 +1,7 @@
-"""Four times the load that a cluster can carry: what is still served in time, how fast the rest is told so, and what it does to memory.
+"""Overload of four times the capacity: the goodput, the time to a refusal, and the growth of memory.
 
-One gateway, router and replica in this process over real gRPC, with the fake engine: `python -m tests.bench.faults.overload`.
-Requests arrive as a Poisson process, each with a deadline; goodput counts the requests that complete within theirs.
+One gateway, router and replica run in this process, with real gRPC and the fake engine: `python -m tests.bench.faults.overload`. Requests
+arrive as a Poisson process, each with a deadline. Goodput counts the requests that complete before their deadline.
 """
 
 import asyncio
@@ -22,30 +22,33 @@ from tests.fakes.link_cluster import LinkCluster
 _PLACES, _TOKENS, _ITL_S = 16, 25, 0.02
 _CAPACITY_PER_S = _PLACES / (_TOKENS * _ITL_S)
 _DEADLINE_S = 3.0
-_SPAN_S = 10.0
+_DURATION_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Overloaded:
-    """Answers a second in time at each load (a multiple of the capacity), seconds to each refusal at 4 x, and growth of memory in MiB."""
+    """The result of the measurement."""
 
     goodput_per_s: dict[float, float]
+    """Answers in time per second, by load as a multiple of the capacity."""
     refusals_s: list[float]
+    """Times to a refusal at 4 x the capacity, in seconds."""
     grown_mib: float
+    """Growth of memory, in MiB."""
 
     @property
     def goodput_over_peak(self) -> float:
-        """At 4 x, over the most at any load."""
+        """Goodput at 4 x the capacity relative to the maximum at any load."""
         return self.goodput_per_s[4.0] / max(self.goodput_per_s.values())
 
     @property
     def refusal_p99_s(self) -> float:
-        """At 4 x."""
+        """99th percentile of the time to a refusal at 4 x the capacity, in seconds."""
         return percentile(self.refusals_s, 0.99)
 
 
 async def measure() -> Overloaded:
-    """All loads one after the other; about a minute."""
+    """Measure all loads in sequence, which takes about a minute."""
     engine = FakeEngine(FakeTiming(ttft_s=_ITL_S, itl_s=_ITL_S))
     goodput: dict[float, float] = {}
     async with LinkCluster() as cluster:
@@ -68,15 +71,17 @@ async def measure() -> Overloaded:
 async def _run(client: AsyncClient, load: float) -> tuple[float, list[float]]:
     rng, clock = Random(1), asyncio.get_running_loop().time
     calls, began_s = [], clock()
-    while clock() < began_s + _SPAN_S:
+    while clock() < began_s + _DURATION_S:
         calls.append(asyncio.create_task(_call(client)))
         await asyncio.sleep(rng.expovariate(load * _CAPACITY_PER_S))
     outcomes = await asyncio.gather(*calls)
-    return sum(outcome is None for outcome in outcomes) / _SPAN_S, [seconds for seconds in outcomes if seconds is not None and seconds >= 0]
+    return sum(outcome is None for outcome in outcomes) / _DURATION_S, [
+        seconds for seconds in outcomes if seconds is not None and seconds >= 0
+    ]
 
 
 async def _call(client: AsyncClient) -> float | None:
-    """None: answered in time. Seconds to the refusal; -1 for any other end."""
+    """Send a request. Return None if it was answered in time, the seconds to its refusal, or -1 for any other outcome."""
     clock = asyncio.get_running_loop().time
     began_s = clock()
     try:
@@ -89,6 +94,6 @@ async def _call(client: AsyncClient) -> float | None:
 if __name__ == "__main__":
     found = asyncio.run(measure())
     sys.stdout.write(
-        f"goodput/s by load {found.goodput_per_s}, at 4 x over the peak {found.goodput_over_peak:.3f}\n"
+        f"goodput/s by load: {found.goodput_per_s}; at 4 x relative to the peak: {found.goodput_over_peak:.3f}\n"
         f"{len(found.refusals_s)} refusals, p99 {1e3 * found.refusal_p99_s:.1f} ms; memory grew by {found.grown_mib:.1f} MiB\n"
     )

@@ -1,1 +1,1 @@
-"""How cost grows: with streams, gateways, replicas, the prompt's length, and the number of replicas that the router chooses from."""
+"""Benchmark of how cost grows with streams, gateways, replicas, prompt length, and the number of replicas that the router chooses from."""

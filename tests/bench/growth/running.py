@@ -1,4 +1,4 @@
-"""Measures the curves, one system up at a time, writes what came of it and draws it."""
+"""Measurement of the curves. One system runs at a time."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from tests.bench.engines import engine_comparison
 from tests.bench.engines.systems import AsyncLlm, NeoxServe, Running, System
 from tests.bench.growth import plot
 from tests.bench.growth.points import (
-    ALONE,
+    ASYNC_LLM,
     FAKE,
     GATEWAYS,
     REAL,
@@ -42,19 +42,19 @@ _CHANNELS = 8
 
 
 def run(size: Size, folder: Path, view: View) -> list[Measured]:
-    """Raises StartError where a system does not start."""
+    """Measure all points, write result.json and growth.png, and show tables. Raises StartError if a system does not start."""
     busy = busy_fraction()
     measured = [each for number, part in enumerate(_parts(size)) for each in _measured(*part, size, folder / f"{number:02d}", view)]
     router = [_decisions(replicas, view) for replicas in size.routed_to]
     path = _write(folder, measured, router, busy)
     _show(view, measured)
     view.warn_if_busy(busy)
-    view.say(f"All figures: {path}\nPlot: {plot.write(path)}")
+    view.say(f"All results: {path}\nPlot: {plot.write(path)}")
     return measured
 
 
 def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
-    """Systems with the points that are measured on them."""
+    """Yield each system with the points that are measured on it."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE, size, vocabulary_size)]
     single += [wide(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]
@@ -65,7 +65,7 @@ def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
         yield _fake(replicas=count), [wide(REPLICAS, count, size, vocabulary_size)]
     if size.real:
         yield NeoxServe(engine_comparison.VALUES), by_prompt(REAL, size, vocabulary_size)
-        yield AsyncLlm(engine_comparison.VALUES), by_prompt(ALONE, size, vocabulary_size)
+        yield AsyncLlm(engine_comparison.VALUES), by_prompt(ASYNC_LLM, size, vocabulary_size)
 
 
 def _fake(gateways: int = 1, replicas: int = 1) -> System:

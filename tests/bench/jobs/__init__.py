@@ -1,0 +1,1 @@
+"""Benchmarks of cluster jobs: bulk inference, embeddings of a chosen layer, fine-tuning, evaluation and quantization."""

@@ -1,9 +1,8 @@
-"""Bulk jobs through the serving cluster: their throughput beside vLLM's offline `LLM.generate` on the same engine settings, and what
-callers who wait feel of a job that fills the rest.
+"""Bulk jobs: throughput compared with vLLM's offline `LLM.generate` on the same engine settings, and the effect on interactive requests.
 
-First `LLM.generate` and a job with an engine of its own take turns on one engine, then `ray.data.llm` has its run; then each round starts a
-cluster. The job is the command that Ray runs; its own last line says its rate, from its first request to its last row, as that of
-`LLM.generate` is from its first request.
+First, `LLM.generate` and a job with its own engine take turns on one engine. Then `ray.data.llm` runs. Then each round starts a cluster for
+jobs through the cluster. A job is the command that Ray runs, and its last line of output gives its rate from its first request to its last
+row. The rate of `LLM.generate` is also measured from its first request.
 """
 
 import json
@@ -40,28 +39,28 @@ from tests.run_arguments import bulk_run, command_of
 _ROUNDS, _TURNS = 3, 5
 _ROWS, _PROMPT_TOKENS, _OUTPUT_TOKENS = 1_000, 64, 64
 _CONCURRENCY = 160
-"""A little above the engine's batch, so that it never runs short."""
+"""Number of concurrent requests of a job, slightly more than the engine's batch size."""
 _INTERACTIVE_RPS, _INTERACTIVE_S, _LEAD_IN_S = 4.0, 28.0, 4.0
-"""The first callers of all find a batch that the job has to itself: what is measured begins when they are answered."""
+"""Rate, duration and lead-in of the interactive load. Requests of the lead-in are ignored, because the job still fills the whole batch."""
 _HOST_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """Medians. over_offline, own_over_offline: tok/s of a job through the cluster, and of one with an engine of its own, over
-    LLM.generate's: the median of this, and in the same turn. own_over_ray_data: of the latter over that of ray.data.llm.
-
-    ttft_ratio: p99 TTFT of callers with a job running over that without.
-    """
+    """The results, each a median."""
 
     over_offline: float
+    """Throughput of a job through the cluster relative to the median of LLM.generate."""
     own_over_offline: float
+    """Throughput of a job with its own engine relative to LLM.generate in the same turn."""
     own_over_ray_data: float
+    """Throughput of a job with its own engine relative to ray.data.llm."""
     ttft_ratio: float
+    """p99 TTFT of interactive requests with a running job relative to that without one."""
 
 
 def run(folder: Path, view: View) -> Bulk:
-    """Measures both. Raises StartError, or NotMeasuredError where a row failed."""
+    """Measure throughput and TTFT. Raises StartError if a cluster does not start, and NotMeasuredError if a row or request failed."""
     settings = folder / "settings.json"
     settings.write_text(json.dumps(restore(dict(VALUES)).model_dump(mode="json")), encoding="utf-8")
     rows, endless = _rows(folder / "rows.jsonl", _ROWS), _rows(folder / "endless.jsonl", 40 * _ROWS)
@@ -82,7 +81,7 @@ def run(folder: Path, view: View) -> Bulk:
             progress(number + 1)
     offline = median(offline for offline, _ in turns)
     view.table(
-        "A job with an engine of its own",
+        "A job with its own engine",
         ["LLM.generate tok/s", "job tok/s", "ratio"],
         [[f"{offline:.0f}", f"{own:.0f}", f"{own / offline:.3f}"] for offline, own in turns],
     )
@@ -110,7 +109,7 @@ def _rows(path: Path, count: int) -> Path:
 
 
 def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]]:
-    """tok/s of LLM.generate and of the job, turn by turn."""
+    """Return the tokens per second of LLM.generate and of the job in each turn."""
     log, environment = folder / "offline.log", engine_environment(PoolEngineSettings.from_settings(restore(dict(VALUES)), Pool.GENERATION))
     arguments = ["-m", "tests.bench.jobs.offline_host", str(settings), str(rows), str(_TURNS), str(folder)]
     with system_process(arguments, environment, log) as process:
@@ -121,7 +120,7 @@ def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]
 
 
 def _ray_data(settings: Path, rows: Path, folder: Path) -> float:
-    """tok/s of Ray's own batch inference."""
+    """Return the tokens per second of Ray's batch inference."""
     log = folder / "ray-data.log"
     with system_process(["-m", "tests.bench.jobs.ray_data_host", str(settings), str(rows)], {}, log) as process:
         if process.wait(_HOST_TIMEOUT_S) != 0:
@@ -136,12 +135,12 @@ def _warm_up(address: str) -> None:
 
 
 def _job_rate(address: str, rows: Path, folder: Path) -> float:
-    """tok/s of the job, as it says itself."""
+    """Return the tokens per second that the job reports."""
     with _job(address, rows, folder / "out.jsonl") as process:
-        _, said = process.communicate(timeout=600)
-    if process.returncode != 0 or f"{_ROWS:,} rows in" not in said or ", 0 with an error." not in said:
-        raise NotMeasuredError(f"the job failed: {said}")
-    return float(re.findall(r"([\d,]+) tok/s", said)[-1].replace(",", ""))
+        _, output_text = process.communicate(timeout=600)
+    if process.returncode != 0 or f"{_ROWS:,} rows in" not in output_text or ", 0 with an error." not in output_text:
+        raise NotMeasuredError(f"the job failed: {output_text}")
+    return float(re.findall(r"([\d,]+) tok/s", output_text)[-1].replace(",", ""))
 
 
 @contextmanager
@@ -156,7 +155,7 @@ def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[s
 
 
 def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
-    """p99 TTFT of callers who wait, ms: without a job, and with one that goes on all the while."""
+    """Return the p99 TTFT of interactive requests in ms, without a job and with a job that runs all the time."""
     with load_generator(GatewaySpec(address, 1), folder) as generator:
 
         def p99_ms(number: int) -> float:
@@ -164,7 +163,7 @@ def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
             load = Load(work, OpenLoop(_INTERACTIVE_RPS), duration_s=_INTERACTIVE_S, seed=number)
             records = generator.run(load, silence_s=120).records
             if failed := [one.error for one in records if one.ttft_s is None]:
-                raise NotMeasuredError(f"a caller failed: {failed[0]}")
+                raise NotMeasuredError(f"an interactive request failed: {failed[0]}")
             since_s = min(one.intended_s for one in records) + _LEAD_IN_S
             return 1e3 * percentile([one.ttft_s for one in records if one.ttft_s is not None and one.intended_s >= since_s], 0.99)
 
@@ -174,5 +173,5 @@ def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
             time.sleep(8.0)
             beside = p99_ms(2)
             if process.poll() is not None:
-                raise NotMeasuredError("the job ended before the callers did")
+                raise NotMeasuredError("the job ended before the interactive load")
     return alone, beside

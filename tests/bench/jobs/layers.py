@@ -1,6 +1,6 @@
-"""Embeddings of a chosen layer: what half of the layers cost over all of them, and how far vectors are from transformers' hidden states.
+"""Embeddings of a chosen layer: the cost of half of the layers relative to all, and the difference from transformers' hidden states.
 
-`python -m tests.bench.jobs.layers LAYER` measures one in a process of its own, and prints it; 0 stands for all layers.
+`python -m tests.bench.jobs.layers LAYER` measures one layer in its own process and prints the result; 0 means all layers.
 """
 
 import asyncio
@@ -25,35 +25,42 @@ from tests.bench.processes import system_process
 from tests.bench.view import View
 
 HALF, ALL = 3, 0
+"""Layer after half of the layers, and the value for all layers."""
 _INPUTS, _TOKENS, _ROUNDS = 256, 256, 3
 _TIMEOUT_S = 180.0
 _SEEDS = 97
-"""Apart from each other, so that no input begins like another and the prefix cache spares nothing."""
+"""Seed of the inputs. No two inputs have a common beginning, so the prefix cache has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """seconds: for all inputs. parameter_bytes: that are loaded. vector: of the first input."""
+    """The result for one layer."""
 
     seconds: float
+    """Time for all inputs."""
     parameter_bytes: int
+    """Size of the loaded parameters."""
     vector: list[float]
+    """Embedding of the first input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Half of the layers over all of them. error: of the half, the largest difference from transformers', over the largest value."""
+    """The comparison of half of the layers with all layers."""
 
     time: float
+    """Time relative to that of all layers."""
     memory: float
+    """Size of the parameters relative to that of all layers."""
     error: float
+    """Maximum difference from transformers relative to the maximum value, with half of the layers."""
 
 
 def run(folder: Path, view: View) -> Layers:
-    """Measures both. Raises NotMeasuredError where an engine fails."""
-    with view.step("layers: half of them, and all"):
-        half, whole = _measured(HALF, folder), _measured(ALL, folder)
-    return Layers(half.seconds / whole.seconds, half.parameter_bytes / whole.parameter_bytes, _error(half.vector, HALF))
+    """Measure both. Raises NotMeasuredError if an engine fails."""
+    with view.step("layers: half of the layers, and all"):
+        half, full = _measured(HALF, folder), _measured(ALL, folder)
+    return Layers(half.seconds / full.seconds, half.parameter_bytes / full.parameter_bytes, _error(half.vector, HALF))
 
 
 def _measured(layer: int, folder: Path) -> Measured:
@@ -97,11 +104,11 @@ def _request(number: int, place: int) -> EmbeddingRequest:
 
 
 def _parameter_bytes() -> int:
-    """Of the model that this process has loaded. Matrices that oneDNN has packed are no parameters any more: by their shapes."""
+    """Return the parameter size of the loaded model. Matrices that oneDNN has packed are no longer parameters and are counted by shape."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.models.transformers.base import Base
 
-    gc.unfreeze()  # vLLM hides what is there when it has started
+    gc.unfreeze()  # vLLM freezes the existing objects after its start
     (model,) = (each for each in gc.get_objects() if issubclass(type(each), Base))
     kept: int = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     linear = [module for module in model.modules() if isinstance(module, LinearBase) and not module.weight.numel()]

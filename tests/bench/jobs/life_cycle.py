@@ -1,5 +1,5 @@
-"""The model's life cycle on the built-in model: what fine-tuning teaches it, what quantising costs it, and whether evaluation says what
-lm-evaluation-harness says through transformers."""
+"""The model's life cycle with the built-in model: the effect of fine-tuning, the loss of quantization, and the agreement of evaluation with
+lm-evaluation-harness on transformers."""
 
 import json
 import subprocess
@@ -32,41 +32,43 @@ _TEXTS = "lines_write"
 
 @dataclass(frozen=True, slots=True)
 class LifeCycle:
-    """accuracy_before, accuracy_after: on a task, of the model and of an adapter that a job has trained. parameters_fraction: of that.
-
-    likelihood_error: the largest of a log-likelihood against transformers. different_texts: greedy texts that differ. quality: of quantised
-    checkpoints, the bits a byte of held-out text before over after, by scheme.
-    """
+    """The results of all parts."""
 
     accuracy_before: float
+    """Accuracy of the model on a task."""
     accuracy_after: float
+    """Accuracy with an adapter that a job has trained."""
     parameters_fraction: float
+    """Number of the adapter's parameters relative to the model's."""
     likelihood_error: float
+    """Maximum difference of a log-likelihood from transformers."""
     different_texts: float
+    """Number of greedy texts that differ from those of transformers."""
     quality: Mapping[str, float]
+    """Held-out bits per byte before quantization relative to after, by scheme."""
 
 
 def run(folder: Path, view: View) -> LifeCycle:
-    """Measures all of it. Raises StartError, or NotMeasuredError where a job fails."""
+    """Measure all parts. Raises StartError if the cluster does not start, and NotMeasuredError if a job fails."""
     registry, asked = folder / "registry", questions()
-    engine = {**VALUES["generation"]["engine"], "dtype": "float32"}  # so that likelihoods can be held against transformers'
+    engine = {**VALUES["generation"]["engine"], "dtype": "float32"}  # so that likelihoods can be compared with those of transformers
     values = cluster_values({**VALUES, "generation": {"engine": engine}}) | {"model": {"registry": str(registry)}}
     with view.progress("life cycle: parts", 2 + len(SCHEME_NAMES)) as progress:
         with running_cluster(folder, values) as cluster, Client(cluster.address) as client:
-            before, after = _taught(client, asked, folder)
+            before, after = _fine_tuned(client, asked, folder)
             progress(1)
             error, different = _evaluated(cluster.address, folder)
             progress(2)
         quality = dict[str, float]()
         for scheme in SCHEME_NAMES:
-            quality[scheme] = _quantised(scheme, folder)
+            quality[scheme] = _quantized(scheme, folder)
             progress(2 + len(quality))
     card = json.loads((registry / "lines" / "training.json").read_text(encoding="utf-8"))
     return LifeCycle(before, after, card["parameters_fraction"], error, different, quality)
 
 
-def _taught(client: Client, asked: Sequence[Question], folder: Path) -> tuple[float, float]:
-    """Accuracy on questions that the adapter was not trained on, without and with it."""
+def _fine_tuned(client: Client, asked: Sequence[Question], folder: Path) -> tuple[float, float]:
+    """Return the accuracy on questions that the adapter was not trained on, without and with the adapter."""
     source, tested = folder / "lines.jsonl", asked[_TRAINED:]
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in asked[:_TRAINED]), encoding="utf-8")
     targets = ["query_key_value", "dense", "dense_h_to_4h"]
@@ -82,7 +84,7 @@ def _taught(client: Client, asked: Sequence[Question], folder: Path) -> tuple[fl
 
 
 def _evaluated(address: str, folder: Path) -> tuple[float, float]:
-    """The largest error of a likelihood, and texts that differ."""
+    """Return the maximum difference of a log-likelihood and the number of texts that differ."""
     tasks = folder / "tasks"
     tasks.mkdir()
     write_tasks(tasks)
@@ -99,15 +101,14 @@ def _evaluated(address: str, folder: Path) -> tuple[float, float]:
     return max(errors), float(sum(ours != theirs for ours, theirs in texts))
 
 
-def _quantised(scheme: str, folder: Path) -> float:
-    """Bits a byte before over after."""
+def _quantized(scheme: str, folder: Path) -> float:
+    """Return the held-out bits per byte before quantization relative to after."""
     library = Path(sysconfig.get_path("stdlib"))
     calibration, held_out, output = folder / "calibration.txt", folder / "held_out.txt", folder / scheme
     calibration.write_text("".join((library / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "tarfile.py")))
     held_out.write_text((library / "shutil.py").read_text(encoding="utf-8"))
     files = ["--calibration", str(calibration), "--held-out", str(held_out), "--output", str(output)]
     _run("deployments.jobs.quantize", "--scheme", scheme, *files)
-
     return float(json.loads((output / REPORT).read_text(encoding="utf-8"))["quality_fraction"])
 
 

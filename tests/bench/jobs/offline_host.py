@@ -1,9 +1,8 @@
 """vLLM's offline `LLM.generate` against a bulk job on the same rows.
 
 Run as `python -m tests.bench.jobs.offline_host SETTINGS ROWS ROUNDS FOLDER`. Both take turns on one engine with the same cores and memory.
-Prints two lists of tokens per second.
-
-The job is the command with --own-engine, whole, but for the engine that it would start: it is given that of `LLM`.
+The program prints two lists of tokens per second. The job is the complete command with --own-engine, except that it uses the engine of
+`LLM` instead of starting its own.
 """
 
 import json
@@ -30,7 +29,7 @@ _FIRST = 256
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
@@ -41,7 +40,7 @@ def main() -> None:
         PoolEngineSettings.from_settings(settings, Pool.GENERATION), locate(settings.model.source, settings.model.revision), this_machine()
     )
     llm = LLM(**{each.name: getattr(arguments, each.name) for each in fields(EngineArgs)} | {"disable_log_stats": True})
-    _offline(llm, rows[:_FIRST])  # what is set up with the first batches
+    _offline(llm, rows[:_FIRST])  # warm-up: the first batches include one-time initialization
     found: dict[str, list[float]] = {"offline": [], "own": []}
     for number in range(rounds):
         llm.reset_prefix_cache()
@@ -63,7 +62,7 @@ def _offline(llm: Any, rows: list[dict[str, Any]]) -> float:
 
 
 def _own(llm: Any, settings: Path, rows: Path, output: Path) -> float:
-    """As the job says itself."""
+    """Return the tokens per second that the job reports."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
     run = bulk_run("generate", str(rows), str(output), "", output.stem, own_engine=True, config=settings)

@@ -1,7 +1,7 @@
 """Ray's own batch inference over the rows of a bulk job: `python -m tests.bench.jobs.ray_data_host SETTINGS ROWS`.
 
-`ray.data.llm` runs with the same engine settings as the job. Prints tokens per second, measured from the start of the first request to the
-end of the last row.
+`ray.data.llm` runs with the same engine settings as the job. The program prints the tokens per second from the start of the first request
+to the end of the last row.
 """
 
 import json
@@ -23,18 +23,18 @@ from neox_serve.settings.slices import PoolEngineSettings
 
 _LOGICAL_CPUS = 8
 _BATCH, _BATCHES = 32, 8
-"""Enough that the engine never runs short."""
+"""Batch size and number of concurrent batches, large enough to keep the engine busy."""
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = restore(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     rows = [json.loads(line) for line in Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()]
-    asked = [{"token_ids": row["prompt"], "most": row["max_tokens"]} for row in rows]  # a column "prompt" would be taken for a text
+    requests = [{"token_ids": row["prompt"], "max_tokens": row["max_tokens"]} for row in rows]  # a column "prompt" would be used as text
     environment = engine_environment(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
-    # More CPUs than a small machine has: Ray Data's own stages ask for some, and would wait for ever.
+    # More CPUs than a small machine has, because Ray Data's own stages request some and would otherwise wait forever.
     ray.init(address="local", num_cpus=_LOGICAL_CPUS, include_dashboard=False, logging_level="warning")
     config = vLLMEngineProcessorConfig(
         model_source=str(locate(settings.model.source, settings.model.revision)),
@@ -50,7 +50,7 @@ def main() -> None:
         detokenize_stage=False,
     )
     processor = build_processor(config, preprocess=_request, postprocess=_stamped)
-    found = processor(ray.data.from_items(asked)).take_all()
+    found = processor(ray.data.from_items(requests)).take_all()
     began_s, ended_s = min(row["ended_s"] - row["took_s"] for row in found), max(row["ended_s"] for row in found)
     print(json.dumps(sum(row["tokens"] for row in found) / (ended_s - began_s)), flush=True)
     ray.shutdown()
@@ -66,7 +66,7 @@ def _arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:
-    params = {"temperature": 0.0, "max_tokens": row["most"], "ignore_eos": True}
+    params = {"temperature": 0.0, "max_tokens": row["max_tokens"], "ignore_eos": True}
     return {"tokenized_prompt": row["token_ids"], "sampling_params": params}
 
 

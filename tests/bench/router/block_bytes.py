@@ -1,4 +1,4 @@
-"""What the router's index of cached blocks takes of memory."""
+"""Memory of the router's index of cached blocks."""
 
 import tracemalloc
 from random import Random
@@ -9,7 +9,7 @@ _NEWS_BLOCKS = 64
 
 
 def measure(blocks: int = 1_000_000, replicas: int = 1000) -> float:
-    """Bytes for each block of each replica, the blocks coming a few at a time as prompts are computed."""
+    """Return the bytes per block and replica. Blocks are added in small groups, as if prompts were being computed."""
     rng, index = Random(0), BlockIndex()
     tracemalloc.start()
     try:

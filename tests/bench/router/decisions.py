@@ -1,12 +1,12 @@
-"""What the router's core can decide, one call after the other in one thread, while a large cluster lives on.
+"""Decisions per second of the router's core, in one thread, with the events of a large cluster.
 
-A timeline as peers would make it: each replica answers 5 requests a second that last 40 s, so 200 of the 256 it takes are in flight. It
-reports its load each 0.25 s, and what changed in its cache after each request; a thousand have a million blocks. Gateways settle a few
-leases together. Once in 250 s and replica, four times a second in a cluster of 1,000, a replica drops its stream and returns, drains and
-is replaced, or vanishes and is replaced, or a gateway says hello with all its leases.
-The router's tick comes each 0.1 s.
+The simulated timeline is that of a busy cluster. Each replica serves 5 requests per second that take 40 s, so that 200 of its 256 slots are
+in use. It reports its load every 0.25 s, and the changes of its cache after each request; a thousand replicas have a million blocks.
+Gateways settle a few leases at a time. Every 250 s per replica, which is four times a second with 1,000 replicas, one of these events
+occurs: a replica reconnects, drains and is replaced, or disappears and is replaced, or a gateway reconnects with all its leases. The
+router's tick occurs every 0.1 s.
 
-Time on that timeline is counted, not waited for. Only calls into the core are timed, with the garbage collector as in production.
+The time of the timeline is simulated. Only calls into the core are timed, with the garbage collector configured as in production.
 """
 
 import time
@@ -36,28 +36,37 @@ _GRACE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """blocks: in the index. decisions_per_s: by the time of all calls, admit_fraction of which decided; the last three: of one decision."""
+    """The result for one size of the cluster."""
 
     replicas: int
+    """Number of replicas."""
     leases: int
+    """Number of leases at the end."""
     blocks: int
+    """Number of blocks in the index at the end."""
     outcomes: dict[str, int]
+    """Number of decisions by outcome."""
     decisions_per_s: float
+    """Number of decisions divided by the time of all calls into the core."""
     admit_fraction: float
+    """Fraction of the time of all calls that was spent on decisions."""
     p50_s: float
+    """Median duration of a decision, in seconds."""
     p99_s: float
+    """99th percentile of the duration of a decision, in seconds."""
     highest_s: float
+    """Maximum duration of a decision, in seconds."""
 
 
 def measure(replicas: int, decisions: int) -> Decisions:
-    """Fills a cluster, then lets its time pass until so many requests are decided."""
+    """Fill a cluster with requests, then simulate its timeline for a number of decisions."""
     timeline = _Timeline(replicas)
     timeline.fill()
     return timeline.run(decisions)
 
 
 class _Timeline:
-    """A cluster and what happens to it. One replica in ten is full of another model's requests, one in ten embeds."""
+    """A cluster and its events. One in ten replicas is fully occupied by requests of another model, and one in ten computes embeddings."""
 
     def __init__(self, replicas: int) -> None:
         self._rng = Random(replicas)
@@ -76,7 +85,7 @@ class _Timeline:
         self._changes = cycle((self._replica_returns, self._replica_drains, self._replica_vanishes, self._gateway_returns))
 
     def fill(self) -> None:
-        """Connects everybody, with the leases of a busy cluster."""
+        """Connect all gateways and replicas, with the leases of a busy cluster."""
         for gateway_id in self._leases:
             self._state.connect_gateway(gateway_id, (), next(self._connections), self._now_s)
         for replica in self._replicas:
@@ -86,7 +95,7 @@ class _Timeline:
         self._steady = self._in_flight
 
     def run(self, decisions: int) -> Decisions:
-        """Between two requests comes what is due before the second."""
+        """Process requests, and before each request the events that are due."""
         size = len(self._replicas)
         events = [
             _Repeated(self._report, _LOAD_INTERVAL_S / size),
@@ -195,7 +204,7 @@ class _Timeline:
         self._timed(lambda: self._state.disconnect_replica(replica.replica_id, connection, self._now_s))
 
     def _replaced(self) -> Replica:
-        """A replica whose successor has connected."""
+        """Connect a new replica in place of a random one, and return the replaced one."""
         number = self._rng.choice([number for number, replica in enumerate(self._replicas) if replica.model != _FULL_MODEL])
         replaced, self._replicas[number] = self._replicas[number], self._new_replica(number)
         self._connect(self._replicas[number], full=False)
@@ -211,7 +220,7 @@ class _Timeline:
     def _churn(self) -> None:
         next(self._changes)()
 
-    # The router itself
+    # The router
 
     def _tick(self) -> None:
         self._timed(lambda: self._state.expire(self._now_s))
@@ -226,14 +235,17 @@ class _Timeline:
 
 @dataclass(slots=True)
 class _Repeated:
-    """Something that happens again and again."""
+    """A periodic event."""
 
     action: Callable[[], None]
+    """What happens."""
     interval_s: float
+    """Time between two occurrences, in seconds."""
     due_s: float = 0.0
+    """Time of the next occurrence."""
 
     def catch_up(self, now_s: float) -> None:
-        """Does it as often as it is due."""
+        """Perform the action once for each occurrence that is due."""
         while self.due_s <= now_s:
             self.action()
             self.due_s += self.interval_s

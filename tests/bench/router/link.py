@@ -1,11 +1,10 @@
-"""What a whole router process admits, over its real links, beside a large cluster's load reports.
+"""Admissions per second of a router process over its real links, with the load reports of a large cluster.
 
-The router is a process, the simulated replicas are another. Four simulated gateways, in this one, hold 200 leases on each replica from
-their hellos on and speak as real ones do: a message for each request, and one before it with the leases that have ended meanwhile. Once
-they know all replicas, callers ask as fast as they are answered, which says how many admissions the router carries; then requests come
-evenly at half that rate, which says how soon they are answered.
-
-All share the machine: the router's CPU per admission says what a core of its own would carry.
+The router and the simulated replicas each run in a process of their own. Four simulated gateways in this process hold 200 leases on each
+replica from the start and communicate like real gateways: one message per request, preceded by a message with the leases that have ended.
+Once the gateways know all replicas, callers send requests as fast as they are answered, which gives the maximum rate. Then requests arrive
+evenly at half of that rate, which gives the response times. All processes share the machine, so the router's CPU time per admission shows
+what a dedicated core could carry.
 """
 
 import asyncio
@@ -46,32 +45,40 @@ _START_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class LinkAdmissions:
-    """connect_cpu_s: of the router until all gateways know all replicas.
-
-    admissions_per_s: as many as it carried beside the peers; cpu_us_per_admission: of the router then, load reports included.
-    paced_per_s: half of that; p50_s, p99_s, highest_s: from asked to answered, then.
-    """
+    """The result for one size of the cluster."""
 
     replicas: int
+    """Number of replicas."""
     leases: int
+    """Number of leases."""
     connect_cpu_s: float
+    """CPU time of the router until all gateways know all replicas, in seconds."""
     admissions_per_s: float
+    """Maximum rate of admissions."""
     cpu_us_per_admission: float
+    """CPU time of the router per admission at the maximum rate, including load reports, in microseconds."""
     paced_per_s: float
+    """Half of the maximum rate, at which the latencies are measured."""
     p50_s: float
+    """Median time from request to reply, in seconds."""
     p99_s: float
+    """99th percentile of the time from request to reply, in seconds."""
     highest_s: float
+    """Maximum time from request to reply, in seconds."""
 
 
 def measure(replicas: int, phase_s: float, folder: Path) -> LinkAdmissions:
-    """Starts a router, connects a cluster to it and asks. Raises StartError or TimeoutError where they do not start."""
+    """Start a router, connect a simulated cluster to it, and measure it.
+
+    Raises StartError or TimeoutError if the router or the replicas do not start.
+    """
     with _router(folder) as (process, address):
         try:
-            gc.disable()  # what is measured is the router's pauses, not its client's
+            gc.disable()  # only the router's pauses are to be measured, not those of its client
             found: LinkAdmissions = uvloop.run(_measure(replicas, phase_s, process, address, folder))
         finally:
             gc.enable()
-            gc.collect()  # its channels are gone before the router is
+            gc.collect()  # closes the channels before the router stops
         return found
 
 
@@ -96,41 +103,41 @@ async def _measure(size: int, phase_s: float, process: psutil.Popen, address: st
         async with asyncio.timeout(_START_S):
             await asyncio.gather(*(gateway.knows(size) for gateway in gateways))
         connect_cpu_s = _cpu_s(process) - idle_s
-        await _ask_for(_WARM_UP_S, gateways)
+        await _measure_closed_loop(_WARM_UP_S, gateways)
         before_s = _cpu_s(process)
-        rate = len(await _ask_for(phase_s, gateways)) / phase_s
+        rate = len(await _measure_closed_loop(phase_s, gateways)) / phase_s
         cpu_us = 1e6 * (_cpu_s(process) - before_s) / (rate * phase_s)
-        answers_s = await _ask_at(rate / 2, phase_s, gateways)
-        p50_s, p99_s, highest_s = (percentile(answers_s, fraction) for fraction in (0.5, 0.99, 1.0))
+        durations_s = await _measure_open_loop(rate / 2, phase_s, gateways)
+        p50_s, p99_s, highest_s = (percentile(durations_s, fraction) for fraction in (0.5, 0.99, 1.0))
         return LinkAdmissions(size, size * _IN_FLIGHT, connect_cpu_s, rate, cpu_us, rate / 2, p50_s, p99_s, highest_s)
 
 
-async def _ask_for(seconds: float, gateways: list["_Gateway"]) -> list[float]:
-    """How long answers took to callers who ask again at once."""
+async def _measure_closed_loop(seconds: float, gateways: list["_Gateway"]) -> list[float]:
+    """Return the response times of callers that send the next request as soon as the previous one is answered."""
     end_s = time.perf_counter() + seconds
 
     async def call(gateway: "_Gateway") -> list[float]:
-        answers_s: list[float] = []
+        durations_s: list[float] = []
         while time.perf_counter() < end_s:
-            answers_s.append(await gateway.ask())
-        return answers_s
+            durations_s.append(await gateway.admit())
+        return durations_s
 
     called = await asyncio.gather(*(call(gateway) for gateway in gateways for _ in range(_CALLERS_PER_GATEWAY)))
-    return [answer_s for answers_s in called for answer_s in answers_s]
+    return [duration_s for durations_s in called for duration_s in durations_s]
 
 
-async def _ask_at(rate: float, seconds: float, gateways: list["_Gateway"]) -> list[float]:
-    """How long answers took to requests that come at this rate, whatever becomes of those before."""
+async def _measure_open_loop(rate: float, seconds: float, gateways: list["_Gateway"]) -> list[float]:
+    """Return the response times of requests that arrive at a fixed rate, independent of earlier responses."""
     start_s = time.perf_counter()
-    asked: list[asyncio.Task[float]] = []
+    tasks: list[asyncio.Task[float]] = []
     while (elapsed_s := time.perf_counter() - start_s) < seconds:
-        asked += [asyncio.create_task(gateways[n % _GATEWAYS].ask()) for n in range(len(asked), int(elapsed_s * rate))]
+        tasks += [asyncio.create_task(gateways[n % _GATEWAYS].admit()) for n in range(len(tasks), int(elapsed_s * rate))]
         await asyncio.sleep(0.001)
-    return await asyncio.gather(*asked)
+    return await asyncio.gather(*tasks)
 
 
 class _Gateway:
-    """A gateway whose leases end in the order they began, one for each that begins."""
+    """A simulated gateway. For each lease that begins, its oldest lease ends."""
 
     def __init__(self, gateway_id: str, numbers: Sequence[int]) -> None:
         self._ids = count(1)
@@ -140,48 +147,48 @@ class _Gateway:
         self._send_queue.put(wire.gateway_hello(gateway_id, leases))
         self._in_flight = deque(lease.lease_id for lease in leases)
         self._ended: list[int] = []
-        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._pending: dict[int, asyncio.Future[None]] = {}
         self._known = 0
-        self._told = asyncio.Event()
+        self._replicas_changed = asyncio.Event()
 
     @asynccontextmanager
     async def connected(self, address: str) -> AsyncIterator[None]:
-        """A stream to the router for as long as the block lasts."""
+        """Connect to the router until the end of the block."""
         async with internal_channel(address) as channel:
             call = RouterLinkServiceStub(channel).ConnectGateway()
-            async with _in_background(self._send_queue.write_to(call)), _in_background(self._hear(call)):
+            async with _in_background(self._send_queue.write_to(call)), _in_background(self._read_replies(call)):
                 yield
 
     async def knows(self, replicas: int) -> None:
-        """Returns once the router has told of so many replicas."""
+        """Wait until the router has announced this number of replicas."""
         while self._known < replicas:
-            self._told.clear()
-            await self._told.wait()
+            self._replicas_changed.clear()
+            await self._replicas_changed.wait()
 
-    async def ask(self) -> float:
-        """How long a replica's grant took, from asked to heard. What has ended since the last request is settled first."""
-        asked_s = time.perf_counter()
+    async def admit(self) -> float:
+        """Request an admission and return its response time in seconds. Leases that have ended since the last request are settled first."""
+        sent_s = time.perf_counter()
         if self._ended:
             self._send_queue.put(wire.settlements(map(Settled, self._ended)))
             self._ended = []
         lease_id = next(self._ids)
-        self._asked[lease_id] = asyncio.get_running_loop().create_future()
+        self._pending[lease_id] = asyncio.get_running_loop().create_future()
         demand = Demand(Pool.GENERATION, MODEL, self._rng.randint(16, 1024), self._rng.randint(16, 1024))
         self._send_queue.put(wire.admit(lease_id, demand))
-        await self._asked[lease_id]
-        return time.perf_counter() - asked_s
+        await self._pending[lease_id]
+        return time.perf_counter() - sent_s
 
-    async def _hear(self, call: Any) -> None:
+    async def _read_replies(self, call: Any) -> None:
         while True:
             response = await read(call, pb.ConnectGatewayResponse)
             match response.WhichOneof("message"):
                 case "admit":
-                    self._asked.pop(response.admit.lease_id).set_result(None)
+                    self._pending.pop(response.admit.lease_id).set_result(None)
                     self._in_flight.append(response.admit.lease_id)
                     self._ended.append(self._in_flight.popleft())
                 case "replicas":
                     self._known = len(response.replicas.replicas)
-                    self._told.set()
+                    self._replicas_changed.set()
 
 
 @asynccontextmanager

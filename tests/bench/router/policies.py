@@ -1,4 +1,4 @@
-"""What each policy of routing makes of Mooncake's recording on simulated replicas: by load, and where the caches are too small."""
+"""Routing policies on Mooncake's trace with simulated replicas, at several loads and with caches that are too small."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,31 +9,37 @@ from tests.simulation import mooncake
 from tests.simulation.routing import ROUND_ROBIN, Outcome, run
 
 POLICIES = ("kv-aware", "prefix-affinity", "least-tokens", "power-of-two", ROUND_ROBIN)
+"""The compared policies."""
 _HEADERS = ("", "hits over ideal", "TTFT p50 s", "TTFT p90 s", "highest load")
 A100_COPIES = 0.14
-"""29,000 tokens on each replica: GPT-NeoX-20B's keys and values take 1.08 MB a token, its weights 41 of the 72 GB that vLLM takes of 80."""
+"""Relative cache size of A100s: 29,000 tokens per replica. GPT-NeoX-20B's KV cache takes 1.08 MB per token, and its weights take 41 GB of
+the 72 GB that vLLM uses of 80 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """load: 1 where the prompts would fill the replicas' time without any cache. copies: of all distinct blocks, that the caches hold."""
+    """A load and a cache size."""
 
     name: str
+    """Name in the tables."""
     load: float
+    """Load relative to the prompts that the replicas can compute without caches."""
     copies: float
+    """Size of all caches relative to the distinct blocks of the trace."""
 
 
 CASES = (
-    Case("half the load", 0.5, 2.0),
-    Case("nearly full", 0.9, 2.0),
-    Case("full without caches", 1.0, 2.0),
-    Case("more than full without caches", 1.2, 2.0),
-    Case("full, and the caches of A100s with 80 GB", 1.0, A100_COPIES),
+    Case("half of the uncached capacity", 0.5, 2.0),
+    Case("nearly the uncached capacity", 0.9, 2.0),
+    Case("the uncached capacity", 1.0, 2.0),
+    Case("more than the uncached capacity", 1.2, 2.0),
+    Case("the uncached capacity, caches of A100s with 80 GB", 1.0, A100_COPIES),
 )
+"""The measured cases."""
 
 
 def measure(folder: Path, view: View) -> None:
-    """Writes result.json and shows a table for each case. Raises TraceError where the recording is not there."""
+    """Write result.json and show a table for each case. Raises TraceError if the trace is missing."""
     content: dict[str, object] = {}
     for case in CASES:
         with view.step(f"routing: {case.name}"):
@@ -42,7 +48,7 @@ def measure(folder: Path, view: View) -> None:
         content[case.name] = {policy: asdict(outcome) for policy, outcome in found.items()}
     path = folder / "result.json"
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    view.say(f"All figures: {path}")
+    view.say(f"All results: {path}")
 
 
 def _row(policy: str, outcome: Outcome) -> list[str]:

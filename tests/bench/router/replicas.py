@@ -1,6 +1,6 @@
-"""Simulated replicas in a process of their own: `python -m tests.bench.router.replicas <router's host:port> <count>` runs until SIGTERM.
+"""Simulated replicas in a separate process: `python -m tests.bench.router.replicas <router's host:port> <count>` runs until SIGTERM.
 
-Each has a connection of its own to the router, registers, and reports its load each 0.25 s.
+Each replica has its own connection to the router, registers, and reports its load every 0.25 s.
 """
 
 import asyncio
@@ -18,17 +18,18 @@ from neox_serve.link.streams import read, write
 from neox_serve.wire import replica_messages
 
 MODEL = "model"
+"""Name of the model that all replicas serve."""
 _MAX_REQUESTS = 256
 _LOAD_INTERVAL_S = 0.25
 
 
 def replica(number: int) -> Replica:
-    """One of them."""
+    """Return the replica with this number."""
     return Replica(f"replica-{number}", Pool.GENERATION, MODEL, f"host:{number}", _MAX_REQUESTS)
 
 
 async def run(address: str, replicas: int) -> None:
-    """Runs them all until one's stream ends. Raises StreamEndedError then."""
+    """Run all replicas. Raises StreamEndedError if a stream to the router ends."""
     await asyncio.gather(*(_live(replica(number), address) for number in range(replicas)))
 
 

@@ -1,4 +1,4 @@
-"""How many admissions a router decides, and how soon, with 10 to 1,000 replicas: its core alone, and its process over its links."""
+"""Admission rates and latencies of a router with 10 to 1,000 replicas: its core, and its process over its links."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,43 +13,47 @@ from tests.bench.router.link import LinkAdmissions
 from tests.bench.view import View
 
 SIZES = (10, 100, 1000)
+"""Numbers of replicas."""
 DECISIONS = 20_000
+"""Number of decisions of the core for each size."""
 _LINK_PHASE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class RouterScale:
-    """Figures by number of replicas."""
+    """Results by number of replicas."""
 
     core: Mapping[int, Decisions]
+    """Results of the core."""
     link: Mapping[int, LinkAdmissions]
+    """Results of the process over its links."""
 
     @property
     def decisions_per_s(self) -> dict[int, float]:
-        """Admissions that one core decides in a second, with all that goes on beside them."""
+        """Decisions per second on one CPU core, including the processing of all other events."""
         return {size: found.decisions_per_s for size, found in self.core.items()}
 
     @property
     def p99_s(self) -> dict[int, float]:
-        """Of one decision."""
+        """99th percentile of the duration of a decision, in seconds."""
         return {size: found.p99_s for size, found in self.core.items()}
 
 
 def run(folder: Path, view: View, sizes: Sequence[int] = SIZES) -> RouterScale:
-    """Measures each size, writes result.json and shows tables. Raises StartError or TimeoutError where a process does not start."""
+    """Measure each size, write result.json and show tables. Raises StartError or TimeoutError if a process does not start."""
     busy = busy_fraction()
     core: dict[int, Decisions] = {}
     link: dict[int, LinkAdmissions] = {}
     for size in sizes:
-        with view.step(f"router: {size} replicas, its core"):
+        with view.step(f"router: {size} replicas, core"):
             core[size] = router_decisions.measure(size, DECISIONS)
-        with view.step(f"router: {size} replicas, its process"):
+        with view.step(f"router: {size} replicas, process"):
             link[size] = router_link.measure(size, _LINK_PHASE_S, _new_folder(folder, size))
     scale = RouterScale(core, link)
     path = _write(folder, scale, busy)
     _show(view, scale)
     view.warn_if_busy(busy)
-    view.say(f"All figures: {path}")
+    view.say(f"All results: {path}")
     return scale
 
 
@@ -74,8 +78,8 @@ def _write(folder: Path, scale: RouterScale, busy_before: float) -> Path:
 def _show(view: View, scale: RouterScale) -> None:
     headers = ["", "leases", "blocks", "admissions/s", "in decisions", "p50 us", "p99 us", "highest us"]
     view.table("The router's core, one thread", headers, [_core_row(found) for found in scale.core.values()])
-    headers = ["", "leases", "CPU s to connect", "admissions/s", "CPU us/admission", "then at /s", "p50 ms", "p99 ms", "highest ms"]
-    view.table("The router's process, asked over its links", headers, [_link_row(found) for found in scale.link.values()])
+    headers = ["", "leases", "CPU s to connect", "admissions/s", "CPU us/admission", "paced/s", "p50 ms", "p99 ms", "highest ms"]
+    view.table("The router's process, over its links", headers, [_link_row(found) for found in scale.link.values()])
 
 
 def _core_row(found: Decisions) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from neox_serve.loadgen.summaries import summarize
 from tests.bench.growth import plot
 from tests.bench.growth.points import (
-    ALONE,
+    ASYNC_LLM,
     FULL,
     GATEWAYS,
     PROMPT,
@@ -40,14 +40,14 @@ def test_gateways_and_replicas_get_many_streams() -> None:
 
 
 def test_prompts_go_one_at_a_time() -> None:
-    points = by_prompt(ALONE, FULL, VOCABULARY_SIZE)
+    points = by_prompt(ASYNC_LLM, FULL, VOCABULARY_SIZE)
     assert [point.workload.prompt_tokens for point in points] == [16, 64, 256, 512, 1024, 1536]
     assert {point.workload.streams for point in points} == {1}
-    assert {point.system for point in points} == {ALONE}
+    assert {point.system for point in points} == {ASYNC_LLM}
 
 
 def test_rounds_go_to_and_fro_with_prompts_of_their_own() -> None:
-    points = by_prompt(ALONE, SMOKE, VOCABULARY_SIZE)
+    points = by_prompt(ASYNC_LLM, SMOKE, VOCABULARY_SIZE)
     every = in_rounds(points, FULL)
     assert [(point.at, point.workload.round) for point in every] == [(16, 0), (1024, 0), (1024, 1), (16, 1)]
 
