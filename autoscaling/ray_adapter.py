@@ -69,7 +69,7 @@ class WantedReplicas:
         if wanted == 0 and requests_in_flight(context) > 0:
             wanted = min(1, context.target_num_replicas)
         if wanted != context.target_num_replicas:
-            _log.info("%s: %d -> %d replicas", context.deployment_name, context.target_num_replicas, wanted)
+            _log.info("replicas_changed deployment=%s before=%d after=%d", context.deployment_name, context.target_num_replicas, wanted)
         return wanted, {}
 
     def _read_verdict(self) -> int | None:
@@ -78,7 +78,7 @@ class WantedReplicas:
         try:
             return parse_verdict(_internal_kv_get(self._pool.encode(), namespace=VERDICT_NAMESPACE), time.time())
         except Exception:  # noqa: BLE001 - whatever fails, the cluster keeps its size
-            _log.exception("%s: cannot read the scaling verdict; the pool keeps its size", self._pool)
+            _log.exception("scaling_verdict_unreadable pool=%s", self._pool)
             return None
 
 

@@ -97,7 +97,7 @@ def _default(option: Any) -> str:
     if option.required:
         return "required"
     value = getattr(option.default, "value", option.default)
-    if value is None or value == () or callable(value) or (value is False and not option.secondary_opts):
+    if value is None or value in ((), "") or callable(value) or (value is False and not option.secondary_opts):
         return ""
     if isinstance(value, bool):
         return f"`{option.opts[0] if value else option.secondary_opts[0]}`"

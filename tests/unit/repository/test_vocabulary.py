@@ -1,6 +1,7 @@
 """The code, the protos, the settings and the docs use the names of docs/glossary.md, and none that these replaced."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def modules_of_tests() -> list[Path]:
     return [path for path in sorted((ROOT / "tests").rglob("*.py")) if path != THIS_TEST]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def identifiers(tree: ast.AST) -> Iterator[str]:
     """Every name that the code defines or uses."""
     for node in ast.walk(tree):
@@ -66,7 +73,7 @@ def retired_in(names: set[str]) -> list[str]:
 def test_code_uses_no_retired_name() -> None:
     found = {}
     for path in [*product_modules(), *modules_of_tests()]:
-        if retired := retired_in(set(identifiers(ast.parse(path.read_text(encoding="utf-8"))))):
+        if retired := retired_in(set(identifiers(parsed(path)))):
             found[str(path.relative_to(ROOT))] = retired
     assert found == {}
 
@@ -89,7 +96,7 @@ def test_no_module_has_a_retired_name() -> None:
 def test_names_that_were_shared_belong_to_one_class_each() -> None:
     found = defaultdict(list)
     for path in product_modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef) and node.name in ONE_CLASS_EACH:
                 found[node.name].append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
@@ -98,7 +105,7 @@ def test_names_that_were_shared_belong_to_one_class_each() -> None:
 def test_metrics_have_one_prefix() -> None:
     names = set()
     for path in product_modules():
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for call in ast.walk(parsed(path)):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") in {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}:
                 names |= {
                     argument.value for argument in call.args[:1] if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
@@ -108,12 +115,12 @@ def test_metrics_have_one_prefix() -> None:
 
 
 def test_log_events_are_snake_case() -> None:
-    """An event is a constant in snake_case; facts stand beside it as fields."""
+    """An event is a constant in snake_case with its fields beside it, or in the format if the logger is the standard library's."""
     found = []
     for path in product_modules():
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for call in ast.walk(parsed(path)):
             event = logged_event(call)
-            if event is not None and not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", event):
+            if event is not None and not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*( [a-z_]+=%[a-z])*", event):
                 found.append(f"{path.relative_to(ROOT)}:{getattr(call, 'lineno', 0)}: {event}")
     assert found == []
 
