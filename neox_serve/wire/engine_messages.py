@@ -1,5 +1,7 @@
-"""Engine link messages to core types and back. The token path: a frame is built and read once per engine step, so the functions on it set
-fields in place (half the cost of keyword constructors) and skip what is absent.
+"""Conversion of engine link messages to core types and back.
+
+This is the token path: a frame is built and read once per engine step. The functions on it set fields in place, which takes half the time
+of keyword constructors, and skip absent fields.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +31,7 @@ from neox_serve.core.types import (
 from neox_serve.internal.v1 import engine_link_pb2 as pb
 
 SCHEMA_VERSION = 3
-"""Version of the internal protos. Both ends of a link must agree; raise it with any change that an older end would misread."""
+"""Version of the internal protos, on which both ends of a link must agree. Increase it with any change that an older end would misread."""
 
 _FINISH_TO_PROTO = {
     FinishReason.STOP: pb.SEQUENCE_FINISH_REASON_STOP,
@@ -44,7 +46,7 @@ _POOLING_FROM_PROTO = {value: key for key, value in _POOLING_TO_PROTO.items()}
 
 
 def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGeneration:
-    """A request as the link carries it, under `key`."""
+    """Converts a request. key: its key on the link."""
     stopping, sampling = request.stopping, request.sampling
     message = pb.SubmitGeneration(
         key=key,
@@ -82,7 +84,7 @@ def generation_to_proto(key: int, request: GenerationRequest) -> pb.SubmitGenera
 
 
 def generation_from_proto(message: pb.SubmitGeneration) -> GenerationRequest:
-    """The request that `generation_to_proto` was given. Raises ValueError where an invariant of the core types does not hold."""
+    """Converts a request back. Raises ValueError if an invariant of the core types does not hold."""
     return GenerationRequest(
         request_id=message.request_id,
         prompt_token_ids=tuple(message.prompt_token_ids),
@@ -150,7 +152,7 @@ def _structured_output_from_proto(message: pb.SubmitGeneration) -> StructuredOut
 
 
 def embedding_to_proto(key: int, request: EmbeddingRequest) -> pb.SubmitEmbedding:
-    """A request as the link carries it, under `key`."""
+    """Converts a request. key: its key on the link."""
     return pb.SubmitEmbedding(
         key=key,
         request_id=request.request_id,
@@ -163,7 +165,7 @@ def embedding_to_proto(key: int, request: EmbeddingRequest) -> pb.SubmitEmbeddin
 
 
 def embedding_from_proto(message: pb.SubmitEmbedding) -> EmbeddingRequest:
-    """The request that `embedding_to_proto` was given. Raises ValueError or KeyError where it holds no valid request."""
+    """Converts a request back. Raises ValueError or KeyError if the message is not valid."""
     return EmbeddingRequest(
         request_id=message.request_id,
         prompt_token_ids=tuple(message.prompt_token_ids),
@@ -178,7 +180,7 @@ def embedding_from_proto(message: pb.SubmitEmbedding) -> EmbeddingRequest:
 
 
 def step_to_proto(deltas: Iterable[Delta], link_key: Callable[[Any], int]) -> pb.ConnectResponse:
-    """One frame of what a step brought. link_key: from the engine's key of a request to its key on the link."""
+    """Builds the frame with the output of one engine step. link_key: converts the engine's key of a request to its key on the link."""
     response = pb.ConnectResponse()
     add = response.step.deltas.add
     response.step.SetInParent()
@@ -234,7 +236,7 @@ def _fill_prompt(message: pb.PromptFacts, prompt: PromptFacts) -> None:
 
 
 def delta_from_proto(message: pb.Delta) -> Delta:
-    """News of one request, under its key on the link."""
+    """Converts the new output of one request, with its key on the link."""
     sequences = tuple([_sequence_from_proto(sequence) for sequence in message.sequences])
     prompt = _prompt_from_proto(message.prompt) if message.HasField("prompt") else None
     if not message.end:
@@ -270,7 +272,7 @@ def _prompt_from_proto(message: pb.PromptFacts) -> PromptFacts:
 
 
 def embedding_result_to_proto(key: int, result: EmbeddingResult | ServeError) -> pb.ConnectResponse:
-    """The vector of a request, or why there is none."""
+    """Converts the embedding of a request, or the error with which it failed."""
     response = pb.ConnectResponse()
     frame = response.embedding
     frame.key = key
@@ -283,7 +285,7 @@ def embedding_result_to_proto(key: int, result: EmbeddingResult | ServeError) ->
 
 
 def embedding_result_from_proto(frame: pb.EmbeddingFrame) -> EmbeddingResult | ServeError:
-    """The vector of a request, or why there is none."""
+    """Converts the embedding of a request, or the error with which it failed."""
     if frame.HasField("failure"):
         return failure_from_proto(frame.failure)
     return EmbeddingResult(frame.values, frame.cached_tokens)
@@ -302,7 +304,7 @@ def _fill_failure(message: pb.Failure, error: ServeError) -> None:
 
 
 def failure_from_proto(message: pb.Failure) -> ServeError:
-    """The error that failed a request."""
+    """Converts the error with which a request failed. Raises ValueError for an unknown reason."""
     return ServeError(
         Reason(message.reason),
         message.message,
@@ -316,18 +318,18 @@ def failure_from_proto(message: pb.Failure) -> ServeError:
 
 
 def hello(gateway_id: str) -> pb.ConnectRequest:
-    """A gateway's first message."""
+    """Builds a gateway's first message."""
     return pb.ConnectRequest(hello=pb.Hello(gateway_id=gateway_id, schema_version=SCHEMA_VERSION))
 
 
 def welcome(replica_id: str) -> pb.ConnectResponse:
-    """A replica's first message."""
+    """Builds a replica's first message."""
     return pb.ConnectResponse(welcome=pb.Welcome(replica_id=replica_id, schema_version=SCHEMA_VERSION))
 
 
 def commands(
     generations: Sequence[pb.SubmitGeneration], embeddings: Sequence[pb.SubmitEmbedding], cancelled_keys: Sequence[int]
 ) -> pb.ConnectRequest:
-    """What a gateway wants done since its last message."""
+    """Builds the message with a gateway's commands since its last message."""
     batch = pb.Commands(generations=generations, embeddings=embeddings, cancelled_keys=cancelled_keys)
     return pb.ConnectRequest(commands=batch)

@@ -1,4 +1,4 @@
-"""What replicas and the router say to each other, to core types and back."""
+"""Conversion of the messages between replicas and the router to core types and back."""
 
 from neox_serve.core.cluster import Replica, ReplicaLoad, ReplicaPhase
 from neox_serve.core.prefix_cache.block_index import BlockNews
@@ -17,7 +17,7 @@ _PHASE_FROM_PROTO = {value: key for key, value in _PHASE_TO_PROTO.items()}
 
 
 def replica_to_proto(replica: Replica) -> pb.Replica:
-    """A replica that gateways may connect to."""
+    """Converts a replica."""
     return pb.Replica(
         replica_id=replica.replica_id,
         pool=POOL_TO_PROTO[replica.pool],
@@ -30,7 +30,7 @@ def replica_to_proto(replica: Replica) -> pb.Replica:
 
 
 def replica_from_proto(message: pb.Replica) -> Replica:
-    """A replica that gateways may connect to. Raises KeyError or ValueError where the message holds no valid one."""
+    """Converts a replica. Raises KeyError or ValueError if the message is not valid."""
     return Replica(
         replica_id=message.replica_id,
         pool=POOL_FROM_PROTO[message.pool],
@@ -43,43 +43,43 @@ def replica_from_proto(message: pb.Replica) -> Replica:
 
 
 def replica_hello(replica: Replica) -> pb.ConnectReplicaRequest:
-    """A replica's first message, with the phase it is in."""
+    """Builds a replica's first message, with its description and phase."""
     return pb.ConnectReplicaRequest(hello=pb.ReplicaHello(schema_version=SCHEMA_VERSION, replica=replica_to_proto(replica)))
 
 
 def replica_load(load: ReplicaLoad) -> pb.ConnectReplicaRequest:
-    """A replica's load."""
+    """Builds the report of a replica's load."""
     return pb.ConnectReplicaRequest(load=load_to_proto(load))
 
 
 def replica_phase(phase: ReplicaPhase) -> pb.ConnectReplicaRequest:
-    """A replica's phase."""
+    """Builds the report of a replica's phase."""
     return pb.ConnectReplicaRequest(phase=_PHASE_TO_PROTO[phase])
 
 
 def phase_from_proto(phase: pb.ReplicaPhase.ValueType) -> ReplicaPhase:
-    """A replica's phase. Raises KeyError for an unknown one."""
+    """Converts a replica's phase. Raises KeyError for an unknown one."""
     return _PHASE_FROM_PROTO[phase]
 
 
 def block_news(news: BlockNews) -> pb.ConnectReplicaRequest:
-    """What changed in a replica's prefix cache."""
+    """Builds the report of a change of a replica's prefix cache."""
     message = pb.BlockNews(number=news.number, restarts=news.restarts, stored=news.stored, removed=news.removed)
     return pb.ConnectReplicaRequest(block_news=message)
 
 
 def block_news_from_proto(message: pb.BlockNews) -> BlockNews:
-    """What changed in a replica's prefix cache."""
+    """Converts a change of a replica's prefix cache."""
     return BlockNews(message.number, tuple(message.stored), tuple(message.removed), message.restarts)
 
 
 def replica_metrics(text: str) -> pb.ConnectReplicaRequest:
-    """A replica's metrics."""
+    """Builds the report of a replica's metrics."""
     return pb.ConnectReplicaRequest(metrics=pb.MetricsText(text=text))
 
 
 def load_to_proto(load: ReplicaLoad) -> pb.ReplicaLoad:
-    """A replica's load."""
+    """Converts a replica's load."""
     return pb.ReplicaLoad(
         running_requests=load.running_requests,
         waiting_requests=load.waiting_requests,
@@ -91,7 +91,7 @@ def load_to_proto(load: ReplicaLoad) -> pb.ReplicaLoad:
 
 
 def load_from_proto(message: pb.ReplicaLoad) -> ReplicaLoad:
-    """A replica's load."""
+    """Converts a replica's load."""
     return ReplicaLoad(
         message.running_requests,
         message.waiting_requests,
@@ -103,15 +103,15 @@ def load_from_proto(message: pb.ReplicaLoad) -> ReplicaLoad:
 
 
 def registered() -> pb.ConnectReplicaResponse:
-    """Tells a replica that its hello was accepted."""
+    """Builds the message that a replica's hello was accepted."""
     return pb.ConnectReplicaResponse(registered=True)
 
 
 def restart_block_news() -> pb.ConnectReplicaResponse:
-    """Asks a replica to tell all that its prefix cache holds."""
+    """Builds the request to report all contents of the prefix cache again."""
     return pb.ConnectReplicaResponse(restart_block_news=True)
 
 
 def drain() -> pb.ConnectReplicaResponse:
-    """Tells a replica to finish and go."""
+    """Builds the request to drain."""
     return pb.ConnectReplicaResponse(drain=True)

@@ -1,4 +1,4 @@
-"""What gateways and the router say to each other, to core types and back."""
+"""Conversion of the messages between gateways and the router to core types and back."""
 
 import math
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def gateway_hello(
     spent: Iterable[Spent] = (),
     gateway_link_address: str = "",
 ) -> pb.ConnectGatewayRequest:
-    """A gateway's first message: all it has in flight, and what counts in quotas of what it had."""
+    """Builds a gateway's first message: everything it has in flight, and its recent use of quotas."""
     hello = pb.GatewayHello(
         gateway_id=gateway_id,
         schema_version=SCHEMA_VERSION,
@@ -57,12 +57,12 @@ def gateway_hello(
 
 
 def admit(lease_id: int, demand: Demand) -> pb.ConnectGatewayRequest:
-    """Asks for a replica."""
+    """Builds a request for a replica."""
     return pb.ConnectGatewayRequest(admit=demand_to_proto(lease_id, demand))
 
 
 def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
-    """What a request asks for."""
+    """Converts what a request needs."""
     terms = demand.terms
     return pb.AdmitRequest(
         lease_id=lease_id,
@@ -87,7 +87,7 @@ def demand_to_proto(lease_id: int, demand: Demand) -> pb.AdmitRequest:
 
 
 def demand_from_proto(request: pb.AdmitRequest) -> Demand:
-    """What a request asks for. Raises KeyError for an unknown pool, ValueError for an unknown class."""
+    """Converts what a request needs. Raises KeyError for an unknown pool and ValueError for an unknown priority class."""
     terms = Terms(
         tenant=request.tenant,
         weight=request.weight,
@@ -113,7 +113,7 @@ def demand_from_proto(request: pb.AdmitRequest) -> Demand:
 
 
 def settlements(settled: Iterable[Settled]) -> pb.ConnectGatewayRequest:
-    """Leases that ended."""
+    """Builds the report of leases that ended."""
     return pb.ConnectGatewayRequest(settlements=pb.Settlements(settlements=[_settlement(one) for one in settled]))
 
 
@@ -128,7 +128,7 @@ def _settlement(settled: Settled) -> pb.Settlement:
 
 
 def settled_from_proto(message: pb.Settlements) -> list[Settled]:
-    """Leases that ended."""
+    """Converts the leases that ended."""
     return [Settled(one.lease_id, one.cached_tokens, one.output_tokens, _timings(one)) for one in message.settlements]
 
 
@@ -139,69 +139,69 @@ def _timings(one: pb.Settlement) -> RequestTimings | None:
 
 
 def reserve(reservation: Reservation, quotas: Quotas) -> pb.ConnectGatewayRequest:
-    """Asks for a reservation."""
+    """Builds a request for a reservation."""
     limits = {name: limit for name in Quotas.__slots__ if (limit := getattr(quotas, name)) is not None}
     return pb.ConnectGatewayRequest(reserve=pb.ReserveRequest(reservation=reservation_to_proto(reservation), quotas=pb.Quotas(**limits)))
 
 
 def quotas_from_proto(message: pb.Quotas) -> Quotas:
-    """The most a tenant may use."""
+    """Converts a tenant's limits."""
     return Quotas(**{field.name: limit for field, limit in message.ListFields()})
 
 
 def settled_reservations(settled: Iterable[tuple[int, int]]) -> pb.ConnectGatewayRequest:
-    """Reservations that ended: their ids, and the tokens used."""
+    """Builds the report of reservations that ended. settled: pairs of reservation id and tokens used."""
     each = [pb.SettledReservation(reservation_id=number, used_tokens=used) for number, used in settled]
     return pb.ConnectGatewayRequest(settled_reservations=pb.SettledReservations(settled=each))
 
 
 def reservation_to_proto(reservation: Reservation) -> pb.Reservation:
-    """The most that one call may still use."""
+    """Converts a reservation."""
     return pb.Reservation(reservation_id=reservation.reservation_id, tenant=reservation.tenant, tokens=reservation.tokens)
 
 
 def reservation_from_proto(message: pb.Reservation) -> Reservation:
-    """The most that one call may still use."""
+    """Converts a reservation."""
     return Reservation(message.reservation_id, message.tenant, message.tokens)
 
 
 def spent_from_proto(message: pb.Spent) -> Spent:
-    """What was used at some moment."""
+    """Converts the use of quotas at one time."""
     return Spent(message.tenant, message.at_s, message.requests, message.tokens)
 
 
 def estimate_request(estimate_id: int, demand: Demand) -> pb.ConnectGatewayRequest:
-    """Asks what would become of a request."""
+    """Builds a request for an estimate."""
     return pb.ConnectGatewayRequest(estimate=pb.EstimateRequest(estimate_id=estimate_id, admit=demand_to_proto(0, demand)))
 
 
 def adopted(leases: Iterable[Lease]) -> pb.ConnectGatewayRequest:
-    """Leases that a gateway granted itself."""
+    """Builds the report of leases that a gateway granted itself."""
     return pb.ConnectGatewayRequest(adopted=pb.Leases(leases=map(lease_to_proto, leases)))
 
 
 def gateway_metrics(text: str) -> pb.ConnectGatewayRequest:
-    """A gateway's metrics."""
+    """Builds the report of a gateway's metrics."""
     return pb.ConnectGatewayRequest(metrics=pb.MetricsText(text=text))
 
 
 def view_request(view_id: int) -> pb.ConnectGatewayRequest:
-    """Asks for the router's view."""
+    """Builds a request for the router's view."""
     return pb.ConnectGatewayRequest(view=pb.ViewRequest(view_id=view_id))
 
 
 def drain_request(replica_id: str) -> pb.ConnectGatewayRequest:
-    """A replica that is to be replaced."""
+    """Builds the request to drain a replica."""
     return pb.ConnectGatewayRequest(drain_replica_id=replica_id)
 
 
 def lease_to_proto(lease: Lease) -> pb.Lease:
-    """A request's claim on a replica."""
+    """Converts a lease."""
     return pb.Lease(lease_id=lease.lease_id, replica_id=lease.replica_id, tokens=lease.tokens, cached_tokens=lease.cached_tokens)
 
 
 def lease_from_proto(message: pb.Lease) -> Lease:
-    """A request's claim on a replica."""
+    """Converts a lease."""
     return Lease(message.lease_id, message.replica_id, message.tokens, message.cached_tokens)
 
 
@@ -209,7 +209,7 @@ def lease_from_proto(message: pb.Lease) -> Lease:
 
 
 def grant(lease_id: int, granted: Grant) -> pb.ConnectGatewayResponse:
-    """The replica that takes a request."""
+    """Builds the reply that grants a replica."""
     response = pb.AdmitResponse(
         lease_id=lease_id, replica_id=granted.replica_id, cached_tokens=granted.cached_tokens or 0, explanation=granted.explanation
     )
@@ -217,33 +217,33 @@ def grant(lease_id: int, granted: Grant) -> pb.ConnectGatewayResponse:
 
 
 def queued(lease_id: int) -> pb.ConnectGatewayResponse:
-    """The request waits."""
+    """Builds the reply that a request waits in the queue."""
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, queued=True))
 
 
 def owned_elsewhere(lease_id: int, address: str) -> pb.ConnectGatewayResponse:
-    """Another gateway answers the request."""
+    """Builds the reply that another gateway owns the request. address: host:port of its GatewayLinkService."""
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, owner_address=address))
 
 
 def preempt(lease_id: int) -> pb.ConnectGatewayResponse:
-    """A request should come back and wait."""
+    """Builds the message that preempts a request."""
     return pb.ConnectGatewayResponse(preempt_lease_id=lease_id)
 
 
 def refuse(lease_id: int, error: ServeError) -> pb.ConnectGatewayResponse:
-    """Why a request is not admitted."""
+    """Builds the reply that a request is refused."""
     return pb.ConnectGatewayResponse(admit=pb.AdmitResponse(lease_id=lease_id, refusal=refusal_to_proto(error)))
 
 
 def reserved(reservation_id: int, error: ServeError | None) -> pb.ConnectGatewayResponse:
-    """The answer to a request for a reservation."""
+    """Builds the reply to a reservation request. error: why it is refused; None if it is reserved."""
     refusal = None if error is None else refusal_to_proto(error)
     return pb.ConnectGatewayResponse(reserve=pb.ReserveResponse(reservation_id=reservation_id, refusal=refusal))
 
 
 def refusal_to_proto(error: ServeError) -> pb.Refusal:
-    """Why something is refused."""
+    """Converts the error of a refusal."""
     return pb.Refusal(
         reason=error.reason.value,
         message=error.message,
@@ -255,7 +255,7 @@ def refusal_to_proto(error: ServeError) -> pb.Refusal:
 
 
 def refusal_from_proto(refusal: pb.Refusal) -> ServeError:
-    """Why something is refused. Raises ValueError for an unknown reason."""
+    """Converts a refusal to its error. Raises ValueError for an unknown reason."""
     return ServeError(
         Reason(refusal.reason),
         refusal.message,
@@ -279,7 +279,7 @@ def admission_from_proto(response: pb.AdmitResponse) -> Grant | Queued | OwnedEl
 
 
 def estimated(estimate_id: int, wait_s: float | None, state: QuotaState) -> pb.ConnectGatewayResponse:
-    """What would become of a request."""
+    """Builds the reply to an estimate request. wait_s: None if unknown."""
     return pb.ConnectGatewayResponse(
         estimate=pb.EstimateResponse(
             estimate_id=estimate_id,
@@ -294,7 +294,7 @@ def estimated(estimate_id: int, wait_s: float | None, state: QuotaState) -> pb.C
 
 
 def estimate_from_proto(message: pb.EstimateResponse) -> tuple[float | None, QuotaState]:
-    """Seconds that a request would wait, None where that is not known; and what counts against its tenant's quotas."""
+    """Converts an estimate: the seconds that a request would wait, None if unknown, and what counts against its tenant's quotas."""
     state = QuotaState(
         message.minute_requests, message.minute_tokens, message.day_tokens, message.reserved_requests, message.reserved_tokens
     )
@@ -302,23 +302,23 @@ def estimate_from_proto(message: pb.EstimateResponse) -> tuple[float | None, Quo
 
 
 def replica_set(replicas: Iterable[Replica], waking: Iterable[Pool] = ()) -> pb.ConnectGatewayResponse:
-    """All replicas that the router knows, and the pools that may be without one until a request comes."""
+    """Builds the list of all replicas. waking: pools that may have no replica until a request comes."""
     pools = sorted({POOL_TO_PROTO[pool] for pool in waking})
     return pb.ConnectGatewayResponse(replicas=pb.ReplicaSet(replicas=map(replica_to_proto, replicas), waking=pools))
 
 
 def waking_from_proto(message: pb.ReplicaSet) -> frozenset[Pool]:
-    """The pools that may be without a replica until a request comes."""
+    """Returns the pools that may have no replica until a request comes."""
     return frozenset(POOL_FROM_PROTO[pool] for pool in message.waking)
 
 
 def replicas_from_proto(message: pb.ReplicaSet) -> tuple[Replica, ...]:
-    """All replicas that the router knows."""
+    """Converts the list of all replicas."""
     return tuple(replica_from_proto(replica) for replica in message.replicas)
 
 
 def view_to_proto(view_id: int, view: ClusterView) -> pb.ConnectGatewayResponse:
-    """The router's view, as the answer to a request for it."""
+    """Builds the reply to a view request."""
     replicas = [
         pb.ReplicaView(
             replica=replica_to_proto(each.replica),
@@ -343,7 +343,7 @@ def view_to_proto(view_id: int, view: ClusterView) -> pb.ConnectGatewayResponse:
 
 
 def view_from_proto(message: pb.ClusterView) -> ClusterView:
-    """The router's view."""
+    """Converts the router's view."""
     replicas = tuple(
         ReplicaView(
             replica_from_proto(each.replica),
