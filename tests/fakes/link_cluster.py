@@ -1,4 +1,4 @@
-"""Router, replicas and gateways' dispatchers in one process, over real gRPC on the loopback interface."""
+"""A router, replicas and gateways' dispatchers in one process, over real gRPC on the loopback interface."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ GRACE_S = 0.6
 
 
 class LinkCluster:
-    """What a test starts in it, it stops. `resolve` gives the address of the newest router, even of one that is gone."""
+    """Stops everything that a test has started in it. `resolve` returns the address of the newest router, even if it has stopped."""
 
     def __init__(self, tls: LinkTls | None = None) -> None:
         self._tls = tls
@@ -46,11 +46,11 @@ class LinkCluster:
             await router.stop()
 
     async def resolve(self) -> str:
-        """A ResolveRouter."""
+        """Returns the newest router's address; a ResolveRouter."""
         return self.router_address
 
     async def router(self, *, grace_s: float = GRACE_S, **settings_values: Any) -> RouterServer:
-        """Starts a router; peers look for this one from now on."""
+        """Starts a router, which peers resolve from now on."""
         settings = RouterSettings(peer_grace_s=grace_s, **settings_values)
         router = RouterServer(settings=settings, metrics=MetricsSettings(port=0), clock=time.monotonic, rng=Random(1), tls=self._tls)
         await router.start()
@@ -83,7 +83,7 @@ class LinkCluster:
         return dispatcher
 
     def unstarted(self, gateway_id: str, *, admission_timeout_s: float = 2.0) -> LinkDispatcher:
-        """A gateway's dispatcher."""
+        """Returns a gateway's dispatcher that is not started."""
         return LinkDispatcher(
             gateway_id=gateway_id,
             resolve_router=self.resolve,
@@ -104,21 +104,21 @@ _numbers = count()
 
 
 def generation(max_tokens: int = 1000, *, prompt_tokens: int = 3) -> GenerationRequest:
-    """A request of its own id."""
+    """Returns a request with a new id."""
     return GenerationRequest(f"request-{next(_numbers)}", tuple(range(prompt_tokens)), Stopping(max_tokens))
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Returns once the condition holds. Raises TimeoutError where it does not within a time that no healthy machine needs."""
+    """Waits until the condition holds. Raises TimeoutError after a time that no healthy machine needs."""
     started_s = time.monotonic()
     while not condition():
         if time.monotonic() > started_s + timeout_s:
-            raise TimeoutError(f"not within {timeout_s} s")
+            raise TimeoutError(f"the condition does not hold after {timeout_s} s")
         await asyncio.sleep(0.002)
 
 
 async def read_all(stream: RoutedStream) -> list[Delta]:
-    """All deltas to the end. Raises ServeError as the stream does."""
+    """Returns all deltas to the end. Raises ServeError as the stream does."""
     deltas: list[Delta] = []
     while not (deltas and deltas[-1].end):
         deltas += await stream.next()
@@ -126,12 +126,12 @@ async def read_all(stream: RoutedStream) -> list[Delta]:
 
 
 def text_of(deltas: Sequence[Delta]) -> str:
-    """The text of sequence 0."""
+    """Returns the text of sequence 0."""
     return "".join(sequence.text for delta in deltas for sequence in delta.sequences if sequence.index == 0)
 
 
 async def failure_of(reading: Awaitable[object]) -> ServeError:
-    """The error that ends a read, in bounded time."""
+    """Returns the ServeError that an awaitable raises, in bounded time."""
     with pytest.raises(ServeError) as caught:
         await asyncio.wait_for(reading, 20)
     return caught.value

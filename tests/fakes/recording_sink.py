@@ -1,4 +1,4 @@
-"""A sink that remembers what it was told, for asking engines directly."""
+"""A sink that records deltas, for calling engines directly."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ ANSWER_TIMEOUT_S = 60.0
 
 
 class RecordingSink:
-    """Keeps every call, and wakes whoever waits for an end or for a number of deltas."""
+    """Records all deltas, and wakes tasks that wait for an end or for a number of deltas."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Delta, ...]] = []
@@ -23,11 +23,11 @@ class RecordingSink:
         self._changed.set()
 
     def of(self, key: Hashable) -> list[Delta]:
-        """All deltas of one request."""
+        """Returns all deltas of one request."""
         return [delta for delta in itertools.chain.from_iterable(self.calls) if delta.key == key]
 
     async def until(self, key: Hashable, deltas: int | None = None) -> list[Delta]:
-        """Waits for a request's end, or for that many of its deltas."""
+        """Waits for the end of a request, or for a number of its deltas."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             while True:
                 found = self.of(key)
@@ -39,25 +39,25 @@ class RecordingSink:
 
 @dataclass(frozen=True)
 class Answer:
-    """All that was said of one request."""
+    """The deltas of one request."""
 
     deltas: tuple[Delta, ...]
 
     def parts(self, index: int = 0) -> list[SequenceDelta]:
-        """One sequence's deltas."""
+        """Returns the deltas of one sequence."""
         return [part for delta in self.deltas for part in delta.sequences if part.index == index]
 
     def text(self, index: int = 0) -> str:
-        """One sequence's text."""
+        """Returns the text of one sequence."""
         return "".join(part.text for part in self.parts(index))
 
     def token_ids(self, index: int = 0) -> tuple[int, ...]:
-        """One sequence's tokens."""
+        """Returns the token ids of one sequence."""
         return tuple(token_id for part in self.parts(index) for token_id in part.token_ids)
 
 
 async def ask(engine: Engine, request: GenerationRequest, key: Hashable = "key") -> Answer:
-    """The whole answer to one request. An engine that fails it raises."""
+    """Returns the complete output of one request. Raises the engine's error if the request fails."""
     sink = RecordingSink()
     await engine.generate(key, request, sink)
     deltas = await sink.until(key)
@@ -67,6 +67,6 @@ async def ask(engine: Engine, request: GenerationRequest, key: Hashable = "key")
 
 
 def stopping(request: GenerationRequest, **changes: object) -> GenerationRequest:
-    """The same request with other stopping rules."""
+    """Returns the same request with other stopping rules."""
     changed: Stopping = replace(request.stopping, **changes)  # type: ignore[arg-type]
     return replace(request, stopping=changed)

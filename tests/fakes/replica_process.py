@@ -1,4 +1,4 @@
-"""A replica around a fake engine in a process of its own, to be killed or frozen: python -m tests.fakes.replica_process ROUTER_ADDRESS"""
+"""A replica around a fake engine in its own process, to be killed or frozen: python -m tests.fakes.replica_process ROUTER_ADDRESS"""
 
 import asyncio
 import sys

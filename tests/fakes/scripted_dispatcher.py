@@ -1,6 +1,6 @@
-"""A dispatcher whose engine answers by script: what each request gets, and when, is the test's choice.
+"""A dispatcher whose output is scripted: the test decides what each request gets, and when.
 
-It keeps the books a test asks about: which requests were opened, which still are, and when each was freed.
+It records what a test asks about: which requests were opened, which still run, and when each was freed.
 """
 
 import asyncio
@@ -28,19 +28,22 @@ from neox_serve.core.types import (
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """How a generation goes: `tokens` tokens a sequence, each with `text`, `interval_s` apart, the first after `first_s`.
-
-    tokens None: as many as the request allows. gate: nothing comes before it is set. silent: nothing ever comes.
-    failure: raised instead of the token of index `fails_at`.
-    """
+    """The output of a request."""
 
     tokens: int | None = 3
+    """Tokens per sequence; None: as many as the request allows."""
     text: str = " x"
+    """Text of each token."""
     first_s: float = 0.0
+    """Seconds until the first token."""
     interval_s: float = 0.0
+    """Seconds between tokens."""
     silent: bool = False
+    """Whether there is never any output."""
     gate: asyncio.Event | None = None
+    """There is no output before it is set."""
     failure: ServeError | None = None
+    """Raised instead of the token with index `fails_at`."""
     fails_at: int = 0
     admission_s: float = 0.0
     refusal: ServeError | None = None
@@ -48,7 +51,7 @@ class Script:
 
 
 class ScriptedStream:
-    """One generation of the script."""
+    """A generation that follows a script."""
 
     def __init__(self, request: GenerationRequest, script: Script, on_freed: Callable[["ScriptedStream"], None]) -> None:
         self.request = request
@@ -127,7 +130,7 @@ class ScriptedStream:
 
 @dataclass(slots=True)
 class Reserved:
-    """A call's reservation. used_tokens: what it was settled to; None: it has not been."""
+    """A call's reservation. used_tokens: what it was settled with; None if it is open."""
 
     tenant: str
     tokens: int
@@ -141,7 +144,7 @@ class Reserved:
 
 @dataclass(slots=True)
 class ScriptedDispatcher:
-    """Answers every request by `script`, or by `scripts` (first prompt token id -> script)."""
+    """Runs every request by `script`, or by an entry of `scripts`, whose keys are first prompt token ids."""
 
     script: Script = Script()
     scripts: dict[int, Script] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Requests cancelled; replicas lost, draining or mistaken."""
+"""Cancelled requests, and replicas that are lost, drain or are at the wrong address."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from tests.fakes.scripted_engine import ScriptedEngine
 # Cancelling
 
 
-async def test_cancel_mid_stream_frees_the_engine_of_that_request_alone() -> None:
+async def test_cancel_mid_stream_aborts_only_that_request_in_the_engine() -> None:
     engine = FakeEngine(FakeTiming(ttft_s=0.001, itl_s=0.005))
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -38,7 +38,7 @@ async def test_cancel_mid_stream_frees_the_engine_of_that_request_alone() -> Non
     await engine.close()
 
 
-async def test_reader_that_waits_when_another_task_cancels_gets_cancelled() -> None:
+async def test_waiting_reader_gets_cancelled_when_another_task_cancels() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -68,7 +68,7 @@ async def test_call_cancelled_during_admission_leaves_no_lease() -> None:
         assert (router.state.lease_count(), engine.live, dispatcher.requests_in_flight) == (0, {}, 0)
 
 
-async def test_cancel_while_the_engine_still_takes_the_request_in_frees_it() -> None:
+async def test_cancel_while_the_engine_accepts_the_request_aborts_it() -> None:
     engine = ScriptedEngine()
     engine.gate.clear()
     async with LinkCluster() as cluster:
@@ -84,7 +84,7 @@ async def test_cancel_while_the_engine_still_takes_the_request_in_frees_it() -> 
         assert (engine.live, replica.requests_in_flight, dispatcher.requests_in_flight) == ({}, 0, 0)
 
 
-async def test_embedding_cancelled_is_freed() -> None:
+async def test_cancelled_embedding_is_aborted() -> None:
     engine = FakeEngine(FakeTiming(ttft_s=60.0))
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -102,7 +102,7 @@ async def test_embedding_cancelled_is_freed() -> None:
 # Replicas
 
 
-async def test_replica_lost_before_the_first_token_moves_its_requests_once() -> None:
+async def test_replica_lost_before_the_first_token_moves_its_requests() -> None:
     engines = [ScriptedEngine(), ScriptedEngine()]
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -121,7 +121,7 @@ async def test_replica_lost_before_the_first_token_moves_its_requests_once() -> 
         assert dispatcher.requests_in_flight == 0
 
 
-async def test_replica_lost_after_the_first_token_ends_requests_that_no_other_can_go_on_with() -> None:
+async def test_replica_lost_after_the_first_token_fails_requests_that_cannot_be_continued() -> None:
     engines = [ScriptedEngine(), ScriptedEngine()]
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -139,7 +139,7 @@ async def test_replica_lost_after_the_first_token_ends_requests_that_no_other_ca
         await until(lambda: router.state.lease_count() == 0)
 
 
-async def test_request_is_moved_once_only() -> None:
+async def test_request_is_moved_only_once() -> None:
     engines = [ScriptedEngine(), ScriptedEngine(), ScriptedEngine()]
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -172,7 +172,7 @@ async def test_embedding_is_moved_when_its_replica_is_lost() -> None:
     await other.close()
 
 
-async def test_only_replica_lost_refuses_until_another_comes() -> None:
+async def test_loss_of_the_only_replica_refuses_requests_until_another_registers() -> None:
     async with LinkCluster() as cluster:
         await cluster.router()
         first = await cluster.replica(ScriptedEngine())
@@ -188,7 +188,7 @@ async def test_only_replica_lost_refuses_until_another_comes() -> None:
         stream.cancel()
 
 
-async def test_wait_ready_without_a_replica_says_which_pool_lacks_one() -> None:
+async def test_wait_ready_without_a_replica_names_the_pool() -> None:
     async with LinkCluster() as cluster:
         await cluster.router()
         await cluster.replica(ScriptedEngine())
@@ -198,7 +198,7 @@ async def test_wait_ready_without_a_replica_says_which_pool_lacks_one() -> None:
         assert caught.value.reason is Reason.NO_READY_REPLICA
 
 
-async def test_engine_that_dies_makes_its_replica_unhealthy_and_others_serve() -> None:
+async def test_failed_engine_makes_its_replica_unhealthy_and_others_serve() -> None:
     sick, well = ScriptedEngine(), ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -215,7 +215,7 @@ async def test_engine_that_dies_makes_its_replica_unhealthy_and_others_serve() -
             stream.cancel()
 
 
-async def test_draining_replica_finishes_what_it_has_and_gets_nothing_new() -> None:
+async def test_draining_replica_finishes_its_requests_and_gets_no_new_ones() -> None:
     leaving, staying = ScriptedEngine(), ScriptedEngine()
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -239,7 +239,7 @@ async def test_draining_replica_finishes_what_it_has_and_gets_nothing_new() -> N
         await until(lambda: router.state.lease_count() == 0)
 
 
-async def test_drain_ends_when_its_time_is_over() -> None:
+async def test_drain_ends_at_its_timeout() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -254,7 +254,7 @@ async def test_drain_ends_when_its_time_is_over() -> None:
         stream.cancel()
 
 
-async def test_draining_replica_says_so_to_the_next_router() -> None:
+async def test_draining_replica_reports_its_phase_to_the_next_router() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         first = await cluster.router()
@@ -273,7 +273,7 @@ async def test_draining_replica_says_so_to_the_next_router() -> None:
 
 
 async def test_address_taken_over_by_another_replica_is_not_used() -> None:
-    """The router names a replica whose address belongs to another one: the gateway must not send it anything."""
+    """The router lists a replica whose address belongs to another one; the gateway must not send anything there."""
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         router = await cluster.router()

@@ -1,4 +1,4 @@
-"""Gateways that vanish, read slowly or not at all, or speak another version."""
+"""Gateways that vanish, read slowly or not at all, or use another schema version."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation,
 from tests.fakes.scripted_engine import ScriptedEngine
 
 
-async def test_gateway_that_dies_has_its_requests_aborted_and_its_leases_cleared() -> None:
+async def test_lost_gateway_has_its_requests_aborted_and_its_leases_removed() -> None:
     engine = FakeEngine(FakeTiming(ttft_s=0.001, itl_s=0.005))
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -39,7 +39,7 @@ async def test_gateway_that_dies_has_its_requests_aborted_and_its_leases_cleared
     await engine.close()
 
 
-async def test_slow_reader_slows_only_itself() -> None:
+async def test_slow_reader_slows_down_only_itself() -> None:
     engine = FakeEngine(FakeTiming(ttft_s=0.001, itl_s=0.002))
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -57,18 +57,18 @@ async def test_slow_reader_slows_only_itself() -> None:
     await engine.close()
 
 
-async def test_gateway_that_stops_reading_loses_its_link_and_no_one_else_notices() -> None:
-    """The frames that pile up are bounded: past the bound the session asks for its end."""
+async def test_gateway_that_stops_reading_loses_its_link_and_others_are_unaffected() -> None:
+    """The backlog of frames is bounded; beyond the bound the session ends its stream."""
     engine = ScriptedEngine()
 
     class Stuck:
-        """A stream whose peer reads nothing."""
+        """A stream whose peer does not read."""
 
         async def write(self, _message: pb.ConnectResponse) -> None:
             await asyncio.get_running_loop().create_future()
 
     class Submits:
-        """A stream that brings one request."""
+        """A stream with one request."""
 
         def __init__(self) -> None:
             self.sent = False
@@ -96,7 +96,7 @@ async def test_gateway_that_stops_reading_loses_its_link_and_no_one_else_notices
     assert engine.live == {}
 
 
-async def test_gateway_that_never_reads_is_cut_and_another_streams_on() -> None:
+async def test_gateway_that_never_reads_is_disconnected_and_another_is_unaffected() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -121,7 +121,7 @@ async def test_gateway_that_never_reads_is_cut_and_another_streams_on() -> None:
         assert (await read_all(stream))[-1].end
 
 
-async def test_gateway_with_another_schema_is_turned_away() -> None:
+async def test_gateway_with_another_schema_version_is_refused() -> None:
     async with LinkCluster() as cluster:
         replica = await cluster.replica(ScriptedEngine())
         async with internal_channel(replica.address) as channel:
@@ -132,7 +132,7 @@ async def test_gateway_with_another_schema_is_turned_away() -> None:
             assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_closed_dispatcher_fails_what_is_open() -> None:
+async def test_closed_dispatcher_fails_open_requests() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()

@@ -1,4 +1,4 @@
-"""Many requests at once: nothing leaks, nothing is lost."""
+"""Many requests at once: nothing leaks and nothing is lost."""
 
 import asyncio
 from random import Random
@@ -13,7 +13,7 @@ TIMING = FakeTiming(ttft_s=0.001, itl_s=0.002)
 
 
 async def open_and_leave(dispatcher: LinkDispatcher, rng: Random) -> str:
-    """One client that opens a stream and leaves it somewhere, in one of the ways clients do. Returns how it ended."""
+    """Opens a stream and leaves it at a random point in a random way, as clients do. Returns how it ended."""
     manner = rng.choice(["read", "cancel at once", "cancel after a token", "vanish while opening", "vanish while reading"])
     opening = asyncio.ensure_future(dispatcher.open_generation(MODEL, generation(rng.randint(1, 20))))
     if manner == "vanish while opening":
@@ -58,7 +58,7 @@ async def test_churn_of_64_clients_leaves_nothing_behind() -> None:
         await engine.close()
 
 
-async def test_churn_while_replicas_die_gives_every_request_one_end() -> None:
+async def test_churn_while_replicas_die_ends_every_request_once() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         engines = [FakeEngine(TIMING) for _ in range(3)]

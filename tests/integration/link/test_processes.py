@@ -1,4 +1,4 @@
-"""A replica in a process of its own, killed or frozen: how soon its gateway knows."""
+"""A replica in its own process is killed or frozen: how soon its gateway notices."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Requests through the link: what arrives is what the engine said, in one frame a step."""
+"""Requests over the link: the output is the engine's, in one frame per step."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ FAST = FakeTiming(ttft_s=0.001, itl_s=0.001)
 
 
 def merged(deltas: Sequence[Delta]) -> tuple[object, ...]:
-    """What the deltas say, whatever their boundaries and keys."""
+    """Returns the content of the deltas, independent of their boundaries and keys."""
     sequences = [sequence for delta in deltas for sequence in delta.sequences]
     ids = tuple(token for sequence in sequences for token in sequence.token_ids)
     prompts = [delta.prompt for delta in deltas if delta.prompt]
@@ -61,7 +61,7 @@ async def test_one_step_is_one_frame_for_all_requests_of_a_gateway() -> None:
             call.cancel()
 
 
-async def test_fault_of_one_reader_fails_its_request_and_no_other_of_the_link() -> None:
+async def test_exception_of_one_reader_fails_no_other_request_of_the_link() -> None:
     def broken(_delta: Delta) -> bool:
         raise LookupError("a bug")
 
@@ -86,7 +86,7 @@ async def test_fault_of_one_reader_fails_its_request_and_no_other_of_the_link() 
     await engine.close()
 
 
-async def test_next_returns_all_that_arrived_since_the_last_call() -> None:
+async def test_next_returns_all_deltas_since_the_last_call() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -107,7 +107,7 @@ async def test_next_returns_all_that_arrived_since_the_last_call() -> None:
         assert dispatcher.requests_in_flight == 0
 
 
-async def test_embedding_returns_the_engines_vector() -> None:
+async def test_embedding_returns_the_vector_of_the_engine() -> None:
     engine = FakeEngine(FAST)
     request = EmbeddingRequest("e", (1, 2, 3), Pooling.MEAN)
     async with LinkCluster() as cluster:
@@ -132,7 +132,7 @@ async def test_embedding_returns_the_engines_vector() -> None:
     ],
     ids=["parameter", "adapter", "bug"],
 )
-async def test_request_that_the_engine_refuses_fails_alone_with_all_details(raised: Exception, reason: Reason) -> None:
+async def test_request_refused_by_the_engine_fails_with_all_details_and_no_other_does(raised: Exception, reason: Reason) -> None:
     engine = ScriptedEngine()
     engine.refusal = raised
     async with LinkCluster() as cluster:
@@ -162,7 +162,7 @@ async def test_unknown_model_is_refused_by_the_router() -> None:
         assert dispatcher.requests_in_flight == 0
 
 
-async def test_full_pool_refuses_with_a_delay_and_takes_again_when_one_ends() -> None:
+async def test_full_pool_refuses_with_a_retry_delay_until_a_request_ends() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router(max_queued_requests=0)

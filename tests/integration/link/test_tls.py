@@ -1,4 +1,4 @@
-"""The internal links over mutual TLS: served with the right certificates, closed to all others, and renewed without a restart."""
+"""The internal links over mutual TLS: served with valid certificates, closed to all others, and renewed without a restart."""
 
 import asyncio
 from pathlib import Path
@@ -42,7 +42,7 @@ async def test_requests_are_served_over_mutual_tls_and_after_the_certificates_we
 
 
 @pytest.mark.parametrize("shown", ["nothing", "plain", "foreign", "another name"])
-async def test_peer_without_the_right_certificate_is_not_heard(tmp_path: Path, shown: str) -> None:
+async def test_peer_without_a_valid_certificate_is_refused(tmp_path: Path, shown: str) -> None:
     ours, foreign = Authority(tmp_path), Authority(tmp_path, "foreign.pem")
     async with LinkCluster(tls_of(ours)) as cluster:
         router = await cluster.router()
@@ -74,6 +74,6 @@ async def _hello(call: grpc.aio.StreamStreamCall[pb.ConnectGatewayRequest, pb.Co
     await read(call, pb.ConnectGatewayResponse)
 
 
-def test_half_of_the_files_is_refused() -> None:
+def test_incomplete_set_of_files_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"links: .*must be set together"):
         restore({"links": {"certificate": "/x.pem"}})

@@ -1,4 +1,4 @@
-"""An operator takes a replica out: it finishes what it has, takes nothing new, and is then to be replaced."""
+"""An operator drains a replica: it finishes its requests, takes no new ones, and is then replaced."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation,
 TIMING = FakeTiming(ttft_s=0.001, itl_s=0.005)
 
 
-async def test_drained_replica_finishes_its_streams_and_takes_nothing_new() -> None:
+async def test_drained_replica_finishes_its_streams_and_takes_no_new_ones() -> None:
     engines = [FakeEngine(TIMING), FakeEngine(TIMING)]
     async with LinkCluster() as cluster:
         await cluster.router()

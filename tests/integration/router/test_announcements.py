@@ -1,4 +1,4 @@
-"""What gateways hear of replicas, and when."""
+"""When gateways learn of replicas."""
 
 from neox_serve.core.cluster import Demand, Replica
 from neox_serve.core.types import Pool
@@ -11,7 +11,7 @@ from neox_serve.wire import router_messages as wire
 from tests.fakes.link_cluster import MODEL, LinkCluster
 
 
-async def test_replica_just_registered_is_named_before_the_first_grant_on_it() -> None:
+async def test_new_replica_is_listed_before_the_first_grant_on_it() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         async with internal_channel(router.address) as channel:

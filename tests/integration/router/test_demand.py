@@ -1,4 +1,4 @@
-"""What scaling goes by: backlog and load as replicas tell them, and how fast answers came, as gateways tell when these end."""
+"""What scaling is based on: backlog and load as replicas report them, and timings as gateways report them when requests end."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from tests.fakes.link_cluster import MODEL, LinkCluster, generation, read_all, u
 SLOW = FakeTiming(ttft_s=0.3, itl_s=0.02)
 
 
-async def test_paces_of_answers_reach_the_router_once() -> None:
+async def test_timings_of_responses_reach_the_router_once() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         await cluster.replica(FakeEngine(SLOW))
@@ -39,7 +39,7 @@ async def test_paces_of_answers_reach_the_router_once() -> None:
         assert not router.demand()[Pool.GENERATION].timings
 
 
-async def test_requests_are_counted_once_when_they_come_whatever_becomes_of_them() -> None:
+async def test_requests_are_counted_once_on_arrival_whatever_their_outcome() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         engines = [FakeEngine(SLOW) for _ in range(2)]
@@ -58,7 +58,7 @@ async def test_requests_are_counted_once_when_they_come_whatever_becomes_of_them
         assert seen[Pool.EMBEDDING].by_class[PriorityClass.DEFAULT].requests == 1
 
 
-async def test_prompts_without_an_output_are_the_backlog_of_their_replicas() -> None:
+async def test_prompts_without_output_are_the_prefill_backlog_of_their_replicas() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         await cluster.replica(FakeEngine(SLOW))

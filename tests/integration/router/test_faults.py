@@ -1,4 +1,4 @@
-"""Routers that die, return elsewhere, hang or know nothing yet; leases that survive them."""
+"""Routers that die, return elsewhere, hang or have just started, and the leases that survive them."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from tests.fakes.link_cluster import MODEL, LinkCluster, failure_of, generation,
 from tests.fakes.scripted_engine import ScriptedEngine
 
 
-async def test_router_killed_streams_go_on_new_requests_are_served_and_the_next_router_learns_all_leases() -> None:
+async def test_router_killed_requests_are_served_and_the_next_router_learns_all_leases() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         first = await cluster.router()
@@ -55,8 +55,8 @@ async def test_router_killed_streams_go_on_new_requests_are_served_and_the_next_
         assert (dispatcher.requests_in_flight, replica.requests_in_flight) == (0, 0)
 
 
-async def test_router_restarted_with_no_pause_loses_no_request() -> None:
-    """A request comes every few milliseconds while routers come and go; all are served."""
+async def test_router_restarted_repeatedly_loses_no_request() -> None:
+    """A request arrives every few milliseconds while routers are replaced; all are served."""
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -81,7 +81,7 @@ async def test_router_restarted_with_no_pause_loses_no_request() -> None:
         assert dispatcher.requests_in_flight == 0
 
 
-async def test_router_never_there_gateway_has_no_replica_and_says_so() -> None:
+async def test_gateway_without_any_router_refuses_with_no_ready_replica() -> None:
     async with LinkCluster() as cluster:
         dispatcher = await cluster.dispatcher(replicas=0)
         with pytest.raises(ServeError) as caught:
@@ -92,7 +92,7 @@ async def test_router_never_there_gateway_has_no_replica_and_says_so() -> None:
         assert (view.replicas, view.from_router) == ((), False)
 
 
-async def test_local_routing_spreads_by_own_load_and_leaves_out_broken_links() -> None:
+async def test_local_routing_balances_own_load_and_skips_broken_links() -> None:
     engines = [ScriptedEngine(), ScriptedEngine(), ScriptedEngine()]
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -110,7 +110,7 @@ async def test_local_routing_spreads_by_own_load_and_leaves_out_broken_links() -
             stream.cancel()
 
 
-async def test_replica_and_gateway_first_router_last_all_meet() -> None:
+async def test_router_started_last_connects_replica_and_gateway() -> None:
     async with LinkCluster() as cluster:
         replica = await cluster.replica(ScriptedEngine())
         dispatcher = await cluster.dispatcher(replicas=0)
@@ -120,7 +120,7 @@ async def test_replica_and_gateway_first_router_last_all_meet() -> None:
         assert replica.router_connected
 
 
-async def test_request_to_a_young_router_waits_for_the_first_replica() -> None:
+async def test_request_to_a_new_router_waits_for_the_first_replica() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         await cluster.router(grace_s=5.0)
@@ -136,7 +136,7 @@ async def test_request_to_a_young_router_waits_for_the_first_replica() -> None:
 
 
 class HungRouter(RouterLinkServiceServicer):
-    """Names one replica and then answers nothing."""
+    """Lists one replica and then never replies."""
 
     def __init__(self, replica: pb.Replica) -> None:
         self.replica = replica
@@ -206,7 +206,7 @@ async def test_router_lost_while_estimate_and_view_wait_ends_both_at_once() -> N
         assert not (await asyncio.wait_for(viewing, 20)).from_router
 
 
-async def test_resolver_that_hangs_or_raises_is_asked_again() -> None:
+async def test_resolver_that_raises_is_called_again() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         asked = 0
@@ -242,7 +242,7 @@ async def test_view_shows_replicas_gateways_and_load() -> None:
         stream.cancel()
 
 
-async def test_replica_lost_is_forgotten_after_the_grace() -> None:
+async def test_lost_replica_is_forgotten_after_the_grace_period() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         replica = await cluster.replica(ScriptedEngine())
@@ -252,7 +252,7 @@ async def test_replica_lost_is_forgotten_after_the_grace() -> None:
         await until(lambda: not router.state.replicas())
 
 
-async def test_peer_with_another_schema_is_turned_away() -> None:
+async def test_peer_with_another_schema_version_is_refused() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         async with internal_channel(router.address) as channel:

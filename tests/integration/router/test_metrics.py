@@ -1,4 +1,4 @@
-"""The cluster's one metrics page."""
+"""The metrics page of the whole cluster."""
 
 import asyncio
 from urllib.request import urlopen
@@ -23,13 +23,13 @@ async def scrape(address: str) -> str:
 
 
 def samples_of(text: str) -> Samples:
-    """All samples of a page. Raises ValueError where it does not parse; each family stands once."""
+    """Returns all samples of a page. Raises ValueError if it does not parse or repeats a family."""
     families = list(text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
 
 
-async def test_page_tells_what_scaling_wants_and_why_in_few_series() -> None:
+async def test_page_shows_scaling_decisions_and_reasons_in_few_series() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         for wanted, reason in ((1, "demand in 90 s needs 1"), (4, "demand in 30.5 s needs 4"), (3, "3 would have done for 75 s")):
@@ -43,7 +43,7 @@ async def test_page_tells_what_scaling_wants_and_why_in_few_series() -> None:
         assert values["neox_serve_scaling_changes_total", "down"] == 1
 
 
-async def test_page_has_every_process_with_its_labels_and_parses() -> None:
+async def test_page_has_the_metrics_of_every_process_with_its_labels() -> None:
     engine = ScriptedEngine()
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -76,7 +76,7 @@ async def test_page_has_every_process_with_its_labels_and_parses() -> None:
             stream.cancel()
 
 
-async def test_page_forgets_a_process_that_is_gone() -> None:
+async def test_page_drops_a_lost_process() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
         replica = await cluster.replica(ScriptedEngine())
@@ -91,7 +91,7 @@ async def test_page_forgets_a_process_that_is_gone() -> None:
         assert replica.replica_id not in await scrape(router.metrics_address)
 
 
-def test_merge_leaves_out_what_does_not_parse_or_disagrees() -> None:
+def test_merge_skips_texts_that_do_not_parse_and_families_of_another_type() -> None:
     good = "# TYPE a counter\na_total 1\n"
     merged = merge({(("instance", "x"),): good, (("instance", "y"),): "a{ 1", (("instance", "z"),): "# TYPE a gauge\na 3\n"})
     assert [(sample.labels, sample.value) for family in merged for sample in family.samples] == [({"instance": "x"}, 1.0)]

@@ -1,4 +1,4 @@
-"""The fair queue over the real link: turns, classes, deadlines, a bulk request that gives way, and a router that dies meanwhile."""
+"""The fair queue over the real link: tenants, classes, deadlines, preemption, and a router that dies in between."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def run(dispatcher: LinkDispatcher, terms: Terms, order: list[str], tokens
     await read_all(stream)
 
 
-async def test_tenants_take_turns_though_one_floods() -> None:
+async def test_tenants_take_turns_although_one_floods_the_queue() -> None:
     async with cluster_of(2) as (_, router, dispatcher, _):
         order: list[str] = []
         flood = [asyncio.create_task(run(dispatcher, Terms("flood"), order)) for _ in range(40)]
@@ -47,7 +47,7 @@ async def test_tenants_take_turns_though_one_floods() -> None:
         await until(lambda: router.state.lease_count() == 0)
 
 
-async def test_interactive_request_goes_before_bulk_that_came_first() -> None:
+async def test_interactive_request_overtakes_earlier_bulk_requests() -> None:
     async with cluster_of(1) as (_, router, dispatcher, _):
         order: list[str] = []
         tasks = [asyncio.create_task(run(dispatcher, Terms("bulk", priority=PriorityClass.BULK), order)) for _ in range(10)]
@@ -69,7 +69,7 @@ async def test_bulk_request_without_output_is_preempted_and_served_afterwards() 
         await until(lambda: router.state.lease_count() == 0)
 
 
-async def test_bulk_request_with_a_token_out_runs_to_its_end() -> None:
+async def test_bulk_request_with_output_is_not_preempted() -> None:
     async with cluster_of(1) as (_, _, dispatcher, engine):
         stream = await dispatcher.open_generation(MODEL, generation(100), Terms("bulk", priority=PriorityClass.BULK))
         first = await stream.next()
@@ -80,7 +80,7 @@ async def test_bulk_request_with_a_token_out_runs_to_its_end() -> None:
         assert engine.stats().running_requests == 0
 
 
-async def test_request_that_waits_too_long_is_refused_with_a_time_to_come_back() -> None:
+async def test_request_queued_for_too_long_is_refused_with_a_retry_delay() -> None:
     async with cluster_of(1, max_queue_wait_s=0.3) as (_, _, dispatcher, _):
         blocker = await dispatcher.open_generation(MODEL, generation(100_000))
         error = await failure_of(dispatcher.open_generation(MODEL, generation(10)))
@@ -110,7 +110,7 @@ async def test_cancelled_request_leaves_the_queue() -> None:
         blocker.cancel()
 
 
-async def test_request_that_waits_outlives_its_router() -> None:
+async def test_queued_request_survives_its_router() -> None:
     async with cluster_of(1) as (cluster, router, dispatcher, _):
         blocker = await dispatcher.open_generation(MODEL, generation(100_000))
         order: list[str] = []
@@ -127,7 +127,7 @@ async def test_request_that_waits_outlives_its_router() -> None:
         await until(lambda: new.state.lease_count() == 0)
 
 
-async def test_estimate_says_what_would_be_waited_and_what_was_used() -> None:
+async def test_estimate_returns_the_wait_and_the_use_of_quotas() -> None:
     from neox_serve.core.cluster import Demand
     from neox_serve.core.types import Pool
 

@@ -1,4 +1,4 @@
-"""Quotas over the real link: two gateways, 256 calls at a time, and a router that dies."""
+"""Quotas over the real link: two gateways, 256 concurrent calls, and a router that dies."""
 
 import asyncio
 from random import Random
@@ -16,17 +16,17 @@ ACME = Tenant("acme", quotas=Quotas(tokens_per_minute=LIMIT, tokens_per_day=2 * 
 
 
 class Account:
-    """What the calls of a test used."""
+    """Tokens used and errors of the calls of a test."""
 
     def __init__(self) -> None:
         self.used = 0
         self.running = 0
-        self.max_running_jobs = 0
+        self.max_running = 0
         self.refused: list[ServeError] = []
         self.rng = Random(0)
 
     async def call(self, dispatcher: LinkDispatcher, tenant: Tenant = ACME) -> None:
-        """One call that uses some part of what it reserved."""
+        """Makes a call that uses a random part of its reservation."""
         most = self.rng.randint(50, 200)
         try:
             held = await dispatcher.reserve(tenant, most)
@@ -34,7 +34,7 @@ class Account:
             self.refused.append(error)
             return
         self.running += 1
-        self.max_running_jobs = max(self.max_running_jobs, self.running)
+        self.max_running = max(self.max_running, self.running)
         await asyncio.sleep(self.rng.random() * 0.05)
         used = self.rng.randint(0, most)
         self.used += used
@@ -48,7 +48,7 @@ async def gateways(cluster: LinkCluster) -> list[LinkDispatcher]:
     return both
 
 
-async def test_quotas_hold_at_256_calls_at_a_time_across_two_gateways() -> None:
+async def test_quotas_hold_for_256_concurrent_calls_at_two_gateways() -> None:
     async with LinkCluster() as cluster:
         await cluster.router(grace_s=0.1)
         both, account = await gateways(cluster), Account()
@@ -59,13 +59,13 @@ async def test_quotas_hold_at_256_calls_at_a_time_across_two_gateways() -> None:
 
         await asyncio.gather(*(client(number) for number in range(256)))
         assert account.used <= LIMIT
-        assert account.used > LIMIT - 256 * 200 / 4  # and it is not that everybody was turned away
-        assert 0 < account.max_running_jobs <= 200
+        assert account.used > LIMIT - 256 * 200 / 4  # most calls were not refused
+        assert 0 < account.max_running <= 200
         assert {error.reason for error in account.refused} == {Reason.QUOTA_EXCEEDED}
         assert all(error.retry_after_s and error.quota_violations for error in account.refused)
 
 
-async def test_quotas_hold_when_the_router_dies_and_comes_back() -> None:
+async def test_quotas_hold_when_the_router_dies_and_is_replaced() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router(grace_s=0.1)
         both, account = await gateways(cluster), Account()
@@ -92,7 +92,7 @@ async def test_quotas_hold_when_the_router_dies_and_comes_back() -> None:
         assert LIMIT / 2 < account.used <= LIMIT
 
 
-async def test_call_waits_for_a_router_that_is_coming_back_and_is_refused_where_none_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_without_a_router_waits_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router(grace_s=0.1)
         (gateway, _), account = await gateways(cluster), Account()
@@ -107,7 +107,7 @@ async def test_call_waits_for_a_router_that_is_coming_back_and_is_refused_where_
         unlimited.settle(5)
 
 
-async def test_gateway_that_dies_leaves_its_reservations_as_used() -> None:
+async def test_reservations_of_a_lost_gateway_count_as_used() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router(grace_s=0.2)
         dying, other = await gateways(cluster)
@@ -118,7 +118,7 @@ async def test_gateway_that_dies_leaves_its_reservations_as_used() -> None:
         assert router.ledger.state("acme", router.wall_clock()).minute_tokens == 6_000
 
 
-async def test_cancelled_call_gives_back_what_it_was_about_to_reserve() -> None:
+async def test_cancelled_call_releases_its_reservation() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router(grace_s=0.3)
         gateway, _ = await gateways(cluster)

@@ -1,4 +1,4 @@
-"""What a replica tells the router of its cache, put into an index as the router does."""
+"""The reports of a replica's prefix cache, applied to a block index as the router does."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from neox_serve.wire import replica_messages
 
 
 class Router:
-    """Takes messages; those sent while it is deaf are lost."""
+    """Applies messages to an index; those sent while `deaf` is set are lost."""
 
     def __init__(self) -> None:
         self.index = BlockIndex()
@@ -28,7 +28,7 @@ def at_once(action: Callable[[], None]) -> None:
     action()
 
 
-def test_changes_before_registration_come_with_all_the_rest() -> None:
+def test_changes_before_registration_are_in_the_full_report() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
     assert reporter.block_tokens == 32
@@ -41,7 +41,7 @@ def test_changes_before_registration_come_with_all_the_rest() -> None:
 
 
 @pytest.mark.parametrize("blocks", [0, 1, MESSAGE_BLOCKS, MESSAGE_BLOCKS + 1, 3 * MESSAGE_BLOCKS])
-def test_a_large_cache_is_told_in_several_messages(blocks: int) -> None:
+def test_large_cache_is_reported_in_several_messages(blocks: int) -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
     ledger.change(stored=range(blocks))
@@ -50,7 +50,7 @@ def test_a_large_cache_is_told_in_several_messages(blocks: int) -> None:
     assert (router.index.blocks_on("r"), router.asked) == (blocks + 1, 0)
 
 
-def test_a_message_that_was_lost_is_found_out_and_made_good() -> None:
+def test_lost_message_is_noticed_and_followed_by_a_full_report() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
     reporter.report_all()
@@ -63,7 +63,7 @@ def test_a_message_that_was_lost_is_found_out_and_made_good() -> None:
     assert (router.index.blocks_on("r"), router.asked) == (2, 1)
 
 
-def test_nothing_is_told_after_the_stream_has_ended() -> None:
+def test_nothing_is_reported_after_the_stream_has_ended() -> None:
     router, ledger = Router(), BlockLedger(32)
     reporter = BlockReporter(ledger, router.hear, at_once)
     reporter.report_all()
@@ -72,14 +72,14 @@ def test_nothing_is_told_after_the_stream_has_ended() -> None:
     assert router.index.blocks_on("r") == 0
 
 
-def test_an_engine_that_does_not_say_what_it_has_reports_nothing() -> None:
+def test_engine_without_a_ledger_reports_nothing() -> None:
     router = Router()
     reporter = BlockReporter(None, router.hear, at_once)
     reporter.report_all()
     assert (reporter.block_tokens, router.index.blocks_on("r"), router.asked) == (0, 0, 0)
 
 
-def test_changes_that_come_together_leave_as_one_message_with_what_holds_at_the_end() -> None:
+def test_changes_within_the_delay_are_sent_as_one_message_with_the_final_state() -> None:
     router, ledger = Router(), BlockLedger(32)
     waiting: list[Callable[[], None]] = []
     reporter = BlockReporter(ledger, router.hear, waiting.append)
@@ -95,7 +95,7 @@ def test_changes_that_come_together_leave_as_one_message_with_what_holds_at_the_
     assert len(waiting) == 1
 
 
-def test_changes_that_waited_when_all_was_told_are_not_told_again() -> None:
+def test_changes_that_wait_during_a_full_report_are_not_reported_again() -> None:
     sent: list[pb.ConnectReplicaRequest] = []
     waiting: list[Callable[[], None]] = []
     ledger = BlockLedger(32)

@@ -1,4 +1,4 @@
-"""Internal messages: what goes onto the wire comes off it."""
+"""Internal messages keep every value when they are converted and parsed back."""
 
 import math
 from collections.abc import Callable
@@ -126,31 +126,31 @@ def test_step_frame_carries_every_delta(deltas: list[Delta]) -> None:
 
 
 @given(U32, GENERATIONS)
-def test_generation_request_comes_off_as_it_went_on(key: int, request: GenerationRequest) -> None:
+def test_generation_request_survives_the_round_trip(key: int, request: GenerationRequest) -> None:
     message = over_the_wire(engine_messages.generation_to_proto(key, request))
     assert (message.key, engine_messages.generation_from_proto(message)) == (key, request)
 
 
 @given(U32, EMBEDDINGS)
-def test_embedding_request_comes_off_as_it_went_on(key: int, request: EmbeddingRequest) -> None:
+def test_embedding_request_survives_the_round_trip(key: int, request: EmbeddingRequest) -> None:
     message = over_the_wire(engine_messages.embedding_to_proto(key, request))
     assert (message.key, engine_messages.embedding_from_proto(message)) == (key, request)
 
 
 @given(U32, st.builds(EmbeddingResult, st.binary(max_size=16), U32) | ERRORS)
-def test_embedding_result_comes_off_as_it_went_on(key: int, result: EmbeddingResult | ServeError) -> None:
+def test_embedding_result_survives_the_round_trip(key: int, result: EmbeddingResult | ServeError) -> None:
     frame = over_the_wire(engine_messages.embedding_result_to_proto(key, result)).embedding
     assert (frame.key, engine_messages.embedding_result_from_proto(frame)) == (key, result)
 
 
 @given(U64, DEMANDS)
-def test_demand_comes_off_as_it_went_on(lease_id: int, demand: Demand) -> None:
+def test_demand_survives_the_round_trip(lease_id: int, demand: Demand) -> None:
     message = router_messages.admit(lease_id, demand).admit
     assert (message.lease_id, router_messages.demand_from_proto(message)) == (lease_id, demand)
 
 
 @given(st.lists(st.builds(Lease, U64, NAME, U64, U32), max_size=3))
-def test_leases_come_off_as_they_went_on(leases: list[Lease]) -> None:
+def test_leases_survives_the_round_trip(leases: list[Lease]) -> None:
     hello = router_messages.gateway_hello("g", leases).hello
     adopted = router_messages.adopted(leases).adopted
     assert [router_messages.lease_from_proto(lease) for lease in hello.leases] == leases
@@ -158,24 +158,24 @@ def test_leases_come_off_as_they_went_on(leases: list[Lease]) -> None:
 
 
 @given(st.builds(ServeError, st.sampled_from(Reason), TEXT, st.dictionaries(TEXT, TEXT, max_size=2), st.none() | st.floats(0.001, 100.0)))
-def test_refusal_comes_off_as_it_went_on(error: ServeError) -> None:
+def test_refusal_survives_the_round_trip(error: ServeError) -> None:
     assert router_messages.admission_from_proto(router_messages.refuse(7, error).admit) == error
 
 
 @given(SETTLEMENTS)
-def test_settlements_come_off_as_they_went_on(settled: list[Settled]) -> None:
+def test_settlements_survives_the_round_trip(settled: list[Settled]) -> None:
     assert router_messages.settled_from_proto(router_messages.settlements(settled).settlements) == settled
 
 
 @given(st.builds(Grant, NAME, U32, TEXT))
-def test_grant_comes_off_as_it_went_on(grant: Grant) -> None:
+def test_grant_survives_the_round_trip(grant: Grant) -> None:
     back = router_messages.admission_from_proto(router_messages.grant(7, grant).admit)
     assert isinstance(back, Grant)
     assert (back, back.explanation) == (grant, grant.explanation)
 
 
 @given(st.builds(BlockNews, U64, tuples(U64), tuples(U64), st.booleans()))
-def test_block_news_come_off_as_they_went_on(news: BlockNews) -> None:
+def test_block_news_survives_the_round_trip(news: BlockNews) -> None:
     assert replica_messages.block_news_from_proto(replica_messages.block_news(news).block_news) == news
 
 
@@ -183,14 +183,14 @@ def test_block_news_come_off_as_they_went_on(news: BlockNews) -> None:
     st.lists(st.builds(ReplicaView, REPLICAS, LOADS, st.builds(Outstanding, U32, U64), F64), max_size=3).map(tuple),
     st.lists(st.builds(GatewayView, NAME, U32, F64), max_size=3).map(tuple),
 )
-def test_view_comes_off_as_it_went_on(replicas: tuple[ReplicaView, ...], gateways: tuple[GatewayView, ...]) -> None:
+def test_view_survives_the_round_trip(replicas: tuple[ReplicaView, ...], gateways: tuple[GatewayView, ...]) -> None:
     view = ClusterView(replicas, gateways, from_router=True)
     message = router_messages.view_to_proto(5, view).view
     assert (message.view_id, router_messages.view_from_proto(message)) == (5, view)
 
 
 @given(REPLICAS)
-def test_replica_comes_off_as_it_went_on(replica: Replica) -> None:
+def test_replica_survives_the_round_trip(replica: Replica) -> None:
     (listed,) = router_messages.replicas_from_proto(router_messages.replica_set([replica]).replicas)
     said: router_pb.Replica = replica_messages.replica_hello(replica).hello.replica
     assert listed == replica_messages.replica_from_proto(said) == replica

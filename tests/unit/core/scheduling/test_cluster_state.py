@@ -1,4 +1,4 @@
-"""The router's state: timelines, and a stateful property test of its books."""
+"""The router's state: timelines, and a stateful property test of its leases."""
 
 from random import Random
 
@@ -21,7 +21,7 @@ def replica(name: str = "r", *, address: str = "", phase: ReplicaPhase = Replica
 
 
 def state_with(*replicas: Replica) -> ClusterState:
-    """A router with a gateway `g` and these replicas, all on connection 1, at time 0; it started long ago."""
+    """Returns the state of a router that started long ago, with a gateway `g` and these replicas, all on connection 1, at time 0."""
     state = ClusterState(grace_s=GRACE_S, started_s=-100.0, rng=Random(0))
     state.connect_gateway("g", (), 1, 0.0)
     for each in replicas:
@@ -34,7 +34,7 @@ def refused(answer: Grant | ServeError) -> ServeError:
     return answer
 
 
-def test_admit_leases_until_full_then_refuses_with_growing_delays() -> None:
+def test_admit_grants_until_full_and_then_refuses_with_growing_delays() -> None:
     state = state_with(replica())
     state.report_load("r", ReplicaLoad(output_tokens_per_second=100.0))
     assert [state.admit("g", lease_id, DEMAND, 1.0) for lease_id in (1, 2)] == [Grant("r"), Grant("r")]
@@ -45,12 +45,12 @@ def test_admit_leases_until_full_then_refuses_with_growing_delays() -> None:
     assert state.admit("g", 5, DEMAND, 1.0) == Grant("r")
 
 
-def test_admit_an_unknown_model_is_refused_for_good() -> None:
+def test_admit_unknown_model_is_refused_without_a_retry_delay() -> None:
     error = refused(state_with(replica()).admit("g", 1, Demand(Pool.GENERATION, "other", 1, 1), 0.0))
     assert (error.reason, error.retry_after_s) == (Reason.UNKNOWN_MODEL, None)
 
 
-def test_lost_replica_gets_nothing_keeps_its_leases_for_the_grace_and_loses_them_then() -> None:
+def test_lost_replica_keeps_its_leases_for_the_grace_period_only_and_gets_no_new_ones() -> None:
     state = state_with(replica())
     state.admit("g", 1, DEMAND, 0.0)
     state.disconnect_replica("r", 1, 10.0)
@@ -63,7 +63,7 @@ def test_lost_replica_gets_nothing_keeps_its_leases_for_the_grace_and_loses_them
     assert not state.may_become_ready(DEMAND, 13.1)
 
 
-def test_replica_that_returns_in_time_goes_on_with_its_leases() -> None:
+def test_replica_that_reconnects_within_the_grace_period_keeps_its_leases() -> None:
     state = state_with(replica())
     state.admit("g", 1, DEMAND, 0.0)
     state.disconnect_replica("r", 1, 10.0)
@@ -73,7 +73,7 @@ def test_replica_that_returns_in_time_goes_on_with_its_leases() -> None:
     assert state.admit("g", 2, DEMAND, 20.0) == Grant("r")
 
 
-def test_end_of_an_old_stream_noticed_late_changes_nothing() -> None:
+def test_late_end_of_an_old_stream_changes_nothing() -> None:
     state = state_with(replica())
     state.connect_replica(replica(), 2, 1.0)
     state.connect_gateway("g", (), 2, 1.0)
@@ -83,7 +83,7 @@ def test_end_of_an_old_stream_noticed_late_changes_nothing() -> None:
     assert state.admit("g", 1, DEMAND, 100.0) == Grant("r")
 
 
-def test_gateway_hello_replaces_its_leases_even_before_their_replica_registers() -> None:
+def test_gateway_hello_replaces_leases_even_before_their_replica_registers() -> None:
     state = state_with()
     state.admit("g", 1, DEMAND, 0.0)
     state.connect_gateway("g", [Lease(7, "r", 40)], 2, 1.0)
@@ -92,7 +92,7 @@ def test_gateway_hello_replaces_its_leases_even_before_their_replica_registers()
     assert state.outstanding("r") == Outstanding(1, 40)
 
 
-def test_lost_gateways_leases_are_cleared_after_the_grace() -> None:
+def test_leases_of_a_lost_gateway_are_removed_after_the_grace_period() -> None:
     state = state_with(replica())
     state.admit("g", 1, DEMAND, 0.0)
     state.disconnect_gateway("g", 1, 5.0)
@@ -100,7 +100,7 @@ def test_lost_gateways_leases_are_cleared_after_the_grace() -> None:
     assert (state.expire(8.0), state.lease_count()) == (("g",), 0)
 
 
-def test_draining_replica_gets_nothing_and_never_becomes_ready_again() -> None:
+def test_draining_replica_gets_no_requests_and_never_becomes_ready_again() -> None:
     state = state_with(replica())
     state.change_phase("r", ReplicaPhase.DRAINING)
     state.change_phase("r", ReplicaPhase.READY)
@@ -115,7 +115,7 @@ def test_unhealthy_replica_may_become_ready_again() -> None:
     assert state.admit("g", 1, DEMAND, 0.0) == Grant("r")
 
 
-def test_replica_at_the_address_of_another_replaces_it() -> None:
+def test_replica_at_the_address_of_another_replaces_that_one() -> None:
     state = state_with(replica("old", address="host:1"))
     state.admit("g", 1, DEMAND, 0.0)
     state.connect_replica(replica("new", address="host:1"), 2, 1.0)
@@ -123,7 +123,7 @@ def test_replica_at_the_address_of_another_replaces_it() -> None:
     assert state.lease_count() == 0
 
 
-def test_young_router_says_that_replicas_may_come() -> None:
+def test_router_that_has_just_started_expects_replicas() -> None:
     state = ClusterState(grace_s=GRACE_S, started_s=0.0, rng=Random(0))
     assert state.may_become_ready(DEMAND, 2.9)
     assert not state.may_become_ready(DEMAND, 3.0)
@@ -134,7 +134,7 @@ REPLICAS = ("r", "s", "t")
 
 
 class Books(RuleBasedStateMachine):
-    """Drives the state as peers would, and keeps the leases that must exist in the plainest way."""
+    """Drives the state as peers would, and compares it with a plain list of the leases that must exist."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_view_replica_whose_stream_ended_is_lost_and_not_ready_until_it_returns() -> None:
+def test_view_of_a_replica_whose_stream_ended_is_lost_until_it_reconnects() -> None:
     state = ClusterState(grace_s=3, started_s=0, rng=Random(0))
     replica = Replica("a", Pool.GENERATION, "m", "host:1", 4, ReplicaPhase.READY)
     state.connect_replica(replica, 1, 0.0)
@@ -241,7 +241,7 @@ def test_view_replica_whose_stream_ended_is_lost_and_not_ready_until_it_returns(
     assert [(one.lost, one.ready) for one in state.view(2.6).replicas] == [(False, True)]
 
 
-def test_block_news_that_an_old_connection_brings_late_change_nothing() -> None:
+def test_late_block_news_of_an_old_connection_change_nothing() -> None:
     state = ClusterState(grace_s=3, started_s=0, rng=Random(0))
     for connection, stored in ((1, [1]), (2, [1, 2])):
         state.connect_replica(replica("r"), connection, 0.0)
@@ -254,7 +254,7 @@ def test_block_news_that_an_old_connection_brings_late_change_nothing() -> None:
     assert state.block_count() == 0
 
 
-def test_grant_to_a_holder_counts_only_what_it_has_to_compute() -> None:
+def test_grant_to_a_replica_with_cached_blocks_counts_only_uncached_tokens() -> None:
     state = ClusterState(grace_s=3, started_s=0, rng=Random(0))
     for name in ("a", "b"):
         state.connect_replica(replica(name), 1, 0.0)

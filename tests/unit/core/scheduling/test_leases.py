@@ -1,10 +1,10 @@
-"""The arithmetic of leases."""
+"""The lease book and its sums."""
 
 from neox_serve.core.cluster import Lease, Outstanding
 from neox_serve.core.scheduling.leases import LeaseBook
 
 
-def test_remove_twice_counts_once() -> None:
+def test_removing_a_lease_twice_counts_once() -> None:
     book = LeaseBook()
     book.add("g", Lease(1, "r", 100))
     assert book.remove("g", 1) == Lease(1, "r", 100)
@@ -12,14 +12,14 @@ def test_remove_twice_counts_once() -> None:
     assert book.outstanding("r") == Outstanding()
 
 
-def test_add_with_a_known_id_replaces_the_lease() -> None:
+def test_adding_a_lease_with_a_known_id_replaces_it() -> None:
     book = LeaseBook()
     book.add("g", Lease(1, "r", 100))
     book.add("g", Lease(1, "s", 50))
     assert (book.outstanding("r"), book.outstanding("s")) == (Outstanding(), Outstanding(1, 50))
 
 
-def test_same_id_of_two_gateways_is_two_leases() -> None:
+def test_equal_ids_of_two_gateways_are_two_leases() -> None:
     book = LeaseBook()
     book.add("g", Lease(1, "r", 100))
     book.add("h", Lease(1, "r", 50))
@@ -28,7 +28,7 @@ def test_same_id_of_two_gateways_is_two_leases() -> None:
     assert (book.requests("g"), book.requests("h"), len(book)) == (0, 1, 1)
 
 
-def test_drop_replica_leaves_the_leases_on_others() -> None:
+def test_dropping_a_replica_keeps_the_leases_on_others() -> None:
     book = LeaseBook()
     book.replace("g", [Lease(1, "r", 100), Lease(2, "s", 50), Lease(3, "r", 1)])
     book.drop_replica("r")
@@ -36,7 +36,7 @@ def test_drop_replica_leaves_the_leases_on_others() -> None:
     assert book.outstanding("r") == Outstanding()
 
 
-def test_replace_with_what_is_known_already_changes_and_tells_nothing() -> None:
+def test_replacing_leases_by_equal_ones_reports_no_change() -> None:
     told: list[tuple[str, Outstanding]] = []
     book = LeaseBook(lambda *change: told.append(change))
     leases = [Lease(1, "r", 100), Lease(2, "r", 50)]
@@ -46,7 +46,7 @@ def test_replace_with_what_is_known_already_changes_and_tells_nothing() -> None:
     assert book.leases("g") == tuple(leases)
 
 
-def test_drop_gateway_tells_each_replica_once() -> None:
+def test_dropping_a_gateway_reports_each_replica_once() -> None:
     told: list[tuple[str, Outstanding]] = []
     book = LeaseBook(lambda *change: told.append(change))
     book.replace("g", [Lease(number, "rs"[number % 2], 10) for number in range(10)])
@@ -55,7 +55,7 @@ def test_drop_gateway_tells_each_replica_once() -> None:
     assert sorted(told, key=str) == [("r", Outstanding()), ("s", Outstanding())]
 
 
-def test_replaced_lease_on_another_replica_tells_both() -> None:
+def test_lease_replaced_by_one_on_another_replica_reports_both() -> None:
     told: list[tuple[str, Outstanding]] = []
     book = LeaseBook(lambda *change: told.append(change))
     book.add("g", Lease(1, "r", 100))
@@ -63,7 +63,7 @@ def test_replaced_lease_on_another_replica_tells_both() -> None:
     assert told == [("r", Outstanding(1, 100)), ("r", Outstanding()), ("s", Outstanding(1, 50))]
 
 
-def test_cached_tokens_do_not_count_on_the_replica_but_stay_with_the_lease() -> None:
+def test_cached_tokens_stay_with_the_lease_and_do_not_count_on_the_replica() -> None:
     book = LeaseBook()
     leases = [Lease(1, "r", 100, cached_tokens=60), Lease(2, "r", 50)]
     book.replace("g", leases)

@@ -1,9 +1,9 @@
-"""Which gateway answers which request."""
+"""Ownership of requests by gateways."""
 
 from neox_serve.core.scheduling.request_owners import RequestOwners
 
 
-def test_first_gateway_owns_a_request_until_its_answer_is_forgotten() -> None:
+def test_first_gateway_owns_a_request_until_its_response_expires() -> None:
     owners = RequestOwners(memory_s=60.0)
     assert owners.claim("k", "a", 1, takes_over=False) is None
     assert owners.claim("k", "a", 2, takes_over=False) is None
@@ -15,7 +15,7 @@ def test_first_gateway_owns_a_request_until_its_answer_is_forgotten() -> None:
     assert owners.claim("k", "b", 3, takes_over=False) is None
 
 
-def test_gateway_that_is_gone_owns_nothing() -> None:
+def test_lost_gateway_owns_nothing() -> None:
     owners = RequestOwners(60.0)
     owners.claim("k", "a", 1, takes_over=False)
     owners.drop_gateway("a")
@@ -23,7 +23,7 @@ def test_gateway_that_is_gone_owns_nothing() -> None:
     assert len(owners) == 1
 
 
-def test_request_whose_owner_forgot_it_may_be_taken_over() -> None:
+def test_request_unknown_to_its_owner_is_taken_over() -> None:
     owners = RequestOwners(60.0)
     owners.claim("k", "a", 1, takes_over=False)
     assert owners.claim("k", "b", 1, takes_over=True) is None

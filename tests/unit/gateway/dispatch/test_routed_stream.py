@@ -1,4 +1,4 @@
-"""A stream's life without a network: whatever happens in whatever order, one terminal event and no lease left."""
+"""The life of a stream without a network: in any order of events, one terminal event and no lease left."""
 
 import asyncio
 from collections import Counter
@@ -22,7 +22,7 @@ REQUEST = GenerationRequest("r", (1,), Stopping(10))
 
 
 class World:
-    """Everything around one stream: the router that places it, the links that carry it, the reader."""
+    """The surroundings of one stream: the router that places it, the link that carries it, and the reader."""
 
     def __init__(self, refuse_after: int, taken: Iterable[bool] = ()) -> None:
         self.taken = iter(taken)
@@ -77,7 +77,7 @@ class World:
     # The reader's part
 
     def take(self, delta: Delta) -> bool:
-        """Directly, as often as `taken` says."""
+        """The reader's DirectSink; `taken` says which deltas it consumes."""
         assert not delta.end
         if not next(self.taken, False):
             return False
@@ -157,7 +157,7 @@ def test_stream_has_one_terminal_event_and_settles_each_lease_once(actions: list
 
 
 async def streaming(world: World) -> None:
-    """The stream is open and has brought its first delta, which is never offered."""
+    """Opens the stream and delivers its first delta, which is never offered directly."""
     await world.stream.open()
     act(world, "token")
     await world.stream.next(world.take)
@@ -168,7 +168,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_reader_sleeps_on_while_deltas_are_taken_directly() -> None:
+async def test_reader_keeps_waiting_while_deltas_are_consumed_directly() -> None:
     world = World(1, taken=(True, True, False, True))
     await streaming(world)
     reading = asyncio.ensure_future(world.stream.next(world.take))
@@ -183,7 +183,7 @@ async def test_reader_sleeps_on_while_deltas_are_taken_directly() -> None:
     assert world.texts == ["1", "2"]
 
 
-async def test_cancelled_reader_is_offered_nothing_and_the_next_call_has_it_all() -> None:
+async def test_cancelled_reader_is_offered_nothing_and_the_next_call_returns_all_deltas() -> None:
     world = World(1, taken=(True,))
     await streaming(world)
     reading = asyncio.ensure_future(world.stream.next(world.take))
@@ -196,7 +196,7 @@ async def test_cancelled_reader_is_offered_nothing_and_the_next_call_has_it_all(
     assert world.texts == []
 
 
-async def test_fault_in_taking_directly_is_raised_to_the_reader_alone() -> None:
+async def test_exception_of_the_direct_sink_is_raised_only_to_the_reader() -> None:
     def broken(_delta: Delta) -> bool:
         raise LookupError("a bug")
 
