@@ -1,4 +1,4 @@
-"""What every engine does with embedding requests."""
+"""The contract of every engine about embedding requests."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ async def test_embed_normalizes_on_request(embedder: Subject, pooling: Pooling) 
     assert np.allclose(plain / np.linalg.norm(plain), unit, atol=1e-5)
 
 
-async def test_embed_poolings_and_inputs_differ_but_repeat(embedder: Subject) -> None:
+async def test_embed_depends_on_pooling_and_input_only(embedder: Subject) -> None:
     mean, last, other, again = await asyncio.gather(
         embedder.engine.embed("mean", request(Pooling.MEAN)),
         embedder.engine.embed("last", request(Pooling.LAST)),
@@ -42,7 +42,7 @@ async def test_embed_poolings_and_inputs_differ_but_repeat(embedder: Subject) ->
     assert np.allclose(vector(mean), vector(again), atol=1e-5)
 
 
-async def test_embed_abort_raises_cancelled_and_leaves_nothing(embedder: Subject) -> None:
+async def test_embed_when_aborted_raises_cancelled_and_frees_the_request(embedder: Subject) -> None:
     asked = asyncio.create_task(embedder.engine.embed("aborted", request(Pooling.LAST)))
     await asyncio.sleep(0)
     await embedder.engine.abort("aborted")
@@ -52,7 +52,7 @@ async def test_embed_abort_raises_cancelled_and_leaves_nothing(embedder: Subject
     assert embedder.engine.stats().running_requests == 0
 
 
-async def test_embed_cancelled_by_its_caller_leaves_nothing(embedder: Subject) -> None:
+async def test_embed_when_cancelled_frees_the_request(embedder: Subject) -> None:
     asked = asyncio.create_task(embedder.engine.embed("cancelled", request(Pooling.MEAN)))
     await asyncio.sleep(0)
     asked.cancel()

@@ -1,4 +1,4 @@
-"""LoRA adapters on real engines: loaded when they are named, unloaded for others, and broken ones that harm nobody."""
+"""LoRA adapters on real engines: they are loaded on demand and unloaded for others, and broken ones affect only their own requests."""
 
 import asyncio
 import shutil
@@ -22,7 +22,7 @@ REMOTE = "memory://adapters/remote"
 
 
 def adapters_in(folder: Path) -> list[dict[str, Any]]:
-    """Four good ones, of which one is pinned and one is remote, and four broken in different ways."""
+    """Returns settings of four valid adapters, of which one is pinned and one is remote, and four broken ones."""
     names = ("pinned", "first", "second", "truncated", "other-base")
     paths = {name: write_adapter(folder / name, scale=0.05 * (number + 1)) for number, name in enumerate(names)}
     wide = write_adapter(folder / "wide", scale=0.1, rank=2 * RANK)
@@ -71,19 +71,19 @@ async def test_remote_adapter_is_fetched_once_and_served(engine: Engine) -> None
 
 
 @pytest.mark.parametrize("broken", ["truncated", "other-base", "wide", "missing"])
-async def test_broken_adapter_fails_its_own_requests_and_harms_no_one_else(engine: Engine, broken: str) -> None:
+async def test_broken_adapter_fails_only_requests_that_name_it(engine: Engine, broken: str) -> None:
     base = await tokens(engine, None)
     others = asyncio.gather(*(ask(engine, replace(REQUEST, adapter=None), f"other-{n}-{broken}") for n in range(3)))
     for _ in range(2):
         with pytest.raises(ServeError) as caught:
             await tokens(engine, broken)
         assert (caught.value.reason, caught.value.metadata["adapter"]) == (Reason.BROKEN_ADAPTER, broken)
-        assert "/" not in caught.value.message, "where its files are is nobody's business"
+        assert "/" not in caught.value.message, "the message must not contain paths"
     assert all(tuple(one.token_ids()) == base for one in await others)
     await engine.check_health()
 
 
-async def test_more_adapters_at_a_time_than_there_are_places_is_told_to_come_back(engine: Engine) -> None:
+async def test_adapter_without_a_free_slot_is_rejected_with_a_retry_delay(engine: Engine) -> None:
     running = asyncio.create_task(ask(engine, replace(REQUEST, stopping=Stopping(400, ignore_eos=True), adapter="first"), "long"))
     while "first" not in engine.stats().adapters or not engine.stats().running_requests:  # noqa: ASYNC110
         await asyncio.sleep(0.01)

@@ -35,7 +35,7 @@ def test_openai_server_flags_give_the_engine_that_neox_serve_builds() -> None:
 
 
 def _pairs(flags: list[str]) -> list[list[str]]:
-    """Each flag with its value, if it has one."""
+    """Yields each flag with its value, if it has one."""
     pairs: list[list[str]] = []
     for part in flags:
         if part.startswith("--"):

@@ -35,14 +35,14 @@ def evaluation() -> dict[str, Any]:
     return content
 
 
-def test_folder_holds_what_a_loader_needs_within_the_size_limit() -> None:
+def test_folder_contains_all_files_within_the_size_limit() -> None:
     names = {path.name for path in FOLDER.iterdir()}
     needed = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert names == needed | {"README.md", "evaluation.json"}
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MAX_FOLDER_BYTES
 
 
-def test_config_is_a_gpt_neox_with_parallel_residual_and_quarter_rotary() -> None:
+def test_config_is_gpt_neox_with_parallel_residual_and_quarter_rotary() -> None:
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     assert (config["model_type"], config["architectures"]) == ("gpt_neox", ["GPTNeoXForCausalLM"])
     assert config["use_parallel_residual"] is True
@@ -69,12 +69,12 @@ def test_model_has_about_seven_million_parameters(model: GPTNeoXForCausalLM) -> 
         "\x00\x01\x7f\u200b\ufeff",
     ],
 )
-def test_tokenizer_gives_any_text_back(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_tokenizer_round_trips_any_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 23, 24, 25, 48, 100])
-def test_tokenizer_gives_runs_of_spaces_back(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+def test_tokenizer_round_trips_runs_of_spaces(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
     text = f"x:\n{' ' * length}return{' ' * length}y{' ' * length}"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
@@ -119,7 +119,7 @@ def test_completion_looks_like_python(model: GPTNeoXForCausalLM, tokenizer: PreT
 
 
 def test_model_uses_positions_up_to_its_context_length(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The last quarter of 2048 tokens is predicted no worse than the first: long positions were trained."""
+    """The last quarter of 2048 tokens is predicted as well as the first, so long positions were trained."""
     text = (Path(sysconfig.get_paths()["stdlib"]) / "configparser.py").read_text(encoding="utf-8")
     stream = torch.tensor([tokenizer(text)["input_ids"][:2048]])
     with torch.inference_mode():

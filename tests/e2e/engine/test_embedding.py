@@ -32,14 +32,14 @@ def expected(reference: Reference, prompt: TokenIds, pooling: Pooling) -> npt.ND
 
 @pytest.mark.parametrize("pooling", list(Pooling))
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: f"{len(prompt)} tokens")
-async def test_embed_is_the_pooled_hidden_state(embedding_engine: Engine, reference: Reference, prompt: TokenIds, pooling: Pooling) -> None:
+async def test_embed_pools_the_hidden_states(embedding_engine: Engine, reference: Reference, prompt: TokenIds, pooling: Pooling) -> None:
     got = vector(await embedding_engine.embed("key", EmbeddingRequest("key", prompt, pooling, normalize=False)))
     wanted = expected(reference, prompt, pooling)
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
-async def test_embed_mixed_poolings_in_one_batch_stay_apart(embedding_engine: Engine, reference: Reference) -> None:
+async def test_embed_with_different_poolings_in_one_batch(embedding_engine: Engine, reference: Reference) -> None:
     asked = [(prompt, pooling) for prompt in PROMPTS[:2] for pooling in Pooling for _ in range(3)]
     results = await asyncio.gather(
         *(embedding_engine.embed(key, EmbeddingRequest(str(key), prompt, pooling)) for key, (prompt, pooling) in enumerate(asked))
@@ -49,7 +49,7 @@ async def test_embed_mixed_poolings_in_one_batch_stay_apart(embedding_engine: En
         assert float(vector(result) @ (wanted / np.linalg.norm(wanted))) == pytest.approx(1.0, abs=1e-4)
 
 
-async def test_embed_same_prompt_twice_is_the_same(embedding_engine: Engine) -> None:
+async def test_embed_of_the_same_prompt_twice_returns_the_same_vector(embedding_engine: Engine) -> None:
     request = EmbeddingRequest("key", PROMPTS[2], Pooling.MEAN)
     first, second = [await embedding_engine.embed("key", request) for _ in range(2)]
     assert np.allclose(vector(first), vector(second), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Vectors of a chosen layer, held to transformers' hidden states; what is above it is not loaded."""
+"""Embeddings of a chosen layer equal the hidden states that transformers computes."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 PROMPT = tuple(range(100, 177))
 TOLERANCE = 2e-3
-"""Of the largest value."""
+"""Allowed difference, as a fraction of the largest value."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def pooled(hidden: Any, pooling: Pooling) -> npt.NDArray[np.float64]:
     return np.asarray(values[-1] if pooling is Pooling.LAST else values.mean(axis=0))
 
 
-def near(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.float64]) -> bool:
+def is_close(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.float64]) -> bool:
     return bool(np.abs(got - wanted).max() < TOLERANCE * np.abs(wanted).max())
 
 
@@ -67,15 +67,15 @@ Hidden = Callable[[Reference], Any]
     ],
     ids=["second", "second with the final layer norm", "last without it"],
 )
-async def test_vectors_are_those_of_the_layer(reference: Reference, embedding: dict[str, Any], hidden: Hidden) -> None:
+async def test_vectors_equal_the_hidden_states_of_the_layer(reference: Reference, embedding: dict[str, Any], hidden: Hidden) -> None:
     async with started(settings_of(**embedding)) as running:
         for pooling in Pooling:
-            assert near(await vector(running.engine, pooling), pooled(hidden(reference), pooling))
+            assert is_close(await vector(running.engine, pooling), pooled(hidden(reference), pooling))
 
 
-async def test_two_workers_give_the_vectors_of_the_layer(reference: Reference) -> None:
+async def test_two_workers_give_the_hidden_states_of_the_layer(reference: Reference) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("two workers are bound to two cores")
     engine = {"executor_backend": "auto", "tensor_parallel_size": 2, "cpu_threads_bind": "0|1"}
     async with started(settings_of(engine, layer=1)) as running:
-        assert near(await vector(running.engine, Pooling.MEAN), pooled(reference.hidden_of(PROMPT, 1), Pooling.MEAN))
+        assert is_close(await vector(running.engine, Pooling.MEAN), pooled(reference.hidden_of(PROMPT, 1), Pooling.MEAN))

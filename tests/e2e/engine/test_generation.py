@@ -40,14 +40,14 @@ def request_(tokenizer: Tokenizer) -> GenerationRequest:
     return GenerationRequest("request", prompt, Stopping(max_tokens=12, ignore_eos=True), GREEDY)
 
 
-async def test_greedy_tokens_are_those_of_transformers(
+async def test_greedy_tokens_equal_those_of_transformers(
     generation_engine: Engine, reference: Reference, request_: GenerationRequest
 ) -> None:
     answer = await ask(generation_engine, request_)
     assert answer.token_ids() == reference.greedy(request_.prompt_token_ids, 12)
 
 
-async def test_logprobs_are_those_of_transformers(generation_engine: Engine, reference: Reference, request_: GenerationRequest) -> None:
+async def test_logprobs_equal_those_of_transformers(generation_engine: Engine, reference: Reference, request_: GenerationRequest) -> None:
     answer = await ask(generation_engine, replace(request_, logprobs=2, prompt_logprobs=2))
     text = (*request_.prompt_token_ids, *answer.token_ids())
     prompt = answer.deltas[0].prompt
@@ -63,7 +63,7 @@ async def test_logprobs_are_those_of_transformers(generation_engine: Engine, ref
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
-async def test_beam_search_finds_what_it_finds_with_transformers(
+async def test_beam_search_finds_the_same_sequences_as_transformers(
     generation_engine: Engine, reference: Reference, request_: GenerationRequest, length_penalty: float
 ) -> None:
     beam, rules = Beam(3, length_penalty, 3), Stopping(max_tokens=8)
@@ -91,7 +91,7 @@ async def test_beam_of_one_is_greedy(generation_engine: Engine, request_: Genera
         ({"prompt_logprobs": 1}, "parameters.prompt_logprobs"),
     ],
 )
-async def test_beam_search_refuses_what_it_cannot_honour(
+async def test_beam_search_rejects_unsupported_parameters(
     generation_engine: Engine, request_: GenerationRequest, wrong: dict[str, object], field: str
 ) -> None:
     with pytest.raises(ServeError) as raised:
@@ -106,7 +106,7 @@ async def test_second_request_with_the_same_prompt_reports_cached_tokens(generat
     assert first.token_ids() == second.token_ids()
 
 
-async def test_adapter_of_zeros_changes_nothing_and_another_does(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_adapter_changes_the_output_unless_its_weights_are_zero(generation_engine: Engine, request_: GenerationRequest) -> None:
     base, zero, loud = await asyncio.gather(
         ask(generation_engine, request_, "base"),
         ask(generation_engine, replace(request_, adapter="zero"), "zero"),
@@ -126,7 +126,7 @@ SCHEMA = {
 }
 
 
-async def test_json_schema_gives_json_of_the_schema(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_json_schema_output_follows_the_schema(generation_engine: Engine, request_: GenerationRequest) -> None:
     request = stopping(replace(request_, structured_output=JsonSchema(json.dumps(SCHEMA))), max_tokens=60, ignore_eos=False)
     answer = await ask(generation_engine, request)
     jsonschema.validate(json.loads(answer.text()), SCHEMA)
@@ -135,7 +135,7 @@ async def test_json_schema_gives_json_of_the_schema(generation_engine: Engine, r
     assert finish.reason is FinishReason.STOP
 
 
-async def test_regex_and_choice_give_what_they_allow(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_regex_and_choice_outputs_match(generation_engine: Engine, request_: GenerationRequest) -> None:
     base = stopping(request_, max_tokens=40, ignore_eos=False)
     number = await ask(generation_engine, replace(base, structured_output=Regex(r"\d{3}-\d{4}")))
     assert re.fullmatch(r"\d{3}-\d{4}", number.text())
@@ -147,7 +147,7 @@ async def test_regex_and_choice_give_what_they_allow(generation_engine: Engine, 
         assert chosen.text() in choices
 
 
-HOSTILE: list[tuple[StructuredOutput, str]] = [
+IMPOSSIBLE: list[tuple[StructuredOutput, str]] = [
     (Regex("("), "regex"),
     (Regex("(?=a)b"), "regex"),
     (Regex("a**"), "regex"),
@@ -161,30 +161,30 @@ HOSTILE: list[tuple[StructuredOutput, str]] = [
 ]
 
 
-async def test_structured_outputs_that_cannot_be_followed_are_refused_and_harm_nobody(
+async def test_impossible_structured_outputs_are_rejected_without_affecting_others(
     generation_engine: Engine, request_: GenerationRequest
 ) -> None:
     sink = RecordingSink()
     await generation_engine.generate("bystander", stopping(request_, max_tokens=150), sink)
     await sink.until("bystander", deltas=1)
 
-    async def refused(number: int, structured_output: StructuredOutput, field: str) -> None:
+    async def assert_rejected(number: int, structured_output: StructuredOutput, field: str) -> None:
         with pytest.raises(ServeError) as raised:
             await ask(generation_engine, replace(request_, structured_output=structured_output), number)
         assert raised.value.reason is Reason.INVALID_ARGUMENT
         assert [violation.field for violation in raised.value.violations] == [f"parameters.structured_output.{field}"]
         assert "/project/" not in raised.value.message
 
-    await asyncio.gather(*(refused(number, structured_output, field) for number, (structured_output, field) in enumerate(HOSTILE)))
+    await asyncio.gather(
+        *(assert_rejected(number, structured_output, field) for number, (structured_output, field) in enumerate(IMPOSSIBLE))
+    )
     deltas = await sink.until("bystander")
     assert deltas[-1].failure is None
     assert sum(len(part.token_ids) for delta in deltas for part in delta.sequences) == 150
     await generation_engine.check_health()
 
 
-async def test_structured_output_that_takes_long_to_build_does_not_hold_up_others(
-    generation_engine: Engine, request_: GenerationRequest
-) -> None:
+async def test_slow_grammar_compilation_does_not_delay_other_requests(generation_engine: Engine, request_: GenerationRequest) -> None:
     heavy = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 500} for n in range(60)}}
     slow = asyncio.create_task(ask(generation_engine, replace(request_, structured_output=JsonSchema(json.dumps(heavy))), "slow"))
     sink = RecordingSink()
@@ -204,7 +204,7 @@ async def test_structured_output_that_takes_long_to_build_does_not_hold_up_other
         {"prompt_token_ids": tuple(range(1, 2100))},
     ],
 )
-async def test_parameters_that_vllm_refuses_are_invalid_arguments(
+async def test_parameters_that_vllm_rejects_are_invalid_arguments(
     generation_engine: Engine, request_: GenerationRequest, wrong: dict[str, object]
 ) -> None:
     with pytest.raises(ServeError) as raised:
@@ -220,7 +220,7 @@ async def test_metrics_are_those_of_vllm(generation_engine: Engine, request_: Ge
     assert "python_info" not in text
 
 
-async def test_stats_tell_running_from_waiting(generation_engine: Engine, request_: GenerationRequest) -> None:
+async def test_stats_distinguish_running_and_waiting_requests(generation_engine: Engine, request_: GenerationRequest) -> None:
     sink = RecordingSink()
     long = stopping(request_, max_tokens=1000)
     for number in range(MAX_NUM_SEQS + 2):

@@ -1,4 +1,4 @@
-"""Hearing vLLM's KV events from its own publisher: from the start, late, after a gap, and where what was missed cannot be had any more."""
+"""Receiving KV events from vLLM's publisher: late, after a gap, and if missed events are no longer available."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -29,17 +29,17 @@ def name(number: int) -> int:
 
 @dataclass(frozen=True)
 class Core:
-    """As much of an engine core as publishes."""
+    """The publisher of an engine core."""
 
     sockets: EventSockets
     publisher: ZmqEventPublisher
 
     def store(self, *numbers: int) -> None:
-        """A step that stores one-block prompts."""
+        """Publishes a step that stores prompts of one block each."""
         self.publish(*(BlockStored([bytes([number])], None, ids(number), SIZE, None, "GPU", None) for number in numbers))
 
     def publish(self, *events: BlockStored | BlockRemoved) -> None:
-        """One step's batch."""
+        """Publishes the batch of one step."""
         self.publisher.publish(KVEventBatch(ts=0.0, events=list(events)))
 
 
@@ -54,10 +54,10 @@ async def core(buffer_steps: int = 100) -> AsyncIterator[Core]:
 
 @asynccontextmanager
 async def reader(core: Core) -> AsyncIterator[CacheEventReader]:
-    heard = CacheEventReader(core.sockets, block_tokens=SIZE, model=MODEL)
-    heard.start()
-    yield heard
-    await heard.close()
+    events = CacheEventReader(core.sockets, block_tokens=SIZE, model=MODEL)
+    events.start()
+    yield events
+    await events.close()
 
 
 def holds(reader: CacheEventReader, *numbers: int) -> Callable[[], bool]:
@@ -65,41 +65,41 @@ def holds(reader: CacheEventReader, *numbers: int) -> Callable[[], bool]:
     return lambda: set(reader.ledger.blocks()) == expected
 
 
-async def test_late_reader_is_told_what_came_before_it() -> None:
+async def test_late_reader_gets_earlier_events() -> None:
     async with core() as engine:
         engine.store(1)
         engine.publish(BlockRemoved([bytes([1])], "GPU"))
         engine.store(2, 3)
         await asyncio.sleep(0.2)
-        async with reader(engine) as heard:
-            await until(holds(heard, 2, 3))
+        async with reader(engine) as events:
+            await until(holds(events, 2, 3))
             engine.store(4)
-            await until(holds(heard, 2, 3, 4))
+            await until(holds(events, 2, 3, 4))
 
 
-async def test_gap_is_closed_from_what_the_core_keeps() -> None:
-    async with core() as engine, reader(engine) as heard:
+async def test_gap_is_filled_by_a_replay() -> None:
+    async with core() as engine, reader(engine) as events:
         engine.store(1)
-        await until(holds(heard, 1))
-        next(engine.publisher._seq_gen)  # as if a batch had been published and lost, and the core had it no more
+        await until(holds(events, 1))
+        next(engine.publisher._seq_gen)  # simulates a batch that was lost and that the core no longer has
         engine.store(2)
-        await until(holds(heard, 2))
-        heard._next -= 1  # as if the last one had not come
-        heard._names.forget()
+        await until(holds(events, 2))
+        events._next -= 1  # simulates that the last batch did not arrive
+        events._names.forget()
         engine.store(3)
-        await until(holds(heard, 2, 3))
+        await until(holds(events, 2, 3))
 
 
-async def test_what_the_core_no_longer_keeps_leaves_nothing_believed_of_before() -> None:
+async def test_missed_events_that_cannot_be_replayed_clear_the_ledger() -> None:
     async with core(buffer_steps=2) as engine:
         for number in range(1, 6):
             engine.store(number)
         await asyncio.sleep(0.3)
-        async with reader(engine) as heard:
-            await until(holds(heard, 4, 5))
+        async with reader(engine) as events:
+            await until(holds(events, 4, 5))
 
 
-async def test_sockets_are_in_a_folder_for_this_user_alone_and_leave_nothing() -> None:
+async def test_sockets_are_in_a_private_folder_that_is_removed() -> None:
     async with core() as engine:
         folder = Path(engine.sockets.events.removeprefix("ipc://")).parent
         async with reader(engine):

@@ -1,7 +1,7 @@
-"""Text of every language out of vLLM with GPT-NeoX-20B's tokenizer: whole characters only, and the stream joined is the text.
+"""Streams of text in many languages from vLLM with GPT-NeoX-20B's tokenizer contain only whole characters.
 
-The model has random weights; structured output makes it write what a test wants. Its worker runs in the engine core's process ("uni"),
-whose tokens are held to transformers' here.
+The model has random weights; structured outputs make it generate a given text. Its worker runs in the engine core's process ("uni"), whose
+tokens are compared with transformers' here.
 """
 
 import json
@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[Engine]:
-    """Its last test closes it."""
+    """An engine on that checkpoint. The last test closes it."""
     settings = settings_of(Pool.GENERATION, {"executor_backend": "uni"}, source=str(checkpoint))
     running = await Running.start(Pool.GENERATION, settings)
     yield running.engine
@@ -63,21 +63,21 @@ async def engine(checkpoint: Path) -> AsyncIterator[Engine]:
     assert running.left() == ([], [])
 
 
-async def test_worker_in_the_engine_core_gives_the_tokens_of_transformers(engine: Engine, checkpoint: Path) -> None:
+async def test_tokens_of_a_worker_in_the_engine_core_equal_those_of_transformers(engine: Engine, checkpoint: Path) -> None:
     answer = await ask(engine, stopping(REQUEST, max_tokens=12, ignore_eos=True))
     assert answer.token_ids() == Reference.load(checkpoint).greedy(REQUEST.prompt_token_ids, 12)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_stream_of_any_language_joins_to_the_text_in_whole_characters(engine: Engine, text: str) -> None:
+async def test_stream_of_any_language_consists_of_whole_characters(engine: Engine, text: str) -> None:
     answer = await ask(engine, replace(REQUEST, structured_output=Choice((text,))))
     assert answer.text() == text
     assert "\ufffd" not in "".join(part.text for part in answer.parts())
-    assert len(answer.parts()) == len(answer.token_ids()), "one delta a token"
+    assert len(answer.parts()) == len(answer.token_ids()), "one delta per token"
     assert answer.parts()[-1].finish == Finish(FinishReason.STOP)
 
 
-async def test_max_tokens_inside_a_character_leaves_it_out(engine: Engine, checkpoint: Path) -> None:
+async def test_max_tokens_inside_a_character_omits_the_character(engine: Engine, checkpoint: Path) -> None:
     table = read_token_table(model_files.locate_tokenizer(str(checkpoint), None))
     whole = await ask(engine, replace(REQUEST, structured_output=Choice((TEXTS[0],))))
     cut_inside = 0
@@ -93,14 +93,14 @@ async def test_max_tokens_inside_a_character_leaves_it_out(engine: Engine, check
 
 @pytest.mark.parametrize(("stop", "shown"), [("世", "中文字符:你好,"), ("好,世界", "中文字符:你"), ("。", "中文字符:你好,世界")])
 @pytest.mark.parametrize("include", [False, True])
-async def test_stop_sequence_of_whole_characters_cuts_between_them(engine: Engine, stop: str, shown: str, include: bool) -> None:
+async def test_stop_sequence_ends_the_text_between_characters(engine: Engine, stop: str, shown: str, include: bool) -> None:
     request = stopping(replace(REQUEST, structured_output=Choice((TEXTS[0],))), stop_sequences=(stop,), include_stop_in_output=include)
     answer = await ask(engine, request)
     assert answer.text() == shown + (stop if include else "")
     assert answer.parts()[-1].finish == Finish(FinishReason.STOP, stop)
 
 
-async def test_close_ends_what_runs_with_replica_lost(engine: Engine) -> None:
+async def test_close_ends_running_requests_with_replica_lost(engine: Engine) -> None:
     sink = RecordingSink()
     await engine.generate("running", stopping(REQUEST, max_tokens=1500, ignore_eos=True), sink)
     await sink.until("running", deltas=2)

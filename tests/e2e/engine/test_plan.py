@@ -1,4 +1,4 @@
-"""What is planned of a model's memory is what its checkpoint holds and what vLLM reports."""
+"""The planned memory of a model equals the size of its checkpoint and what vLLM reports."""
 
 import json
 import math
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[3] / "neox_serve" / "builtin_model"
 FLOAT32_BYTES = 4
 
 
-def test_planned_weights_are_those_of_the_checkpoint() -> None:
+def test_planned_weights_equal_the_checkpoint() -> None:
     elements = 0
     for path in FOLDER.glob("*.safetensors"):
         with safe_open(path, framework="np") as tensors:
@@ -33,7 +33,7 @@ def test_planned_weights_are_those_of_the_checkpoint() -> None:
     assert weight_bytes(facts, element_bytes=FLOAT32_BYTES) == elements * FLOAT32_BYTES
 
 
-def test_planned_weights_are_those_of_vllms_own_models(tmp_path: Path) -> None:
+def test_planned_weights_equal_those_of_vllms_models(tmp_path: Path) -> None:
     config = {
         "model_type": "gpt_neox",
         "architectures": ["GPTNeoXForCausalLM"],
@@ -51,12 +51,12 @@ def test_planned_weights_are_those_of_vllms_own_models(tmp_path: Path) -> None:
     ]
 
 
-def test_planned_kv_tokens_are_those_that_vllm_reports(real_cluster: CommandCluster) -> None:
+def test_planned_kv_tokens_equal_what_vllm_reports(real_cluster: CommandCluster) -> None:
     page = urllib.request.urlopen(f"http://127.0.0.1:{real_cluster.settings.metrics.port}/metrics", timeout=10).read().decode()
     lines = [line for line in page.splitlines() if line.startswith("vllm:cache_config_info{") and 'pool="generation"' in line]
-    assert lines, "vLLM says nothing of its cache"
-    told = dict(re.findall(r'(\w+)="([^"]*)"', lines[0]))
-    block_tokens, blocks = int(told["block_size"]), int(told["num_gpu_blocks"])
+    assert lines, "vLLM does not report its cache"
+    reported = dict(re.findall(r'(\w+)="([^"]*)"', lines[0]))
+    block_tokens, blocks = int(reported["block_size"]), int(reported["num_gpu_blocks"])
     room_bytes = real_cluster.settings.generation.engine.kv_cache_gib * (1 << 30)
     planned = int(room_bytes // (kv_bytes_per_token(read_facts(FOLDER), FLOAT32_BYTES) * block_tokens))
     assert blocks == planned

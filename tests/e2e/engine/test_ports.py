@@ -1,4 +1,4 @@
-"""The port to an engine core on the event loop, over a scripted engine: what goes wrong there is told to those whom it concerns."""
+"""The connection to an engine core on the event loop, tested with a scripted engine: failures reach the requests that they concern."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 @dataclass
 class ScriptedLlm:
-    """Answers every request in one step; refuses those named "bad", and dies of those named "deadly"."""
+    """Completes every request in one step, rejects the request "bad", and dies of the request "deadly"."""
 
     collectors: dict[str, Any] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
@@ -60,32 +60,32 @@ class ScriptedLlm:
             raise ValueError("cannot be followed")
 
 
-async def asked(port: LoopPort, name: str) -> Any:
-    """What comes of a request."""
-    came: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    await port.submit(SimpleNamespace(request_id=name), came.set_result)
+async def output_of(port: LoopPort, name: str) -> Any:
+    """Returns the output of a request, or the exception."""
+    output: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    await port.submit(SimpleNamespace(request_id=name), output.set_result)
     async with asyncio.timeout(10):
-        return await came
+        return await output
 
 
-async def test_requests_that_come_together_share_a_step() -> None:
+async def test_requests_submitted_together_share_a_step() -> None:
     llm, steps = ScriptedLlm(), StepSignal()
     ends: list[object] = []
     steps.connect(ends.append)
     port = LoopPort(llm, steps)
-    found = await asyncio.gather(*(asked(port, name) for name in ("a", "b", "c")))
+    found = await asyncio.gather(*(output_of(port, name) for name in ("a", "b", "c")))
     assert [each.name for each in found] == ["a", "b", "c"]
     assert llm.batches == [["a", "b", "c"]]
     assert ends == [None]
-    assert (await asked(port, "d")).name == "d"
+    assert (await output_of(port, "d")).name == "d"
     assert llm.batches == [["a", "b", "c"], ["d"]]
     await port.close()
 
 
-async def test_request_that_cannot_be_admitted_fails_alone() -> None:
+async def test_rejected_request_does_not_affect_others() -> None:
     llm = ScriptedLlm()
     port = LoopPort(llm, StepSignal())
-    found = await asyncio.gather(*(asked(port, name) for name in ("good", "bad", "other")), return_exceptions=True)
+    found = await asyncio.gather(*(output_of(port, name) for name in ("good", "bad", "other")), return_exceptions=True)
     assert [getattr(each, "name", str(each)) for each in found] == ["good", "cannot be followed", "other"]
     assert (llm.aborted, port.errored) == (["bad"], False)
     assert (await port.add_lora("fine")) is True
@@ -94,24 +94,24 @@ async def test_request_that_cannot_be_admitted_fails_alone() -> None:
     await port.close()
 
 
-async def test_stopped_request_hears_nothing_more() -> None:
+async def test_stopped_request_gets_no_output() -> None:
     llm, heard = ScriptedLlm(), list[Any]()
     port = LoopPort(llm, StepSignal())
     await port.submit(SimpleNamespace(request_id="stopped"), heard.append)
     await port.stop(["stopped"])
-    assert (await asked(port, "other")).name == "other"
+    assert (await output_of(port, "other")).name == "other"
     assert (heard, llm.aborted, llm.batches) == ([], ["stopped"], [["other"]])
     await port.close()
 
 
-async def test_dead_engine_is_told_to_all_who_wait_and_who_come_later() -> None:
+async def test_dead_engine_fails_waiting_and_later_requests() -> None:
     port = LoopPort(ScriptedLlm(), StepSignal())
-    deadly, beside = await asyncio.gather(asked(port, "deadly"), asked(port, "beside"))
+    deadly, beside = await asyncio.gather(output_of(port, "deadly"), output_of(port, "beside"))
     assert isinstance(deadly, EngineDeadError)
     assert isinstance(beside, EngineDeadError)
     assert port.errored
     with pytest.raises(EngineDeadError):
-        await asked(port, "late")
+        await output_of(port, "late")
     with pytest.raises(EngineDeadError):
         await port.add_lora("fine")
     await port.stop(["late"])

@@ -1,4 +1,4 @@
-"""vLLM's prefix cache: what it tells us of itself is what it has, under our names, and salts keep tenants apart."""
+"""vLLM's prefix cache: its ledger equals its content, and salts separate tenants."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _rng = Random(5)
 
 
 def fresh_prompt(blocks: int = 4) -> TokenIds:
-    """A prompt that no other test sends: full blocks and one token more."""
+    """Returns a prompt that no other test sends: full blocks and one more token."""
     return tuple(_rng.randrange(10, 2000) for _ in range(blocks * BLOCK_SIZE + 1))
 
 
 async def cached(engine: Engine, ids: TokenIds, salt: str | None = None, adapter: str | None = None, beam: Beam | None = None) -> int:
-    """The prompt tokens that an engine found in its cache."""
+    """Returns the number of prompt tokens that an engine found in its cache."""
     deltas: list[Delta] = []
     ended = asyncio.Event()
 
@@ -53,21 +53,21 @@ def named(ids: TokenIds, salt: str | None = None, adapter: str | None = None) ->
     return set(prompt_blocks(root(MODEL, adapter, salt), ids, BLOCK_SIZE))
 
 
-async def test_equal_salts_hit_in_full_and_different_ones_not_at_all(generation_engine: Engine) -> None:
+async def test_requests_with_equal_salts_share_the_cache_and_others_do_not(generation_engine: Engine) -> None:
     ids = fresh_prompt()
     found = [await cached(generation_engine, ids, salt) for salt in ("acme", "acme", "other", "other", None, None, "acme")]
     full = 4 * BLOCK_SIZE
     assert found == [0, full, 0, full, 0, full, full]
 
 
-async def test_salt_keeps_beam_search_apart_too(generation_engine: Engine) -> None:
+async def test_salt_separates_beam_searches_too(generation_engine: Engine) -> None:
     ids = fresh_prompt()
     assert await cached(generation_engine, ids, "acme", beam=Beam(2)) == 0
     assert await cached(generation_engine, ids, "other", beam=Beam(2)) == 0
     assert await cached(generation_engine, ids, "acme", beam=Beam(2)) == 4 * BLOCK_SIZE
 
 
-async def test_ledger_names_what_the_engine_has_as_gateways_do(generation_engine: Engine) -> None:
+async def test_ledger_uses_the_same_block_hashes_as_gateways(generation_engine: Engine) -> None:
     ledger = ledger_of(generation_engine)
     for salt, adapter in ((None, None), ("acme", None), (None, "loud"), ("acme", "loud")):
         ids = fresh_prompt()
@@ -76,29 +76,29 @@ async def test_ledger_names_what_the_engine_has_as_gateways_do(generation_engine
         await until(lambda ids=ids, salt=salt, adapter=adapter: named(ids, salt, adapter) <= set(ledger.blocks()), 5)  # type: ignore[misc]
 
 
-async def test_full_cache_forgets_and_the_ledger_with_it(generation_engine: Engine) -> None:
-    """Whatever the ledger has of a prompt is what the engine finds of it, whether it was pushed out or not."""
+async def test_ledger_follows_evictions_of_a_full_cache(generation_engine: Engine) -> None:
+    """The engine finds exactly those blocks of a prompt that the ledger has, whether some were evicted or not."""
     ledger, prompts = ledger_of(generation_engine), [fresh_prompt(12) for _ in range(200)]
     for first in range(0, len(prompts), 8):
         await asyncio.gather(*(cached(generation_engine, ids) for ids in prompts[first : first + 8]))
     await asyncio.sleep(0.3)
-    assert held(ledger, prompts[-1]) == 12
-    assert held(ledger, prompts[0]) == 0
-    partly = max((ids for ids in prompts if held(ledger, ids) < 12), key=lambda ids: held(ledger, ids))
+    assert leading_blocks(ledger, prompts[-1]) == 12
+    assert leading_blocks(ledger, prompts[0]) == 0
+    partly = max((ids for ids in prompts if leading_blocks(ledger, ids) < 12), key=lambda ids: leading_blocks(ledger, ids))
     for ids in (partly, prompts[0], prompts[-1]):
-        expected = held(ledger, ids) * BLOCK_SIZE
+        expected = leading_blocks(ledger, ids) * BLOCK_SIZE
         assert await cached(generation_engine, ids) == expected
         await asyncio.sleep(0.3)
 
 
-def held(ledger: BlockLedger, ids: TokenIds) -> int:
-    """The prompt's first blocks that are there, up to the first that is not."""
+def leading_blocks(ledger: BlockLedger, ids: TokenIds) -> int:
+    """Returns the number of the prompt's leading blocks that the ledger has."""
     blocks = prompt_blocks(root(MODEL), ids, BLOCK_SIZE)
     return next((number for number, block in enumerate(blocks) if block not in ledger), len(blocks))
 
 
-async def test_salts_keep_embeddings_apart() -> None:
-    """Of pooling by the last token, which uses the prefix cache."""
+async def test_salts_separate_embeddings() -> None:
+    """The pooling is LAST, which uses the prefix cache."""
     values = {"default_pooling": "last", "engine": SMALL}
     engine, ids = await start(Pool.EMBEDDING, restore({"embedding": values})), fresh_prompt()
     try:

@@ -1,4 +1,4 @@
-"""Engines as processes: two tensor-parallel workers agree with one, a killed engine core is told of, and stopping leaves nothing."""
+"""Processes of an engine: tensor-parallel workers, the death of the engine core, and a stop that leaves nothing behind."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ LOST_WITHIN_S = 20.0
 
 @pytest.fixture(scope="module")
 async def parallel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    """An engine on two workers, with an adapter."""
+    """An engine with two tensor-parallel workers and an adapter."""
     if (os.cpu_count() or 1) < 2:
         pytest.skip("two workers are bound to two cores")
     adapter = write_adapter(tmp_path_factory.mktemp("parallel") / "loud", scale=0.1)
@@ -38,25 +38,25 @@ async def parallel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ru
 
 
 def engine_core(running: Running) -> psutil.Process:
-    """The process that vLLM calls so."""
+    """Returns the process of vLLM's engine core."""
     return next(process for process in running.processes if process.cmdline()[0].startswith("VLLM::EngineCore"))
 
 
-async def test_adapter_on_two_workers_gives_the_tokens_of_one_worker(parallel: Running, generation_engine: Engine) -> None:
+async def test_two_workers_give_the_same_tokens_as_one_with_an_adapter(parallel: Running, generation_engine: Engine) -> None:
     request = GenerationRequest("r", tuple(range(40, 60)), Stopping(12, ignore_eos=True), Sampling(temperature=0.0), adapter="loud")
     alone, together = [(await ask(engine, request, "tp")).token_ids() for engine in (generation_engine, parallel.engine)]
     base = (await ask(parallel.engine, replace(request, adapter=None), "base")).token_ids()
     assert together == alone != base
 
 
-async def test_engine_core_is_forked_by_the_fork_server(parallel: Running) -> None:
+async def test_engine_core_is_a_child_of_the_fork_server(parallel: Running) -> None:
     server = engine_core(parallel).parent()
     assert server is not None
     assert "forkserver" in " ".join(server.cmdline())
 
 
-def test_fork_server_can_import_what_it_is_told_to() -> None:
-    """It would say nothing of an import that fails, and each engine core would import anew."""
+def test_fork_server_preload_imports_the_engine_core() -> None:
+    """The fork server ignores a failing import, and each engine core would then import the modules itself."""
     code = (
         "import gc, sys; import neox_serve.engine.vllm.processes.core_imports; "
         "assert gc.isenabled(); assert 'vllm.v1.engine.core' in sys.modules"
@@ -65,13 +65,13 @@ def test_fork_server_can_import_what_it_is_told_to() -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_two_workers_give_the_tokens_of_one(parallel: Running, generation_engine: Engine) -> None:
+async def test_two_workers_give_the_same_tokens_as_one(parallel: Running, generation_engine: Engine) -> None:
     two, one = await asyncio.gather(ask(parallel.engine, REQUEST), ask(generation_engine, REQUEST))
     assert two.token_ids() == one.token_ids()
     assert two.text() == one.text()
 
 
-async def test_killed_engine_core_ends_everything_with_replica_lost(parallel: Running) -> None:
+async def test_killed_engine_core_ends_all_requests_with_replica_lost(parallel: Running) -> None:
     sink = RecordingSink()
     await parallel.engine.generate("running", LONG, sink)
     await parallel.engine.generate("beams", GenerationRequest("beams", (5, 6), Stopping(max_tokens=500), beam=Beam(2)), sink)
@@ -80,11 +80,11 @@ async def test_killed_engine_core_ends_everything_with_replica_lost(parallel: Ru
     async with asyncio.timeout(LOST_WITHIN_S):
         ends = [(await sink.until(key))[-1].failure for key in ("running", "beams")]
     assert [failure and failure.reason for failure in ends] == [Reason.REPLICA_LOST] * 2
-    await is_lost(parallel.engine)
+    await assert_lost(parallel.engine)
 
 
-async def is_lost(engine: Engine) -> None:
-    """Whatever is asked of a lost engine says so at once, and nothing is left in it."""
+async def assert_lost(engine: Engine) -> None:
+    """Asserts that every call fails with REPLICA_LOST and that no request is left."""
     embedding = engine.embed("e", EmbeddingRequest("e", (1,), Pooling.MEAN))
     for refused in (engine.check_health(), engine.generate("new", REQUEST, lambda _: None), embedding):
         with pytest.raises(ServeError) as raised:
@@ -93,8 +93,8 @@ async def is_lost(engine: Engine) -> None:
     assert (engine.stats().running_requests, engine.stats().waiting_requests) == (0, 0)
 
 
-async def test_close_after_the_death_leaves_no_process_and_no_shared_memory(parallel: Running) -> None:
+async def test_close_of_a_dead_engine_leaves_no_process_and_no_shared_memory(parallel: Running) -> None:
     await parallel.engine.close()
     await parallel.engine.close()
-    assert parallel.segments, "nothing was there to be left"
+    assert parallel.segments, "the engine used no shared memory"
     assert parallel.left() == ([], [])
