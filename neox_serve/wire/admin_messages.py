@@ -1,4 +1,4 @@
-"""AdminService's messages <-> core types. What comes in is checked here, since each field's range is that of the type it becomes."""
+"""Messages of AdminService <-> core types. Incoming messages are validated here, because the ranges are those of the core types."""
 
 import json
 import math
@@ -35,21 +35,21 @@ PRIORITIES: Mapping[int, PriorityClass] = {
     generation_pb2.PRIORITY_CLASS_DEFAULT: PriorityClass.DEFAULT,
     generation_pb2.PRIORITY_CLASS_BULK: PriorityClass.BULK,
 }
-"""Protobuf -> core."""
+"""Priority classes, from protobuf to core."""
 PRIORITY_NUMBERS: Mapping[PriorityClass, generation_pb2.PriorityClass.ValueType] = {
     PriorityClass.SYSTEM: generation_pb2.PRIORITY_CLASS_SYSTEM,
     PriorityClass.INTERACTIVE: generation_pb2.PRIORITY_CLASS_INTERACTIVE,
     PriorityClass.DEFAULT: generation_pb2.PRIORITY_CLASS_DEFAULT,
     PriorityClass.BULK: generation_pb2.PRIORITY_CLASS_BULK,
 }
-"""Core -> protobuf."""
+"""Priority classes, from core to protobuf."""
 
 _QUOTAS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests")
 _MAX_NAME_CHARACTERS = 255
 
 
 def tenant_from_proto(message: admin_service_pb2.Tenant) -> Tenant:
-    """Raises INVALID_ARGUMENT with a violation for each wrong field."""
+    """Returns the tenant. Raises INVALID_ARGUMENT with a violation for each invalid field."""
     violations = list(_violations(message))
     if violations:
         texts = "; ".join(f"{one.field}: {one.description}" for one in violations)
@@ -67,7 +67,7 @@ def tenant_from_proto(message: admin_service_pb2.Tenant) -> Tenant:
 
 
 def tenant_to_proto(tenant: Tenant, certificate_names: Iterable[str]) -> admin_service_pb2.Tenant:
-    """As clients see it."""
+    """Returns the public message of a tenant."""
     quotas = {name: getattr(tenant.quotas, name) for name in _QUOTAS}
     return admin_service_pb2.Tenant(
         name=tenant.name,
@@ -83,7 +83,7 @@ def tenant_to_proto(tenant: Tenant, certificate_names: Iterable[str]) -> admin_s
 
 
 def key_to_proto(key: ApiKey) -> admin_service_pb2.Key:
-    """Without its secret, and without what is kept of it."""
+    """Returns the public message of a key, without its secret or its hash."""
     return admin_service_pb2.Key(
         key_id=key.key_id,
         tenant=key.tenant,
@@ -95,7 +95,7 @@ def key_to_proto(key: ApiKey) -> admin_service_pb2.Key:
 
 
 def seconds(duration: Duration, field: str, max_s: float = MAX_LIFETIME_S) -> float:
-    """A duration of at least 0. Raises INVALID_ARGUMENT."""
+    """Returns a duration in seconds. Raises INVALID_ARGUMENT if it is negative or above the maximum."""
     value_s = duration.seconds + duration.nanos / 1e9
     if not 0 <= value_s <= max_s:
         raise invalid(field, f"got {value_s:g} s, must be in [0, {max_s:g}] s")
@@ -103,34 +103,34 @@ def seconds(duration: Duration, field: str, max_s: float = MAX_LIFETIME_S) -> fl
 
 
 def timestamp(at_s: float) -> Timestamp:
-    """Of seconds since the epoch."""
+    """Returns the Timestamp of a time in seconds since the epoch."""
     at_us = round(at_s * 1e6)
     return Timestamp(seconds=at_us // 1_000_000, nanos=at_us % 1_000_000 * 1_000)
 
 
 def microseconds(moment: Timestamp) -> int:
-    """Since the epoch."""
+    """Returns microseconds since the epoch."""
     return moment.seconds * 1_000_000 + moment.nanos // 1_000
 
 
 def audit_to_proto(at_s: float, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> admin_service_pb2.AuditEntry:
-    """As clients see it."""
+    """Returns the public message of an entry in the audit log."""
     return admin_service_pb2.AuditEntry(
         time=timestamp(at_s), actor=actor, action=action, subject=subject, details_json=json.dumps(details, sort_keys=True)
     )
 
 
-def page_size(asked: int, field: str = "page_size") -> int:
-    """100 where none is asked. Raises INVALID_ARGUMENT above 1,000."""
-    if asked > 1_000:
-        raise invalid(field, f"got {asked}, must be in [1, 1000]")
-    return asked or 100
+def page_size(requested: int, field: str = "page_size") -> int:
+    """Returns the requested page size, or 100 if it is 0. Raises INVALID_ARGUMENT above 1,000."""
+    if requested > 1_000:
+        raise invalid(field, f"got {requested}, must be in [1, 1000]")
+    return requested or 100
 
 
 def _violations(message: admin_service_pb2.Tenant) -> Iterable[FieldViolation]:
     if not NAME.fullmatch(message.name):
-        described = f"got {message.name!r}, must be 1 to 63 characters of [a-z0-9._-], the first a letter or digit"
-        yield FieldViolation("tenant.name", described)
+        description = f"got {message.name!r}, must be 1 to 63 characters of [a-z0-9._-], the first a letter or digit"
+        yield FieldViolation("tenant.name", description)
     if message.role not in _ROLES:
         yield FieldViolation("tenant.role", f"got {message.role}, must be one of {', '.join(admin_service_pb2.Role.keys())}")
     if message.class_ceiling not in PRIORITIES:
@@ -141,12 +141,12 @@ def _violations(message: admin_service_pb2.Tenant) -> Iterable[FieldViolation]:
     for name in _QUOTAS:
         if (limit := getattr(message.quotas, name)) > MAX_LIMIT:
             yield FieldViolation(f"tenant.quotas.{name}", f"got {limit}, must be in [0, 2^62]")
-    yield from _wrong_names("tenant.models.names", message.models.names)
-    yield from _wrong_names("tenant.adapters.names", message.adapters.names)
-    yield from _wrong_names("tenant.certificate_names", message.certificate_names)
+    yield from _invalid_names("tenant.models.names", message.models.names)
+    yield from _invalid_names("tenant.adapters.names", message.adapters.names)
+    yield from _invalid_names("tenant.certificate_names", message.certificate_names)
 
 
-def _wrong_names(field: str, names: Sequence[str]) -> Iterable[FieldViolation]:
+def _invalid_names(field: str, names: Sequence[str]) -> Iterable[FieldViolation]:
     for position, name in enumerate(names):
         if not 1 <= len(name) <= _MAX_NAME_CHARACTERS:
             yield FieldViolation(f"{field}[{position}]", f"got {name!r}, must have 1 to {_MAX_NAME_CHARACTERS} characters")

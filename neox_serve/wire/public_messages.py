@@ -1,4 +1,4 @@
-"""The public protobuf messages <-> core types. Messages that come in have been validated before."""
+"""Public protobuf messages <-> core types. Incoming messages have been validated before."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ POOLINGS: Mapping[Pooling, inference_service_pb2.Pooling.ValueType] = {
     Pooling.LAST: inference_service_pb2.POOLING_LAST,
     Pooling.MEAN: inference_service_pb2.POOLING_MEAN,
 }
-"""Core pooling -> protobuf."""
+"""Poolings, from core to protobuf."""
 
 _POOLINGS_BACK = {number: pooling for pooling, number in POOLINGS.items()}
 
@@ -63,7 +63,7 @@ def generation_request(
     cache_salt: str | None = None,
     session: str = "",
 ) -> GenerationRequest:
-    """What an engine is asked for one prompt. `max_tokens` has been worked out from the parameters and the prompt."""
+    """Returns the engine request of one prompt. `max_tokens` is what the parameters and the prompt allow."""
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
@@ -79,12 +79,12 @@ def generation_request(
 
 
 def pooling(number: inference_service_pb2.Pooling.ValueType, default: Pooling) -> Pooling:
-    """Protobuf pooling -> core; POOLING_UNSPECIFIED is the default."""
+    """Returns the core pooling; the default for POOLING_UNSPECIFIED."""
     return _POOLINGS_BACK.get(number, default)
 
 
 def finish_message(index: int, finish: Finish) -> generation_pb2.Finish:
-    """How the completion of this index ended."""
+    """Returns the message that says how a completion ended."""
     message = generation_pb2.Finish(index=index, reason=_FINISH_REASONS[finish.reason])
     if isinstance(finish.stop, str):
         message.stop_sequence = finish.stop
@@ -94,7 +94,7 @@ def finish_message(index: int, finish: Finish) -> generation_pb2.Finish:
 
 
 def logprob_messages(positions: Iterable[PositionLogprobs]) -> list[generation_pb2.PositionLogprobs]:
-    """Log-probabilities, a message a position."""
+    """Returns one message for each position."""
     return [
         generation_pb2.PositionLogprobs(
             token=token_logprob_message(position.token), alternatives=[token_logprob_message(token) for token in position.alternatives]
@@ -104,26 +104,26 @@ def logprob_messages(positions: Iterable[PositionLogprobs]) -> list[generation_p
 
 
 def embedding_message(result: EmbeddingResult, prompt_tokens: int) -> inference_service_pb2.Embedding:
-    """A vector of an embedding engine (little-endian float32, as every platform we run on has it)."""
+    """Returns the message of a vector, whose values are little-endian float32, the byte order of every supported platform."""
     return inference_service_pb2.Embedding(values=memoryview(result.values).cast("f"), prompt_tokens=prompt_tokens)
 
 
 def duration(seconds: float) -> Duration:
-    """Seconds as a protobuf Duration."""
+    """Returns seconds as a Duration."""
     message = Duration()
     message.FromNanoseconds(round(seconds * 1e9))
     return message
 
 
 class ChunkWriter:
-    """Serialises a stream's chunks. Holds one message and fills it anew for each chunk: half the time of making one."""
+    """Serializes the chunks of a stream. It reuses one message, which takes half the time of creating one for each chunk."""
 
     def __init__(self) -> None:
         self._event = inference_service_pb2.StreamGenerateResponse()
         self._chunk = self._event.chunk
 
     def write(self, index: int, text: str, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] = ()) -> bytes:
-        """One serialised StreamGenerateResponse with a chunk."""
+        """Returns a serialized StreamGenerateResponse with one chunk."""
         chunk = self._chunk
         chunk.index = index
         chunk.text = text
@@ -134,7 +134,7 @@ class ChunkWriter:
         return self._event.SerializeToString()
 
     def write_sequences(self, sequences: Sequence[SequenceDelta]) -> list[bytes]:
-        """The chunks of these deltas, at most one for each index; deltas without news give none."""
+        """Returns the serialized chunks of these deltas, at most one for each index, and none for deltas without text and tokens."""
         if len(sequences) == 1:
             (only,) = sequences
             return [self.write(only.index, only.text, only.token_ids, only.logprobs)] if only.token_ids or only.text else []
@@ -158,7 +158,7 @@ def _by_index(sequences: Iterable[SequenceDelta]) -> dict[int, list[SequenceDelt
 
 
 def _present(message: Message, fields: Iterable[str]) -> dict[str, Any]:
-    """Values of the fields that are there; for the others the core's defaults hold."""
+    """Returns the values of the fields that are present. The core types have the defaults of the others."""
     return {field: getattr(message, field) for field in fields if message.HasField(field)}
 
 
@@ -193,4 +193,5 @@ def _beam(message: generation_pb2.BeamSearch) -> Beam:
 
 
 def token_logprob_message(token: TokenLogprob) -> generation_pb2.TokenLogprob:
+    """Returns the message of a token and its log-probability."""
     return generation_pb2.TokenLogprob(token_id=token.token_id, text=token.text, logprob=token.logprob, rank=token.rank)

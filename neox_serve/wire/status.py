@@ -1,7 +1,7 @@
-"""Errors on the wire: ServeError -> google.rpc.Status with details, and back.
+"""Errors on the wire: ServeError to google.rpc.Status with details, and back.
 
-One table gives each reason its gRPC code; nothing else in the system chooses a code. The rich status travels in the trailing metadata,
-base64-encoded, next to its message percent-encoded; peers drop the connection's headers beyond 8 KiB, so all texts are bounded here.
+One table maps reasons to gRPC codes; nothing else in the system chooses a code. The status is sent base64-encoded in the trailing metadata,
+beside its percent-encoded message. Peers drop header lists above 8 KiB, so all texts are limited here.
 """
 
 from collections.abc import Iterator, Mapping, MutableSequence
@@ -35,13 +35,13 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.ENGINE_FAILED: grpc.StatusCode.INTERNAL,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
-"""Every reason's gRPC code."""
+"""The gRPC code of every reason."""
 
 _GENERIC_TEXTS: Mapping[Reason, str] = {
     Reason.ENGINE_FAILED: "the engine failed on this request; report it with the request id",
     Reason.INTERNAL: "a fault of the server; report it with the request id",
 }
-"""What clients see of faults of ours; their own message goes to the log alone."""
+"""Messages that clients see for faults of the server; the real message is only logged."""
 
 _REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
     grpc.StatusCode.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
@@ -52,22 +52,24 @@ _REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED: Reason.CANCELLED,
 }
-"""What a status without our details means: it comes from the transport or the client's own channel. Others are INTERNAL."""
+"""Reason of a status without our details, which comes from the transport or the client's own channel. Other codes mean INTERNAL."""
 
 _NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 _CODES_BY_NUMBER = {number: code for code, number in _NUMBERS.items()}
 
-# Base64 makes 5.4 KiB of 4 KiB, and a message of 512 bytes is at most 1.5 KiB percent-encoded: together under 8 KiB with room for the rest.
 _MAX_STATUS_BYTES = 4096
+"""Size of a serialized status: 5.4 KiB in base64, which with the message leaves room for other headers in 8 KiB."""
 _MAX_MESSAGE_BYTES = 512
+"""Size of the message: at most 1.5 KiB percent-encoded."""
 _MAX_TEXT_BYTES = 256
+"""Size of each text in the details."""
 
 
 def to_rich_status(error: ServeError, request_id: str = "") -> status_pb2.Status:
-    """The error as clients see it: ErrorInfo always; BadRequest, QuotaFailure and RetryInfo where the error has them.
+    """Returns the status that clients see: always with ErrorInfo, and with BadRequest, QuotaFailure and RetryInfo if the error has them.
 
-    Reasons that are faults of the server show a generic text and no metadata but `request_id`. At most 4 KiB serialised: texts are clipped,
-    and violations that do not fit are left out.
+    Faults of the server have a generic message and no metadata except `request_id`. The serialized status has at most 4 KiB: texts are
+    clipped, and violations that do not fit are left out.
     """
     generic = _GENERIC_TEXTS.get(error.reason)
     status = status_pb2.Status(code=_NUMBERS[CODES[error.reason]], message=generic or clip(error.message, _MAX_MESSAGE_BYTES))
@@ -77,12 +79,12 @@ def to_rich_status(error: ServeError, request_id: str = "") -> status_pb2.Status
 
 
 def to_grpc_status(error: ServeError, request_id: str = "") -> grpc.Status:
-    """The same for grpc: code, text and the trailing metadata that carries the details."""
+    """Returns the status for grpc: code, message, and trailing metadata with the details."""
     return rpc_status.to_status(to_rich_status(error, request_id))
 
 
 def from_rich_status(status: status_pb2.Status) -> ServeError:
-    """The error that a rich status tells of; one without our ErrorInfo gets the reason that fits its code."""
+    """Returns the error that a status describes. Without our ErrorInfo, the code determines the reason."""
     code = _CODES_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     quota, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
@@ -98,10 +100,10 @@ def from_rich_status(status: status_pb2.Status) -> ServeError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> ServeError:
-    """The ServeError behind an error of a call, sync or asyncio. Without our details: a reason by the code, with grpc's own text."""
+    """Returns the ServeError of a failed call, sync or asyncio. Without our details, the code determines the reason and grpc the text."""
     try:
         status = rpc_status.from_call(cast("grpc.Call", error))
-    except ValueError:  # details that contradict the call's code or text are not ours
+    except ValueError:  # details that contradict the code or message of the call are not ours
         status = None
     if status is not None:
         return from_rich_status(status)
@@ -110,7 +112,7 @@ def from_rpc_error(error: grpc.RpcError) -> ServeError:
 
 
 def clip(text: str, max_bytes: int) -> str:
-    """The text as valid UTF-8 of at most `max_bytes` bytes; an ellipsis shows that something was cut off."""
+    """Returns the text as valid UTF-8 of at most `max_bytes` bytes. An ellipsis marks a text that was cut off."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= max_bytes:
         return encoded.decode("utf-8")
@@ -118,11 +120,11 @@ def clip(text: str, max_bytes: int) -> str:
 
 
 def _details(error: ServeError, metadata: Mapping[str, str], request_id: str) -> Iterator[Message]:
-    """The details, most important first."""
-    facts = {clip(key, 64): clip(value, _MAX_TEXT_BYTES) for key, value in [*metadata.items()][:8]}
+    """Yields the details, the most important first."""
+    metadata_texts = {clip(key, 64): clip(value, _MAX_TEXT_BYTES) for key, value in [*metadata.items()][:8]}
     if request_id:
-        facts["request_id"] = clip(request_id, 128)
-    yield error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=facts)
+        metadata_texts["request_id"] = clip(request_id, 128)
+    yield error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata_texts)
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
@@ -148,8 +150,8 @@ def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailur
 
 
 def _append_if_it_fits(status: status_pb2.Status, detail: Message) -> None:
-    """Packs the detail, dropping the last of its violations until the status is within bounds."""
-    room = _MAX_STATUS_BYTES - status.ByteSize() - 80  # 80: the type URL and the lengths around it
+    """Packs the detail, and drops violations from its end until the status fits."""
+    room = _MAX_STATUS_BYTES - status.ByteSize() - 80  # 80 bytes for the type URL and lengths
     violations = _violations_of(detail)
     while detail.ByteSize() > room and violations:
         violations.pop()

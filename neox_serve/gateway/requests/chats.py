@@ -1,4 +1,4 @@
-"""Chats: made into text by the chat template of the adapter that is asked for, or else of the model."""
+"""Renders chats to text with the chat template of the requested adapter or, if it has none, of the model."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from neox_serve.v1 import generation_pb2
 
 
 class Chats:
-    """Renders chats. Templates of adapters are read once: adapters do not change."""
+    """Renders chats. The template of an adapter is read once, because adapters do not change."""
 
     def __init__(self, served: Served, tokenizer: Tokenizer) -> None:
         self._served = served
@@ -21,7 +21,7 @@ class Chats:
         self._templates: dict[str, str | None] = {}
 
     async def as_texts(self, prompts: Sequence[generation_pb2.Prompt], path: str, adapter: str) -> Sequence[generation_pb2.Prompt]:
-        """The prompts with a text for each chat. path: as in `fit_prompts`. Raises INVALID_ARGUMENT."""
+        """Returns the prompts with every chat replaced by text. `path` is as in `fit_prompts`. Raises INVALID_ARGUMENT."""
         if not any(prompt.HasField("chat") for prompt in prompts):
             return prompts
         return await asyncio.to_thread(self._as_texts, prompts, path, adapter)
@@ -35,16 +35,16 @@ class Chats:
     def _text(self, prompt: generation_pb2.Prompt, field: str, adapter: str) -> generation_pb2.Prompt:
         template = self._template(adapter)
         if template is None:
-            which = f"neither adapter {adapter!r} nor the model has" if adapter else "the model has not"
+            which = f"neither adapter {adapter!r} nor the model has" if adapter else "the model does not have"
             raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation(field, f"{which} a chat template; send the prompt as text")])
         messages = [{"role": message.role, "content": message.content} for message in prompt.chat.messages]
         try:
             return generation_pb2.Prompt(text=render(template, messages, end_of_text=self._end_of_text))
         except ChatTemplateError as error:
-            raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation(field, f"the chat template refuses it: {error}")]) from error
+            raise refusal(Reason.INVALID_ARGUMENT, [FieldViolation(field, f"the chat template rejects this chat: {error}")]) from error
 
     def _template(self, adapter: str) -> str | None:
-        """Raises INVALID_ARGUMENT where an adapter's cannot be read."""
+        """Returns the template, or None if there is none. Raises INVALID_ARGUMENT if that of the adapter cannot be read."""
         if not adapter:
             return self._model_template
         if adapter not in self._templates:

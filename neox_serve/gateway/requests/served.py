@@ -1,4 +1,4 @@
-"""What this gateway serves and within which limits, worked out once from settings and model facts."""
+"""The model that this gateway serves and its limits, derived once from settings and model facts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,28 +16,38 @@ from neox_serve.settings.slices import ServedModelSettings
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The one model of this application. limits: by pool, for the pools that are enabled. adapters: but for those of the registry.
-
-    local_adapters: folders of those that are on this machine.
-    """
+    """The model of this application."""
 
     model: str
+    """Name that requests use."""
     source: str
+    """Where the weights come from, without local paths."""
     revision: str
+    """Revision of the source; empty if it has none."""
     adapters: tuple[str, ...]
+    """Names of the adapters in the settings; those of the registry are not included."""
     local_adapters: Mapping[str, Path]
+    """Folders of the adapters that are on this machine."""
     registry: AdapterRegistry
+    """Adapters that fine-tuning jobs publish."""
     max_adapter_rank: int
+    """Largest rank of a LoRA adapter."""
     limits: dict[Pool, ModelLimits]
+    """Limits of one request, for each enabled pool."""
     default_pooling: Pooling
+    """Pooling of embeddings if the request names none."""
     embedding_dimensions: int
+    """Length of each vector."""
     embedding_layer: int
+    """Layer whose output is embedded, counted from 1."""
     final_layer_norm: bool
+    """Whether the final layer norm is applied to that output."""
     end_of_text_id: int
+    """Id of the end-of-text token."""
 
     @classmethod
     def from_settings(cls, settings: ServedModelSettings, facts: ModelFacts) -> "Served":
-        """What the settings say about a model of these facts."""
+        """Derives everything from the settings and the facts of the model."""
         limits = {pool: _limits(settings, facts, max_model_len) for pool, max_model_len in settings.max_model_len.items()}
         paths = {adapter.name: Path(adapter.path).expanduser() for adapter in settings.model.adapters if "://" not in adapter.path}
         local = {name: path for name, path in paths.items() if path.is_dir()}
@@ -58,20 +68,20 @@ class Served:
         )
 
     def seen_by(self, tenant: Tenant) -> "Served":
-        """What of it there is for a tenant; the rest is as unknown to it as what does not exist."""
+        """Returns the part that a tenant may use. Everything else looks to it as if it did not exist."""
         adapters = usable_adapters(tenant, self.adapters, self.registry.current)
         if tenant.models is None and adapters == self.adapters:
             return self
         return replace(self, adapters=adapters, limits=self.limits if tenant.models is None or self.model in tenant.models else {})
 
     def limits_of(self, pool: Pool, name: str) -> ModelLimits:
-        """The limits of the model of that name (empty: the one served). Raises UNKNOWN_MODEL, listing what is served."""
+        """Returns the limits of a model by name; an empty name means the served one. Raises UNKNOWN_MODEL, listing what is served."""
         if name not in ("", self.model) or pool not in self.limits:
             raise self._unknown("model", name, [self.model] if pool in self.limits else [])
         return self.limits[pool]
 
     def check_name(self, name: str) -> None:
-        """Raises UNKNOWN_MODEL, listing what is served, unless this is the model's name; an empty one stands for none here."""
+        """Raises UNKNOWN_MODEL, listing what is served, unless this is the name of the model. An empty name is not accepted here."""
         if name != self.model or not self.limits:
             raise self._unknown("name", name, [self.model] if self.limits else [])
 
@@ -85,7 +95,7 @@ class Served:
             )
 
     def adapter_folder(self, name: str) -> Path | None:
-        """Where an adapter is; None where it is not on this machine."""
+        """Returns the folder of an adapter, or None if it is not on this machine."""
         return self.local_adapters.get(name) or self.registry.find(name)
 
     def _unknown(self, field: str, name: str, known: list[str]) -> ServeError:
@@ -109,5 +119,5 @@ def _limits(settings: ServedModelSettings, facts: ModelFacts, max_model_len: int
 
 
 def _public_source(source: str) -> str:
-    """A local folder by its name alone: where it lies is nobody's business."""
+    """Returns only the name of a local folder, because clients must not see paths of this machine."""
     return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source

@@ -1,6 +1,7 @@
-"""Requests against what the protos promise. Pure: a message, what is served, and out come violations that name field, value and range.
+"""Validation of requests against the ranges that the protos document. Pure; violations name the field, its value and what is allowed.
 
-Two stages: `check_*` looks at the message alone; `neox_serve.gateway.requests.prompts` then fits the tokenized prompts into the context.
+There are two stages. The functions `check_*` look only at the message; `neox_serve.gateway.requests.prompts` then fits the tokenized
+prompts into the context.
 """
 
 import re
@@ -21,7 +22,7 @@ from neox_serve.v1 import generation_pb2, inference_service_pb2, token_service_p
 MAX_MESSAGES = 1_000
 MAX_LOGIT_BIASES = 1_024
 MAX_STOP_SEQUENCE_BYTES = 256
-SEEDS = 2**63
+MAX_SEED = 2**63 - 1
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 REQUEST_ID_ALLOWED = "1 to 128 characters of [A-Za-z0-9._:-]"
@@ -35,25 +36,29 @@ class Identified(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """An optional number's allowed interval; both ends belong to it unless `above_low`. NaN belongs to none."""
+    """The allowed interval of an optional number. NaN is outside of every interval."""
 
     field: str
+    """Name of the field."""
     low: float
+    """Lower end."""
     high: float
+    """Upper end, which is allowed."""
     above_low: bool = False
+    """Whether the lower end itself is not allowed."""
 
     def __str__(self) -> str:
         return f"in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
 
-    def holds(self, value: float) -> bool:
-        """Whether the value is in the interval."""
+    def contains(self, value: float) -> bool:
+        """Returns whether the value is in the interval."""
         return self.low <= value <= self.high and not (self.above_low and value == self.low)
 
     def check(self, message: Message, path: str, violations: Violations) -> None:
-        """Notes the field if it is there and outside."""
+        """Adds a violation if the field is present and outside of the interval."""
         if message.HasField(self.field):
             value = getattr(message, self.field)
-            violations.require(self.holds(value), f"{path}.{self.field}", value, str(self))
+            violations.require(self.contains(value), f"{path}.{self.field}", value, str(self))
 
 
 SAMPLING_RANGES = (
@@ -79,12 +84,12 @@ _NOT_WITH_BEAMS: tuple[Literal["sampling", "structured_output", "n", "logprobs",
 
 
 def is_request_id(text: str) -> bool:
-    """Whether the text may be a request id."""
+    """Returns whether the text is a valid request id."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
 def check_generate(request: inference_service_pb2.GenerateRequest | inference_service_pb2.EstimateRequest, served: Served) -> ModelLimits:
-    """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
+    """Returns the limits of the model. Raises UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     served.check_adapter(request.adapter)
     violations = Violations()
@@ -99,7 +104,7 @@ def check_generate(request: inference_service_pb2.GenerateRequest | inference_se
 
 
 def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, served: Served) -> ModelLimits:
-    """As `check_generate`."""
+    """Returns the limits of the model. Raises ServeError as `check_generate` does."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     served.check_adapter(request.adapter)
     violations = Violations()
@@ -114,7 +119,7 @@ def check_stream_generate(request: inference_service_pb2.StreamGenerateRequest, 
 
 
 def check_score(request: inference_service_pb2.ScoreRequest, served: Served) -> ModelLimits:
-    """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
+    """Returns the limits of the model. Raises UNKNOWN_MODEL, UNKNOWN_ADAPTER, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     served.check_adapter(request.adapter)
     violations = Violations()
@@ -122,7 +127,7 @@ def check_score(request: inference_service_pb2.ScoreRequest, served: Served) -> 
     _check_enum(request.priority, generation_pb2.PriorityClass, "priority", violations)
     _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)
     if request.truncation == generation_pb2.TRUNCATION_KEEP_START:
-        violations.add("truncation", "KEEP_START would cut the continuation; must be KEEP_END or absent")
+        violations.add("truncation", "got KEEP_START, which would cut off the continuation; must be KEEP_END or absent")
     violations.count(len(request.items), "items", limits.prompts_per_request, min_entries=1)
     for index, item in enumerate(request.items[: limits.prompts_per_request]):
         if item.context.text or item.context.token_ids.ids:
@@ -133,7 +138,7 @@ def check_score(request: inference_service_pb2.ScoreRequest, served: Served) -> 
 
 
 def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> ModelLimits:
-    """Returns the model's limits. Raises ServeError: UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
+    """Returns the limits of the model. Raises UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.EMBEDDING, request.model)
     violations = Violations()
     _check_request_id(request, violations)
@@ -141,7 +146,7 @@ def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> 
     _check_prompts(request.inputs, "inputs", limits, violations)
     _check_enum(request.pooling, inference_service_pb2.Pooling, "pooling", violations)
     if request.HasField("layer"):
-        allowed = f"{served.embedding_layer}, the one that the embedding pool is set up with"
+        allowed = f"{served.embedding_layer}, the layer of the embedding pool"
         violations.require(request.layer == served.embedding_layer, "layer", request.layer, allowed)
     _check_enum(request.truncation, generation_pb2.Truncation, "truncation", violations)
     violations.raise_if_any()
@@ -149,7 +154,7 @@ def check_embed(request: inference_service_pb2.EmbedRequest, served: Served) -> 
 
 
 def check_tokenize(request: token_service_pb2.TokenizeRequest, served: Served) -> None:
-    """Raises ServeError: UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
+    """Validates the request. Raises UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     violations = Violations()
     _check_request_id(request, violations)
@@ -158,7 +163,7 @@ def check_tokenize(request: token_service_pb2.TokenizeRequest, served: Served) -
 
 
 def check_detokenize(request: token_service_pb2.DetokenizeRequest, served: Served) -> None:
-    """Raises ServeError: UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
+    """Validates the request. Raises UNKNOWN_MODEL, or INVALID_ARGUMENT with all violations."""
     limits = served.limits_of(Pool.GENERATION, request.model)
     violations = Violations()
     _check_request_id(request, violations)
@@ -184,7 +189,7 @@ def _check_prompts(
 def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits, violations: Violations, *, chats: bool = False) -> None:
     match prompt.WhichOneof("content"):
         case "text":
-            violations.require(bool(prompt.text), f"{path}.text", prompt.text, "a text that is not empty")
+            violations.require(bool(prompt.text), f"{path}.text", prompt.text, "a non-empty text")
         case "token_ids":
             ids = prompt.token_ids.ids
             violations.require(bool(ids), f"{path}.token_ids", [], "at least one token id")
@@ -192,7 +197,7 @@ def _check_prompt(prompt: generation_pb2.Prompt, path: str, limits: ModelLimits,
         case "chat" if chats:
             _check_chat(prompt.chat, f"{path}.chat", violations)
         case "chat":
-            violations.add(f"{path}.chat", "is for Generate, StreamGenerate and Estimate; must be text or token_ids here")
+            violations.add(f"{path}.chat", "is accepted by Generate, StreamGenerate and Estimate only; must be text or token_ids here")
         case _:
             violations.add(path, f"has no content, must have {'text, token_ids or chat' if chats else 'text or token_ids'}")
 
@@ -220,20 +225,20 @@ def _check_sampling(sampling: generation_pb2.Sampling, path: str, limits: ModelL
         bound.check(sampling, path, violations)
     Range("top_k", 1, limits.vocabulary_size).check(sampling, path, violations)
     if sampling.HasField("seed"):
-        violations.require(sampling.seed < SEEDS, f"{path}.seed", sampling.seed, "in [0, 2^63)")
+        violations.require(sampling.seed <= MAX_SEED, f"{path}.seed", sampling.seed, "in [0, 2^63)")
     biases = sampling.logit_bias
     violations.count(len(biases), f"{path}.logit_bias", MAX_LOGIT_BIASES)
     for token_id, bias in biases.items():
-        where = f"{path}.logit_bias[{token_id}]"
-        violations.require(token_id < limits.vocabulary_size, where, token_id, f"a token id in [0, {limits.vocabulary_size})")
-        violations.require(LOGIT_BIAS.holds(bias), where, bias, str(LOGIT_BIAS))
+        entry = f"{path}.logit_bias[{token_id}]"
+        violations.require(token_id < limits.vocabulary_size, entry, token_id, f"a token id in [0, {limits.vocabulary_size})")
+        violations.require(LOGIT_BIAS.contains(bias), entry, bias, str(LOGIT_BIAS))
 
 
 def _check_stopping(stopping: generation_pb2.Stopping, path: str, limits: ModelLimits, violations: Violations) -> None:
     max_tokens = limits.max_model_len - 1  # a prompt has at least one
     Range("max_tokens", 1, max_tokens).check(stopping, path, violations)
-    most = min(stopping.max_tokens, max_tokens) if stopping.HasField("max_tokens") else max_tokens
-    Range("min_tokens", 0, most).check(stopping, path, violations)
+    max_min_tokens = min(stopping.max_tokens, max_tokens) if stopping.HasField("max_tokens") else max_tokens
+    Range("min_tokens", 0, max_min_tokens).check(stopping, path, violations)
     violations.count(len(stopping.stop_sequences), f"{path}.stop_sequences", limits.stop_sequences)
     for index, text in enumerate(stopping.stop_sequences[: limits.stop_sequences]):
         size = len(text.encode())
@@ -255,13 +260,13 @@ def _check_beams(
     if parameters.stopping.HasField("min_tokens"):
         present.append("stopping.min_tokens")
     for name in present:
-        violations.add(f"parameters.{name}", "must be absent where beam_search is set")
+        violations.add(f"parameters.{name}", "must be absent if beam_search is set")
 
 
 def _check_seconds(duration: Duration, path: str, bound: Range, violations: Violations) -> None:
     seconds = duration.ToNanoseconds() / 1e9
     well_formed = abs(duration.nanos) < 1_000_000_000
-    violations.require(well_formed and bound.holds(seconds), f"{path}.{bound.field}", seconds, f"{bound} s, with nanos below 10^9")
+    violations.require(well_formed and bound.contains(seconds), f"{path}.{bound.field}", seconds, f"{bound} s, with nanos below 10^9")
 
 
 def _check_enum(number: int, enum: Any, path: str, violations: Violations) -> None:

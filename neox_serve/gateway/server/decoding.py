@@ -1,6 +1,6 @@
-"""Bytes -> request messages, with errors that say what is wrong: too large, not protobuf, not UTF-8 (which field), unknown fields (which).
+"""Decodes request messages, with errors that say what is wrong: too large, not protobuf, or which fields are unknown or not UTF-8.
 
-grpc hands requests over undecoded, because its own deserialisation errors name nothing.
+The transport passes requests on as bytes, because errors of grpc's deserializers name no field.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from neox_serve.gateway.requests.violations import refusal
 
 M = TypeVar("M", bound=Message)
 
-# grpc refuses without details what is over its own limit; up to this many times ours, clients are told by how much they are over.
 TRANSPORT_LIMIT_FACTOR = 4
+"""The transport's size limit is this many times ours. Messages in between are refused with details, larger ones without."""
 
 
 class Decoder(Generic[M]):
-    """Decodes one type of request."""
+    """Decodes messages of one type."""
 
     def __init__(self, message_type: type[M], max_bytes: int) -> None:
         self._type = message_type
         self._max_bytes = max_bytes
-        self._twin = _bytes_twin(cast("Descriptor", message_type.DESCRIPTOR))
+        self._bytes_type = _type_with_bytes(cast("Descriptor", message_type.DESCRIPTOR))
 
     def decode(self, raw: bytes) -> M:
-        """The message. Raises ServeError: REQUEST_TOO_LARGE, or INVALID_ARGUMENT naming the fields."""
+        """Returns the message. Raises REQUEST_TOO_LARGE, or INVALID_ARGUMENT naming the fields."""
         if len(raw) > self._max_bytes:
             raise self._too_large(len(raw))
         try:
@@ -51,20 +51,20 @@ class Decoder(Generic[M]):
         )
 
     def _undecodable(self, raw: bytes) -> list[FieldViolation]:
-        """Which strings are not UTF-8; where none is, the bytes are no message of this type at all."""
+        """Returns a violation for each string that is not UTF-8 or, if there is none, for the whole message."""
         name = self._type.DESCRIPTOR.full_name
         try:
-            twin = self._twin.FromString(raw)
+            lenient = self._bytes_type.FromString(raw)
         except DecodeError:
             return [
                 FieldViolation("request", f"got {len(raw)} bytes that are not a {name}, must be that message in protobuf's wire format")
             ]
-        found = [FieldViolation(path, "got bytes that are not UTF-8, must be Unicode text") for path in _not_utf8(twin)]
+        found = [FieldViolation(path, "got bytes that are not UTF-8, must be Unicode text") for path in _not_utf8(lenient)]
         return found or [FieldViolation("request", f"is not a valid {name}")]
 
 
-def _bytes_twin(descriptor: Descriptor) -> type[Message]:
-    """The message's type with every string field turned into bytes, which take anything."""
+def _type_with_bytes(descriptor: Descriptor) -> type[Message]:
+    """Returns the message type with every string field turned into a bytes field, which accepts anything."""
     pool = DescriptorPool()
     _add_file(pool, descriptor.file, set())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
@@ -93,7 +93,7 @@ def _strings_to_bytes(message: descriptor_pb2.DescriptorProto) -> None:
 
 
 def _not_utf8(message: Message) -> Iterator[str]:
-    """Paths of the twin's bytes fields that are not UTF-8."""
+    """Yields the paths of bytes fields that are not UTF-8."""
     for path, holder in _messages(message, ""):
         for field, value in holder.ListFields():
             if field.type == FieldDescriptor.TYPE_BYTES:
@@ -113,14 +113,14 @@ def _is_utf8(value: bytes) -> bool:
 
 def _unknown_fields(message: Message) -> list[FieldViolation]:
     return [
-        FieldViolation(f"{path}{unknown.field_number}", f"{holder.DESCRIPTOR.full_name} has no field of number {unknown.field_number}")
+        FieldViolation(f"{path}{unknown.field_number}", f"{holder.DESCRIPTOR.full_name} has no field with number {unknown.field_number}")
         for path, holder in _messages(message, "")
         for unknown in cast("Iterator[Any]", UnknownFieldSet(holder))
     ]
 
 
 def _messages(message: Message, path: str) -> Iterator[tuple[str, Message]]:
-    """The message and all within it, each with the prefix of its fields' paths ("", "prompts[0].", ...)."""
+    """Yields the message and all nested messages, each with the prefix of its field paths ("", "prompts[0].", ...)."""
     yield path, message
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:

@@ -1,4 +1,4 @@
-"""Who calls: from the call's metadata, and from the certificate that its connection has shown."""
+"""Authentication of callers, by the metadata of the call or by the client certificate of its connection."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,11 +12,12 @@ from neox_serve.gateway.server.jwt_tokens import JwtVerifier
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
-HOW = "send metadata `authorization: Bearer <API key or token>`, or show a client certificate"
+HOW_TO_AUTHENTICATE = "send metadata `authorization: Bearer <API key or token>`, or present a client certificate"
+"""Advice in error messages."""
 
 
 class CurrentDirectory(Protocol):
-    """Tenants as they are known now."""
+    """Source of the current tenants."""
 
     @property
     def current(self) -> TenantDirectory:
@@ -24,22 +25,23 @@ class CurrentDirectory(Protocol):
 
 
 class Identity:
-    """Finds out who calls. anonymous_allowed: whether callers without credentials are let in. clock: seconds since the epoch."""
+    """Authenticates callers."""
 
     def __init__(
         self, *, anonymous_allowed: bool, directory: CurrentDirectory | None, tokens: JwtVerifier | None, clock: Callable[[], float]
     ) -> None:
+        """`anonymous_allowed` accepts callers without credentials; `clock` returns seconds since the epoch."""
         self._anonymous_allowed = anonymous_allowed
         self._directory = directory
         self._tokens = tokens
         self._clock = clock
-        self._nobody = anonymous(Tenant(ANONYMOUS))
+        self._anonymous_principal = anonymous(Tenant(ANONYMOUS))
 
     def identify(self, context: Context) -> Principal:
-        """The caller. A credential that is shown must be good, even where none is needed. Raises UNAUTHENTICATED."""
-        shown = [value for key, value in context.invocation_metadata() if key == _HEADER]
-        if shown:
-            return self._by_header(shown)
+        """Returns the caller. A credential must be valid even if none is required. Raises UNAUTHENTICATED."""
+        credentials = [value for key, value in context.invocation_metadata() if key == _HEADER]
+        if credentials:
+            return self._by_header(credentials)
         if (
             (names := context.certificate_names())
             and self._directory
@@ -48,18 +50,20 @@ class Identity:
             return known
         if self._anonymous_allowed:
             return self._anonymous()
-        raise ServeError(Reason.UNAUTHENTICATED, f"no credential, or a certificate that stands for no tenant; {HOW}")
+        raise ServeError(Reason.UNAUTHENTICATED, f"no credential, nor a certificate of a tenant; {HOW_TO_AUTHENTICATE}")
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Whether a caller that was let in would be let in now."""
-        if self._directory is None or principal is self._nobody:
+        """Returns whether a caller that was authenticated before would be authenticated now."""
+        if self._directory is None or principal is self._anonymous_principal:
             return True
-        return principal.credential == self._nobody.credential or self._directory.current.is_still_valid(principal, self._clock())
+        if principal.credential == self._anonymous_principal.credential:
+            return True
+        return self._directory.current.is_still_valid(principal, self._clock())
 
     def _by_header(self, values: list[str | bytes]) -> Principal:
         value = values[0]
         if len(values) > 1 or not isinstance(value, str) or value[: len(_SCHEME)].lower() != _SCHEME:
-            raise ServeError(Reason.UNAUTHENTICATED, f"the credential cannot be read; {HOW}")
+            raise ServeError(Reason.UNAUTHENTICATED, f"the authorization metadata is malformed; {HOW_TO_AUTHENTICATE}")
         credential = value[len(_SCHEME) :].strip()
         directory = self._directory.current if self._directory else TenantDirectory()
         if credential.startswith(f"{api_keys.PREFIX}_") or self._tokens is None:
@@ -68,6 +72,6 @@ class Identity:
         return directory.principal_of(tenant, f"token:{subject}")
 
     def _anonymous(self) -> Principal:
-        """The anonymous tenant as it was set up, or without limits where it was not."""
+        """Returns the anonymous tenant from the database, or one without limits if the database has none."""
         known = self._directory.current.tenants.get(ANONYMOUS) if self._directory else None
-        return self._nobody if known is None else anonymous(known)
+        return self._anonymous_principal if known is None else anonymous(known)

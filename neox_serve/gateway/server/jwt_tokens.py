@@ -1,6 +1,6 @@
-"""Tokens of an identity provider: who they say calls, once signature, issuer, audience and time have been checked.
+"""Verification of JSON Web Tokens of an identity provider: signature, issuer, audience and validity period.
 
-PyJWT does the cryptography. Only algorithms with key pairs are taken: with any other, who knows the public key could make tokens.
+PyJWT does the cryptography. Only asymmetric algorithms are accepted; with others, anyone who knows the public key could make tokens.
 """
 
 import asyncio
@@ -20,18 +20,19 @@ _log = structlog.get_logger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 MAX_CHARACTERS = 8_192
-"""A longer token is refused unread."""
+"""Longer tokens are refused without parsing."""
 REFRESH_S = 300.0
-"""Between two looks at the provider's keys, where nothing asks for one earlier."""
-SOONEST_REFRESH_S = 5.0
-"""Tokens with unknown keys make the gateway look no more often than this."""
+"""Seconds between two reads of the provider's keys."""
+MIN_REFRESH_S = 5.0
+"""Minimum seconds between two reads, however many tokens have unknown keys."""
 _FETCH_TIMEOUT_S = 5.0
 
 
 class JwtVerifier:
-    """Checks tokens. Keys are read by `refresh`; a key that is not known yet makes the next `refresh_due` true. clock: seconds, steady."""
+    """Verifies tokens. `refresh` reads the keys; a token with an unknown key makes a refresh due earlier."""
 
     def __init__(self, settings: JwtSettings, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds of a monotonic clock."""
         self._settings = settings
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
@@ -41,10 +42,10 @@ class JwtVerifier:
     @property
     def refresh_due(self) -> bool:
         """Whether the keys should be read again."""
-        return self._clock() - self._read_at_s >= (SOONEST_REFRESH_S if self._unknown_seen else REFRESH_S)
+        return self._clock() - self._read_at_s >= (MIN_REFRESH_S if self._unknown_seen else REFRESH_S)
 
     async def refresh(self) -> None:
-        """Reads the provider's keys. Raises SettingsError where that fails; the keys known before stay."""
+        """Reads the provider's keys. Raises SettingsError if that fails; the previous keys then remain valid."""
         self._read_at_s, self._unknown_seen = self._clock(), False
         try:
             async with asyncio.timeout(_FETCH_TIMEOUT_S):
@@ -56,16 +57,16 @@ class JwtVerifier:
         _log.info("identity_provider_keys_loaded", keys=len(self._keys))
 
     def tenant(self, token: str) -> tuple[str, str]:
-        """The tenant's name and the subject that a token speaks for. Raises UNAUTHENTICATED, saying what is wrong but never the token."""
+        """Returns the tenant and the subject of a token. Raises UNAUTHENTICATED, whose message never contains the token."""
         if len(token) > MAX_CHARACTERS:
-            raise _refused(f"the token has {len(token)} characters, may have {MAX_CHARACTERS}")
+            raise _refused(f"the token has {len(token)} characters; at most {MAX_CHARACTERS} are allowed")
         try:
             claims = self._claims(token)
         except jwt.PyJWTError as error:
             raise _refused(f"the token is not valid: {_explanation(error)}") from None
         tenant, subject = claims.get(self._settings.tenant_claim), claims["sub"]
         if not isinstance(tenant, str) or not isinstance(subject, str):
-            raise _refused(f"the token's claims {self._settings.tenant_claim!r} and 'sub' must be texts")
+            raise _refused(f"the token's claims {self._settings.tenant_claim!r} and 'sub' must be strings")
         return tenant, subject
 
     def _claims(self, token: str) -> dict[str, Any]:
@@ -100,21 +101,21 @@ async def _read(source: str) -> str:
 
 
 def _explanation(error: jwt.PyJWTError) -> str:
-    """Of our own choosing: a library's text might hold what the token says."""
+    """Returns our own explanation, because the library's message may contain parts of the token."""
     for kind, text in _EXPLANATIONS:
         if isinstance(error, kind):
             return text
-    return "it cannot be read"
+    return "it is malformed"
 
 
 _EXPLANATIONS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.ExpiredSignatureError, "it has expired"),
     (jwt.ImmatureSignatureError, "it is not valid yet"),
-    (jwt.InvalidAudienceError, "it is for another audience"),
-    (jwt.InvalidIssuerError, "it is of another issuer"),
+    (jwt.InvalidAudienceError, "it was issued for another audience"),
+    (jwt.InvalidIssuerError, "it was issued by another issuer"),
     (jwt.InvalidAlgorithmError, "its algorithm is not allowed"),
-    (jwt.InvalidKeyError, "its key is not known"),
-    (jwt.MissingRequiredClaimError, "a claim of exp, iss, aud, sub is missing"),
+    (jwt.InvalidKeyError, "its key is unknown"),
+    (jwt.MissingRequiredClaimError, "it lacks one of the claims exp, iss, aud and sub"),
     (jwt.InvalidSignatureError, "its signature is wrong"),
 )
 

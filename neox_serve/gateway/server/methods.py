@@ -1,4 +1,4 @@
-"""Every RPC of the public API, with what answers it."""
+"""Table of all RPCs of the public API and their handlers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ def methods(
     draining: Callable[[], bool],
     platform: Platform | None,
 ) -> tuple[Method, ...]:
-    """The table of methods. Operators' calls are not bounded: they are needed most when everything is full."""
+    """Returns all methods. Calls of operators are not bounded, because they are needed most when the gateway is full."""
     max_bytes = served.limits[Pool.GENERATION].request_bytes
     salts = _salts(platform)
     generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
@@ -83,7 +83,7 @@ def methods(
 
 
 def _salts(platform: Platform | None) -> Salts:
-    """Without a platform there is one tenant."""
+    """Returns the function for cache salts. Without a platform there is only one tenant, and no salt."""
     if platform is None:
         return unsalted
     secret = platform.secret
@@ -102,19 +102,19 @@ def _batch_methods(service: Batch, max_bytes: int) -> tuple[Method, ...]:
 
 
 def _admin_methods(platform: Platform, max_bytes: int) -> tuple[Method, ...]:
-    desk = AdminBackend(platform.tenants, platform.usage, platform.secret)
-    answers: tuple[tuple[type[Message], Callable[[Any, str], Message]], ...] = (
-        (admin.CreateTenantRequest, desk.create_tenant),
-        (admin.GetTenantRequest, desk.get_tenant),
-        (admin.ListTenantsRequest, desk.list_tenants),
-        (admin.UpdateTenantRequest, desk.update_tenant),
-        (admin.CreateKeyRequest, desk.create_key),
-        (admin.RotateKeyRequest, desk.rotate_key),
-        (admin.RevokeKeyRequest, desk.revoke_key),
-        (admin.ListKeysRequest, desk.list_keys),
-        (admin.GetUsageRequest, desk.get_usage),
-        (admin.VerifyUsageRequest, desk.verify_usage),
-        (admin.ListAuditEntriesRequest, desk.list_audit_entries),
+    backend = AdminBackend(platform.tenants, platform.usage, platform.secret)
+    handlers: tuple[tuple[type[Message], Callable[[Any, str], Message]], ...] = (
+        (admin.CreateTenantRequest, backend.create_tenant),
+        (admin.GetTenantRequest, backend.get_tenant),
+        (admin.ListTenantsRequest, backend.list_tenants),
+        (admin.UpdateTenantRequest, backend.update_tenant),
+        (admin.CreateKeyRequest, backend.create_key),
+        (admin.RotateKeyRequest, backend.rotate_key),
+        (admin.RevokeKeyRequest, backend.revoke_key),
+        (admin.ListKeysRequest, backend.list_keys),
+        (admin.GetUsageRequest, backend.get_usage),
+        (admin.VerifyUsageRequest, backend.verify_usage),
+        (admin.ListAuditEntriesRequest, backend.list_audit_entries),
     )
     refresh = platform.directory.refresh
     return tuple(
@@ -122,8 +122,8 @@ def _admin_methods(platform: Platform, max_bytes: int) -> tuple[Method, ...]:
             ADMIN,
             request.DESCRIPTOR.name.removesuffix("Request"),
             Decoder(request, max_bytes),
-            unary=in_thread(answer, refresh),
+            unary=in_thread(handler, refresh),
             bounded=False,
         )
-        for request, answer in answers
+        for request, handler in handlers
     )

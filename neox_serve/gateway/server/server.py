@@ -1,4 +1,4 @@
-"""The public gRPC server: one object that a process or a test holds."""
+"""The public gRPC server, as one object for a process or a test."""
 
 import asyncio
 import time
@@ -39,20 +39,16 @@ from neox_serve.transport.server import Server
 
 log = structlog.get_logger(__name__)
 
-# How often the state of the pools is looked at for health, and open writes for stalled clients. Both are lookups in memory.
 _WATCH_INTERVAL_S = 0.1
-# How often certificates, callers and adapters are looked at: a change holds within a second.
+"""How often health is updated and stalled clients are looked for. Both only read memory."""
 _CREDENTIALS_INTERVAL_S = 0.5
-# What calls get to send their statuses once they have been told to end.
-_LAST_WORDS_S = 1.0
+"""How often certificates, credentials and adapters are checked, so that a change takes effect within a second."""
+_STATUS_TIMEOUT_S = 1.0
+"""Time that interrupted calls get to send their status."""
 
 
 class GatewayServer:
-    """Serves the public API on one port: `start`, then `drain`, then `stop`.
-
-    platform: the database of tenants. None: all callers are anonymous, there is no AdminService, and usage is not kept.
-    repeats: its calls, for other gateways. link_tls: of the connections to those.
-    """
+    """Serves the public API on one port. Call `start`, then `drain`, then `stop`."""
 
     def __init__(
         self,
@@ -65,6 +61,11 @@ class GatewayServer:
         platform: Platform | None = None,
         link_tls: LinkTls | None = None,
     ) -> None:
+        """Creates a server that does not listen yet.
+
+        `platform` is the database of tenants. Without it, all callers are anonymous, there are no AdminService and BatchService, and usage
+        is not recorded. `link_tls` secures connections to other gateways.
+        """
         self._settings = settings.gateway
         self._dispatcher = dispatcher
         self._metrics = GatewayMetrics(dispatcher)
@@ -85,7 +86,7 @@ class GatewayServer:
             settings=settings.gateway,
             metrics=self._metrics,
             identity=identity,
-            note_usage=platform.writer.put if platform else _not_kept,
+            note_usage=platform.writer.put if platform else _discard_usage,
             tracing=self._tracing,
             idempotency=Idempotency(self.idempotency_cache, IdempotencyLinkClient(link_tls).follow),
         )
@@ -109,27 +110,27 @@ class GatewayServer:
 
     @property
     def requests_in_flight(self) -> int:
-        """Calls of the inference and token services that have not ended."""
+        """Number of calls that count against the concurrency limit and have not ended."""
         return self._runner.calls_in_flight
 
     @property
     def connections(self) -> int:
-        """Clients' connections that are open."""
+        """Number of open client connections."""
         return self._server.connections if self._server else 0
 
     def metrics_text(self) -> str:
-        """The gateway's metrics in Prometheus' text format."""
+        """Returns the metrics in the Prometheus text format."""
         return self._metrics.text()
 
     async def start(self) -> None:
-        """Listens. Raises SettingsError where the port or the TLS files cannot be used."""
+        """Starts to listen. Raises SettingsError if the port or the TLS files cannot be used."""
         server = Server(_limits(self._settings, self._request_bytes))
         by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {}
         for method in self._methods:
             by_service.setdefault(method.service, {})[method.name] = _handler(method, self._runner)
         for service, handlers in by_service.items():
             server.add_registered_method_handlers(service, handlers)
-        registry: Any = server  # generated code knows grpc's own servers only
+        registry: Any = server  # generated code accepts only grpc's own server types
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         names = [*by_service, health_name, reflection.SERVICE_NAME]
@@ -141,11 +142,11 @@ class GatewayServer:
         self.port = await _listen(server, self._settings)
         self._server = server
         await asyncio.to_thread(self._served.registry.refresh)
-        self._background = [asyncio.create_task(one) for one in (self._watch(), self._watch_credentials(server))]
+        self._background = [asyncio.create_task(loop) for loop in (self._watch(), self._watch_credentials(server))]
         log.info("gateway_started", host=self._settings.host, port=self.port, tls=self._settings.tls_certificate is not None)
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new calls with DRAINING and waits for those in flight; what is not done in time ends with DRAINING too."""
+        """Refuses new calls with DRAINING and waits for those in flight. Calls that have not ended in time fail with DRAINING too."""
         self._runner.start_draining()
         await self._health.enter_graceful_shutdown()
         log.info("gateway_draining", calls_in_flight=self._runner.calls_in_flight, timeout_s=timeout_s)
@@ -153,10 +154,10 @@ class GatewayServer:
             return
         log.warning("gateway_drain_timed_out", calls_in_flight=self._runner.calls_in_flight)
         self._runner.interrupt_all(ServeError(Reason.DRAINING, "this gateway has stopped", retry_after_s=DRAINING_RETRY_S))
-        await self._idle_within(_LAST_WORDS_S)
+        await self._idle_within(_STATUS_TIMEOUT_S)
 
     async def stop(self) -> None:
-        """Stops at once; `drain` first to let calls finish. Idempotent."""
+        """Stops at once. Call `drain` first to let calls finish. Idempotent."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -164,7 +165,7 @@ class GatewayServer:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await server.stop(_LAST_WORDS_S)
+        await server.stop(_STATUS_TIMEOUT_S)
         await asyncio.to_thread(self._tracing.close)
 
     async def _idle_within(self, timeout_s: float) -> bool:
@@ -176,7 +177,7 @@ class GatewayServer:
         return True
 
     async def _watch(self) -> None:
-        """Keeps health true, and frees the calls of clients that read nothing."""
+        """Updates health, and ends calls whose clients read nothing."""
         clock = asyncio.get_running_loop().time
         while True:
             await self._update_health()
@@ -184,7 +185,7 @@ class GatewayServer:
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
     async def _watch_credentials(self, server: Server) -> None:
-        """Takes up new certificates, keys and adapters; ends calls whose callers lost theirs. What cannot be used changes nothing."""
+        """Reloads certificates, keys and adapters, and ends calls whose credential was revoked. A failed reload changes nothing."""
         while True:
             await asyncio.sleep(_CREDENTIALS_INTERVAL_S)
             self._runner.interrupt_revoked()
@@ -196,7 +197,7 @@ class GatewayServer:
                     await self._tokens.refresh()
                 await asyncio.to_thread(self._served.registry.refresh)
             except (SettingsError, OSError) as error:
-                log.warning("reload_failed", failure=str(error))
+                log.warning("reload_failed", error=str(error))
 
     async def _update_health(self) -> None:
         await self._health.update(serving({pool: self._takes_requests(pool) for pool in self._pools}))
@@ -209,7 +210,7 @@ class GatewayServer:
 
 
 def _handler(method: Method, runner: CallRunner) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """A handler that gets and gives bytes: decoding is ours, so that its errors are."""
+    """Returns a handler that takes and returns bytes, because this package decodes messages itself to give better errors."""
 
     async def run(raw: bytes, context: Context) -> bytes:
         return await runner.run(method, raw, context)
@@ -229,13 +230,13 @@ async def _listen(server: Server, settings: GatewaySettings) -> int:
         raise SettingsError(f"gateway.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
 
 
-def _not_kept(_record: UsageRecord) -> None:
-    """Where there is no database."""
+def _discard_usage(_record: UsageRecord) -> None:
+    """Drops a record, for gateways without a database."""
 
 
 def _limits(settings: GatewaySettings, request_bytes: int) -> Limits:
     return Limits(
         max_message_bytes=TRANSPORT_LIMIT_FACTOR * request_bytes,
-        # Above the cap on requests: what is beyond it must arrive, to be refused with a reason instead of waiting unseen in its client.
+        # More streams than requests, so that excess calls arrive and are refused with a reason instead of waiting in their client.
         max_streams=4 * settings.max_concurrent_requests + 100,
     )

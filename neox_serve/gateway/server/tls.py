@@ -1,4 +1,4 @@
-"""TLS of the public port, from the files that the settings name, and again when they change."""
+"""TLS of the public port, loaded from the files in the settings and reloaded when they change."""
 
 import ssl
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from neox_serve.settings.gateway import GatewaySettings
 
 
 def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """The port's TLS, None for plain text. Raises SettingsError naming the setting whose file cannot be used."""
+    """Returns the TLS context of the port, or None for plain text. Raises SettingsError naming the setting whose file is unusable."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -25,7 +25,7 @@ def server_context(settings: GatewaySettings) -> ssl.SSLContext | None:
 
 
 class TlsFiles:
-    """Watches the files of the public port's TLS."""
+    """Detects changes of the TLS files."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
@@ -33,7 +33,7 @@ class TlsFiles:
         self._seen = self._state()
 
     def reloaded(self) -> ssl.SSLContext | None:
-        """The new TLS, once after each change of the files; else None. Raises SettingsError where they do not fit together (yet)."""
+        """Returns a new TLS context once after each change of the files, else None. Raises SettingsError if they do not match (yet)."""
         state = self._state()
         if state == self._seen:
             return None
@@ -45,7 +45,7 @@ class TlsFiles:
 
 
 def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does; None where it is not there."""
+    """Returns values that change whenever the file does; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -56,5 +56,5 @@ def _fingerprint(path: Path) -> tuple[int, int, int] | None:
 def _use(setting: str, path: Path, action: Callable[[Path], Any]) -> None:
     try:
         action(path)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # includes ssl.SSLError
         raise SettingsError(f"{setting}: cannot use {path}: {error.strerror}") from error

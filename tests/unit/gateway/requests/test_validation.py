@@ -218,7 +218,7 @@ def test_embed_fields_are_checked() -> None:
     with pytest.raises(ServeError) as caught:
         validation.check_embed(inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt()], **values), SERVED)
     assert [violation.field for violation in caught.value.violations] == ["inputs[0]", "pooling", "layer", "truncation"]
-    assert caught.value.violations[2].description == "got 1, must be 2, the one that the embedding pool is set up with"
+    assert caught.value.violations[2].description == "got 1, must be 2, the layer of the embedding pool"
 
 
 def test_stream_without_prompt_names_the_field() -> None:
@@ -297,14 +297,14 @@ STRUCTURED_OUTPUT = "parameters.structured_output"
         ({"jsonSchema": '{"not":' * 5000 + "{}" + "}" * 5000}, ".json_schema", "too deeply"),
         ({"jsonSchema": "[" * 60000}, ".json_schema", "too deeply"),
         ({"jsonSchema": json.dumps({"title": "x" * 65536})}, "", "at most 65536"),
-        ({"regex": ""}, ".regex", "not empty"),
+        ({"regex": ""}, ".regex", "non-empty"),
         ({"regex": "a(b"}, ".regex", "unterminated"),
         ({"regex": "[z-a]"}, ".regex", "bad character range"),
         ({"regex": "*a"}, ".regex", "nothing to repeat"),
         ({"regex": "(" * 5000 + ")" * 5000}, ".regex", "too deeply"),
         ({"choice": {}}, ".choice.texts", "1 to 256"),
         ({"choice": {"texts": [str(number) for number in range(257)]}}, ".choice.texts", "1 to 256"),
-        ({"choice": {"texts": ["a", ""]}}, ".choice.texts[1]", "not empty"),
+        ({"choice": {"texts": ["a", ""]}}, ".choice.texts[1]", "non-empty"),
         ({"choice": {"texts": ["a", "b", "a"]}}, ".choice.texts[2]", "distinct"),
     ],
 )

@@ -70,7 +70,7 @@ def test_unknown_fields_name_number_and_message() -> None:
     unknown(message.parameters.stopping, 102)
     error = refused(message.SerializeToString())
     assert {violation.field for violation in error.violations} == {"100", "prompts[1].101", "parameters.stopping.102"}
-    assert any("neox_serve.v1.Stopping has no field of number 102" in violation.description for violation in error.violations)
+    assert any("neox_serve.v1.Stopping has no field with number 102" in violation.description for violation in error.violations)
 
 
 def test_message_of_another_type_is_refused() -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from neox_serve.core.errors import Reason, ServeError
-from neox_serve.gateway.server.jwt_tokens import MAX_CHARACTERS, REFRESH_S, SOONEST_REFRESH_S, JwtVerifier
+from neox_serve.gateway.server.jwt_tokens import MAX_CHARACTERS, MIN_REFRESH_S, REFRESH_S, JwtVerifier
 from neox_serve.settings import SettingsError
 from neox_serve.settings.gateway import JwtSettings
 
@@ -90,17 +90,17 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "not valid yet": (lambda: token(nbf=time.time() + 60), "not valid yet"),
     "another audience": (lambda: token(aud="other"), "another audience"),
     "another issuer": (lambda: token(iss="https://evil"), "another issuer"),
-    "without end": (lambda: token(exp=None), "a claim of exp"),
-    "without subject": (lambda: token(sub=None), "a claim of exp"),
+    "without end": (lambda: token(exp=None), "lacks one of the claims exp"),
+    "without subject": (lambda: token(sub=None), "lacks one of the claims exp"),
     "another key": (lambda: token(OTHER_KEY), "signature is wrong"),
-    "unknown key": (lambda: token(OTHER_KEY, key_id="new"), "key is not known"),
+    "unknown key": (lambda: token(OTHER_KEY, key_id="new"), "key is unknown"),
     "unsigned": (lambda: token().rsplit(".", 1)[0] + ".", "signature is wrong"),
     "alg none": (lambda: jwt.encode(claims(), "", "none", headers={"kid": "rsa"}), "algorithm is not allowed"),
     "key's algorithm changed": (lambda: token(EC_KEY, "ES256", "rsa"), "algorithm is not allowed"),
-    "no tenant": (lambda: token(tenant=None), "must be texts"),
-    "tenant that is no text": (lambda: token(tenant=7), "must be texts"),
-    "no token": (lambda: "hello", "cannot be read"),
-    "oversized": (lambda: token(filler="x" * MAX_CHARACTERS), f"may have {MAX_CHARACTERS}"),
+    "no tenant": (lambda: token(tenant=None), "must be strings"),
+    "tenant that is no text": (lambda: token(tenant=7), "must be strings"),
+    "no token": (lambda: "hello", "malformed"),
+    "oversized": (lambda: token(filler="x" * MAX_CHARACTERS), f"at most {MAX_CHARACTERS}"),
 }
 
 
@@ -133,13 +133,13 @@ async def test_new_key_of_the_provider_is_taken_up_soon_after_it_is_first_seen(f
     assert _due(verifier) is True
     await verifier.refresh()
     write_keys(file, new=OTHER_KEY)
-    clock.now_s = SOONEST_REFRESH_S
+    clock.now_s = MIN_REFRESH_S
     assert _due(verifier) is False
     refused(verifier, token(OTHER_KEY, key_id="new"))
     assert _due(verifier) is True
     await verifier.refresh()
     assert verifier.tenant(token(OTHER_KEY, key_id="new")) == ("acme", "jane")
-    assert "key is not known" in refused(verifier, token())
+    assert "key is unknown" in refused(verifier, token())
     clock.now_s += REFRESH_S
     assert _due(verifier) is True
 
