@@ -1,7 +1,7 @@
-"""Usage records against what the engines counted themselves. Pure.
+"""Compares usage records with the engines' own token counts. Pure.
 
-An engine counts every token that it computes, a record those that reached its gateway: tokens computed for a call that was cancelled in the
-same moment are in the first alone, and so is all that was served without a database. So records never say more than the engines.
+An engine counts every token that it computes; a usage record counts those that reached the gateway. Tokens computed while a call was being
+cancelled, and everything served without a database, are only in the engine's count. So the records never exceed it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ _PROMPT, _GENERATION = "vllm:prompt_tokens_total", "vllm:generation_tokens_total
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """Tokens that one engine read and generated since it started."""
+    """Tokens that one engine has processed since it started."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -24,15 +24,17 @@ class EngineCounters:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """One replica that runs: what records say of it, and what its engine counted."""
+    """The two counts of one running replica."""
 
     replica_id: str
     recorded: EngineCounters
+    """Sum of its usage records."""
     counted: EngineCounters
+    """Its engine's own count."""
 
 
 def engine_counters(page: str) -> dict[str, EngineCounters]:
-    """By replica, from the cluster's scrape page. An engine that counts in several samples counts their sum."""
+    """The counters of each replica in the text of the metrics page. Several samples of one replica are added up."""
     sums: dict[str, list[int]] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -43,7 +45,7 @@ def engine_counters(page: str) -> dict[str, EngineCounters]:
 
 
 def reconciled(recorded: Iterable[ReplicaUsage], counted: Mapping[str, EngineCounters]) -> list[Reconciled]:
-    """The replicas that run and have records."""
+    """The counts of the replicas that are running and have usage records."""
     return [
         Reconciled(one.replica_id, EngineCounters(one.prompt_tokens, one.completion_tokens), counted[one.replica_id])
         for one in recorded
@@ -52,5 +54,5 @@ def reconciled(recorded: Iterable[ReplicaUsage], counted: Mapping[str, EngineCou
 
 
 def overcharged(compared: Iterable[Reconciled]) -> list[str]:
-    """Replicas of which more tokens are recorded than they generated."""
+    """Ids of the replicas whose records have more completion tokens than their engines generated."""
     return [one.replica_id for one in compared if one.recorded.generation_tokens > one.counted.generation_tokens]

@@ -1,7 +1,7 @@
-"""Every call of the API as a value: request, method, how its answer is read. Pure; both clients run the same calls.
+"""Builds the calls of the API: request, method, and how the response is read. Pure; both clients make the same calls.
 
-A number outside its protobuf type, a text that is no valid Unicode or an unknown word becomes the same INVALID_ARGUMENT error, with
-the field's path, that the server gives for values out of range.
+A number that does not fit its protobuf type, text that is not valid Unicode, or an unknown word raises the same INVALID_ARGUMENT error,
+with the field's path, that the server returns for a value out of range.
 """
 
 import json
@@ -62,17 +62,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ApiCall(Generic[T]):
-    """A call to be made: `stub` is the generated stub's class, `read` turns each response message into a result."""
+    """A call of one method of the API."""
 
     stub: Callable[[Any], Any]
+    """The generated stub class of the service."""
     method: str
+    """Name of the method, which is an attribute of the stub."""
     request: Message
     read: Callable[[Any], T]
+    """Converts each response message to a result."""
     timeout_s: float | None = None
+    """Seconds that the call may take, including retries; None: no limit."""
 
     @property
     def request_id(self) -> str:
-        """The request's id; empty where the method has none."""
+        """The request's id; empty if the method has none."""
         return getattr(self.request, "request_id", "")
 
 
@@ -84,14 +88,14 @@ def generate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Ap
 
 
 def estimate(prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> ApiCall[Estimate]:
-    """InferenceService.Estimate for the same."""
+    """InferenceService.Estimate for one prompt or many."""
     request = _generation(inference_service_pb2.EstimateRequest(), prompts, options)
     stub = inference_service_pb2_grpc.InferenceServiceStub
     return ApiCall(stub, "Estimate", request, responses.estimate, options.get("timeout_s"))
 
 
 def _generation(request: Any, prompts: Prompt | Sequence[Prompt], options: GenerateOptions) -> Any:
-    """The request with all that the options say."""
+    """Sets the fields that GenerateRequest and EstimateRequest share."""
     refuse_unknown(options, GenerateOptions)
     request = _identified(request, options)
     set_fields(request, "", {"adapter": options.get("adapter"), "priority": word(_PRIORITIES, "priority", options)})
@@ -117,7 +121,7 @@ def stream(prompt: Prompt, options: StreamOptions) -> ApiCall[StreamEvent]:
 
 
 def score(items: Iterable[tuple[Prompt, Prompt]], options: ScoreOptions) -> ApiCall[ScoreResult]:
-    """InferenceService.Score for pairs of a context and a continuation."""
+    """InferenceService.Score for pairs of context and continuation."""
     refuse_unknown(options, ScoreOptions)
     request = _identified(inference_service_pb2.ScoreRequest(), options)
     set_fields(request, "", {"adapter": options.get("adapter"), "priority": word(_PRIORITIES, "priority", options)})
@@ -189,7 +193,7 @@ def drain_replica(replica_id: str, timeout_s: float | None) -> ApiCall[None]:
 
 
 def create_job(work: str, source: str, output: str, options: JobOptions) -> ApiCall[BatchJob]:
-    """BatchService.CreateJob."""
+    """BatchService.CreateJob for the rows of a file."""
     refuse_unknown(options, JobOptions)
     request = batch_service_pb2.CreateJobRequest()
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
@@ -202,23 +206,23 @@ def create_job(work: str, source: str, output: str, options: JobOptions) -> ApiC
 
 
 def create_finetune(source: str, adapter: str, options: FinetuneOptions) -> ApiCall[BatchJob]:
-    """BatchService.CreateJob of an adapter."""
+    """BatchService.CreateJob for fine-tuning."""
     return _create("finetune", {"input": source, "adapter": adapter}, options, FinetuneOptions)
 
 
 def create_evaluation(tasks: Sequence[str], output: str, options: EvaluateOptions) -> ApiCall[BatchJob]:
-    """BatchService.CreateJob of an evaluation."""
+    """BatchService.CreateJob for an evaluation."""
     return _create("evaluate", {"tasks": tasks, "output": output}, options, EvaluateOptions)
 
 
 def create_quantization(scheme: str, output: str, calibration: str, held_out: str, options: QuantizeOptions) -> ApiCall[BatchJob]:
-    """BatchService.CreateJob of a checkpoint."""
+    """BatchService.CreateJob for quantization."""
     named = {"scheme": scheme, "output": output, "calibration": calibration, "held_out": held_out}
     return _create("quantize", named, options, QuantizeOptions)
 
 
 def _create(work: str, named: Mapping[str, Any], options: Mapping[str, Any], allowed: type) -> ApiCall[BatchJob]:
-    """Of one kind of work, whose options are fields of its message."""
+    """CreateJob for a kind of work whose options are the fields of its message."""
     refuse_unknown(options, allowed)
     request = batch_service_pb2.CreateJobRequest()
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex})
@@ -262,7 +266,7 @@ def _of_job(method: str, request: Message, job_id: str, timeout_s: float | None)
 
 
 def admin(request: Message, timeout_s: float | None) -> ApiCall[Any]:
-    """The method of AdminService that takes the request; its answer is the response message."""
+    """The method of AdminService that takes the request. The result is the response message."""
     method = request.DESCRIPTOR.name.removesuffix("Request")
     return ApiCall(admin_service_pb2_grpc.AdminServiceStub, method, request, lambda response: response, timeout_s)
 
@@ -341,8 +345,8 @@ def _prompt(path: str, prompt: Prompt) -> generation_pb2.Prompt:
         set_fields(message, f"{path}.", {"text": prompt})
         return message
     if _is_chat(prompt):
-        for position, said in enumerate(prompt):
-            set_fields(message.chat.messages.add(), f"{path}.chat.messages[{position}].", cast("Mapping[str, Any]", said))
+        for position, chat_message in enumerate(prompt):
+            set_fields(message.chat.messages.add(), f"{path}.chat.messages[{position}].", cast("Mapping[str, Any]", chat_message))
         return message
     message.token_ids.SetInParent()
     set_fields(message.token_ids, f"{path}.token_ids.", {"ids": prompt})
@@ -358,6 +362,6 @@ def _is_chat(value: Sequence[Any]) -> bool:
 
 
 def _identified(request: Any, options: CallOptions) -> Any:
-    """The request with its model and an id: retries carry the same one."""
+    """Sets model and request id. Retries send the same id."""
     set_fields(request, "", {"request_id": options.get("request_id") or uuid.uuid4().hex, "model": options.get("model")})
     return request

@@ -1,4 +1,4 @@
-"""Response messages as the client's results. Pure."""
+"""Converts response messages to the client's results. Pure."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +31,7 @@ _POOLS = {ops_service_pb2.POOL_KIND_GENERATION: Pool.GENERATION, ops_service_pb2
 
 
 def generate_result(message: inference_service_pb2.GenerateResponse) -> results.GenerateResult:
-    """The answer of Generate."""
+    """Converts the response of Generate."""
     return results.GenerateResult(
         request_id=message.request_id,
         model=message.model,
@@ -43,7 +43,7 @@ def generate_result(message: inference_service_pb2.GenerateResponse) -> results.
 
 
 def estimate(message: inference_service_pb2.EstimateResponse) -> results.Estimate:
-    """The answer of Estimate."""
+    """Converts the response of Estimate."""
     return results.Estimate(
         prompt_tokens=message.prompt_tokens,
         max_completion_tokens=message.max_completion_tokens,
@@ -55,13 +55,13 @@ def estimate(message: inference_service_pb2.EstimateResponse) -> results.Estimat
 
 
 def batch_job(message: Any) -> results.BatchJob:
-    """The job in any of BatchService's answers."""
+    """Converts the job in a response of BatchService."""
     job: batch_service_pb2.Job = message.job
     return _batch_job(job)
 
 
 def batch_jobs(message: batch_service_pb2.ListJobsResponse) -> results.BatchJobs:
-    """The answer of ListJobs."""
+    """Converts the response of ListJobs."""
     return results.BatchJobs(tuple(_batch_job(job) for job in message.jobs), message.next_page_token)
 
 
@@ -89,12 +89,12 @@ def _batch_job(job: batch_service_pb2.Job) -> results.BatchJob:
 
 
 def job_log(message: batch_service_pb2.ReadJobLogResponse) -> results.JobLog:
-    """Of a job's last run."""
+    """Converts the response of ReadJobLog."""
     return results.JobLog(message.text, message.start, message.run_id)
 
 
 def _work(job: batch_service_pb2.Job) -> tuple[str, str, str]:
-    """What a job does, from what and to what."""
+    """The kind of a job, its input and its output."""
     match job.WhichOneof("work"):
         case "finetune":
             return "finetune", job.finetune.input, job.finetune.adapter
@@ -111,7 +111,7 @@ def _moment_s(moment: Timestamp) -> float:
 
 
 def stream_event(message: inference_service_pb2.StreamGenerateResponse) -> results.StreamEvent:
-    """One event of StreamGenerate. Raises INTERNAL where it is neither chunk nor final."""
+    """Converts an event of StreamGenerate. Raises INTERNAL if it is neither a chunk nor the final event."""
     if message.HasField("chunk"):
         chunk = message.chunk
         return results.StreamChunk(chunk.index, chunk.text, tuple(chunk.token_ids), _positions(chunk.logprobs))
@@ -130,13 +130,13 @@ def stream_event(message: inference_service_pb2.StreamGenerateResponse) -> resul
 
 
 def score_result(message: inference_service_pb2.ScoreResponse) -> results.ScoreResult:
-    """The answer of Score."""
+    """Converts the response of Score."""
     scores = (results.Score(one.log_likelihood, one.is_greedy, tuple(_token(token) for token in one.tokens)) for one in message.scores)
     return results.ScoreResult(message.request_id, message.model, tuple(scores), _usage(message.usage), _timings(message.timings))
 
 
 def embed_result(message: inference_service_pb2.EmbedResponse) -> results.EmbedResult:
-    """The answer of Embed; numpy is imported here, for callers that embed."""
+    """The answer of Embed. numpy is imported here because only callers that embed need it."""
     import numpy as np
 
     return results.EmbedResult(
@@ -150,7 +150,7 @@ def embed_result(message: inference_service_pb2.EmbedResponse) -> results.EmbedR
 
 
 def tokenized_texts(message: token_service_pb2.TokenizeResponse) -> tuple[results.TokenizedText, ...]:
-    """The answer of Tokenize."""
+    """Converts the response of Tokenize."""
     return tuple(
         results.TokenizedText(tuple(result.token_ids), tuple((offset.start, offset.end) for offset in result.offsets))
         for result in message.results
@@ -158,22 +158,22 @@ def tokenized_texts(message: token_service_pb2.TokenizeResponse) -> tuple[result
 
 
 def texts(message: token_service_pb2.DetokenizeResponse) -> tuple[str, ...]:
-    """The answer of Detokenize."""
+    """Converts the response of Detokenize."""
     return tuple(message.texts)
 
 
 def models(message: model_service_pb2.ListModelsResponse) -> tuple[results.Model, ...]:
-    """The answer of ListModels."""
+    """Converts the response of ListModels."""
     return tuple(_model(model) for model in message.models)
 
 
 def one_model(message: model_service_pb2.GetModelResponse) -> results.Model:
-    """The answer of GetModel."""
+    """Converts the response of GetModel."""
     return _model(message.model)
 
 
 def cluster_status(message: ops_service_pb2.GetClusterStatusResponse) -> results.ClusterStatus:
-    """The answer of GetClusterStatus."""
+    """Converts the response of GetClusterStatus."""
     return results.ClusterStatus(
         version=message.version,
         gateway_id=message.gateway_id,
@@ -203,7 +203,7 @@ def cluster_status(message: ops_service_pb2.GetClusterStatusResponse) -> results
 
 
 def health(message: health_pb2.HealthCheckResponse) -> str:
-    """SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNKNOWN."""
+    """Converts the response of Health.Check to SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNKNOWN."""
     return health_pb2.HealthCheckResponse.ServingStatus.Name(message.status)
 
 

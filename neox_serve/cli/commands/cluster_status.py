@@ -1,4 +1,4 @@
-"""`neox-serve models`, `status` and `metrics`: what is there and how it does."""
+"""`neox-serve models`, `status`, `drain`, `top` and `metrics`: the state of a cluster."""
 
 import contextlib
 import signal
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from neox_serve.client import Client, ClusterStatus
 
 _CALL_TIMEOUT_S = 10.0
-_LOOK_S = 0.05
-"""How soon Ctrl-C is heeded while a call is under way."""
+_POLL_INTERVAL_S = 0.05
+"""How often a call in progress is checked for Ctrl-C."""
 
 
 @connected
 def models(connection: Connection, *, as_json: JsonOption = False) -> None:
-    """Show the models served, their limits and abilities."""
+    """Show the models that are served, with their limits and capabilities."""
     with connection.client() as client:
         served = client.models(timeout_s=_CALL_TIMEOUT_S)
     if as_json:
@@ -42,11 +42,13 @@ def models(connection: Connection, *, as_json: JsonOption = False) -> None:
 def status(
     connection: Connection,
     *,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
-    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks, with --watch.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    interval_s: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Time between two refreshes with --watch.")
+    ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show pools, replicas with their load, gateways, and what is wrong."""
+    """Show pools, replicas with their load, gateways, and conditions that need attention."""
     with connection.client() as client:
         if watch:
             from neox_serve.cli.views.status import status_view
@@ -57,20 +59,24 @@ def status(
 
 
 @connected
-def drain(connection: Connection, *, replica_id: Annotated[str, typer.Argument(metavar="REPLICA_ID")]) -> None:
-    """Have a replica finish what it has and be replaced by a new one."""
+def drain(
+    connection: Connection,
+    *,
+    replica_id: Annotated[str, typer.Argument(metavar="REPLICA_ID", help="A replica's id, as `neox-serve status` shows it.")],
+) -> None:
+    """Let a replica finish its requests, then replace it with a new one."""
     with connection.client() as client:
         client.drain_replica(replica_id, timeout_s=_CALL_TIMEOUT_S)
-    print(f"{replica_id} drains; `neox-serve status` shows it until it is gone.")
+    print(f"{replica_id} is draining; `neox-serve status` shows it until it has stopped.")
 
 
 @connected
 def top(
     connection: Connection,
     *,
-    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,
+    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Time between two refreshes.")] = 1.0,
 ) -> None:
-    """Watch tenants, pools and replicas at work, until Ctrl-C."""
+    """Show the load of tenants, pools and replicas, refreshed until Ctrl-C."""
     from neox_serve.cli.views.status import top_view
 
     with connection.client() as client:
@@ -93,54 +99,54 @@ def fetch_metrics(url: str | None, config: Path | None, installation: ClientInst
     return _fetch(url or installation.metrics_url(config))
 
 
-def _show(seen: "ClusterStatus", *, as_json: bool) -> None:
+def _show(cluster_status: "ClusterStatus", *, as_json: bool) -> None:
     if as_json:
-        print_json(seen)
+        print_json(cluster_status)
         return
     from neox_serve.cli.views.status import status_view
 
-    print_view(status_view(seen))
+    print_view(status_view(cluster_status))
 
 
 def _watch(
     client: "Client", interval_s: float, view: "Callable[[ClusterStatus], RenderableType]", *, as_json: bool = False, screen: bool = False
 ) -> None:
-    """Looks again and again; a gateway that is away for a while is said to be, and looked for again."""
+    """Calls status repeatedly and shows each result. A failed call is shown too, and the next one is tried."""
     from rich.console import Console
     from rich.live import Live
 
     from neox_serve.cli.views.status import missing_view
     from neox_serve.client import ServeError
 
-    console, asking = Console(), ThreadPoolExecutor(1)
-    with _noticed_interrupt() as interrupted, Live(console=console, auto_refresh=False, screen=screen and console.is_terminal) as live:
+    console, executor = Console(), ThreadPoolExecutor(1)
+    with _recorded_interrupt() as interrupted, Live(console=console, auto_refresh=False, screen=screen and console.is_terminal) as live:
         while not interrupted.is_set():
-            answer = asking.submit(client.status, timeout_s=_CALL_TIMEOUT_S)
-            while not (answer.done() or interrupted.wait(_LOOK_S)):
+            call = executor.submit(client.status, timeout_s=_CALL_TIMEOUT_S)
+            while not (call.done() or interrupted.wait(_POLL_INTERVAL_S)):
                 pass
             if interrupted.is_set():
                 break
             try:
-                seen = answer.result()
+                current = call.result()
             except ServeError as error:
                 live.update(missing_view(error), refresh=True)
             else:
-                print_json(seen) if as_json else live.update(view(seen), refresh=True)
+                print_json(current) if as_json else live.update(view(current), refresh=True)
             interrupted.wait(interval_s)
-    client.close()  # ends the call that is under way
-    asking.shutdown()
+    client.close()  # cancels the call in progress
+    executor.shutdown()
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _noticed_interrupt() -> Iterator[threading.Event]:
-    """Notes Ctrl-C instead of raising it: raised inside gRPC it may leave a lock behind that closing the channel waits for."""
-    noticed = threading.Event()
-    former = signal.signal(signal.SIGINT, lambda *_: noticed.set())
+def _recorded_interrupt() -> Iterator[threading.Event]:
+    """Records Ctrl-C in an event. KeyboardInterrupt inside gRPC could leave a lock held that closing the channel waits for."""
+    interrupted = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
-        yield noticed
+        yield interrupted
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _fetch(url: str) -> str:
@@ -148,12 +154,12 @@ def _fetch(url: str) -> str:
     import urllib.request
 
     if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter("must begin with http:// or https://", param_hint="--url")
+        raise typer.BadParameter("must start with http:// or https://", param_hint="--url")
     try:
         with urllib.request.urlopen(url, timeout=_CALL_TIMEOUT_S) as page:  # noqa: S310 - the scheme is checked above
             return str(page.read().decode("utf-8"))
     except urllib.error.HTTPError as error:
         with error:
-            raise CommandError(f"no metrics at {url}: {error}") from error
+            raise CommandError(f"cannot read the metrics at {url}: {error}") from error
     except (urllib.error.URLError, TimeoutError) as error:
-        raise CommandError(f"no metrics at {url}: {error}") from error
+        raise CommandError(f"cannot read the metrics at {url}: {error}") from error

@@ -1,4 +1,4 @@
-"""`neox-serve generate`: completes a prompt."""
+"""`neox-serve generate`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neox_serve.cli.connection import Connection, connected, interruptible
-from neox_serve.cli.console import JsonOption, OnDeadline, Truncation, print_json, read_texts
+from neox_serve.cli.console import AdapterOption, JsonOption, ModelOption, OnDeadline, TimeoutOption, Truncation, print_json, read_texts
 
 if TYPE_CHECKING:
     from neox_serve.client.options import Prompt
@@ -28,47 +28,80 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
 def generate(  # noqa: PLR0913 - the command's options, one by one
     connection: Connection,
     *,
-    prompt: Annotated[str, typer.Argument(help='Text to continue; "-" reads standard input.')],
+    prompt: Annotated[str, typer.Argument(help='Text to complete. "-" reads standard input.')],
     stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="Print text as it comes. Default: on a terminal, for one completion.")
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream", help="Print text as it is generated. Default: only if one completion is printed to a terminal."
+        ),
     ] = None,
     as_json: JsonOption = False,
-    model: Annotated[str | None, typer.Option(help="Absent: the one served.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is what a user says: put it into the chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="With --chat: what the assistant is told before.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="1 to 128 of [A-Za-z0-9._:-]; absent: made.")] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
-    on_deadline: Annotated[OnDeadline | None, typer.Option(help="partial: return what there is when the timeout passes.")] = None,
-    truncation: Annotated[Truncation | None, typer.Option(help="What to keep of a prompt that is too long.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Completions.")] = None,
-    logprobs: Annotated[int | None, typer.Option(help="Alternatives with log-probabilities at each token.")] = None,
-    prompt_logprobs: Annotated[int | None, typer.Option(help="Likewise for the prompt.")] = None,
-    temperature: Annotated[float | None, _option(_SAMPLING, "In [0, 2]; 0 is greedy.", "--temperature", "-t")] = None,
-    top_p: Annotated[float | None, _option(_SAMPLING, "In (0, 1].")] = None,
-    top_k: Annotated[int | None, _option(_SAMPLING, "Most likely tokens kept.")] = None,
-    min_p: Annotated[float | None, _option(_SAMPLING, "In [0, 1].")] = None,
-    repetition_penalty: Annotated[float | None, _option(_SAMPLING, "In (0, 2]; 1 is off.")] = None,
-    presence_penalty: Annotated[float | None, _option(_SAMPLING, "In [-2, 2].")] = None,
-    frequency_penalty: Annotated[float | None, _option(_SAMPLING, "In [-2, 2].")] = None,
-    seed: Annotated[int | None, _option(_SAMPLING, "Makes sampling repeatable.")] = None,
-    logit_bias: Annotated[list[str] | None, _option(_SAMPLING, "Repeatable.", "--logit-bias", metavar="ID=BIAS")] = None,
-    max_tokens: Annotated[int, _option(_STOPPING, "Most tokens to generate.", "--max-tokens", "-m")] = 128,
-    min_tokens: Annotated[int | None, _option(_STOPPING, "Tokens before any stop condition applies.")] = None,
-    stop: Annotated[list[str] | None, _option(_STOPPING, "Text that ends generation; repeatable.")] = None,
-    stop_token_id: Annotated[list[int] | None, _option(_STOPPING, "Token that ends generation; repeatable.")] = None,
-    ignore_eos: Annotated[bool, _option(_STOPPING, "Go on past the end-of-text token.", "--ignore-eos")] = False,
-    include_stop: Annotated[bool, _option(_STOPPING, "Leave the matched stop text in the output.", "--include-stop")] = False,
-    json_schema: Annotated[str | None, _option(_STRUCTURED_OUTPUT, "JSON Schema, or @FILE with one.")] = None,
-    regex: Annotated[str | None, _option(_STRUCTURED_OUTPUT, "Pattern that the whole output matches.")] = None,
-    choice: Annotated[list[str] | None, _option(_STRUCTURED_OUTPUT, "One of these texts; repeatable.")] = None,
-    beam_width: Annotated[int | None, _option(_BEAMS, "Beams kept.")] = None,
-    length_penalty: Annotated[float | None, _option(_BEAMS, "Above 1 favours long texts.")] = None,
-    num_return: Annotated[int | None, _option(_BEAMS, "Beams returned.")] = None,
-    chunk_interval_s: Annotated[
-        float | None, _option(_STREAM, "Least time between two chunks, 0 to 10.", "--chunk-interval", metavar="SECONDS")
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send the prompt as a user's message, formatted with the model's chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message that precedes the prompt; needs --chat.")] = None,
+    request_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Id of the request: 1 to 128 characters of [A-Za-z0-9._:-]. Default: a random one.")
     ] = None,
-    chunk_tokens: Annotated[int | None, _option(_STREAM, "Least tokens in a chunk.")] = None,
+    timeout_s: TimeoutOption = None,
+    on_deadline: Annotated[
+        OnDeadline | None, typer.Option(help="What to return when --timeout passes: an error (default), or the tokens generated so far.")
+    ] = None,
+    truncation: Annotated[
+        Truncation | None, typer.Option(help="Which end of a prompt to keep if it is too long. Default: such a prompt is an error.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Number of completions (default: 1).")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Number of alternatives to return at each generated token, with log-probabilities; needs --json.")
+    ] = None,
+    prompt_logprobs: Annotated[int | None, typer.Option(help="The same for each token of the prompt.")] = None,
+    temperature: Annotated[
+        float | None, _option(_SAMPLING, "Temperature, 0 to 2; 0 is greedy decoding (default: 1).", "--temperature", "-t")
+    ] = None,
+    top_p: Annotated[
+        float | None, _option(_SAMPLING, "Sample from the most likely tokens with this total probability, above 0, at most 1 (default: 1).")
+    ] = None,
+    top_k: Annotated[int | None, _option(_SAMPLING, "Sample from this many of the most likely tokens. Default: from all.")] = None,
+    min_p: Annotated[
+        float | None, _option(_SAMPLING, "Minimum probability of a token relative to the most likely one, 0 to 1 (default: 0).")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _option(_SAMPLING, "Penalty for tokens of the prompt and the output, above 0, at most 2 (default: 1, none).")
+    ] = None,
+    presence_penalty: Annotated[float | None, _option(_SAMPLING, "Penalty for tokens in the output, -2 to 2 (default: 0).")] = None,
+    frequency_penalty: Annotated[
+        float | None, _option(_SAMPLING, "Penalty for each time a token is in the output, -2 to 2 (default: 0).")
+    ] = None,
+    seed: Annotated[int | None, _option(_SAMPLING, "Seed that makes sampling reproducible. Default: a random one.")] = None,
+    logit_bias: Annotated[
+        list[str] | None, _option(_SAMPLING, "Add BIAS to the logit of token ID; repeatable.", "--logit-bias", metavar="ID=BIAS")
+    ] = None,
+    max_tokens: Annotated[int, _option(_STOPPING, "Maximum number of tokens to generate.", "--max-tokens", "-m")] = 128,
+    min_tokens: Annotated[int | None, _option(_STOPPING, "Number of tokens before a stop condition applies (default: 0).")] = None,
+    stop: Annotated[list[str] | None, _option(_STOPPING, "Text that ends generation; repeatable.", metavar="TEXT")] = None,
+    stop_token_id: Annotated[list[int] | None, _option(_STOPPING, "Token id that ends generation; repeatable.", metavar="ID")] = None,
+    ignore_eos: Annotated[bool, _option(_STOPPING, "Continue past the end-of-text token.", "--ignore-eos")] = False,
+    include_stop: Annotated[bool, _option(_STOPPING, "Keep the stop text that matched in the output.", "--include-stop")] = False,
+    json_schema: Annotated[
+        str | None,
+        _option(_STRUCTURED_OUTPUT, "JSON Schema that the output follows, or @FILE that holds one.", metavar="SCHEMA|@FILE"),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        _option(_STRUCTURED_OUTPUT, "Regular expression that the whole output matches.", metavar="PATTERN"),
+    ] = None,
+    choice: Annotated[list[str] | None, _option(_STRUCTURED_OUTPUT, "A text that may be the output; repeatable.", metavar="TEXT")] = None,
+    beam_width: Annotated[int | None, _option(_BEAMS, "Number of beams; turns beam search on.")] = None,
+    length_penalty: Annotated[
+        float | None, _option(_BEAMS, "Exponent of the length in a beam's score; values above 1 favour long texts (default: 1).")
+    ] = None,
+    num_return: Annotated[int | None, _option(_BEAMS, "Number of beams to return. Default: all.")] = None,
+    chunk_interval_s: Annotated[
+        float | None, _option(_STREAM, "Minimum time between two chunks, 0 to 10 (default: 0).", "--chunk-interval", metavar="SECONDS")
+    ] = None,
+    chunk_tokens: Annotated[int | None, _option(_STREAM, "Minimum number of tokens per chunk (default: 1).")] = None,
 ) -> None:
     """Complete a prompt."""
     request = {
@@ -102,35 +135,35 @@ def generate(  # noqa: PLR0913 - the command's options, one by one
     }
     beams = {"beam_width": beam_width, "length_penalty": length_penalty, "num_return": num_return}
     chunks = {"min_chunk_interval_s": chunk_interval_s, "min_chunk_tokens": chunk_tokens}
-    (said,) = read_texts([prompt])
+    (text,) = read_texts([prompt])
     if system is not None and not chat:
-        raise typer.BadParameter("goes with --chat", param_hint="--system")
-    text = _chat(said, system) if chat else said
+        raise typer.BadParameter("needs --chat", param_hint="--system")
+    content = _chat(text, system) if chat else text
     if _streams(stream, several=(n or 1) > 1, beams=beam_width is not None, as_json=as_json):
-        _stream(connection, text, request | chunks, as_json=as_json)
+        _stream(connection, content, request | chunks, as_json=as_json)
     elif any(value is not None for value in chunks.values()):
-        raise typer.BadParameter("only a stream has chunks: add --stream", param_hint="--chunk-interval, --chunk-tokens")
+        raise typer.BadParameter("needs --stream", param_hint="--chunk-interval, --chunk-tokens")
     else:
-        _generate(connection, text, request | beams, as_json=as_json)
+        _generate(connection, content, request | beams, as_json=as_json)
 
 
 def _streams(wanted: bool | None, *, several: bool, beams: bool, as_json: bool) -> bool:
     if wanted and beams:
-        raise typer.BadParameter("beam search has nothing to stream", param_hint="--stream")
+        raise typer.BadParameter("cannot be combined with beam search", param_hint="--stream")
     if wanted and several and not as_json:
-        raise typer.BadParameter("several completions can be streamed as --json only", param_hint="--stream")
+        raise typer.BadParameter("needs --json if there are several completions", param_hint="--stream")
     if wanted is None:
         return sys.stdout.isatty() and not (several or beams or as_json)
     return wanted
 
 
-def _chat(said: str, system: str | None) -> list[dict[str, str]]:
+def _chat(prompt: str, system: str | None) -> list[dict[str, str]]:
     before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": said}]
+    return [*before, {"role": "user", "content": prompt}]
 
 
 def _stream(connection: Connection, prompt: "Prompt", request: dict[str, Any], *, as_json: bool) -> None:
-    """Prints text, or a line of JSON for each event."""
+    """Prints the text as it arrives, or one line of JSON per event."""
     from neox_serve.client import StreamChunk
 
     with connection.client() as client, client.stream(prompt, **request) as events:
@@ -143,7 +176,7 @@ def _stream(connection: Connection, prompt: "Prompt", request: dict[str, Any], *
             print()
             if events.final:
                 final = events.final
-                _summarise(final.usage, final.timings, ", ".join(str(finish.reason) for finish in final.finishes))
+                _print_summary(final.usage, final.timings, ", ".join(str(finish.reason) for finish in final.finishes))
 
 
 def _generate(connection: Connection, prompt: "Prompt", request: dict[str, Any], *, as_json: bool) -> None:
@@ -158,11 +191,11 @@ def _generate(connection: Connection, prompt: "Prompt", request: dict[str, Any],
         if len(completions) > 1:
             print(f"--- {completion.index} ({completion.finish.reason}{score})")
         print(completion.text)
-    _summarise(result.usage, result.timings, ", ".join(str(completion.finish.reason) for completion in completions))
+    _print_summary(result.usage, result.timings, ", ".join(str(completion.finish.reason) for completion in completions))
 
 
-def _summarise(usage: Any, timings: Any, finishes: str) -> None:
-    """One dim line on stderr, for people."""
+def _print_summary(usage: Any, timings: Any, finishes: str) -> None:
+    """Prints one line on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         return
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`neox-serve tenant`: who may use the cluster, and how much of it."""
+"""`neox-serve tenant`: tenants, their API keys and their quotas."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,17 +13,25 @@ from neox_serve.cli.console import JsonOption, print_view
 if TYPE_CHECKING:
     from neox_serve.v1 import admin_service_pb2
 
-tenant_app = typer.Typer(help="Keep the tenants: who may use the cluster, and how much of it.", no_args_is_help=True)
+tenant_app = typer.Typer(help="Manage tenants, their API keys and their quotas.", no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(metavar="TENANT")]
-RoleOption = Annotated[Literal["tenant", "operator", "admin"] | None, typer.Option(help="What its credentials are for.")]
-ClassOption = Annotated[
-    Literal["system", "interactive", "default", "bulk"] | None, typer.Option(help="The highest class that its requests get.")
+NameArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.")]
+RoleOption = Annotated[
+    Literal["tenant", "operator", "admin"] | None,
+    typer.Option(help="tenant: may call models; operator: may also see and drain the cluster; admin: may also manage tenants."),
 ]
-WeightOption = Annotated[float | None, typer.Option(help="Its share of a full cluster, against the others' (1 by default).")]
+ClassOption = Annotated[
+    Literal["system", "interactive", "default", "bulk"] | None, typer.Option(help="Highest priority class of its requests.")
+]
+WeightOption = Annotated[float | None, typer.Option(help="Share of a busy cluster relative to other tenants. Default for a new tenant: 1.")]
 NamesOption = list[str] | None
-Limit = Annotated[str | None, typer.Option(metavar="N|none")]
-LifetimeOption = Annotated[float | None, typer.Option("--lifetime", metavar="DAYS", min=0, help="Absent: it does not expire.")]
+RequestsOption = Annotated[str | None, typer.Option(metavar="N|none", help="Quota of requests per minute; none: no limit.")]
+TokensOption = Annotated[str | None, typer.Option(metavar="N|none", help="Quota of tokens per minute; none: no limit.")]
+DailyTokensOption = Annotated[str | None, typer.Option(metavar="N|none", help="Quota of tokens per day (UTC); none: no limit.")]
+ConcurrencyOption = Annotated[str | None, typer.Option(metavar="N|none", help="Quota of concurrent requests; none: no limit.")]
+LifetimeOption = Annotated[
+    float | None, typer.Option("--lifetime", metavar="DAYS", min=0, help="Days until the key expires. Default: it does not expire.")
+]
 
 
 @tenant_app.command()
@@ -35,21 +43,24 @@ def add(  # noqa: PLR0913 - a tenant's fields, one by one
     role: RoleOption = None,
     weight: WeightOption = None,
     class_ceiling: ClassOption = None,
-    model: Annotated[NamesOption, typer.Option(help="A model it may use; repeatable. Absent: all.")] = None,
-    adapter: Annotated[NamesOption, typer.Option(help='An adapter it may use; repeatable; "" for none. Absent: all.')] = None,
-    certificate: Annotated[NamesOption, typer.Option(help="A name in a client certificate that stands for it; repeatable.")] = None,
-    requests_per_minute: Limit = None,
-    tokens_per_minute: Limit = None,
-    tokens_per_day: Limit = None,
-    concurrent_requests: Limit = None,
-    key: Annotated[bool, typer.Option("--key/--no-key", help="Make it an API key, and print that.")] = True,
+    model: Annotated[NamesOption, typer.Option(help="A model that the tenant may use; repeatable. Default: all models.")] = None,
+    adapter: Annotated[
+        NamesOption,
+        typer.Option(help='An adapter that the tenant may use; repeatable; "" for none. Default: all adapters.'),
+    ] = None,
+    certificate: Annotated[NamesOption, typer.Option(help="A name in a client certificate that identifies the tenant; repeatable.")] = None,
+    requests_per_minute: RequestsOption = None,
+    tokens_per_minute: TokensOption = None,
+    tokens_per_day: DailyTokensOption = None,
+    concurrent_requests: ConcurrencyOption = None,
+    key: Annotated[bool, typer.Option("--key/--no-key", help="Create an API key for the tenant and print it.")] = True,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Enter a tenant, and make it an API key."""
+    """Create a tenant and an API key for it."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenant = admin_caller(connection, direct=direct), pb.Tenant(name=name)
+    call, tenant = admin_caller(connection, direct=direct), pb.Tenant(name=name)
     _fill(
         tenant,
         {"role": role, "weight": weight, "class_ceiling": class_ceiling},
@@ -61,9 +72,9 @@ def add(  # noqa: PLR0913 - a tenant's fields, one by one
             "concurrent_requests": concurrent_requests,
         },
     )
-    made = ask(pb.CreateTenantRequest(tenant=tenant)).tenant
-    secret = ask(pb.CreateKeyRequest(tenant=name)).secret if key else None
-    _show_tenants([made], as_json=as_json, secret=secret)
+    created = call(pb.CreateTenantRequest(tenant=tenant)).tenant
+    secret = call(pb.CreateKeyRequest(tenant=name)).secret if key else None
+    _show_tenants([created], as_json=as_json, secret=secret)
 
 
 @tenant_app.command(name="set")
@@ -75,22 +86,25 @@ def set_(  # noqa: PLR0913 - as above
     role: RoleOption = None,
     weight: WeightOption = None,
     class_ceiling: ClassOption = None,
-    model: Annotated[NamesOption, typer.Option(help='A model it may use; repeatable; "*" for all.')] = None,
-    adapter: Annotated[NamesOption, typer.Option(help='An adapter it may use; repeatable; "*" for all, "" for none.')] = None,
-    certificate: Annotated[NamesOption, typer.Option(help='Names of its certificates; repeatable; "" for none.')] = None,
-    requests_per_minute: Limit = None,
-    tokens_per_minute: Limit = None,
-    tokens_per_day: Limit = None,
-    concurrent_requests: Limit = None,
-    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether its credentials open anything.")] = None,
+    model: Annotated[NamesOption, typer.Option(help='A model that the tenant may use; repeatable; "*" for all.')] = None,
+    adapter: Annotated[NamesOption, typer.Option(help='An adapter that the tenant may use; repeatable; "*" for all, "" for none.')] = None,
+    certificate: Annotated[
+        NamesOption,
+        typer.Option(help='A name in a client certificate that identifies the tenant; repeatable; "" for none.'),
+    ] = None,
+    requests_per_minute: RequestsOption = None,
+    tokens_per_minute: TokensOption = None,
+    tokens_per_day: DailyTokensOption = None,
+    concurrent_requests: ConcurrencyOption = None,
+    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Accept or refuse the tenant's credentials.")] = None,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what is given of a tenant; it holds on all gateways within a second."""
+    """Change a tenant. Options that are not given stay as they are. All gateways follow within a second."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask = admin_caller(connection, direct=direct)
-    tenant = ask(pb.GetTenantRequest(name=name)).tenant
+    call = admin_caller(connection, direct=direct)
+    tenant = call(pb.GetTenantRequest(name=name)).tenant
     _fill(
         tenant,
         {"role": role, "weight": weight, "class_ceiling": class_ceiling},
@@ -104,18 +118,18 @@ def set_(  # noqa: PLR0913 - as above
     )
     if enabled is not None:
         tenant.disabled = not enabled
-    _show_tenants([ask(pb.UpdateTenantRequest(tenant=tenant)).tenant], as_json=as_json)
+    _show_tenants([call(pb.UpdateTenantRequest(tenant=tenant)).tenant], as_json=as_json)
 
 
 @tenant_app.command(name="list")
 @connected
 def list_(connection: Connection, *, direct: DirectOption = False, as_json: JsonOption = False) -> None:
-    """Show all tenants."""
+    """List all tenants."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    ask, tenants, token = admin_caller(connection, direct=direct), [], ""
+    call, tenants, token = admin_caller(connection, direct=direct), [], ""
     while True:
-        page = ask(pb.ListTenantsRequest(page_size=1_000, page_token=token))
+        page = call(pb.ListTenantsRequest(page_size=1_000, page_token=token))
         tenants += page.tenants
         if not (token := page.next_page_token):
             break
@@ -125,7 +139,7 @@ def list_(connection: Connection, *, direct: DirectOption = False, as_json: Json
 @tenant_app.command()
 @connected
 def keys(connection: Connection, *, name: NameArgument, direct: DirectOption = False, as_json: JsonOption = False) -> None:
-    """Show a tenant's API keys, without their secrets."""
+    """List a tenant's API keys without their secrets."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     found = admin_caller(connection, direct=direct)(pb.ListKeysRequest(tenant=name)).keys
@@ -143,12 +157,12 @@ def add_key(
     connection: Connection,
     *,
     name: NameArgument,
-    label: Annotated[str, typer.Option(help="For people.")] = "",
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Note that `neox-serve tenant keys` shows.")] = "",
     lifetime_days: LifetimeOption = None,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a further API key, and print it."""
+    """Create another API key for a tenant and print it."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     request = pb.CreateKeyRequest(tenant=name, label=label)
@@ -162,12 +176,15 @@ def rotate_key(
     connection: Connection,
     *,
     name: NameArgument,
-    overlap_s: Annotated[float, typer.Option("--overlap", metavar="SECONDS", min=0, help="How long the other keys still work.")] = 3600.0,
+    overlap_s: Annotated[
+        float,
+        typer.Option("--overlap", metavar="SECONDS", min=0, help="How long the tenant's other keys stay valid."),
+    ] = 3600.0,
     lifetime_days: LifetimeOption = None,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new API key and print it; the tenant's others end after the overlap."""
+    """Create a new API key and print it. The tenant's other keys expire after the overlap."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     request = pb.RotateKeyRequest(tenant=name)
@@ -178,8 +195,13 @@ def rotate_key(
 
 @tenant_app.command()
 @connected
-def revoke_key(connection: Connection, *, key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], direct: DirectOption = False) -> None:
-    """End an API key now, and within a second the calls that it began."""
+def revoke_key(
+    connection: Connection,
+    *,
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, as `neox-serve tenant keys` shows it.")],
+    direct: DirectOption = False,
+) -> None:
+    """Revoke an API key now. Calls that use it are cancelled within a second."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     admin_caller(connection, direct=direct)(pb.RevokeKeyRequest(key_id=key_id))
@@ -191,14 +213,14 @@ def revoke_key(connection: Connection, *, key_id: Annotated[str, typer.Argument(
 def audit(
     connection: Connection,
     *,
-    most: Annotated[int, typer.Option("--most", min=1, max=1000, help="Entries, newest first.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Maximum number of entries to show, newest first.")] = 50,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who changed what."""
+    """Show the audit log: who changed what, and when."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
-    entries = admin_caller(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=most)).entries
+    entries = admin_caller(connection, direct=direct)(pb.ListAuditEntriesRequest(page_size=limit)).entries
     if as_json:
         print_messages(entries)
         return
@@ -212,17 +234,17 @@ def audit(
 def usage(
     connection: Connection,
     *,
-    name: Annotated[str | None, typer.Argument(metavar="[TENANT]")] = None,
-    days: Annotated[int, typer.Option(min=1, help="Whole days (UTC), with today.")] = 1,
+    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of a tenant. Default: all tenants.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Number of days to show (UTC), including today.")] = 1,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a tenant, or each of them, used."""
+    """Show the usage of a tenant, or of all tenants."""
     show_usage(admin_caller(connection, direct=direct), name, days, as_json=as_json)
 
 
 def _fill(tenant: "admin_service_pb2.Tenant", words: dict[str, Any], names: dict[str, NamesOption], limits: dict[str, str | None]) -> None:
-    """Sets what was given."""
+    """Sets the fields of a tenant whose options were given."""
     from neox_serve.v1 import admin_service_pb2, generation_pb2
 
     if words["role"]:
@@ -254,7 +276,7 @@ def _fill_limit(quotas: Any, field: str, limit: str | None) -> None:
     quotas.ClearField(field)
     if limit != "none":
         if not limit.isdecimal():
-            raise typer.BadParameter(f"expected a whole number or none, got {limit!r}", param_hint=f"--{field.replace('_', '-')}")
+            raise typer.BadParameter(f"{limit!r} is invalid; it must be a whole number or none", param_hint=f"--{field.replace('_', '-')}")
         try:
             setattr(quotas, field, int(limit))
         except ValueError as error:
@@ -277,11 +299,11 @@ def _show_tenants(tenants: "list[admin_service_pb2.Tenant]", *, as_json: bool, s
 
     print_view(tenants_table(tenants))
     if secret:
-        print(f"API key, told this once:\n{secret}")
+        print(f"API key (it is not shown again):\n{secret}")
 
 
-def _show_secret(answer: Any, *, as_json: bool) -> None:
+def _show_secret(response: Any, *, as_json: bool) -> None:
     if as_json:
-        print_messages([answer])
+        print_messages([response])
     else:
-        print(f"API key {answer.key.key_id} of {answer.key.tenant}, told this once:\n{answer.secret}")
+        print(f"API key {response.key.key_id} of {response.key.tenant} (it is not shown again):\n{response.secret}")

@@ -5,11 +5,20 @@ from typing import Annotated, Literal
 import typer
 
 from neox_serve.cli.connection import Connection, connected, interruptible
-from neox_serve.cli.console import JsonOption, Pooling, Truncation, print_json, read_texts
+from neox_serve.cli.console import (
+    AdapterOption,
+    JsonOption,
+    ModelOption,
+    Pooling,
+    TextsArgument,
+    TimeoutOption,
+    Truncation,
+    print_json,
+    read_texts,
+)
 
-TextsArgument = Annotated[list[str], typer.Argument(metavar="TEXT...", help='"-" reads standard input.')]
-ModelOption = Annotated[str | None, typer.Option(help="Absent: the one served.")]
 _SHOWN_VALUES = 6
+"""Number of a vector's values that are printed."""
 
 
 @connected
@@ -19,13 +28,15 @@ def embed(
     *,
     texts: TextsArgument,
     model: ModelOption = None,
-    pooling: Annotated[Pooling | None, typer.Option(help="Absent: the model's default.")] = None,
-    normalize: Annotated[bool | None, typer.Option(help="Scale to length 1 (the default).")] = None,
-    truncation: Annotated[Truncation | None, typer.Option(help="What to keep of a text that is too long.")] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="How token vectors are combined. Default: the model's own pooling.")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Scale vectors to length 1 (default: yes).")] = None,
+    truncation: Annotated[
+        Truncation | None, typer.Option(help="Which end of a text to keep if it is too long. Default: such a text is an error.")
+    ] = None,
+    timeout_s: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn texts into vectors."""
+    """Convert texts to vectors."""
     with connection.client() as client:
         result = client.embed(
             read_texts(texts), model=model, pooling=pooling, normalize=normalize, truncation=truncation, timeout_s=timeout_s
@@ -43,15 +54,17 @@ def embed(
 def score(
     connection: Connection,
     *,
-    context: Annotated[str, typer.Argument(help='Text before the continuations; "" stands for a text\'s beginning.')],
-    continuations: Annotated[list[str], typer.Argument(metavar="CONTINUATION...", help="Texts after it.")],
+    context: Annotated[str, typer.Argument(help='Text before the continuations; "" scores them as the beginning of a text.')],
+    continuations: Annotated[list[str], typer.Argument(metavar="CONTINUATION...", help="Texts to score.")],
     model: ModelOption = None,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter.")] = None,
-    keep_end: Annotated[bool, typer.Option("--keep-end", help="Cut what is too long off the context's start.")] = False,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = None,
+    adapter: AdapterOption = None,
+    keep_end: Annotated[
+        bool, typer.Option("--keep-end", help="Cut off the start of a context that is too long. Default: such a context is an error.")
+    ] = False,
+    timeout_s: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how likely texts are as continuations of another, the likeliest first."""
+    """Print the log-likelihood of each continuation of a text, the most likely first."""
     pairs = [(context, text) for text in continuations]
     with connection.client() as client:
         truncation: Literal["keep_end"] | None = "keep_end" if keep_end else None
@@ -71,18 +84,20 @@ def tokenize(
     *,
     texts: TextsArgument,
     model: ModelOption = None,
-    offsets: Annotated[bool, typer.Option("--offsets", help="Show where in the text each token stands, as id:start-end.")] = False,
+    offsets: Annotated[
+        bool, typer.Option("--offsets", help="Print each token as ID:START-END, its position in the text in characters.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn texts into token ids, a line each."""
+    """Convert texts to token ids, one line per text."""
     with connection.client() as client:
         results = client.tokenize(read_texts(texts), include_offsets=offsets, model=model)
     if as_json:
         print_json(results)
         return
     for result in results:
-        places = [f":{start}-{end}" for start, end in result.offsets] or [""] * len(result.token_ids)
-        print(" ".join(f"{token_id}{place}" for token_id, place in zip(result.token_ids, places, strict=True)))
+        positions = [f":{start}-{end}" for start, end in result.offsets] or [""] * len(result.token_ids)
+        print(" ".join(f"{token_id}{position}" for token_id, position in zip(result.token_ids, positions, strict=True)))
 
 
 @connected
@@ -90,14 +105,16 @@ def tokenize(
 def detokenize(
     connection: Connection,
     *,
-    token_ids: Annotated[list[str], typer.Argument(metavar="ID...", help='"-" reads standard input.')],
+    token_ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help='Token ids, separated by spaces or commas. "-" reads standard input.')
+    ],
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn token ids into text."""
+    """Convert token ids to text."""
     words = " ".join(read_texts(token_ids)).replace(",", " ").split()
     if not all(word.isdecimal() for word in words):
-        raise typer.BadParameter("token ids are whole numbers", param_hint="ID...")
+        raise typer.BadParameter("token ids must be whole numbers", param_hint="ID...")
     with connection.client() as client:
         texts = client.detokenize([int(word) for word in words], model=model)
     print_json(texts) if as_json else print("\n".join(texts))
@@ -109,21 +126,23 @@ def estimate(
     connection: Connection,
     *,
     prompts: TextsArgument,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion; absent: as many as fit.")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Completions of each prompt.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens per completion. Default: as many as fit into the context.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Completions per prompt (default: 1).")] = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a generation would take and how long it would wait, without running it."""
+    """Estimate the tokens and the waiting time of a generation without running it."""
     with connection.client() as client:
         found = client.estimate(read_texts(prompts), max_tokens=max_tokens, n=n, model=model)
     if as_json:
         print_json(found)
         return
-    wait = "not known yet" if found.expected_wait_s is None else f"{found.expected_wait_s:.1f} s"
+    wait = "unknown" if found.expected_wait_s is None else f"{found.expected_wait_s:.1f} s"
     print(f"{found.prompt_tokens:,} prompt tokens, up to {found.max_completion_tokens:,} completion tokens; cost {found.cost:,.0f}")
     print(f"expected wait: {wait}")
     for quota, left in found.quota_left.items():
-        print(f"left, {quota.replace('_', ' ')}: {left:,}")
+        print(f"quota left, {quota.replace('_', ' ')}: {left:,}")
     if not found.fits_quota:
-        print("The tenant's quotas would not let it run now.")
+        print("The tenant's quotas do not allow this request now.")

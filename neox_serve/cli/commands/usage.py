@@ -1,4 +1,4 @@
-"""`neox-serve usage`: what was used, and whether the records of it hold."""
+"""`neox-serve usage`: usage records, and checks of them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from neox_serve.cli.usage_reconciliation import EngineCounters
     from neox_serve.v1 import admin_service_pb2
 
-usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=True)
+usage_app = typer.Typer(help="Show and verify usage records.", no_args_is_help=True)
 
 
 @usage_app.command()
@@ -22,11 +22,11 @@ usage_app = typer.Typer(help="See and check what was used.", no_args_is_help=Tru
 def show(
     connection: Connection,
     *,
-    days: Annotated[int, typer.Option(min=1, help="Whole days (timezone.utc), with today.")] = 1,
+    days: Annotated[int, typer.Option(min=1, help="Number of days to show (UTC), including today.")] = 1,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each tenant used."""
+    """Show the usage of each tenant."""
     show_usage(admin_caller(connection, direct=direct), None, days, as_json=as_json)
 
 
@@ -36,12 +36,15 @@ def verify(
     connection: Connection,
     *,
     metrics_url: Annotated[
-        str | None, typer.Option("--metrics", metavar="URL", help="Scrape page with the engines' counters; absent: the settings'.")
+        str | None,
+        typer.Option(
+            "--metrics", metavar="URL", help="Metrics page with the engines' counters. Default: the metrics host and port in the settings."
+        ),
     ] = None,
     direct: DirectOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that no usage record was changed or taken away, and hold the records against what the engines counted."""
+    """Verify that no usage record was changed or removed, and compare the records with the engines' own counts."""
     from neox_serve.v1 import admin_service_pb2 as pb
 
     found = admin_caller(connection, direct=direct)(pb.VerifyUsageRequest())
@@ -51,14 +54,14 @@ def verify(
         print(f"{found.records:,} records: {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
     if found.breaks:
         broken = "\n".join(f"  {one.chain}, record {one.sequence}: {one.what}" for one in found.breaks)
-        raise CommandError(f"{len(found.breaks)} of the chains are not what was written:\n{broken}")
+        raise CommandError(f"{len(found.breaks)} chains of usage records are broken:\n{broken}")
     if not as_json:
-        print("All chains are as they were written.")
+        print("All chains of usage records are intact.")
         _show_reconciliation(found, _engine_counters(metrics_url, connection))
 
 
-def show_usage(ask: AdminCall, name: str | None, days: int, *, as_json: bool) -> None:
-    """Prints what tenants used over whole days (UTC), with today. name: None for each of them."""
+def show_usage(call: AdminCall, name: str | None, days: int, *, as_json: bool) -> None:
+    """Prints the usage of a tenant, or of all if `name` is None, over this many days (UTC) including today."""
     from datetime import datetime, timedelta, timezone
 
     from neox_serve.v1 import admin_service_pb2 as pb
@@ -66,7 +69,7 @@ def show_usage(ask: AdminCall, name: str | None, days: int, *, as_json: bool) ->
     request = pb.GetUsageRequest(tenant=name or "")
     today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     request.start_time.FromDatetime(today - timedelta(days=days - 1))
-    sums = ask(request).sums
+    sums = call(request).sums
     if as_json:
         print_messages(sums)
         return
@@ -90,4 +93,4 @@ def _show_reconciliation(found: "admin_service_pb2.VerifyUsageResponse", counted
     if compared:
         print_view(reconciliation_table(compared))
     if wrong := overcharged(compared):
-        raise CommandError(f"more tokens are recorded than their engines counted: {', '.join(wrong)}")
+        raise CommandError(f"usage records of these replicas have more tokens than their engines counted: {', '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""The cluster's state and models as tables for people."""
+"""Tables of the cluster's state and of models."""
 
 from collections.abc import Iterable
 
@@ -14,28 +14,28 @@ _STATE_STYLES = {"ready": "green", "draining": "yellow", "unhealthy": "red", "lo
 
 
 def status_view(status: ClusterStatus) -> RenderableType:
-    """Pools, replicas, gateways, and the conditions above them."""
+    """Conditions, pools, replicas and gateways."""
     conditions = [Text(f"{it.reason}: {it.message}", style="bold yellow") for it in status.conditions]
     headline = Text(f"neox-serve {status.version}", style="bold")
     return Group(headline, *conditions, _pools(status), _replicas(status.replicas), _gateways(status))
 
 
 def top_view(status: ClusterStatus) -> RenderableType:
-    """What is going on now: tenants first, then pools and replicas, under what is wrong."""
+    """The current load: conditions, tenants, pools and replicas."""
     conditions = [Text(f"{it.reason}: {it.message}", style="bold yellow") for it in status.conditions]
     speed = sum(replica.output_tokens_per_second for replica in status.replicas)
-    headline = Text(f"neox-serve {status.version}   {speed:,.0f} tok/s   Ctrl-C ends", style="bold")
+    headline = Text(f"neox-serve {status.version}   {speed:,.0f} tok/s   Ctrl-C to stop", style="bold")
     return Group(headline, *conditions, _tenants(status.tenants), _pools(status), _replicas(status.replicas))
 
 
 def missing_view(error: ServeError) -> RenderableType:
-    """Instead of the state, while no gateway tells it."""
-    return Text(f"No state: {error}", style="bold red")
+    """Shown in place of the state while no gateway answers."""
+    return Text(f"Status unavailable: {error}", style="bold red")
 
 
 def models_table(models: Iterable[Model]) -> Table:
-    """One row a model."""
-    table = _table("model", "source", "can", "context", "vocabulary", "embedding", "ready")
+    """One row per model."""
+    table = _table("model", "source", "capabilities", "context", "vocabulary", "embedding", "ready")
     for model in models:
         facts = model.embedding
         embedding = f"{facts.dimensions}, {facts.default_pooling}, layer {facts.layer}" if facts else "-"
@@ -48,7 +48,7 @@ def models_table(models: Iterable[Model]) -> Table:
 
 
 def age(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """A duration in its two largest units, for example "1 h 5 min"."""
     total = int(seconds)
     for size, unit, smaller_size, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
         if total >= size:
@@ -58,19 +58,19 @@ def age(seconds: float) -> str:
 
 def _pools(status: ClusterStatus) -> Table:
     scales = any(pool.wanted_replicas is not None for pool in status.pools)
-    table = _table("pool", "ready", "in flight", "outstanding tokens", *(("draining", "wanted", "why") if scales else ()))
+    table = _table("pool", "ready", "in flight", "outstanding tokens", *(("draining", "wanted", "reason") if scales else ()))
     for pool in status.pools:
         needed = pool.wanted_replicas != 0
         ready = f"[{'green' if pool.ready_replicas else 'red' if needed else 'dim'}]{pool.ready_replicas}[/]"
         wanted = "fixed" if pool.wanted_replicas is None else f"{pool.wanted_replicas}"
-        why = Text(pool.scaling_reason, style="bold red" if pool.scaling_alarm else "")
-        scaling = (f"{pool.draining_replicas}", wanted, why) if scales else ()
+        reason = Text(pool.scaling_reason, style="bold red" if pool.scaling_alarm else "")
+        scaling = (f"{pool.draining_replicas}", wanted, reason) if scales else ()
         table.add_row(pool.pool, ready, f"{pool.requests_in_flight:,}", f"{pool.outstanding_tokens:,}", *scaling)
     return table
 
 
 def _tenants(tenants: Iterable[TenantStatus]) -> Table:
-    table = _table("tenant", "running", "their tokens", "waiting", "their tokens", "served")
+    table = _table("tenant", "running", "running tokens", "waiting", "waiting tokens", "served")
     for it in tenants:
         counts = (it.running_requests, it.running_tokens, it.waiting_requests, it.waiting_tokens, int(it.served))
         table.add_row(escape(it.tenant), *(f"{count:,}" for count in counts))
@@ -78,7 +78,7 @@ def _tenants(tenants: Iterable[TenantStatus]) -> Table:
 
 
 def _replicas(replicas: Iterable[ReplicaStatus]) -> Table:
-    table = _table("replica", "pool", "model", "state", "running", "waiting", "outstanding tokens", "KV in use", "tok/s", "age")
+    table = _table("replica", "pool", "model", "state", "running", "waiting", "outstanding tokens", "KV usage", "tok/s", "age")
     for replica in sorted(replicas, key=lambda it: (it.pool, it.replica_id)):
         table.add_row(
             escape(replica.replica_id),
@@ -98,7 +98,7 @@ def _replicas(replicas: Iterable[ReplicaStatus]) -> Table:
 def _gateways(status: ClusterStatus) -> Table:
     table = _table("gateway", "in flight", "age")
     for gateway in sorted(status.gateways, key=lambda it: it.gateway_id):
-        name = escape(gateway.gateway_id) + (" [dim](answered)[/]" if gateway.gateway_id == status.gateway_id else "")
+        name = escape(gateway.gateway_id) + (" [dim](this one)[/]" if gateway.gateway_id == status.gateway_id else "")
         table.add_row(name, f"{gateway.requests_in_flight:,}", age(gateway.age_s))
     return table
 
@@ -106,5 +106,5 @@ def _gateways(status: ClusterStatus) -> Table:
 def _table(first: str, *others: str) -> Table:
     table = Table(first, box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in others:
-        table.add_column(column, justify="left" if column in {"pool", "model", "state", "source", "can", "why"} else "right")
+        table.add_column(column, justify="left" if column in {"pool", "model", "state", "source", "capabilities", "reason"} else "right")
     return table

@@ -1,4 +1,4 @@
-"""Tables of tenants, keys, usage and changes."""
+"""Tables of tenants, API keys, usage and the audit log."""
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -12,13 +12,13 @@ from neox_serve.v1 import admin_service_pb2 as pb
 from neox_serve.v1 import generation_pb2
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests")
-_LIMIT_HEADERS = ("requests/min", "tokens/min", "tokens/day", "at once")
+_LIMIT_HEADERS = ("requests/min", "tokens/min", "tokens/day", "concurrent")
 
 
 def tenants_table(tenants: Iterable[pb.Tenant]) -> Table:
-    """A row a tenant."""
+    """One row per tenant."""
     table = _table(
-        "tenant", "role", "weight", "class", "models", "adapters", "requests/min", "tokens/min", "tokens/day", "at once", "state"
+        "tenant", "role", "weight", "class", "models", "adapters", "requests/min", "tokens/min", "tokens/day", "concurrent", "state"
     )
     for tenant in tenants:
         table.add_row(
@@ -34,8 +34,8 @@ def tenants_table(tenants: Iterable[pb.Tenant]) -> Table:
 
 
 def keys_table(keys: Iterable[pb.Key]) -> Table:
-    """A row a key."""
-    table = _table("key id", "label", "made", "expires", "revoked")
+    """One row per API key."""
+    table = _table("key id", "label", "created", "expires", "revoked")
     for key in keys:
         ends = [_moment(getattr(key, field)) if key.HasField(field) else "-" for field in ("expire_time", "revoke_time")]
         table.add_row(key.key_id, key.label, _moment(key.create_time), *ends)
@@ -43,8 +43,8 @@ def keys_table(keys: Iterable[pb.Key]) -> Table:
 
 
 def usage_table(sums: Iterable[pb.UsageSum]) -> Table:
-    """A row a tenant and model."""
-    table = _table("tenant", "model", "requests", "failed", "prompt tokens", "of them cached", "completion tokens")
+    """One row per tenant and model."""
+    table = _table("tenant", "model", "requests", "failed", "prompt tokens", "cached", "completion tokens")
     for one in sums:
         counts = (one.requests, one.failed_requests, one.prompt_tokens, one.cached_tokens, one.completion_tokens)
         table.add_row(one.tenant, one.model, *(f"{count:,}" for count in counts))
@@ -52,16 +52,16 @@ def usage_table(sums: Iterable[pb.UsageSum]) -> Table:
 
 
 def audit_table(entries: Iterable[pb.AuditEntry]) -> Table:
-    """A row a change."""
-    table = _table("when", "who", "what", "to", "with")
+    """One row per entry of the audit log."""
+    table = _table("time", "actor", "action", "subject", "details")
     for entry in entries:
         table.add_row(_moment(entry.time), entry.actor, entry.action, entry.subject, entry.details_json)
     return table
 
 
 def reconciliation_table(compared: Iterable[Reconciled]) -> Table:
-    """A row a replica: tokens as recorded and as its engine counted them."""
-    table = _table("replica", "prompt tokens", "the engine's", "completion tokens", "the engine's")
+    """One row per replica: tokens in its usage records and in its engine's own counters."""
+    table = _table("replica", "prompt tokens", "engine's count", "completion tokens", "engine's count")
     for one in compared:
         recorded, counted = one.recorded, one.counted
         counts = (recorded.prompt_tokens, counted.prompt_tokens, recorded.generation_tokens, counted.generation_tokens)
