@@ -83,6 +83,9 @@ lock: $(VENV)/.installed ## Resolve requirements/{cpu,gpu}.lock again from pypro
 	  mv requirements/$$environment.lock.new requirements/$$environment.lock || exit 1; \
 	done
 
+wheels: setup ## Build the wheels of neox-serve and neox-serve-client into dist/
+	@$(BIN)/python -m tools.build_wheels
+
 bench: peers ## Compare with other systems and measure how cost grows (about two hours; see docs/operator/benchmarks.md)
 	@$(BIN)/python -m tests.bench full
 	@$(BIN)/python -m tests.bench ladder
