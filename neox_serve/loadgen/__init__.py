@@ -1,9 +1,11 @@
-"""A load generator for whatever streams tokens: `neox-serve bench`, and the benches of this repository.
+"""A load generator for any system that streams tokens, used by `neox-serve bench` and the benchmarks in tests/bench.
 
-A `Load` says what is asked (a workload) and when (arrivals). It goes to a process of its own, which stamps raw bytes as they come and
-decodes them only when the run is over; records come back, and `summarize` makes figures of them:
+A `Load` consists of a workload (the requests) and arrivals (when they are sent). It runs in a process of its own, which time-stamps the raw
+bytes as they arrive and decodes them only after the run. It returns records, from which `summarize` computes figures:
 
     with load_generator(GatewaySpec("127.0.0.1:50051"), folder) as generator:
         outcome = generator.run(Load(Synthetic("mine", 100), OpenLoop(rate_rps=4.0)))
     print(summarize(outcome.records).figures())
+
+Imports the core and the client's protocol, no server code. Start with `generator`.
 """

@@ -1,6 +1,7 @@
-"""When requests are meant to start.
+"""Arrival processes: when requests are meant to start.
 
-An open loop's times are computed ahead, so that a slow answer neither delays the next request nor hides what waiting would have cost.
+The times of an open loop are computed in advance, so that a slow response neither delays the next request nor hides the time that callers
+would have waited.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,10 @@ from random import Random
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """`streams` callers, each asking anew when its answer is whole."""
+    """A fixed number of callers. Each sends its next request when its response is complete."""
 
     streams: int
+    """Number of callers."""
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -22,10 +24,12 @@ class ClosedLoop:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Requests at a rate, whatever becomes of them. cv: of the gaps between them; 0 is constant, 1 Poisson, more comes in bursts."""
+    """Requests at a fixed mean rate, independent of the responses."""
 
     rate_rps: float
+    """Requests per second."""
     cv: float = 1.0
+    """Coefficient of variation of the gaps between requests: 0 is constant, 1 is Poisson, larger values are bursty."""
 
     def __post_init__(self) -> None:
         if self.rate_rps <= 0:
@@ -34,7 +38,7 @@ class OpenLoop:
             raise ValueError(f"cv {self.cv:g}: must not be below 0")
 
     def times_s(self, rng: Random) -> Iterator[float]:
-        """Endless start times, the first at 0. Gaps are gamma distributed."""
+        """Yields start times without end, the first at 0. The gaps follow a gamma distribution."""
         at_s = 0.0
         for gap_s in self._gaps_s(rng):
             yield at_s
@@ -50,16 +54,17 @@ class OpenLoop:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Requests when a recording had them. speed: 2 replays it in half the time."""
+    """Requests at the times of a recording."""
 
     speed: float = 1.0
+    """Speed-up: 2 replays the recording in half the time."""
 
     def __post_init__(self) -> None:
         if self.speed <= 0:
             raise ValueError(f"speed {self.speed:g}: must be above 0")
 
     def times_s(self, recorded_s: Iterable[float]) -> Iterator[float]:
-        """Start times, the first at 0."""
+        """Yields start times, the first at 0. recorded_s: times in the recording."""
         first_s: float | None = None
         for at_s in recorded_s:
             first_s = at_s if first_s is None else first_s

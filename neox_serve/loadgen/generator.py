@@ -1,4 +1,4 @@
-"""The near side of the load generator: starts its process, hands it loads, takes the records back."""
+"""The caller's side of the load generator: starts its process, sends it loads and receives the records."""
 
 import contextlib
 import socket
@@ -18,12 +18,15 @@ from neox_serve.loadgen.targets import TargetSpec
 M = TypeVar("M")
 
 _CONNECT_S = 240.0
+"""How long the generator may take to connect to its target."""
 _RECORDS_S = 120.0
+"""How long the transfer of the records may take."""
 _DISCONNECT_S = 30.0
+"""How long the generator may take to exit before it is terminated."""
 
 
 class LoadGenerator:
-    """A connected load generator."""
+    """A running load generator that is connected to its target."""
 
     def __init__(self, connection: Connection, process: psutil.Popen, log: Path) -> None:
         self.process = process
@@ -35,31 +38,32 @@ class LoadGenerator:
         load: Load,
         on_progress: Callable[[int], None] = lambda _: None,
         on_ended: Callable[[], None] = lambda: None,
-        silence_s: float | None = None,
+        max_silence_s: float | None = None,
     ) -> Outcome:
-        """The load's records. on_ended is called the moment the last request ends.
+        """Runs a load and returns its records.
 
-        silence_s: longest time without the end of a request. Raises StartError where it passes, or the generator dies.
+        on_progress: called with the number of requests that have ended. on_ended: called when the last request has ended.
+        max_silence_s: maximum time in which no request ends. Raises StartError if it is exceeded or the generator dies.
         """
         self._connection.send(Run(load))
-        while isinstance(message := self._receive(silence_s), Progress):
+        while isinstance(message := self._receive(max_silence_s), Progress):
             on_progress(message.ended)
         _expect(message, Ended)
         on_ended()
         return _expect(self._receive(_RECORDS_S), Outcome)
 
     def interrupt(self) -> None:
-        """Makes `run` return with what has ended. May be called from a signal handler, while `run` waits."""
+        """Makes `run` return with the requests that have ended. May be called from a signal handler while `run` waits."""
         self._connection.send(Interrupt())
 
     def wait_ready(self) -> None:
-        """Returns once it is connected to its target. Raises StartError."""
+        """Waits until the generator is connected to its target. Raises StartError."""
         _expect(self._receive(_CONNECT_S), Ready)
 
     def _receive(self, timeout_s: float | None) -> object:
-        """The next message. Raises StartError where there is none in time, or it says that the generator failed."""
+        """Returns the next message. Raises StartError if none arrives in time or if the generator failed."""
         try:
-            message: object = self._connection.recv() if self._connection.poll(timeout_s) else Failed(f"silent for {timeout_s:g} s")
+            message: object = self._connection.recv() if self._connection.poll(timeout_s) else Failed(f"no message for {timeout_s:g} s")
         except (EOFError, OSError):
             message = Failed("the process has ended")
         if isinstance(message, Failed):
@@ -69,9 +73,9 @@ class LoadGenerator:
 
 @contextlib.contextmanager
 def load_generator(target: TargetSpec, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[LoadGenerator]:
-    """A load generator that is connected to a target, for as long as the block lasts. Its log is load.log in the folder.
+    """Context manager that runs a load generator connected to a target. Its log is load.log in the folder.
 
-    environment: on top of this process's own. Raises StartError.
+    environment: variables in addition to those of this process. Raises StartError.
     """
     log = folder / "load.log"
     ours, theirs = socket.socketpair()

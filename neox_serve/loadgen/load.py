@@ -1,4 +1,4 @@
-"""One run as a value: what is asked, when, and for how long."""
+"""One load as a value: which requests, when, and for how long."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from neox_serve.loadgen.arrivals import Arrivals, ClosedLoop, Replay
 from neox_serve.loadgen.workloads import Request, Workload
 
 Scheduled = tuple[float, Request]
-"""Seconds from the run's start, and what is then asked."""
+"""Start time in seconds from the start of the run, and the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """duration_s: nothing is sent from then on, and what was sent is waited for; None: until the workload ends.
-
-    max_in_flight: an open loop holds requests back at so many; they are late, and their records show it. None: never.
-    """
+    """What a load generator runs."""
 
     workload: Workload
     arrivals: Arrivals
     duration_s: float | None = None
+    """No request is sent after this time; those in flight are awaited. None runs to the end of the workload."""
     max_in_flight: int | None = None
+    """Maximum number of concurrent requests of an open loop. Further requests start late, which their records show. None: no limit."""
     seed: int = 0
+    """Seed of random arrivals."""
 
     def __post_init__(self) -> None:
         if self.duration_s is not None and self.duration_s <= 0:
@@ -33,7 +33,7 @@ class Load:
 
 
 def scheduled(load: Load) -> list[Scheduled]:
-    """An open loop's requests with their start times. Raises ValueError where a recording without times is to be replayed."""
+    """Returns the requests of an open loop with their start times. Raises ValueError if a recording without times is to be replayed."""
     pairs = _timed(load)
     if load.duration_s is not None:
         end_s = load.duration_s

@@ -1,6 +1,6 @@
-"""What a load generator's process and whoever started it tell each other, pickled over a socket pair.
+"""Messages between a load generator's process and its caller, pickled over a socket pair.
 
-Records come as an `Outcome`, after `Ended`.
+The records follow `Ended`, as an `Outcome`.
 """
 
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from neox_serve.loadgen.targets import TargetSpec
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """To the generator, first."""
+    """To the generator: the first message, names the target to connect to."""
 
     target: TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From the generator: connected."""
+    """From the generator: it is connected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """To the generator: run this now."""
+    """To the generator: run a load now."""
 
     load: Load
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """To the generator: end the run now, if there still is one."""
+    """To the generator: end the current run now, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """From the generator: so many requests have ended."""
+    """From the generator: number of requests that have ended."""
 
     ended: int
 
@@ -47,7 +47,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """From the generator, last: it cannot go on."""
+    """From the generator: it failed and exits. This is its last message."""
 
     reason: str
 

@@ -1,6 +1,6 @@
 """The load generator's process: `python -m neox_serve.loadgen.process <file descriptor>`.
 
-One process for each start of a system, so that a client's cost is its own and no state is carried over.
+Each measured system gets a process of its own, so that the client's CPU time can be measured and no state is carried over.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ from neox_serve.loadgen.runner import Runner
 from neox_serve.loadgen.targets import Target
 
 _PROGRESS_INTERVAL_S = 0.5
+"""Minimum interval between two progress messages."""
 
 
 class _Orders:
-    """What is to be done, in turn; an interrupt is passed on the moment it comes. The other end's death is an order to stop.
+    """Receives orders and queues them. An interrupt is passed on immediately. If the caller dies, it counts as an order to stop.
 
-    A thread receives: a loop's reader would make the socket non-blocking, and records are larger than its buffer.
+    A thread receives, because an event loop reader would make the socket non-blocking, and records are larger than its buffer.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -34,7 +35,7 @@ class _Orders:
         threading.Thread(target=self._receive, daemon=True).start()
 
     async def next(self) -> object:
-        """The next order."""
+        """Waits for the next order."""
         return await self._orders.get()
 
     def _receive(self) -> None:
@@ -54,7 +55,7 @@ class _Orders:
 
 
 async def serve(connection: Connection) -> None:
-    """Connects as told, then runs loads until told to stop."""
+    """Connects to the target, then runs loads until it is told to stop."""
     orders = _Orders(connection)
     order = await orders.next()
     assert isinstance(order, Connect)
@@ -74,7 +75,7 @@ async def _run(order: Run, target: Target, connection: Connection, orders: _Orde
 
 
 def _throttled(tell: Callable[[int], None]) -> Callable[[int], None]:
-    """Passes on a few calls a second."""
+    """Returns a function that calls `tell` at most twice per second."""
     next_s = 0.0
 
     def maybe(ended: int) -> None:
@@ -88,7 +89,7 @@ def _throttled(tell: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def main() -> None:
-    """Serves the other end of the inherited socket that the first argument numbers."""
+    """Serves the caller over the inherited socket whose file descriptor is the first argument."""
     with Connection(int(sys.argv[1])) as connection:
         try:
             uvloop.run(serve(connection))

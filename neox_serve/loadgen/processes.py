@@ -1,4 +1,4 @@
-"""Child processes: started in a session of their own, watched for CPU time, and gone at the end with all that they started."""
+"""Child processes: started in a session of their own, measured, and stopped together with all their descendants."""
 
 import contextlib
 import os
@@ -10,20 +10,22 @@ from pathlib import Path
 import psutil
 
 _STOP_S = 30.0
+"""How long a process may take to exit before it is killed."""
 _LOG_TAIL_CHARACTERS = 3_000
+"""Length of the part of a log that error messages show."""
 
 
 class StartError(RuntimeError):
-    """A process did not start, or ended too early. The message ends with its log's last lines."""
+    """A process did not start or ended too early. The message ends with the last lines of its log."""
 
 
 @contextlib.contextmanager
 def python_process(
     arguments: list[str], environment: Mapping[str, str], log: Path, pass_fds: tuple[int, ...] = (), cwd: Path | None = None
 ) -> Iterator[psutil.Popen]:
-    """A Python process from this environment; at the end it is terminated, then killed with all it started.
+    """Runs a Python process; at the end of the block it is terminated, and killed with its descendants if necessary.
 
-    A terminal's Ctrl-C does not reach it.
+    Ctrl-C in a terminal does not reach it. environment: variables in addition to those of this process. log: file for its output.
     """
     with log.open("wb") as output:
         process = psutil.Popen(
@@ -43,7 +45,7 @@ def python_process(
 
 
 def stop(process: psutil.Popen) -> None:
-    """SIGTERM, then SIGKILL for what is left of the process and its descendants."""
+    """Sends SIGTERM to a process, then SIGKILL to it and its descendants if they are still running."""
     members = family(process)
     if process.poll() is None:
         process.terminate()
@@ -56,30 +58,30 @@ def stop(process: psutil.Popen) -> None:
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """The process and everything below it that lives."""
+    """Returns a process and its living descendants; empty if the process has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [process, *process.children(recursive=True)]
     return []
 
 
 def log_tail(log: Path) -> str:
-    """The end of a log file."""
+    """Returns the end of a log file."""
     return log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARACTERS:]
 
 
 class CpuMeter:
-    """CPU seconds that processes use from `start` to `read`, those that are born meanwhile included."""
+    """Measures the CPU seconds that processes use between `start` and `read`, including processes that start in between."""
 
     def __init__(self, processes: Callable[[], list[psutil.Process]]) -> None:
         self._processes = processes
         self._before: dict[psutil.Process, float] = {}
 
     def start(self) -> None:
-        """Begins to count."""
+        """Starts the measurement."""
         self._before = _cpu_seconds(self._processes())
 
     def read(self) -> float:
-        """User and system time since the start; of processes that have ended meanwhile, nothing."""
+        """Returns user plus system time since the start, without processes that have ended since."""
         now = _cpu_seconds(self._processes())
         return sum(used - self._before.get(process, 0.0) for process, used in now.items())
 
@@ -94,14 +96,14 @@ def _cpu_seconds(processes: list[psutil.Process]) -> dict[psutil.Process, float]
 
 
 def resident_mib(processes: list[psutil.Process]) -> float:
-    """Memory that processes hold, MiB: of a page that several share, each has its part (PSS).
+    """Returns the memory of processes in MiB. Shared pages are divided among the processes that share them (PSS).
 
-    Where a process does not let that be read, it counts with all its pages (RSS).
+    A process whose PSS cannot be read counts with its resident set size (RSS).
     """
-    return sum(map(_held_bytes, processes)) / 2**20
+    return sum(map(_memory_bytes, processes)) / 2**20
 
 
-def _held_bytes(process: psutil.Process) -> int:
+def _memory_bytes(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         try:
             return int(process.memory_full_info().pss)

@@ -1,4 +1,4 @@
-"""What is known of one request after it has ended: when it was meant to start, what came, and when."""
+"""Records of requests that have ended: when each was meant to start, what arrived, and when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,52 +9,60 @@ from neox_serve.core.types import TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Tokens that came together. at_s: CLOCK_MONOTONIC."""
+    """Tokens that arrived together."""
 
     at_s: float
+    """CLOCK_MONOTONIC."""
     token_ids: TokenIds
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """All that came. prompt_tokens: as the system counted them; None where it did not say."""
+    """A decoded response."""
 
     arrivals: Sequence[Arrival] = ()
     prompt_tokens: int | None = None
+    """Prompt tokens as counted by the system; None if it did not report them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. All times are CLOCK_MONOTONIC seconds; first_token_s: None where no token came; error: None where it ended well."""
+    """One request. All times are CLOCK_MONOTONIC seconds."""
 
     prompt_tokens: int
     intended_s: float
+    """When the request was meant to start."""
     sent_s: float
+    """When it was sent."""
     first_token_s: float | None
+    """None if no token arrived."""
     end_s: float
     token_ids: TokenIds
     chunks: int
+    """Number of arrivals with tokens."""
     largest_gap_s: float
+    """Longest time between two arrivals."""
     error: str | None = None
+    """None if the request succeeded."""
 
     @property
     def late_s(self) -> float:
-        """From the intended start to the real one: what the generator itself, or its cap on requests in flight, made it wait."""
+        """Delay of the start, caused by the generator itself or by its limit on requests in flight."""
         return self.sent_s - self.intended_s
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to the first token, from the intended start."""
+        """Time to first token from the intended start; None if no token arrived."""
         return None if self.first_token_s is None else self.first_token_s - self.intended_s
 
     @property
     def e2e_s(self) -> float:
-        """Time to the end, from the intended start."""
+        """End-to-end latency from the intended start."""
         return self.end_s - self.intended_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first: (E2E - TTFT) / (n - 1)."""
+        """Time per output token after the first: (E2E - TTFT) / (n - 1); None for fewer than two tokens."""
         if self.first_token_s is None or len(self.token_ids) < 2:
             return None
         return (self.end_s - self.first_token_s) / (len(self.token_ids) - 1)
@@ -62,16 +70,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run. records: in the order of the requests. unfinished: requests that an interrupt cut off; they have no record."""
+    """The result of a run."""
 
     records: list[Record]
+    """In the order of the requests."""
     unfinished: int = 0
+    """Requests that an interrupt cut off; they have no record."""
 
 
 def record(
     prompt_tokens: int, arrivals: Sequence[Arrival], *, intended_s: float, sent_s: float, end_s: float, error: str | None = None
 ) -> Record:
-    """A request's record from all that arrived; arrivals without tokens count for nothing."""
+    """Builds the record of a request. Arrivals without tokens are ignored."""
     times_s = [arrival.at_s for arrival in arrivals if arrival.token_ids]
     return Record(
         prompt_tokens=prompt_tokens,

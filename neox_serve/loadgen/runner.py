@@ -1,4 +1,4 @@
-"""Runs a load on a target: closed loops and open ones. It stamps what arrives and looks at it only afterwards."""
+"""Runs a load on a target, as a closed or an open loop. Payloads are time-stamped on arrival and decoded after the run."""
 
 import asyncio
 import gc
@@ -16,24 +16,27 @@ from neox_serve.loadgen.targets import Stamped, Target, TargetError
 from neox_serve.loadgen.workloads import Prompt, Request
 
 _ERROR_CHARACTERS = 500
+"""Maximum length of a recorded error message."""
 
 
 @dataclass(slots=True)
 class _Raw:
-    """One request as it came, not yet decoded. end_s: None while it runs."""
+    """The undecoded record of one request."""
 
     prompt: Prompt
     intended_s: float
     sent_s: float
     stamped: Stamped = field(default_factory=list)
     end_s: float | None = None
+    """None while the request runs."""
     error: str | None = None
 
 
 class Runner:
-    """One run of a load. `run`, then `outcome`. on_progress is told how many requests have ended, whenever one does."""
+    """One run of a load. Call `run`, then `outcome`."""
 
     def __init__(self, load: Load, target: Target, on_progress: Callable[[int], None]) -> None:
+        """on_progress: called with the number of requests that have ended whenever one ends."""
         self._load = load
         self._target = target
         self._on_progress = on_progress
@@ -42,7 +45,7 @@ class Runner:
         self._running: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Sends everything and returns when all of it has ended. A request that fails is a record with an error."""
+        """Sends all requests and returns when they have ended. A failed request becomes a record with an error."""
         self._running = asyncio.ensure_future(self._prepared())
         with _no_garbage_collection():
             await asyncio.wait([self._running])
@@ -50,26 +53,26 @@ class Runner:
             self._running.result()
 
     def interrupt(self) -> None:
-        """Ends the run now: nothing more is sent, and what is in flight is cancelled."""
+        """Ends the run now: no more requests are sent, and those in flight are cancelled."""
         if self._running is not None:
             self._running.cancel()
 
     def outcome(self) -> Outcome:
-        """One record for each request that ended."""
+        """Returns a record for each request that has ended."""
         records = [self._record(raw, raw.end_s) for raw in self._raw if raw.end_s is not None]
         return Outcome(records, len(self._raw) - len(records))
 
     def _record(self, raw: _Raw, end_s: float) -> Record:
-        """What cannot be decoded is a failure of its request."""
+        """Builds a record. A response that cannot be decoded makes its request a failed one."""
         try:
-            answer, error = self._target.decode(raw.stamped), raw.error
+            response, error = self._target.decode(raw.stamped), raw.error
         except ValueError as undecodable:
-            answer, error = Response(), raw.error or str(undecodable)
-        prompt_tokens = (answer.prompt_tokens or 0) if isinstance(raw.prompt, str) else len(raw.prompt)
-        return record(prompt_tokens, answer.arrivals, intended_s=raw.intended_s, sent_s=raw.sent_s, end_s=end_s, error=error)
+            response, error = Response(), raw.error or str(undecodable)
+        prompt_tokens = (response.prompt_tokens or 0) if isinstance(raw.prompt, str) else len(raw.prompt)
+        return record(prompt_tokens, response.arrivals, intended_s=raw.intended_s, sent_s=raw.sent_s, end_s=end_s, error=error)
 
     async def _prepared(self) -> None:
-        """Requests are made before the clock runs, but for those without end."""
+        """Creates all requests before the clock starts, unless the run is limited by time."""
         if not isinstance(self._load.arrivals, ClosedLoop):
             await self._open_loop(scheduled(self._load))
             return
@@ -87,7 +90,7 @@ class Runner:
 
     async def _stream(self, requests: Iterator[Request], intended_s: float, stop_s: float) -> None:
         while intended_s < stop_s and (request := next(requests, None)) is not None:
-            intended_s = await self._ask(request, intended_s)
+            intended_s = await self._send(request, intended_s)
 
     async def _open_loop(self, requests: Sequence[Scheduled]) -> None:
         slots = asyncio.Semaphore(self._load.max_in_flight or max(1, len(requests)))
@@ -96,11 +99,11 @@ class Runner:
             for offset_s, request in requests:
                 await _sleep_until(start_s + offset_s)
                 await slots.acquire()
-                asking = group.create_task(self._ask(request, start_s + offset_s))
-                asking.add_done_callback(lambda _: slots.release())
+                sending = group.create_task(self._send(request, start_s + offset_s))
+                sending.add_done_callback(lambda _: slots.release())
 
-    async def _ask(self, request: Request, intended_s: float) -> float:
-        """Returns when the request ended."""
+    async def _send(self, request: Request, intended_s: float) -> float:
+        """Sends one request and returns the time at which it ended."""
         clock = time.monotonic
         raw = _Raw(request.prompt, intended_s, clock())
         self._raw.append(raw)
@@ -128,7 +131,7 @@ async def _sleep_until(at_s: float) -> None:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """The client's own pauses must not be counted against a server."""
+    """Disables garbage collection, so that pauses of the client are not counted against the server."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Figures of a run, under the names that `vllm bench serve` prints; what it has no name for is named after its pattern."""
+"""Figures of a run, with the names that `vllm bench serve` prints. Figures that it lacks are named in the same pattern."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,25 +8,26 @@ from statistics import fmean, pstdev
 from neox_serve.loadgen.records import Record
 
 _ERRORS_KEPT = 5
+"""Number of different error messages in a summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What a request must keep to be good, from its intended start; None: any value is."""
+    """Limits on a request's latencies, measured from its intended start. None sets no limit."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     e2el_ms: float | None = None
 
     def met(self, one: Record) -> bool:
-        """Whether a request that ended well was good. One without a time between tokens keeps any limit of it."""
+        """Returns whether a successful request stayed within the limits. A request without TPOT meets any limit on it."""
         kept = [one.tpot_s is None or _within(one.tpot_s, self.tpot_ms), _within(one.e2e_s, self.e2el_ms)]
         return all(kept) and (self.ttft_ms is None or (one.ttft_s is not None and _within(one.ttft_s, self.ttft_ms)))
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Of a latency over requests; zeros where no request had it."""
+    """Statistics of a latency over requests; all zero if no request had it."""
 
     mean: float
     median: float
@@ -37,38 +38,40 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One run. Throughputs are per second. errors: the most frequent, with how often each came.
-
-    max_concurrency: streams, or the cap of an open loop; None where there is none. offered_request_rate: requests a second as they
-    were meant to start; None for closed loops. request_goodput: requests a second that kept their SLO; None where none was given.
-    largest_gap_ms: the longest silence within a response. late_ms: from the intended to the real start of a request.
-    system_cpu_s_per_1k_tokens: CPU of every process of the system under test, client_cpu_s_per_1k_tokens: of the load generator, 0 where
-    the system runs within it; None where not measured.
-    """
+    """The figures of one run. Rates are per second."""
 
     completed: int
     failed: int
     duration: float
+    """Seconds from the first intended start to the last end."""
     max_concurrency: int | None
+    """Number of streams of a closed loop, or limit on requests in flight of an open one; None without a limit."""
     total_input_tokens: int
     total_output_tokens: int
     request_throughput: float
     offered_request_rate: float | None
+    """Rate of the intended starts; None for closed loops."""
     request_goodput: float | None
+    """Rate of requests within their SLO; None without an SLO."""
     output_throughput: float
     total_token_throughput: float
     ttft_ms: Distribution
     tpot_ms: Distribution
     e2el_ms: Distribution
     largest_gap_ms: Distribution
+    """Longest silence within a response."""
     late_ms: Distribution
+    """Delay from the intended to the real start of a request."""
     chunks_per_response: float
     system_cpu_s_per_1k_tokens: float | None = None
+    """CPU time of all processes of the system under test; None if not measured."""
     client_cpu_s_per_1k_tokens: float | None = None
+    """CPU time of the load generator, 0 if the system runs within it; None if not measured."""
     errors: Mapping[str, int] = field(default_factory=dict)
+    """The most frequent error messages and how often each occurred."""
 
     def figures(self) -> dict[str, object]:
-        """All of it flat, as `vllm bench serve` names it: mean_ttft_ms, p99_ttft_ms and so on."""
+        """Returns all figures in one flat dictionary, named like those of `vllm bench serve`: mean_ttft_ms, p99_ttft_ms and so on."""
         flat: dict[str, object] = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -80,7 +83,7 @@ class Summary:
 
 
 def percentile(values: Iterable[float], fraction: float) -> float:
-    """The value below which this fraction (0 to 1) lies, interpolated between neighbours; 0 of nothing."""
+    """Returns the value below which a fraction (0 to 1) of the values lies, interpolated linearly; 0 if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return 0.0
@@ -99,7 +102,7 @@ def summarize(
     system_cpu_s: float | None = None,
     client_cpu_s: float | None = None,
 ) -> Summary:
-    """The figures of a run. Failed requests count in `failed`, the duration, the offered rate and lateness, and nowhere else."""
+    """Computes the figures of a run. Failed requests count only in `failed`, the duration, the offered rate and the lateness."""
     good = [one for one in records if one.error is None]
     duration_s = max((one.end_s for one in records), default=0.0) - min((one.intended_s for one in records), default=0.0)
     input_tokens = sum(one.prompt_tokens for one in good)
@@ -140,7 +143,7 @@ def _distribution_ms(values_s: Iterable[float | None]) -> Distribution:
 
 
 def _offered_rate_rps(records: Sequence[Record]) -> float:
-    """Of n starts there are n - 1 gaps."""
+    """Returns the mean rate of the intended starts; n starts have n - 1 gaps."""
     starts_s = [one.intended_s for one in records]
     return _per(len(starts_s) - 1, max(starts_s) - min(starts_s)) if starts_s else 0.0
 

@@ -1,9 +1,9 @@
-"""Recordings of traffic as files, and what is wrong with them where something is.
+"""Reads recordings of traffic from files and reports errors in them.
 
-* Azure's CSV: TIMESTAMP, ContextTokens, GeneratedTokens. Source: AzureLLMInferenceTrace in Azure/AzurePublicDataset.
-* Mooncake's JSONL: timestamp (ms), input_length, output_length, and a hash id for each 512 tokens of the prompt, equal where prompts share
-  all tokens up to there. Source: kvcache-ai/Mooncake.
-* One's own JSONL: "prompt" (text) or "token_ids", "max_tokens", and "at_s" on every line or on none.
+* Azure's CSV format: TIMESTAMP, ContextTokens, GeneratedTokens. Source: AzureLLMInferenceTrace in Azure/AzurePublicDataset.
+* Mooncake's JSONL format: timestamp (ms), input_length, output_length, and one hash id for each 512 tokens of the prompt. Prompts with
+  equal leading ids share these tokens. Source: kvcache-ai/Mooncake.
+* Our own JSONL format: "prompt" (text) or "token_ids", "max_tokens", and optionally "at_s", on every line or on none.
 """
 
 import csv
@@ -19,15 +19,16 @@ from neox_serve.core.types import TokenIds
 from neox_serve.loadgen.workloads import Prompt
 
 MOONCAKE_BLOCK_TOKENS = 512
+"""Prompt tokens per hash id."""
 _AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 class TraceError(ValueError):
-    """A file that is no such recording. The message names file, line, field and value."""
+    """A file is not a valid recording. The message names the file, line, field and value."""
 
 
 class TraceKind(Enum):
-    """The formats."""
+    """Format of a recording."""
 
     AZURE = "azure"
     MOONCAKE = "mooncake"
@@ -36,28 +37,31 @@ class TraceKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A recorded request, lengths as the file has them. input_tokens: None for text. prompt: None where only its length is known."""
+    """A recorded request, with the lengths in the file."""
 
     recorded_s: float | None
+    """None if the recording has no times."""
     input_tokens: int | None
+    """None if the prompt is text."""
     output_tokens: int
     prompt: Prompt | None = None
+    """None if only the length is recorded."""
     hash_ids: tuple[int, ...] = ()
 
 
 def kind_of(path: Path) -> TraceKind:
-    """By the file's name, and for JSONL by its first line. Raises TraceError."""
+    """Determines the format from the file name and, for JSONL, from the first line. Raises TraceError."""
     if path.suffix == ".csv":
         return TraceKind.AZURE
     with _opened(path) as file:
         first = next(_json_lines(path, file), None)
     if first is None:
-        raise TraceError(f"{path}: is empty")
+        raise TraceError(f"{path}: the file is empty")
     return TraceKind.MOONCAKE if "hash_ids" in first.values else TraceKind.PROMPTS
 
 
 def read_rows(path: Path, kind: TraceKind) -> Iterator[Row]:
-    """The requests in order. Raises TraceError."""
+    """Yields the requests in order. Raises TraceError."""
     lines_of, row_of = _READERS[kind]
     before: Row | None = None
     with _opened(path) as file:
@@ -70,47 +74,47 @@ def read_rows(path: Path, kind: TraceKind) -> Iterator[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """The fields of a line."""
+    """The fields of one line, with methods that check and convert them."""
 
     path: Path
     number: int
     values: Mapping[str, Any]
 
-    def whole(self, field: str, least: int) -> int:
-        """A whole number; as text in CSV."""
+    def integer(self, field: str, minimum: int) -> int:
+        """Returns an integer field; CSV has it as text."""
         value = self._get(field)
         if isinstance(value, str) and value.strip().isdecimal():
             value = int(value)
-        if not _is_whole(value, least):
-            self.wrong(field, f"must be a whole number from {least}")
+        if not _is_integer(value, minimum):
+            self.wrong(field, f"must be an integer of at least {minimum}")
         return int(value)
 
-    def wholes(self, field: str) -> TokenIds:
-        """A list of whole numbers from 0, at least one."""
+    def integers(self, field: str) -> TokenIds:
+        """Returns a field that is a non-empty list of non-negative integers."""
         values = self._get(field)
-        if not isinstance(values, list) or not values or not all(_is_whole(value, 0) for value in values):
-            self.wrong(field, "must be a list of whole numbers from 0")
+        if not isinstance(values, list) or not values or not all(_is_integer(value, 0) for value in values):
+            self.wrong(field, "must be a list of non-negative integers")
         return tuple(values)
 
     def seconds(self, field: str) -> float:
-        """A number from 0."""
+        """Returns a field that is a non-negative number."""
         value = self._get(field)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            self.wrong(field, "must be a number from 0")
+            self.wrong(field, "must be a non-negative number")
         return float(value)
 
     def text(self, field: str) -> str:
-        """A text that is not empty."""
+        """Returns a field that is a non-empty text."""
         value = self._get(field)
-        return value if isinstance(value, str) and value else self.wrong(field, "must be a text that is not empty")
+        return value if isinstance(value, str) and value else self.wrong(field, "must be a non-empty text")
 
     def wrong(self, field: str, must: str) -> NoReturn:
-        """Raises TraceError."""
+        """Raises TraceError for a field. must: what the value must be."""
         raise TraceError(f"{self.path}:{self.number}: {field}: {must}, got {self.values.get(field)!r:.100}")
 
     def _get(self, field: str) -> Any:
         if self.values.get(field) is None:
-            raise TraceError(f"{self.path}:{self.number}: {field}: is missing")
+            raise TraceError(f"{self.path}:{self.number}: {field}: missing")
         return self.values[field]
 
 
@@ -121,23 +125,23 @@ def _azure_row(line: _Line) -> Row:
     except ValueError:
         line.wrong("TIMESTAMP", "must be a date and time")
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return Row(at.timestamp(), line.whole("ContextTokens", 1), line.whole("GeneratedTokens", 1))
+    return Row(at.timestamp(), line.integer("ContextTokens", 1), line.integer("GeneratedTokens", 1))
 
 
 def _mooncake_row(line: _Line) -> Row:
-    input_tokens, hash_ids = line.whole("input_length", 1), line.wholes("hash_ids")
+    input_tokens, hash_ids = line.integer("input_length", 1), line.integers("hash_ids")
     blocks = -(-input_tokens // MOONCAKE_BLOCK_TOKENS)
     if len(hash_ids) != blocks:
         line.wrong("hash_ids", f"must be {blocks} ids for an input_length of {input_tokens}")
-    return Row(line.seconds("timestamp") / 1e3, input_tokens, line.whole("output_length", 1), hash_ids=hash_ids)
+    return Row(line.seconds("timestamp") / 1e3, input_tokens, line.integer("output_length", 1), hash_ids=hash_ids)
 
 
 def _prompt_row(line: _Line) -> Row:
     if ("prompt" in line.values) == ("token_ids" in line.values):
-        line.wrong("prompt", 'must be given, or "token_ids" instead of it')
-    prompt: Prompt = line.text("prompt") if "prompt" in line.values else line.wholes("token_ids")
+        line.wrong("prompt", 'exactly one of "prompt" and "token_ids" must be given')
+    prompt: Prompt = line.text("prompt") if "prompt" in line.values else line.integers("token_ids")
     recorded_s = line.seconds("at_s") if "at_s" in line.values else None
-    return Row(recorded_s, None if isinstance(prompt, str) else len(prompt), line.whole("max_tokens", 1), prompt)
+    return Row(recorded_s, None if isinstance(prompt, str) else len(prompt), line.integer("max_tokens", 1), prompt)
 
 
 def _check_order(line: _Line, row: Row, before: Row | None) -> None:
@@ -147,14 +151,14 @@ def _check_order(line: _Line, row: Row, before: Row | None) -> None:
         line.wrong("at_s", "must be given on every line or on none")
     if row.recorded_s is not None and before.recorded_s is not None and row.recorded_s < before.recorded_s:
         field = next(name for name in ("TIMESTAMP", "timestamp", "at_s") if name in line.values)
-        line.wrong(field, "must not be before that of the line above")
+        line.wrong(field, "must not be earlier than on the line before")
 
 
 def _csv_lines(path: Path, file: Iterable[str]) -> Iterator[_Line]:
     reader = csv.DictReader(file)
     missing = [name for name in _AZURE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise TraceError(f"{path}:1: {missing[0]}: no such column, only {', '.join(reader.fieldnames or ['nothing'])}")
+        raise TraceError(f"{path}:1: {missing[0]}: missing column; the file has {', '.join(reader.fieldnames or ['none'])}")
     for values in reader:
         yield _Line(path, reader.line_num, values)
 
@@ -166,7 +170,7 @@ def _json_lines(path: Path, file: Iterable[str]) -> Iterator[_Line]:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise TraceError(f"{path}:{number}: not JSON: {error}, got {text.strip()!r:.100}") from error
+            raise TraceError(f"{path}:{number}: invalid JSON: {error}, got {text.strip()!r:.100}") from error
         if not isinstance(values, dict):
             raise TraceError(f"{path}:{number}: must be a JSON object, got {text.strip()!r:.100}")
         yield _Line(path, number, values)
@@ -181,12 +185,12 @@ _READERS: Mapping[TraceKind, tuple[_Lines, Callable[[_Line], Row]]] = {
 
 
 def _opened(path: Path) -> TextIO:
-    """Bytes that are no UTF-8 become U+FFFD, so that the field they stand in is found wrong."""
+    """Opens a file. Invalid UTF-8 becomes U+FFFD, so that the field that contains it is reported."""
     try:
         return path.open(encoding="utf-8", errors="replace", newline="")
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from error
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_integer(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

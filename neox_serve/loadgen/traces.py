@@ -1,6 +1,6 @@
-"""Workloads that were recorded: the lengths, and for Mooncake's recordings the shared prefixes, of real traffic.
+"""Workloads from recordings: the lengths of real traffic and, for Mooncake's recordings, its shared prefixes.
 
-Only a file of one's own has the prompts themselves; for the others they are made up, the same ones each time.
+Only our own format contains the prompts. For the other formats prompts are generated, the same ones in each run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +17,28 @@ from neox_serve.loadgen.workloads import Request, prompt_ids
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A recording, or its first `count` requests. divisor: Mooncake's lengths and blocks are divided by it.
+    """A recording as a workload.
 
-    Lengths are clipped so that input and output fit into max_model_len; prompts of a file of one's own are left as they are.
+    Lengths are clipped so that input and output fit into the context. Recorded prompts are not changed.
     """
 
     path: Path
     kind: TraceKind
     max_model_len: int
+    """Context length of the target."""
     vocabulary_size: int
     count: int | None = None
+    """Use only this many requests from the start; None uses all."""
     divisor: int = 8
+    """Mooncake's lengths and blocks are divided by this number."""
     seed: int = 0
+    """Seed of the generated prompts."""
 
     def __post_init__(self) -> None:
         if self.divisor < 1 or MOONCAKE_BLOCK_TOKENS % self.divisor:
             raise ValueError(f"divisor {self.divisor}: must divide {MOONCAKE_BLOCK_TOKENS}")
         if self.max_model_len < 2:
-            raise ValueError(f"max_model_len {self.max_model_len}: must hold a token each way")
+            raise ValueError(f"max_model_len {self.max_model_len}: must be at least 2, for one input and one output token")
 
     @property
     def name(self) -> str:
@@ -42,26 +46,26 @@ class Recorded:
         return self.path.name
 
     def rows(self) -> Iterator[Row]:
-        """The recorded requests, neither scaled nor clipped. Raises TraceError."""
+        """Yields the recorded requests, neither scaled nor clipped. Raises TraceError."""
         return islice(read_rows(self.path, self.kind), self.count)
 
     def requests(self) -> Iterator[Request]:
         """See the protocol. Raises TraceError."""
-        made_up = self._made_up()
+        generated = self._generated()
         for row in self.rows():
             if row.prompt is not None:
                 yield Request(row.prompt, row.output_tokens, row.recorded_s)
             else:
                 input_tokens, output_tokens = clip(*self.lengths(row), self.max_model_len)
-                yield Request(made_up(row, input_tokens), output_tokens, row.recorded_s)
+                yield Request(generated(row, input_tokens), output_tokens, row.recorded_s)
 
     def lengths(self, row: Row) -> tuple[int, int]:
-        """Tokens in and out, scaled but not clipped; 0 in where the prompt is text."""
+        """Returns the input and output tokens, scaled but not clipped. The input is 0 if the prompt is text."""
         divisor = self.divisor if self.kind is TraceKind.MOONCAKE else 1
         return -(-(row.input_tokens or 0) // divisor), -(-row.output_tokens // divisor)
 
-    def _made_up(self) -> Callable[[Row, int], TokenIds]:
-        """Makes prompts of a length: equal hash ids give equal tokens, and without hash ids nothing is shared."""
+    def _generated(self) -> Callable[[Row, int], TokenIds]:
+        """Returns a function that generates prompts. Equal hash ids give equal tokens; without hash ids prompts share nothing."""
         ids, rng, block_tokens = prompt_ids(self.vocabulary_size), Random(self.seed), MOONCAKE_BLOCK_TOKENS // self.divisor
 
         @cache
@@ -79,19 +83,22 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a recording comes to. clipped: requests that did not fit into the context. timed: whether it says when requests came."""
+    """What a recording contains."""
 
     requests: int
     clipped: int
+    """Requests that do not fit into the context."""
     timed: bool
+    """Whether the requests have times."""
     duration_s: float
+    """Time from the first to the last request."""
 
 
 def survey(recorded: Recorded) -> Survey:
-    """Reads a recording to its end without making prompts. Raises TraceError, also where there is no request in it."""
+    """Reads a whole recording without generating prompts. Raises TraceError, also if it contains no request."""
     rows = list(recorded.rows())
     if not rows:
-        raise TraceError(f"{recorded.path}: holds no request")
+        raise TraceError(f"{recorded.path}: contains no request")
     clipped = sum(row.prompt is None and sum(recorded.lengths(row)) > recorded.max_model_len for row in rows)
     first_s, last_s = rows[0].recorded_s, rows[-1].recorded_s
     timed = first_s is not None and last_s is not None
@@ -101,12 +108,15 @@ def survey(recorded: Recorded) -> Survey:
 def recorded_in(
     path: Path, *, max_model_len: int, vocabulary_size: int, count: int | None = None, divisor: int = 8, seed: int = 0
 ) -> Recorded:
-    """The recording in a file, whose format is found out. Raises TraceError."""
+    """Opens the recording in a file and detects its format. Raises TraceError."""
     return Recorded(path.absolute(), kind_of(path), max_model_len, vocabulary_size, count, divisor, seed)
 
 
 def clip(input_tokens: int, output_tokens: int, max_model_len: int) -> tuple[int, int]:
-    """Lengths that fit. The output keeps its length up to half of the context, or to what a short input leaves; the input gets the rest."""
+    """Returns lengths that fit into the context.
+
+    The output keeps up to half of the context, or more if the input is short. The input gets the rest.
+    """
     if input_tokens + output_tokens <= max_model_len:
         return input_tokens, output_tokens
     output_tokens = min(output_tokens, max(max_model_len // 2, max_model_len - input_tokens))

@@ -1,4 +1,4 @@
-"""What the load generator can drive. A target keeps payloads raw while it is timed, and decodes them afterwards."""
+"""Systems that the load generator can drive. A target keeps payloads raw during the run and decodes them afterwards."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -8,28 +8,28 @@ from neox_serve.loadgen.records import Response
 from neox_serve.loadgen.workloads import Prompt
 
 Stamp = Callable[[Any], None]
-"""Takes each payload the moment it arrives."""
+"""Called with each payload when it arrives."""
 
 Stamped = list[tuple[float, Any]]
-"""Payloads with their times."""
+"""Payloads with their arrival times."""
 
 
 class TargetError(Exception):
-    """A request that the system refused or broke off; the message says how, in the same words each time."""
+    """The system refused or aborted a request. Equal failures have equal messages."""
 
 
 class Target(Protocol):
     """A connection to a system."""
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """Asks for exactly this many greedy tokens and stamps what comes; returns at the end. Raises where it ends badly."""
+        """Requests exactly `output_tokens` greedy tokens and stamps each payload. Returns at the end; raises if the request fails."""
 
     def decode(self, stamped: Sequence[tuple[float, Any]]) -> Response:
-        """The tokens in what was stamped. Raises ValueError where it makes no sense."""
+        """Decodes the stamped payloads. Raises ValueError for malformed ones."""
 
 
 class TargetSpec(Protocol):
-    """How to connect; goes to the load generator's process, so it can be pickled."""
+    """How to connect to a system. It is pickled and sent to the load generator's process."""
 
     def connect(self) -> AbstractAsyncContextManager[Target]:
-        """A connection for as long as the block lasts."""
+        """Context manager for a connection."""

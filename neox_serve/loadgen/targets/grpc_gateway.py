@@ -1,4 +1,4 @@
-"""neox-serve's gateway, by bare grpc.aio calls: messages stay bytes until the run is over."""
+"""The neox-serve gateway, called with plain grpc.aio. Messages stay bytes until the run is over."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,28 +18,30 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Credentials(Protocol):
-    """What makes a channel a TLS one, such as the client's `Tls`."""
+    """Credentials for a TLS channel, such as the client's `Tls`."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises OSError."""
+        """Reads the files and returns channel credentials. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySpec:
-    """address: host:port. channels: connections that the streams are spread over. model: empty for the one served.
-
-    tls: None for plain text. metadata: sent with every call.
-    """
+    """How to connect to a gateway."""
 
     address: str
+    """host:port."""
     channels: int = 1
+    """Number of connections over which the streams are distributed."""
     model: str = ""
+    """Empty for the model that the gateway serves."""
     tls: Credentials | None = None
+    """None for plain text."""
     metadata: Metadata = ()
+    """Sent with every call."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Opens all connections first, so that no request pays for one."""
+        """Opens all connections in advance, so that no request includes connection time."""
         channels = [self._channel() for _ in range(self.channels)]
         try:
             for channel in channels:
@@ -57,7 +59,7 @@ class GatewaySpec:
 
 
 class GatewayTarget:
-    """Streams over the given methods in turn."""
+    """Sends requests over several connections in turn."""
 
     def __init__(self, methods: Sequence[Any], model: str = "", metadata: Metadata = ()) -> None:
         self._methods = methods
@@ -66,7 +68,7 @@ class GatewayTarget:
         self._sent = 0
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """One StreamGenerate call. Raises TargetError."""
+        """Makes one StreamGenerate call. Raises TargetError."""
         self._sent += 1
         method = self._methods[self._sent % len(self._methods)]
         call = method(stream_request(prompt, output_tokens, self._model).SerializeToString(), metadata=self._metadata)
@@ -77,7 +79,7 @@ class GatewayTarget:
             raise TargetError(f"{error.code().name}: {error.details()}") from error
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """One arrival a message."""
+        """Decodes the messages; each one is an arrival."""
         parse = inference_service_pb2.StreamGenerateResponse.FromString
         messages = [(at_s, parse(message)) for at_s, message in stamped]
         usages = [message.final.usage.prompt_tokens for _, message in messages if message.HasField("final")]
@@ -85,15 +87,15 @@ class GatewayTarget:
 
 
 def stream_request(prompt: Prompt, output_tokens: int, model: str = "") -> inference_service_pb2.StreamGenerateRequest:
-    """Exactly this many greedy tokens."""
-    asked = (
+    """Returns a request for exactly this many greedy tokens."""
+    message = (
         generation_pb2.Prompt(text=prompt)
         if isinstance(prompt, str)
         else generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
     )
     return inference_service_pb2.StreamGenerateRequest(
         model=model,
-        prompt=asked,
+        prompt=message,
         parameters=generation_pb2.GenerationParameters(
             sampling=generation_pb2.Sampling(temperature=0.0),
             stopping=generation_pb2.Stopping(max_tokens=output_tokens, ignore_eos=True),

@@ -1,6 +1,7 @@
-"""A server with OpenAI's completions API, over HTTP streaming by aiohttp, whose parser is in C. Bodies stay bytes until the run is over.
+"""A server with OpenAI's completions API, over streaming HTTP with aiohttp, whose parser is written in C.
 
-Tokens are counted by their ids, which vLLM's server sends when it is asked for them; a server that does not cannot be measured.
+Bodies stay bytes until the run is over. Tokens are counted by their ids, which vLLM's server sends on request. A server that does not send
+them cannot be measured.
 """
 
 import json
@@ -27,23 +28,28 @@ _ERROR_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class OpenAiSpec:
-    """url: of the server, without a path. headers: sent with every call. root_ca, certificate, key: PEM files for https, as for `Tls`."""
+    """How to connect to a server."""
 
     url: str
+    """URL of the server without a path."""
     model: str
     headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every request."""
     root_ca: Path | None = None
+    """PEM file with the certificate authorities for https; None uses those of the system."""
     certificate: Path | None = None
+    """PEM file with the client certificate."""
     key: Path | None = None
+    """PEM file with the client's private key."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """A session with as many connections as there are streams, each kept open between requests."""
+        """Opens a session with one connection per stream, kept open between requests."""
         async with self._session() as session:
             yield OpenAiTarget(session, self.model)
 
     async def max_model_len(self) -> int | None:
-        """Most tokens of the model, as vLLM's server says; None where it does not. Raises TargetError where it cannot be asked."""
+        """Returns the model's context length as vLLM's server reports it, or None. Raises TargetError if the request fails."""
         try:
             async with self._session() as session, session.get("/v1/models") as response:
                 await _require_ok(response)
@@ -51,7 +57,7 @@ class OpenAiSpec:
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
             raise TargetError(f"{self.url}/v1/models: {type(error).__name__}: {error}") from error
         if self.model not in models:
-            raise TargetError(f"{self.url} serves no model {self.model!r}, only {', '.join(sorted(models))}")
+            raise TargetError(f"{self.url} does not serve model {self.model!r}; it serves {', '.join(sorted(models))}")
         found: int | None = models[self.model].get("max_model_len")
         return found
 
@@ -68,21 +74,21 @@ class OpenAiSpec:
 
 
 class OpenAiTarget:
-    """Streams of /v1/completions."""
+    """Sends requests to /v1/completions."""
 
     def __init__(self, session: aiohttp.ClientSession, model: str) -> None:
         self._session = session
         self._model = model
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """One completion. Raises TargetError where the server's answer is an error, else aiohttp.ClientError."""
+        """Makes one completion request. Raises TargetError if the server returns an error, and aiohttp.ClientError."""
         async with self._session.post("/v1/completions", json=completion_request(self._model, prompt, output_tokens)) as response:
             await _require_ok(response)
             async for part in response.content.iter_any():
                 stamp(part)
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """One arrival an event, at the time of the part that completed it. Raises ValueError where the server sent an error event."""
+        """Decodes the events; each one is an arrival at the time of the part that completed it. Raises ValueError for an error event."""
         arrivals: list[Arrival] = []
         prompt_tokens, rest = None, b""
         for at_s, part in stamped:
@@ -94,7 +100,7 @@ class OpenAiTarget:
 
 
 def completion_request(model: str, prompt: Prompt, output_tokens: int) -> dict[str, object]:
-    """Exactly this many greedy tokens, with their ids; the length of a prompt that is text, too."""
+    """Returns the body of a request for exactly this many greedy tokens and their ids, and for the length of a text prompt."""
     text = isinstance(prompt, str)
     return {
         "model": model,
@@ -127,4 +133,4 @@ def _token_ids(message: dict[str, Any]) -> TokenIds:
     try:
         return tuple(token_id for choice in message["choices"] for token_id in choice["token_ids"] or ())
     except KeyError as error:
-        raise ValueError(f"the server sends no {error}; vLLM's server does") from error
+        raise ValueError(f"the server does not send {error}; use a server that does, such as vLLM's") from error

@@ -177,11 +177,11 @@ def _visit(running: Running, system: str, workloads: Sequence[Workload], folder:
     """Takes the first token of a started system, warms it up and measures it."""
     with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
         lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
-        (first,) = generator.run(lone.load(), silence_s=_SILENCE_S).records
+        (first,) = generator.run(lone.load(), max_silence_s=_SILENCE_S).records
         if first.first_token_s is None:
             raise NotComparableError(f"{system}: no first token: {first.error}")
         for name in sorted({workload.name for workload in workloads}):
-            generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), silence_s=_SILENCE_S)
+            generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), max_silence_s=_SILENCE_S)
         return first, [_measure(generator, running, system, workload, view) for workload in workloads]
 
 

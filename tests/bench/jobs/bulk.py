@@ -161,7 +161,7 @@ def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
         def p99_ms(number: int) -> float:
             work = Synthetic("interactive", None, _PROMPT_TOKENS, _OUTPUT_TOKENS, round=number)
             load = Load(work, OpenLoop(_INTERACTIVE_RPS), duration_s=_INTERACTIVE_S, seed=number)
-            records = generator.run(load, silence_s=120).records
+            records = generator.run(load, max_silence_s=120).records
             if failed := [one.error for one in records if one.ttft_s is None]:
                 raise NotMeasuredError(f"an interactive request failed: {failed[0]}")
             since_s = min(one.intended_s for one in records) + _LEAD_IN_S

@@ -185,7 +185,7 @@ async def test_openai_server_says_its_context_over_tls(tmp_path: Path) -> None:
     context.load_cert_chain(pair.certificate, pair.key)
     async with openai_server(context) as (url, _):
         assert await OpenAiSpec(url, "m", root_ca=root).max_model_len() == 77
-        with pytest.raises(TargetError, match="serves no model 'other', only m"):
+        with pytest.raises(TargetError, match="does not serve model 'other'; it serves m"):
             await OpenAiSpec(url, "other", root_ca=root).max_model_len()
         with pytest.raises(TargetError, match="certificate verify failed"):
             await OpenAiSpec(url, "m").max_model_len()
