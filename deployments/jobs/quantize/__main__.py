@@ -25,7 +25,7 @@ from deployments.jobs.file_lock import file_lock
 from deployments.jobs.files.storage import is_remote, put
 from deployments.jobs.progress import JobProgress
 from deployments.jobs.quantize import serving
-from deployments.jobs.quantize.checkpoint import REPORT, Tensors, UnfinishedCheckpoint, weight_bytes
+from deployments.jobs.quantize.checkpoint import Tensors, UnfinishedCheckpoint, weight_bytes
 from deployments.jobs.quantize.one_layer import OneLayerModel
 from deployments.jobs.quantize.run import QuantizeRun, parse_arguments
 from deployments.jobs.quantize.schemes import SCHEMES, Scheme
@@ -33,6 +33,7 @@ from deployments.jobs.quantize.texts import Texts, agreement, read_texts
 from deployments.jobs.quantize.walk import walk
 from deployments.jobs.reports import ReportFile
 from neox_serve.core.jobs.finetune import TARGETS
+from neox_serve.core.jobs.quantize import REPORT_FILE
 from neox_serve.model import model_files
 from neox_serve.model.facts import ModelFacts
 from neox_serve.model.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ def _fingerprint(job: QuantizeRun, folder: Path, texts: Texts) -> str:
 def _existing_report(job: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
     """Returns the report of an existing checkpoint. Raises JobError if it was made from something else."""
     try:
-        report: Mapping[str, Any] = json.loads((job.output / REPORT).read_text(encoding="utf-8"))
+        report: Mapping[str, Any] = json.loads((job.output / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
     if report.get("fingerprint") != fingerprint:

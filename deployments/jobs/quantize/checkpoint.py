@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from deployments.jobs.failures import JobError
 from deployments.jobs.quantize.schemes import Scheme
+from neox_serve.core.jobs.quantize import REPORT_FILE
 from neox_serve.model.model_files import read_safetensors_header
 
-REPORT = "quantization.json"
 """Name of the file that reports sizes and quality."""
 _INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja")
@@ -83,7 +83,7 @@ class UnfinishedCheckpoint:
         """Writes the files that belong to the weights: configuration, tokenizer and index. Raises OSError."""
         for pattern in _SMALL_FILES:
             for file in original.glob(pattern):
-                if file.name not in {_INDEX, REPORT}:
+                if file.name not in {_INDEX, REPORT_FILE}:
                     shutil.copy(file, self.folder / file.name)
         config = json.loads((original / "config.json").read_text(encoding="utf-8"))
         _write_json(self.folder / "config.json", {**config, "quantization_config": scheme.config()})
@@ -91,7 +91,7 @@ class UnfinishedCheckpoint:
 
     def publish(self, output: Path, report: Mapping[str, Any]) -> None:
         """Writes the report, then renames the folder to `output`. Raises OSError."""
-        _write_json(self.folder / REPORT, report)
+        _write_json(self.folder / REPORT_FILE, report)
         self.folder.replace(output)
 
     def _weight_map(self) -> dict[str, str]:

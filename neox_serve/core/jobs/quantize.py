@@ -6,6 +6,9 @@ from neox_serve.core.jobs.options import Between, FileKind, OneOf, option
 
 QUANTIZE = "quantize"
 """The kind of a job that quantizes a checkpoint."""
+REPORT_FILE = "quantization.json"
+"""File in a quantized checkpoint with what the quantization cost."""
+
 SCHEME_NAMES = ("w8a8", "w4a16")
 """The quantization schemes: 8-bit weights and activations, or 4-bit weights in groups of 128 with 16-bit activations."""
 

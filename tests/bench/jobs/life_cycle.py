@@ -11,10 +11,9 @@ from pathlib import Path
 
 from deployments.jobs.access import Access
 from deployments.jobs.evaluate.run import EvaluateRun
-from deployments.jobs.quantize.checkpoint import REPORT
 from neox_serve.client import Client, JobState
 from neox_serve.core.jobs.evaluate import EvaluateWork
-from neox_serve.core.jobs.quantize import SCHEME_NAMES
+from neox_serve.core.jobs.quantize import REPORT_FILE, SCHEME_NAMES
 from neox_serve.model.chat import DEFAULT_TEMPLATE, render
 from tests.bench.engines.engine_comparison import VALUES
 from tests.bench.engines.systems import cluster_values
@@ -109,7 +108,7 @@ def _quantized(scheme: str, folder: Path) -> float:
     held_out.write_text((library / "shutil.py").read_text(encoding="utf-8"))
     files = ["--calibration", str(calibration), "--held-out", str(held_out), "--output", str(output)]
     _run("deployments.jobs.quantize", "--scheme", scheme, *files)
-    return float(json.loads((output / REPORT).read_text(encoding="utf-8"))["quality_fraction"])
+    return float(json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["quality_fraction"])
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deployments.jobs.quantize.__main__ import main
-from deployments.jobs.quantize.checkpoint import REPORT
+from neox_serve.core.jobs.quantize import REPORT_FILE
 from neox_serve.core.types import GenerationRequest, Pool, Sampling, Stopping
 from neox_serve.model import model_files
 from neox_serve.model.memory import Quantization, weight_bytes
@@ -56,7 +56,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_quality_stays_and_the_report_says_so(made: Made) -> None:
-    report = json.loads((made.folder / REPORT).read_text())
+    report = json.loads((made.folder / REPORT_FILE).read_text())
     assert report["quality_fraction"] >= QUALITY[made.scheme]
     assert report["greedy_agreement_fraction"] >= 0.9
     size = sum(file.stat().st_size for file in made.folder.glob("*.safetensors"))
@@ -162,6 +162,6 @@ def test_commands_of_the_page_on_quantising_work_in_their_order(tmp_path: Path) 
     for command in commands:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "neox-4bit" / REPORT).read_text())
+    report = json.loads((tmp_path / "neox-4bit" / REPORT_FILE).read_text())
     assert report["generated_agreement_fraction"] >= 0.5
     assert min(report["tokens_per_s_before"], report["tokens_per_s_after"]) > 0
