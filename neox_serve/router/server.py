@@ -361,14 +361,14 @@ class RouterServer(RouterLinkServiceServicer):
 
     async def _tick(self) -> None:
         now_s = self._clock()
-        gone = self._state.expire(now_s)
-        if gone:
-            self._requests.admissions.forget(gone, self._clock())
-            self._quotas.forget(gone)
-            for peer in gone:
+        expired = self._state.expire(now_s)
+        if expired:
+            self._requests.admissions.forget(expired, self._clock())
+            self._quotas.forget(expired)
+            for peer in expired:
                 self._owners.drop_gateway(peer)
-            _log.info("peers_forgotten", peers=gone)
-            self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in gone}
+            _log.info("peers_forgotten", peers=expired)
+            self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in expired}
         self._send_replicas()
         self._quotas.tick()
         self._owners.expire(now_s)

@@ -30,7 +30,7 @@ class EngineLinks:
         self._closing: set[asyncio.Task[None]] = set()
 
     def update(self, replicas: Iterable[Replica]) -> None:
-        """Takes the router's complete list of replicas: opens links to new ones and forgets those that are gone."""
+        """Takes the router's complete list of replicas: opens links to new ones and forgets unlisted ones whose link is down."""
         named = {replica.replica_id: replica for replica in replicas}
         self._named = frozenset(named)
         self._replicas.update(named)

@@ -283,7 +283,7 @@ async def test_address_taken_over_by_another_replica_is_not_used() -> None:
         (listed,) = router.state.replicas()
         stale = type(listed)("stale", listed.pool, listed.model, listed.address.replace("127.0.0.1", "localhost"), 8)
         router.state.connect_replica(stale, 10**6, time.monotonic())
-        await asyncio.sleep(0.4)  # the router tells of it, the gateway tries the address
+        await asyncio.sleep(0.4)  # the router lists it and the gateway tries the address
         assert dispatcher.ready_replicas(Pool.GENERATION) == 1
         streams = [await dispatcher.open_generation(MODEL, generation()) for _ in range(4)]
         assert {stream.replica_id for stream in streams} == {real.replica_id}

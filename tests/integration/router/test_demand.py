@@ -53,8 +53,8 @@ async def test_requests_are_counted_once_on_arrival_whatever_their_outcome() -> 
         await asyncio.gather(*map(read_all, streams))
         await dispatcher.embed(MODEL, EmbeddingRequest("e", (1, 2), Pooling.MEAN))
         seen = router.demand()
-        came = seen[Pool.GENERATION].by_class[PriorityClass.DEFAULT]
-        assert (came.requests, came.input_tokens, came.output_tokens) == (4, 12, 80)
+        arrived = seen[Pool.GENERATION].by_class[PriorityClass.DEFAULT]
+        assert (arrived.requests, arrived.input_tokens, arrived.output_tokens) == (4, 12, 80)
         assert seen[Pool.EMBEDDING].by_class[PriorityClass.DEFAULT].requests == 1
 
 

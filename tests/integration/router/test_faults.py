@@ -37,7 +37,7 @@ async def test_router_killed_requests_are_served_and_the_next_router_learns_all_
 
         engine.step(text="without ")
         assert text_of(await before.next()) == "without "
-        meanwhile = await dispatcher.open_generation(MODEL, generation(prompt_tokens=5))
+        between = await dispatcher.open_generation(MODEL, generation(prompt_tokens=5))
         await until(lambda: len(engine.live) == 2)
 
         second = await cluster.router()
@@ -49,7 +49,7 @@ async def test_router_killed_requests_are_served_and_the_next_router_learns_all_
         assert second.state.outstanding(replica.replica_id).requests == 3
 
         engine.step(text="end", end=True)
-        texts = [text_of(await read_all(stream)) for stream in (before, meanwhile, after)]
+        texts = [text_of(await read_all(stream)) for stream in (before, between, after)]
         assert texts == ["end", "end", "end"]
         await until(lambda: second.state.lease_count() == 0)
         assert (dispatcher.requests_in_flight, replica.requests_in_flight) == (0, 0)
@@ -140,7 +140,7 @@ class HungRouter(RouterLinkServiceServicer):
 
     def __init__(self, replica: pb.Replica) -> None:
         self.replica = replica
-        self.leases: dict[str, set[int]] = {"asked": set(), "adopted": set(), "settled": set()}
+        self.leases: dict[str, set[int]] = {"requested": set(), "adopted": set(), "settled": set()}
 
     async def ConnectGateway(  # type: ignore[override]  # noqa: N802
         self, request_iterator: object, context: aio.ServicerContext[pb.ConnectGatewayRequest, pb.ConnectGatewayResponse]
@@ -151,7 +151,7 @@ class HungRouter(RouterLinkServiceServicer):
                 request = await read(context, pb.ConnectGatewayRequest)
             except StreamEndedError:
                 return
-            self.leases["asked"] |= {request.admit.lease_id} - {0}
+            self.leases["requested"] |= {request.admit.lease_id} - {0}
             self.leases["adopted"] |= {lease.lease_id for lease in request.adopted.leases}
             self.leases["settled"] |= {one.lease_id for one in request.settlements.settlements}
 
@@ -186,7 +186,7 @@ async def test_router_that_hangs_delays_a_request_by_the_admission_timeout_only(
         assert 0.15 < stream.admission_s < 2
         stream.cancel()
         await until(lambda: len(hung.leases["settled"]) == 2)
-        assert hung.leases == {"asked": {1}, "adopted": {2}, "settled": {1, 2}}
+        assert hung.leases == {"requested": {1}, "adopted": {2}, "settled": {1, 2}}
         view = await dispatcher.cluster_view(0.05)
         assert not view.from_router
         await server.stop(None)
@@ -209,19 +209,19 @@ async def test_router_lost_while_estimate_and_view_wait_ends_both_at_once() -> N
 async def test_resolver_that_raises_is_called_again() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router()
-        asked = 0
+        resolved = 0
 
         async def resolve() -> str:
-            nonlocal asked
-            asked += 1
-            if asked == 1:
+            nonlocal resolved
+            resolved += 1
+            if resolved == 1:
                 raise LookupError("no such actor")
             return router.address
 
         cluster.resolve = resolve  # type: ignore[method-assign]
         dispatcher = await cluster.dispatcher(replicas=0)
         await until(lambda: dispatcher.router_connected)
-        assert asked == 2
+        assert resolved == 2
 
 
 async def test_view_shows_replicas_gateways_and_load() -> None:

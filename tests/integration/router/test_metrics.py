@@ -7,7 +7,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from neox_serve.core.cluster import ScalingView
 from neox_serve.core.types import Pool
-from neox_serve.router.metrics_page import merge
 from tests.fakes.link_cluster import MODEL, LinkCluster, generation, until
 from tests.fakes.scripted_engine import ScriptedEngine
 
@@ -89,9 +88,3 @@ async def test_page_drops_a_lost_process() -> None:
         await replica.stop()
         await until(lambda: not router.state.replicas())
         assert replica.replica_id not in await scrape(router.metrics_address)
-
-
-def test_merge_skips_texts_that_do_not_parse_and_families_of_another_type() -> None:
-    good = "# TYPE a counter\na_total 1\n"
-    merged = merge({(("instance", "x"),): good, (("instance", "y"),): "a{ 1", (("instance", "z"),): "# TYPE a gauge\na 3\n"})
-    assert [(sample.labels, sample.value) for family in merged for sample in family.samples] == [({"instance": "x"}, 1.0)]

@@ -27,19 +27,19 @@ class Account:
 
     async def call(self, dispatcher: LinkDispatcher, tenant: Tenant = ACME) -> None:
         """Makes a call that uses a random part of its reservation."""
-        most = self.rng.randint(50, 200)
+        max_tokens = self.rng.randint(50, 200)
         try:
-            held = await dispatcher.reserve(tenant, most)
+            reservation = await dispatcher.reserve(tenant, max_tokens)
         except ServeError as error:
             self.refused.append(error)
             return
         self.running += 1
         self.max_running = max(self.max_running, self.running)
         await asyncio.sleep(self.rng.random() * 0.05)
-        used = self.rng.randint(0, most)
+        used = self.rng.randint(0, max_tokens)
         self.used += used
         self.running -= 1
-        held.settle(used)
+        reservation.settle(used)
 
 
 async def gateways(cluster: LinkCluster) -> list[LinkDispatcher]:
@@ -122,9 +122,9 @@ async def test_cancelled_call_releases_its_reservation() -> None:
     async with LinkCluster() as cluster:
         router = await cluster.router(grace_s=0.3)
         gateway, _ = await gateways(cluster)
-        asked: asyncio.Task[Any] = asyncio.create_task(gateway.reserve(ACME, 6_000))
+        reserving: asyncio.Task[Any] = asyncio.create_task(gateway.reserve(ACME, 6_000))
         await asyncio.sleep(0.05)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        reserving.cancel()
+        await asyncio.gather(reserving, return_exceptions=True)
         await asyncio.sleep(0.5)
         assert router.ledger.state("acme", router.wall_clock()).reserved_tokens == 0

@@ -17,11 +17,11 @@ class Router:
     def __init__(self) -> None:
         self.index = BlockIndex()
         self.deaf = False
-        self.asked = 0
+        self.full_reports_requested = 0
 
     def hear(self, message: pb.ConnectReplicaRequest) -> None:
         if not self.deaf:
-            self.asked += not self.index.take("r", replica_messages.block_news_from_proto(message.block_news))
+            self.full_reports_requested += not self.index.take("r", replica_messages.block_news_from_proto(message.block_news))
 
 
 def at_once(action: Callable[[], None]) -> None:
@@ -36,7 +36,7 @@ def test_changes_before_registration_are_in_the_full_report() -> None:
     assert router.index.blocks_on("r") == 0
     reporter.report_all()
     ledger.change(stored=[3], removed=[1])
-    assert (router.index.blocks_on("r"), router.asked) == (2, 0)
+    assert (router.index.blocks_on("r"), router.full_reports_requested) == (2, 0)
     assert router.index.look_up([2]).blocks("r") == 1
 
 
@@ -47,7 +47,7 @@ def test_large_cache_is_reported_in_several_messages(blocks: int) -> None:
     ledger.change(stored=range(blocks))
     reporter.report_all()
     ledger.change(stored=[-1 % 2**64])
-    assert (router.index.blocks_on("r"), router.asked) == (blocks + 1, 0)
+    assert (router.index.blocks_on("r"), router.full_reports_requested) == (blocks + 1, 0)
 
 
 def test_lost_message_is_noticed_and_followed_by_a_full_report() -> None:
@@ -58,9 +58,9 @@ def test_lost_message_is_noticed_and_followed_by_a_full_report() -> None:
     ledger.change(stored=[1])
     router.deaf = False
     ledger.change(stored=[2])
-    assert (router.index.blocks_on("r"), router.asked) == (0, 1)
+    assert (router.index.blocks_on("r"), router.full_reports_requested) == (0, 1)
     reporter.report_all()
-    assert (router.index.blocks_on("r"), router.asked) == (2, 1)
+    assert (router.index.blocks_on("r"), router.full_reports_requested) == (2, 1)
 
 
 def test_nothing_is_reported_after_the_stream_has_ended() -> None:
@@ -76,7 +76,7 @@ def test_engine_without_a_ledger_reports_nothing() -> None:
     router = Router()
     reporter = BlockReporter(None, router.hear, at_once)
     reporter.report_all()
-    assert (reporter.block_tokens, router.index.blocks_on("r"), router.asked) == (0, 0, 0)
+    assert (reporter.block_tokens, router.index.blocks_on("r"), router.full_reports_requested) == (0, 0, 0)
 
 
 def test_changes_within_the_delay_are_sent_as_one_message_with_the_final_state() -> None:
@@ -90,7 +90,7 @@ def test_changes_within_the_delay_are_sent_as_one_message_with_the_final_state()
     assert (len(waiting), router.index.blocks_on("r")) == (1, 2)
     waiting.pop()()
     there = {block for block in range(1, 5) if router.index.look_up([block]).blocks("r")}
-    assert (there, router.index.blocks_on("r"), router.asked) == ({1, 4}, 2, 0)
+    assert (there, router.index.blocks_on("r"), router.full_reports_requested) == ({1, 4}, 2, 0)
     ledger.change(stored=[5])
     assert len(waiting) == 1
 

@@ -82,7 +82,7 @@ DELTAS = st.one_of(
     st.builds(Delta, U32, tuples(SEQUENCES), st.none() | PROMPTS, st.just(True), st.none() | ERRORS),
 )
 STOPPINGS = st.integers(1, 2048).flatmap(
-    lambda most: st.builds(Stopping, st.just(most), st.integers(0, most), tuples(NAME), IDS, st.booleans(), st.booleans())
+    lambda max_tokens: st.builds(Stopping, st.just(max_tokens), st.integers(0, max_tokens), tuples(NAME), IDS, st.booleans(), st.booleans())
 )
 SAMPLINGS = st.builds(Sampling, F64, F64, U32, F64, F64, F64, F64, st.none() | U64, st.dictionaries(U32, F32, max_size=3))
 STRUCTURED_OUTPUTS = st.none() | st.builds(JsonSchema, TEXT) | st.builds(Regex, TEXT) | st.builds(Choice, tuples(TEXT))

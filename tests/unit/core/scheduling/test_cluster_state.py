@@ -207,11 +207,11 @@ class Books(RuleBasedStateMachine):
     @rule(elapsed_s=st.floats(0.1, 2.0))
     def time_passes(self, elapsed_s: float) -> None:
         self.now_s += elapsed_s
-        gone = self.state.expire(self.now_s)
-        assert set(gone) == {name for name, lost_s in self.lost.items() if self.now_s >= lost_s + GRACE_S}
-        for name in gone:
+        expired = self.state.expire(self.now_s)
+        assert set(expired) == {name for name, lost_s in self.lost.items() if self.now_s >= lost_s + GRACE_S}
+        for name in expired:
             del self.lost[name], self.known[name]
-        self.leases = {key: each for key, each in self.leases.items() if key[0] not in gone and each.replica_id not in gone}
+        self.leases = {key: each for key, each in self.leases.items() if key[0] not in expired and each.replica_id not in expired}
 
     @invariant()
     def books_hold_exactly_the_leases_in_flight(self) -> None:
@@ -250,7 +250,7 @@ def test_late_block_news_of_an_old_connection_change_nothing() -> None:
     assert state.block_count() == 2
     assert state.take_block_news("r", 2, BlockNews(15, [3]))
     assert not state.take_block_news("r", 2, BlockNews(17, [4]))
-    assert state.take_block_news("nobody", 1, BlockNews(1))
+    assert state.take_block_news("unknown", 1, BlockNews(1))
     assert state.block_count() == 0
 
 

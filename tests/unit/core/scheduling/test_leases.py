@@ -37,30 +37,30 @@ def test_dropping_a_replica_keeps_the_leases_on_others() -> None:
 
 
 def test_replacing_leases_by_equal_ones_reports_no_change() -> None:
-    told: list[tuple[str, Outstanding]] = []
-    book = LeaseBook(lambda *change: told.append(change))
+    changes: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: changes.append(change))
     leases = [Lease(1, "r", 100), Lease(2, "r", 50)]
     book.replace("g", leases)
     book.replace("g", leases)
-    assert told == [("r", Outstanding(2, 150))]
+    assert changes == [("r", Outstanding(2, 150))]
     assert book.leases("g") == tuple(leases)
 
 
 def test_dropping_a_gateway_reports_each_replica_once() -> None:
-    told: list[tuple[str, Outstanding]] = []
-    book = LeaseBook(lambda *change: told.append(change))
+    changes: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: changes.append(change))
     book.replace("g", [Lease(number, "rs"[number % 2], 10) for number in range(10)])
-    told.clear()
+    changes.clear()
     book.drop_gateway("g")
-    assert sorted(told, key=str) == [("r", Outstanding()), ("s", Outstanding())]
+    assert sorted(changes, key=str) == [("r", Outstanding()), ("s", Outstanding())]
 
 
 def test_lease_replaced_by_one_on_another_replica_reports_both() -> None:
-    told: list[tuple[str, Outstanding]] = []
-    book = LeaseBook(lambda *change: told.append(change))
+    changes: list[tuple[str, Outstanding]] = []
+    book = LeaseBook(lambda *change: changes.append(change))
     book.add("g", Lease(1, "r", 100))
     book.add("g", Lease(1, "s", 50))
-    assert told == [("r", Outstanding(1, 100)), ("r", Outstanding()), ("s", Outstanding(1, 50))]
+    assert changes == [("r", Outstanding(1, 100)), ("r", Outstanding()), ("s", Outstanding(1, 50))]
 
 
 def test_cached_tokens_stay_with_the_lease_and_do_not_count_on_the_replica() -> None:
