@@ -95,7 +95,7 @@ def test_table_of_an_open_loop_says_how_late_requests_were_sent() -> None:
     comparison = Comparison([Run(NEOX, load, each.summary, each.records, 512.0) for each in first.of(NEOX, MANY)])
     shown = StringIO()
     results.show(View(Console(file=shown, width=200)), comparison, [NEOX], load.name)
-    assert "2.4 requests a second" in shown.getvalue()
+    assert "2.4 requests per second" in shown.getvalue()
     assert "late p50 ms" in shown.getvalue()
 
 

@@ -48,5 +48,5 @@ def test_prompts_of_different_rounds_share_nothing_a_cache_could_hold() -> None:
 
 
 def test_workload_with_fewer_requests_than_streams_is_refused() -> None:
-    with pytest.raises(ValueError, match="request for each stream"):
+    with pytest.raises(ValueError, match="at least one request per stream"):
         workload(requests=1)
