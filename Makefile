@@ -8,10 +8,10 @@ BASE ?= main
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers serve check format unit test test-changed docs docs-serve reference bench bench-smoke goals goals-long \
-  protos generate-protos generate-client breaking lock hooks
+  protos generate-protos generate-client breaking lock wheels hooks
 
 help: ## List these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(VENV)/.installed ## Create the environment, or update it after the lock file has changed
 

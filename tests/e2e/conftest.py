@@ -1,4 +1,4 @@
-"""One cluster of real vLLM engines on the built-in model for the tests that need all parts at once."""
+"""One cluster of real vLLM engines with the built-in model, for tests that need all parts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from tests.clusters import CommandCluster, free_port, running_cluster
 
 
 def small_engine() -> dict[str, Any]:
-    """Settings of an engine that starts quickly and leaves room for another beside it."""
+    """Settings of an engine that starts quickly and leaves memory for another one."""
     return {"dtype": "float32", "kv_cache_gib": 0.25, "max_num_seqs": 32}
 
 

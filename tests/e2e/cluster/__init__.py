@@ -1,0 +1,1 @@
+"""Tests of complete clusters, and of every command in the documentation."""

@@ -1,4 +1,4 @@
-"""The whole cluster on the built-in model: every kind of request, and an engine that dies."""
+"""A complete cluster with the built-in model: every kind of request, and an engine that dies."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def test_stream_joined_equals_unary_in_any_language(real_cluster: CommandC
             assert unary.seed == 7
 
 
-def test_serving_processes_queue_behind_the_model(real_cluster: CommandCluster) -> None:
+def test_serving_processes_have_a_lower_scheduling_class_than_the_engine(real_cluster: CommandCluster) -> None:
     for title in (GATEWAY, GENERATION, ROUTER):
         assert {os.sched_getscheduler(process.pid) for process in real_cluster.processes(title)} == {os.SCHED_BATCH}
     cores = real_cluster.processes("VLLM::EngineCore")
@@ -48,7 +48,7 @@ def test_serving_processes_queue_behind_the_model(real_cluster: CommandCluster) 
     assert {os.sched_getscheduler(thread.id) for core in cores for thread in core.threads()} == {os.SCHED_OTHER}
 
 
-def test_many_prompts_n_logprobs_and_stop(client: Client) -> None:
+def test_generate_several_prompts_returns_n_completions_with_logprobs(client: Client) -> None:
     result = client.generate(["def a(", "def b("], n=2, max_tokens=8, logprobs=2, prompt_logprobs=0, temperature=1.0, seed=1, stop="\n")
     for prompt in result.results:
         assert [completion.index for completion in prompt.completions] == [0, 1]
@@ -74,7 +74,7 @@ def test_beam_search_scores_fall_and_beat_greedy(client: Client) -> None:
     assert scores[0] >= mean - 1e-3  # type: ignore[operator]
 
 
-def test_embeddings_are_unit_vectors_and_tell_texts_apart(client: Client) -> None:
+def test_embeddings_are_unit_vectors_and_distinguish_texts(client: Client) -> None:
     vectors = client.embed(["def add(a, b): return a + b", "def plus(x, y): return x + y", "The licence of this file."]).vectors
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
@@ -82,28 +82,28 @@ def test_embeddings_are_unit_vectors_and_tell_texts_apart(client: Client) -> Non
     assert not np.allclose(last, vectors[0], atol=1e-2)
 
 
-def test_second_call_finds_its_prefix_cached(client: Client) -> None:
+def test_generate_repeated_prompt_uses_the_prefix_cache(client: Client) -> None:
     prompt = "".join(f"value_{n} = {n}\n" for n in range(60))
     client.generate(prompt, max_tokens=1)
     assert client.generate(prompt, max_tokens=1).usage.cached_tokens > 0
 
 
-def test_deadline_with_partial_text_returns_what_there_is(client: Client) -> None:
+def test_generate_deadline_passes_returns_partial_text(client: Client) -> None:
     result = client.generate("def f():", max_tokens=1500, ignore_eos=True, timeout_s=1.5, on_deadline="partial")
     (completion,) = result.results[0].completions
     assert completion.finish.reason is FinishReason.DEADLINE
     assert completion.token_ids
 
 
-async def test_engine_killed_stream_ends_with_retry_delay_and_service_recovers(real_cluster: CommandCluster) -> None:
+async def test_stream_engine_killed_ends_with_retry_delay_and_cluster_recovers(real_cluster: CommandCluster) -> None:
     async with AsyncClient(real_cluster.address, retry=NO_RETRY) as client:
         record = StreamRecord()
         reading = asyncio.create_task(read_stream(client, "def f():", max_tokens=1800, record=record))
 
-        async def began() -> bool:
+        async def has_output() -> bool:
             return bool(record.token_ids)
 
-        await until(began, 30, "the stream has begun")
+        await until(has_output, 30, "the stream has begun")
         (replica,) = real_cluster.processes(GENERATION)
         engine_processes = [process for process in replica.children(recursive=True) if "VLLM" in " ".join(process.cmdline())]
         engine_processes[-1].kill()

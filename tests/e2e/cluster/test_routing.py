@@ -1,4 +1,4 @@
-"""What the router predicts of a real engine's cache is what the engine reports, over the real links, beside a replica without a model."""
+"""The router's predictions of a real engine's prefix cache equal what the engine reports, over real links and beside a fake replica."""
 
 from collections.abc import AsyncIterator
 from random import Random
@@ -23,8 +23,8 @@ TURNS = 5
 CONVERSATIONS = 12
 
 
-async def ask(dispatcher: LinkDispatcher, ids: TokenIds, salt: str | None) -> tuple[str, int | None, int, TokenIds]:
-    """The replica that answered, the cached tokens predicted and reported, and the answer."""
+async def generate(dispatcher: LinkDispatcher, ids: TokenIds, salt: str | None) -> tuple[str, int | None, int, TokenIds]:
+    """Returns the replica that ran the request, its cached tokens as predicted and as reported, and the generated tokens."""
     request = GenerationRequest("r", ids, Stopping(8, ignore_eos=True), cache_salt=salt)
     stream = await dispatcher.open_generation(MODEL, request)
     deltas = await read_all(stream)
@@ -34,14 +34,14 @@ async def ask(dispatcher: LinkDispatcher, ids: TokenIds, salt: str | None) -> tu
 
 
 async def indexed(router: RouterServer, replica_id: str, ids: TokenIds, salt: str) -> None:
-    """Returns when the router knows that a replica has all of a prompt."""
+    """Waits until the router knows that a replica has cached all blocks of a prompt."""
     names = prompt_blocks(root(MODEL, None, salt), ids, BLOCK_SIZE)
     await until(lambda: router.state._index.look_up(names).blocks(replica_id) == len(names))
 
 
 @pytest.fixture
 async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer, LinkDispatcher, str]]:
-    """A router, a dispatcher, and the id of the real engine's replica."""
+    """A router, a dispatcher, and the id of the replica with the real engine."""
     async with LinkCluster() as links:
         router = await links.router()
         fake = FakeEngine(cache=FakeCache(MODEL, block_tokens=BLOCK_SIZE, capacity_blocks=10_000))
@@ -51,33 +51,33 @@ async def cluster(generation_engine: Engine) -> AsyncIterator[tuple[RouterServer
         await fake.close()
 
 
-async def test_conversations_stay_where_they_are_cached_and_the_engine_finds_what_was_predicted(
+async def test_conversations_stay_on_their_replica_and_cache_hits_are_as_predicted(
     cluster: tuple[RouterServer, LinkDispatcher, str],
 ) -> None:
     router, dispatcher, real = cluster
     rng = Random(11)
-    talks = [tuple(rng.randrange(10, 2000) for _ in range(2 * BLOCK_SIZE)) for _ in range(CONVERSATIONS)]
-    seen: list[set[str]] = [set() for _ in talks]
-    real_found = []
+    conversations = [tuple(rng.randrange(10, 2000) for _ in range(2 * BLOCK_SIZE)) for _ in range(CONVERSATIONS)]
+    seen: list[set[str]] = [set() for _ in conversations]
+    hit_fractions = []
     for turn in range(TURNS):
-        for number, ids in enumerate(talks):
+        for number, ids in enumerate(conversations):
             salt = f"tenant-{number % 3}"
-            replica_id, predicted, reported, answer = await ask(dispatcher, ids, salt)
+            replica_id, predicted, reported, answer = await generate(dispatcher, ids, salt)
             await indexed(router, replica_id, ids, salt)
             assert predicted == reported
             seen[number].add(replica_id)
             if replica_id == real and turn:
-                real_found.append(reported / len(ids))
-            talks[number] = ids + answer + tuple(rng.randrange(10, 2000) for _ in range(BLOCK_SIZE))
+                hit_fractions.append(reported / len(ids))
+            conversations[number] = ids + answer + tuple(rng.randrange(10, 2000) for _ in range(BLOCK_SIZE))
     assert all(len(replicas) == 1 for replicas in seen)
-    assert len(real_found) >= TURNS - 1
-    assert min(real_found) > 0.45
+    assert len(hit_fractions) >= TURNS - 1
+    assert min(hit_fractions) > 0.45
 
 
-async def test_equal_prompts_of_two_tenants_are_predicted_and_found_apart(cluster: tuple[RouterServer, LinkDispatcher, str]) -> None:
+async def test_equal_prompts_of_two_tenants_share_no_cached_block(cluster: tuple[RouterServer, LinkDispatcher, str]) -> None:
     router, dispatcher, _ = cluster
     ids = tuple(Random(13).randrange(10, 2000) for _ in range(4 * BLOCK_SIZE + 1))
     for salt, expected in (("acme", 0), ("acme", 4 * BLOCK_SIZE), ("other", 0), ("other", 4 * BLOCK_SIZE)):
-        replica_id, predicted, reported, _ = await ask(dispatcher, ids, salt)
+        replica_id, predicted, reported, _ = await generate(dispatcher, ids, salt)
         assert (predicted, reported) == (expected, expected)
         await indexed(router, replica_id, ids, salt)

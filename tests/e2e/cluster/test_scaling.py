@@ -1,4 +1,4 @@
-"""Scaling by our own policy with real engines: from one replica to two under load, and back, with every answer whole."""
+"""A pool of real engines scales from one replica to two under load and back, and every response is complete."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,7 +21,10 @@ SHRINK_S = 180.0
 
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """One generation replica, which may become two. The step times are several times the small model's: a load it bears calls for more."""
+    """A cluster with one generation replica that may become two.
+
+    The configured step times are several times the small model's, so the policy asks for a second replica at a load that one can carry.
+    """
     values = {
         "generation": {"engine": small_engine(), "replicas": {"min": 1, "initial": 1, "max": 2, "max_requests": 8}},
         "embedding": {"enabled": False},
@@ -49,7 +52,7 @@ async def generation(client: AsyncClient) -> PoolStatus:
     return next(pool for pool in (await client.status(timeout_s=10)).pools if pool.pool is Pool.GENERATION)
 
 
-async def test_pool_of_real_engines_grows_under_load_and_shrinks_after_it(growing: CommandCluster) -> None:
+async def test_pool_under_load_grows_and_shrinks_afterwards(growing: CommandCluster) -> None:
     async with AsyncClient(growing.address, retry=NO_RETRY) as client:
 
         async def grown() -> bool:

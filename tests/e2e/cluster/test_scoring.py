@@ -1,4 +1,4 @@
-"""Scores of real engines are those of transformers, and a greedy continuation is said to be one."""
+"""Scores of real engines equal those of transformers, and a greedy continuation is reported as greedy."""
 
 import pytest
 
@@ -23,23 +23,23 @@ def reference() -> Reference:
     return Reference.load(model_files.locate("builtin", None))
 
 
-async def test_scores_are_those_of_transformers(real_cluster: CommandCluster, reference: Reference) -> None:
+async def test_scores_equal_those_of_transformers(real_cluster: CommandCluster, reference: Reference) -> None:
     async with AsyncClient(real_cluster.address) as client:
         result = await client.score(PAIRS)
-        wholes = await client.tokenize([before + after for before, after in PAIRS])
-    for score, whole, (before, _) in zip(result.scores, wholes, PAIRS, strict=True):
-        ids = whole.token_ids if before else (0, *whole.token_ids)
+        tokenized = await client.tokenize([before + after for before, after in PAIRS])
+    for score, text, (before, _) in zip(result.scores, tokenized, PAIRS, strict=True):
+        ids = text.token_ids if before else (0, *text.token_ids)
         count = len(score.tokens)
         assert tuple(token.token_id for token in score.tokens) == ids[-count:]
         logprobs = reference.logprobs(ids)
-        truth = [float(logprobs[place - 1][ids[place]]) for place in range(len(ids) - count, len(ids))]
-        assert [token.logprob for token in score.tokens] == pytest.approx(truth, abs=TOLERANCE)
-        assert score.log_likelihood == pytest.approx(sum(truth), abs=TOLERANCE * count)
-        likeliest = [int(logprobs[place - 1].argmax()) for place in range(len(ids) - count, len(ids))]
-        assert score.is_greedy == (likeliest == list(ids[-count:]))
+        expected = [float(logprobs[position - 1][ids[position]]) for position in range(len(ids) - count, len(ids))]
+        assert [token.logprob for token in score.tokens] == pytest.approx(expected, abs=TOLERANCE)
+        assert score.log_likelihood == pytest.approx(sum(expected), abs=TOLERANCE * count)
+        most_likely = [int(logprobs[position - 1].argmax()) for position in range(len(ids) - count, len(ids))]
+        assert score.is_greedy == (most_likely == list(ids[-count:]))
 
 
-async def test_greedy_continuation_is_greedy_and_another_is_not(real_cluster: CommandCluster) -> None:
+async def test_score_greedy_continuation_is_reported_as_greedy_and_another_is_not(real_cluster: CommandCluster) -> None:
     prompt = [286, 9, 89, 314, 200]
     async with AsyncClient(real_cluster.address) as client:
         answer = await client.generate([prompt], max_tokens=8, temperature=0.0, ignore_eos=True)

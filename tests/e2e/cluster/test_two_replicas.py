@@ -1,4 +1,4 @@
-"""Two real replicas: tenants share them equally, and where one is killed in the midst of a stream the client gets the whole answer."""
+"""Two real replicas: tenants share them equally, and if one is killed during a stream, the client still gets the complete response."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ TRIALS = 2
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandCluster]:
-    """Two generation replicas, each with few places."""
+    """A cluster with two generation replicas that each run few requests at a time."""
     replicas = {"initial": 2, "min": 2, "max": 2, "max_requests": 4}
     values = {
         "generation": {"engine": small_engine(), "replicas": replicas},
@@ -49,12 +49,12 @@ async def events(client: AsyncClient) -> AsyncIterator[StreamChunk | StreamFinal
 
 async def both_ready(client: AsyncClient) -> None:
     async with asyncio.timeout(120):
-        while sum(pool.ready_replicas for pool in (await client.status()).pools) < 2:  # noqa: ASYNC110 - it is asked
+        while sum(pool.ready_replicas for pool in (await client.status()).pools) < 2:  # noqa: ASYNC110 - status is a call
             await asyncio.sleep(0.2)
 
 
 def serving_replica(cluster: CommandCluster, before: dict[int, float]) -> psutil.Process:
-    """The replica whose engine core has used most of the processor since `before`."""
+    """The replica whose engine core has used the most CPU time since `before`."""
     cores = cluster.processes("VLLM::EngineCore")
     busiest = max(cores, key=lambda core: _used_s(core) - before.get(core.pid, 0.0))
     return next(parent for parent in busiest.parents() if "ServeReplica" in " ".join(parent.cmdline()))
@@ -65,14 +65,14 @@ def _used_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def test_backlogged_tenants_share_real_engines_equally_though_one_sends_longer_requests(pair: CommandCluster) -> None:
+async def test_backlogged_tenants_with_requests_of_different_length_share_engines_equally(pair: CommandCluster) -> None:
     async with AsyncClient(pair.address) as admin:
         await both_ready(admin)
         keys = {}
         for name in ("long", "short"):
             await admin.admin(pb.CreateTenantRequest(tenant=pb.Tenant(name=name)))
             keys[name] = (await admin.admin(pb.CreateKeyRequest(tenant=name))).secret
-    # A machine that is out of breath may lose a link to a replica for a moment, and with it the work of one tenant more than of the other.
+    # An overloaded machine may lose a link to a replica for a moment, and with it more work of one tenant than of the other.
     runs = [await shares(pair, keys)]
     if jain(runs[0]) < 0.98:
         runs.append(await shares(pair, keys))
@@ -80,7 +80,7 @@ async def test_backlogged_tenants_share_real_engines_equally_though_one_sends_lo
 
 
 async def shares(cluster: CommandCluster, keys: dict[str, str]) -> list[float]:
-    """What two tenants were served while both had requests waiting."""
+    """The service that each of two tenants received while both had requests waiting."""
     since_us = time.time_ns() // 1_000
     async with AsyncClient(cluster.address, api_key=keys["long"]) as long, AsyncClient(cluster.address, api_key=keys["short"]) as short:
         long_ones = [long.generate(PROMPT, max_tokens=96, ignore_eos=True, timeout_s=120) for _ in range(120)]
@@ -94,15 +94,15 @@ async def shares(cluster: CommandCluster, keys: dict[str, str]) -> list[float]:
 
 
 async def recorded_work(cluster: CommandCluster, since_us: int, requests: int) -> dict[str, list[tuple[float, float]]]:
-    """When each tenant's requests ended and what each counts in fair sharing, as the usage records say, in order of time."""
+    """For each tenant the end and the fair-share cost of its requests, from the usage records, in order of time."""
     database = open_database(database_url(cluster.settings))
     columns = usage_records.c
-    asked = select(columns.tenant, columns.at_us, columns.prompt_tokens, columns.cached_tokens, columns.completion_tokens)
+    query = select(columns.tenant, columns.at_us, columns.prompt_tokens, columns.cached_tokens, columns.completion_tokens)
     async with asyncio.timeout(20):
         while True:
             with database.connect() as connection:
                 rows = connection.execute(
-                    asked.where(columns.tenant.in_(["long", "short"]), columns.at_us >= since_us).order_by(columns.at_us)
+                    query.where(columns.tenant.in_(["long", "short"]), columns.at_us >= since_us).order_by(columns.at_us)
                 ).all()
             if len(rows) >= requests:
                 break
@@ -114,21 +114,21 @@ async def recorded_work(cluster: CommandCluster, since_us: int, requests: int) -
     return work
 
 
-async def test_prompts_with_a_beginning_in_common_find_it_cached(pair: CommandCluster) -> None:
-    """As the engines themselves report it; over replicas drawn at random each beginning would be read twice."""
+async def test_prompts_with_a_common_prefix_use_the_prefix_cache(pair: CommandCluster) -> None:
+    """The engines report the hits. With random routing each prefix would be computed on both replicas."""
     rng, groups, repeats, shared_tokens = random.Random(3), 8, 6, 256
-    beginnings = [[rng.randrange(100, 4000) for _ in range(shared_tokens)] for _ in range(groups)]
+    prefixes = [[rng.randrange(100, 4000) for _ in range(shared_tokens)] for _ in range(groups)]
     cached = 0
     async with AsyncClient(pair.address) as client:
         await both_ready(client)
         for _ in range(repeats):
-            for beginning in rng.sample(beginnings, groups):
-                prompt = [*beginning, *(rng.randrange(100, 4000) for _ in range(16))]
+            for prefix in rng.sample(prefixes, groups):
+                prompt = [*prefix, *(rng.randrange(100, 4000) for _ in range(16))]
                 cached += (await client.generate(prompt, max_tokens=2, ignore_eos=True)).usage.cached_tokens
     assert cached >= 0.95 * groups * (repeats - 1) * shared_tokens
 
 
-async def test_stream_whose_replica_is_killed_at_a_random_token_is_token_for_token_the_undisturbed_one(pair: CommandCluster) -> None:
+async def test_stream_replica_killed_at_a_random_token_equals_the_undisturbed_stream(pair: CommandCluster) -> None:
     rng = random.Random(7)
     async with AsyncClient(pair.address) as client:
         await both_ready(client)
@@ -150,13 +150,13 @@ async def test_stream_whose_replica_is_killed_at_a_random_token_is_token_for_tok
             assert final.usage.prompt_tokens == undisturbed.usage.prompt_tokens
             assert _text(got) == _text(wanted)
         async with asyncio.timeout(20):
-            while _gaps(pair) < TRIALS:  # noqa: ASYNC110 - the page is made anew every two seconds
+            while _gaps(pair) < TRIALS:  # noqa: ASYNC110 - the page is refreshed every two seconds
                 await asyncio.sleep(0.5)
-    assert _gaps(pair) == TRIALS, "each trial disturbs its stream"
+    assert _gaps(pair) == TRIALS, "every trial must interrupt its stream"
 
 
 def _gaps(cluster: CommandCluster) -> float:
-    """Streams that another replica went on with, as the cluster's scrape page counts them."""
+    """Number of streams that continued on another replica, from the cluster's metrics page."""
     assert cluster.running.metrics_url is not None
     with urllib.request.urlopen(cluster.running.metrics_url, timeout=10) as page:
         lines = page.read().decode().splitlines()
