@@ -3,6 +3,7 @@
 import re
 from collections import Counter as Tally
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,59 +23,29 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._admissions = Counter(
-            "neox_serve_router_admissions", "Replies to admission requests, by outcome", ["outcome"], registry=self._registry
-        )
+        counter, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
+        self._admissions = counter("neox_serve_router_admissions", "Replies to admission requests, by outcome", ["outcome"])
         self._decision_s = Histogram(
-            "neox_serve_router_decision_seconds", "Duration of one admission decision", buckets=_DECISION_BUCKETS_S, registry=self._registry
-        )
-        self._left_queue = Counter(
-            "neox_serve_router_left_queue",
-            "Requests that left the queue, by outcome",
-            ["outcome"],
+            "neox_serve_router_decision_seconds",
+            "Duration of one admission decision",
+            buckets=_DECISION_BUCKETS_S,
             registry=self._registry,
         )
-        self._reservations = Counter(
-            "neox_serve_router_reservations", "Replies to quota reservations, by outcome", ["outcome"], registry=self._registry
-        )
-        self._queued = Gauge("neox_serve_router_queued_requests", "Requests in the queue", ["pool"], registry=self._registry)
-        self._queued_tokens = Gauge(
-            "neox_serve_router_queued_tokens", "Tokens that the requests in the queue claim", ["pool"], registry=self._registry
-        )
-        self._leases = Gauge("neox_serve_router_leases", "Leases on replicas that have not ended", ["pool"], registry=self._registry)
-        self._tokens = Gauge(
-            "neox_serve_router_outstanding_tokens", "Uncached tokens that these leases claim", ["pool"], registry=self._registry
-        )
-        self._replicas = Gauge(
-            "neox_serve_router_replicas", "Replicas that the router knows, by phase", ["pool", "phase"], registry=self._registry
-        )
-        self._blocks = Gauge(
-            "neox_serve_router_indexed_blocks", "Blocks known to be in the prefix caches of replicas", registry=self._registry
-        )
-        self._missed = Counter(
-            "neox_serve_router_missed_block_news",
-            "Prefix cache updates that were missed, after which the replica reported its whole cache",
-            registry=self._registry,
-        )
-        self._gateways = Gauge("neox_serve_router_gateways", "Gateways that the router knows", registry=self._registry)
-        self._wanted = Gauge(
-            "neox_serve_wanted_replicas",
-            "Replicas that a pool should have, as the scaling policy decided",
-            ["pool"],
-            registry=self._registry,
-        )
-        self._alarm = Gauge(
-            "neox_serve_scaling_alarm", "1 if the scaling policy fails and the pool keeps its size", ["pool"], registry=self._registry
-        )
-        self._reason = Gauge(
-            "neox_serve_scaling_reason",
-            "1 for the reason of a pool's size; numbers in it are replaced by _",
-            ["pool", "reason"],
-            registry=self._registry,
-        )
-        self._changes = Counter(
-            "neox_serve_scaling_changes", "Decisions to make a pool larger or smaller", ["pool", "direction"], registry=self._registry
-        )
+        self._left_queue = counter("neox_serve_router_left_queue", "Requests that left the queue, by outcome", ["outcome"])
+        self._reservations = counter("neox_serve_router_reservations", "Replies to quota reservations, by outcome", ["outcome"])
+        self._queued = gauge("neox_serve_router_queued_requests", "Requests in the queue", ["pool"])
+        self._queued_tokens = gauge("neox_serve_router_queued_tokens", "Tokens that the requests in the queue claim", ["pool"])
+        self._leases = gauge("neox_serve_router_leases", "Leases on replicas that have not ended", ["pool"])
+        self._tokens = gauge("neox_serve_router_outstanding_tokens", "Uncached tokens that these leases claim", ["pool"])
+        self._replicas = gauge("neox_serve_router_replicas", "Replicas that the router knows, by phase", ["pool", "phase"])
+        self._blocks = gauge("neox_serve_router_indexed_blocks", "Blocks known to be in the prefix caches of replicas")
+        self._missed = counter("neox_serve_router_missed_block_news", "Missed prefix cache updates; each causes a full report")
+        self._gateways = gauge("neox_serve_router_gateways", "Gateways that the router knows")
+        self._wanted = gauge("neox_serve_wanted_replicas", "Replicas that a pool should have, as the scaling policy decided", ["pool"])
+        self._alarm = gauge("neox_serve_scaling_alarm", "1 if the scaling policy fails and the pool keeps its size", ["pool"])
+        reason = "1 for the reason of a pool's size; numbers in it are replaced by _"
+        self._reason = gauge("neox_serve_scaling_reason", reason, ["pool", "reason"])
+        self._changes = counter("neox_serve_scaling_changes", "Decisions to make a pool larger or smaller", ["pool", "direction"])
         self._scaling: dict[Pool, ScalingView] = {}
 
     def admitted(self, outcome: str, seconds: float) -> None:

@@ -50,6 +50,7 @@ class _Merged(Collector):
         self._texts = texts
 
     def collect(self) -> Iterable[Metric]:
+        """Returns the merged families."""
         return merge(self._texts())
 
 

@@ -26,6 +26,7 @@ from neox_serve.internal.v1.router_link_pb2_grpc import RouterLinkServiceService
 from neox_serve.link.channels import LinkTls, bind, internal_server
 from neox_serve.link.streams import Readable, SendQueue, StreamEndedError, read, repeat, steady_wall_clock, stop_task, until_one_ends
 from neox_serve.router.admissions import AdmissionService
+from neox_serve.router.announcements import ReplicaAnnouncer
 from neox_serve.router.metrics import RouterMetrics
 from neox_serve.router.metrics_page import Labels, MetricsPage
 from neox_serve.router.quotas import QuotaService
@@ -39,8 +40,6 @@ _log = structlog.get_logger(__name__)
 
 _TICK_S = 0.1
 """Interval of `_tick`, which expires what has waited too long."""
-_BATCH_S = 0.02
-"""How long a change of the replicas waits for others. If 1,000 replicas register in a second, gateways get 50 messages and not 1,000."""
 _MAX_TENANTS_SHOWN = 100
 """Number of tenants in a cluster view."""
 _REPEAT_MEMORY_S = 60.0
@@ -60,6 +59,16 @@ class _Gateway:
     send_queue: SendQueue[pb.ConnectGatewayResponse]
     gateway_link_address: str
     """host:port of its GatewayLinkService; empty if it has none."""
+
+
+def _cluster_state(settings: RouterSettings, started_s: float, rng: Random) -> ClusterState:
+    return ClusterState(
+        grace_s=settings.peer_grace_s,
+        started_s=started_s,
+        rng=rng,
+        policy=settings.policy,
+        imbalance_threshold_tokens=settings.imbalance_threshold_tokens,
+    )
 
 
 def _admissions(settings: RouterSettings, state: ClusterState, waking: frozenset[Lane], now_s: float) -> Admissions:
@@ -90,16 +99,11 @@ class RouterServer(RouterLinkServiceServicer):
         self._tls = tls
         self._tracing = tracing or Tracing(TracingSettings(), "router")
         self.address = ""
+        """host:port for peers; empty until `start`."""
         self._settings = settings
         self._clock = clock
         started_s, rng = clock(), rng or Random()
-        self._state = ClusterState(
-            grace_s=settings.peer_grace_s,
-            started_s=started_s,
-            rng=rng,
-            policy=settings.policy,
-            imbalance_threshold_tokens=settings.imbalance_threshold_tokens,
-        )
+        self._state = _cluster_state(settings, started_s, rng)
         self._metrics = RouterMetrics()
         self._requests = AdmissionService(
             self._state,
@@ -108,21 +112,18 @@ class RouterServer(RouterLinkServiceServicer):
             metrics=self._metrics,
             tracing=self._tracing,
             notify=self._notify,
-            before_grant=self._before_grant,
+            before_grant=lambda replica_id: self._announcer.before_grant(replica_id),  # noqa: PLW0108 - created below
         )
         self._wall_clock = wall_clock or steady_wall_clock(clock)
         self._quotas = QuotaService(
             clock=clock, wall_clock=self._wall_clock, opens_s=started_s + settings.peer_grace_s, metrics=self._metrics, rng=rng
         )
-        self._waking = [pool for pool, _ in waking]
+        self._announcer = ReplicaAnnouncer(self._state, [pool for pool, _ in waking], self._broadcast)
         self._scaling: tuple[ScalingView, ...] = ()
         self._connections = count(1)
         self._gateways: dict[int, _Gateway] = {}
         self._owners = RequestOwners(_REPEAT_MEMORY_S)
         self._replica_queues: dict[str, SendQueue[pb.ConnectReplicaResponse]] = {}
-        self._sent: tuple[Replica, ...] = ()
-        self._sent_ids: frozenset[str] = frozenset()
-        self._sending: asyncio.TimerHandle | None = None
         self._texts: dict[Labels, str] = {}
         self._labels: Labels = (("component", "router"), ("instance", f"router-{uuid.uuid4().hex[:8]}"))
         self._page = MetricsPage(host=metrics.host, port=metrics.port, texts=self._all_texts) if metrics.enabled else None
@@ -179,8 +180,7 @@ class RouterServer(RouterLinkServiceServicer):
     async def stop(self) -> None:
         """Ends all streams and stops listening. Peers look for the next router themselves."""
         await stop_task(self._ticks)
-        if self._sending is not None:
-            self._sending.cancel()
+        self._announcer.stop()
         await self._server.stop(None)
         if self._page:
             await asyncio.to_thread(self._page.stop)
@@ -217,7 +217,7 @@ class RouterServer(RouterLinkServiceServicer):
         self._state.connect_gateway(gateway.gateway_id, leases, gateway.connection, self._clock())
         self._quotas.register(gateway.gateway_id, hello)
         self._gateways[gateway.connection] = gateway
-        gateway.send_queue.put(wire.replica_set(self._state.replicas(), self._waking))
+        gateway.send_queue.put(self._announcer.message())
         _log.info("gateway_registered", gateway_id=gateway.gateway_id, leases=len(leases))
 
     async def _receive_from_gateway(self, gateway: _Gateway, stream: Readable[pb.ConnectGatewayRequest]) -> None:
@@ -286,10 +286,9 @@ class RouterServer(RouterLinkServiceServicer):
         if queues:
             queues[-1].put(message)
 
-    def _before_grant(self, replica_id: str) -> None:
-        """Lists the replica to gateways before one of them is granted it."""
-        if replica_id not in self._sent_ids:
-            self._send_replicas()
+    def _broadcast(self, message: pb.ConnectGatewayResponse) -> None:
+        for gateway in self._gateways.values():
+            gateway.send_queue.put(message)
 
     # Replicas
 
@@ -340,22 +339,8 @@ class RouterServer(RouterLinkServiceServicer):
 
     def _replica_changed(self) -> None:
         """Schedules the replica list for all gateways, and retries requests that wait for a replica."""
-        if self._sending is None:
-            self._sending = asyncio.get_running_loop().call_later(_BATCH_S, self._send_replicas)
+        self._announcer.schedule()
         self._requests.try_again()
-
-    def _send_replicas(self) -> None:
-        """Sends the replica list to all gateways, if it has changed."""
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
-        replicas = self._state.replicas()
-        if replicas == self._sent:
-            return
-        self._sent, self._sent_ids = replicas, frozenset(replica.replica_id for replica in replicas)
-        message = wire.replica_set(replicas, self._waking)
-        for gateway in self._gateways.values():
-            gateway.send_queue.put(message)
 
     # Background
 
@@ -369,7 +354,7 @@ class RouterServer(RouterLinkServiceServicer):
                 self._owners.drop_gateway(peer)
             _log.info("peers_forgotten", peers=expired)
             self._texts = {labels: text for labels, text in self._texts.items() if dict(labels)["instance"] not in expired}
-        self._send_replicas()
+        self._announcer.send()
         self._quotas.tick()
         self._owners.expire(now_s)
         self._requests.expire()

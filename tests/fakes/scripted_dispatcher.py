@@ -167,6 +167,7 @@ class ScriptedDispatcher:
         return self.ready[pool]
 
     def may_wake(self, pool: Pool) -> bool:
+        """See the protocol."""
         return False
 
     async def reserve(self, tenant: Tenant, tokens: int) -> "Reserved":

@@ -180,7 +180,8 @@ class EngineLink:
 class _Call(Writable[pb.ConnectRequest], Protocol):
     """The gRPC call of a link."""
 
-    async def read(self) -> pb.ConnectResponse | object: ...
+    async def read(self) -> pb.ConnectResponse | object:
+        """Returns the next response, or grpc.aio.EOF."""
 
 
 class _Commands:
