@@ -32,12 +32,12 @@ class Settings(Section):
     access: AccessSettings = Field(AccessSettings(), description="Authentication, and the database of tenants, usage and jobs.")
     router: RouterSettings = Field(RouterSettings(), description="Queueing and the choice of a replica.")
     scaling: ScalingSettings = Field(ScalingSettings(), description="How the number of replicas is chosen.")
-    batch: BatchSettings = Field(BatchSettings(), description="Batch jobs.")
+    batch: BatchSettings = Field(BatchSettings(), description="Batch jobs of tenants.")
     links: LinkSettings = Field(LinkSettings(), description="Mutual TLS between router, gateways and replicas.")
     metrics: MetricsSettings = Field(MetricsSettings(), description="The Prometheus endpoint of the cluster.")
     client: ClientSettings = Field(ClientSettings(), description="Credentials of the `neox-serve` commands.")
     tracing: TracingSettings = Field(TracingSettings(), description="OpenTelemetry traces.")
-    log: LogSettings = Field(LogSettings(), description="Log output.")
+    log: LogSettings = Field(LogSettings(), description="Log output of every process.")
     ray: RaySettings = Field(RaySettings(), description="The Ray cluster that everything runs on.")
     state_folder: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("neox-serve"),
