@@ -1,4 +1,4 @@
-"""Reading streams in tests: what came, when, and how it ended."""
+"""Reading streams in tests: events, their times, and how the stream ended."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ NO_RETRY = RetryPolicy(max_attempts=1)
 
 @dataclass
 class StreamRecord:
-    """One stream's history. times_s: monotonic, one an event."""
+    """The history of one stream. `times_s` has the monotonic time of each event."""
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -26,12 +26,12 @@ class StreamRecord:
 
     @property
     def longest_gap_s(self) -> float:
-        """The longest silence between two events."""
+        """Returns the longest time between two events, in seconds."""
         return max((later - earlier for earlier, later in pairwise(self.times_s)), default=0.0)
 
 
 async def read_stream(client: AsyncClient, prompt: str, *, max_tokens: int, record: StreamRecord | None = None) -> StreamRecord:
-    """Reads a greedy stream of exactly max_tokens to its end, or to its error. A given record is filled as events come."""
+    """Reads a greedy stream of exactly max_tokens to its end or error. A given record is filled while events arrive."""
     record = record or StreamRecord()
     try:
         async for event in client.stream(prompt, max_tokens=max_tokens, ignore_eos=True, temperature=0.0, timeout_s=120):
@@ -47,7 +47,7 @@ async def read_stream(client: AsyncClient, prompt: str, *, max_tokens: int, reco
 
 
 async def load(client: AsyncClient, requests_per_s: float, max_tokens: int, stop: asyncio.Event) -> list[StreamRecord]:
-    """Streams that begin at this rate until told to stop, all to their end."""
+    """Starts streams at this rate until it is stopped, and reads all to their end."""
     streams: list[asyncio.Task[StreamRecord]] = []
     while not stop.is_set():
         streams.append(asyncio.create_task(read_stream(client, f"def f{len(streams)}(", max_tokens=max_tokens)))
@@ -56,7 +56,7 @@ async def load(client: AsyncClient, requests_per_s: float, max_tokens: int, stop
 
 
 def assert_whole(records: Sequence[StreamRecord], max_tokens: int) -> None:
-    """Every stream ended well, with every token once."""
+    """Checks that every stream ended without error and has every token once."""
     errors = [record.error for record in records if record.error]
     assert not errors, errors[:3]
     assert [len(record.token_ids) for record in records] == [max_tokens] * len(records)
@@ -64,7 +64,7 @@ def assert_whole(records: Sequence[StreamRecord], max_tokens: int) -> None:
 
 
 async def until(condition: object, timeout_s: float, what: str, every_s: float = 0.05) -> None:
-    """Waits until an async condition holds; fails naming what was waited for."""
+    """Waits until an async condition holds, or fails with its name."""
     deadline_s = time.monotonic() + timeout_s
     while not await condition():  # type: ignore[operator]
         assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"

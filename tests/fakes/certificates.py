@@ -1,4 +1,4 @@
-"""Certificates for one test, signed by an authority of its own."""
+"""Certificates for one test, signed by its own certificate authority."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,13 +19,13 @@ class Pair:
 
 
 def make_authority(folder: Path, hosts: tuple[str, ...] = ("neox.test",)) -> tuple[Path, Pair]:
-    """An authority's certificate, and a pair for these hosts that it has signed."""
+    """Returns the certificate of an authority, and a pair for these hosts that it has signed."""
     authority = Authority(folder)
     return authority.root, authority.issue("leaf", hosts)
 
 
 class Authority:
-    """Signs certificates. root: its own, in a PEM file."""
+    """A certificate authority. `root` is its own certificate, in a PEM file."""
 
     def __init__(self, folder: Path, file: str = "ca.pem") -> None:
         self.root = folder / file
@@ -35,7 +35,7 @@ class Authority:
         self.root.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, hosts: tuple[str, ...] = ("neox.test",), *, lifetime: timedelta = timedelta(days=1)) -> Pair:
-        """A pair of this common name for these hosts, in files of its name; again: instead of the one before."""
+        """Returns a pair with this common name for these hosts. With `again`, it replaces the files of the previous one."""
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = _sign(name, key.public_key(), "authority", self._key, hosts, lifetime)
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
@@ -53,7 +53,7 @@ def _sign(
     hosts: tuple[str, ...],
     lifetime: timedelta = timedelta(days=1),
 ) -> x509.Certificate:
-    """A certificate valid since an hour ago. Without hosts: of an authority."""
+    """Returns a certificate that became valid an hour ago. Without hosts, it is that of an authority."""
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder()

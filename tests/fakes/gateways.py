@@ -1,4 +1,4 @@
-"""A real gateway on a real port, over a dispatcher of the test's."""
+"""A real gateway on a real port, with a dispatcher that the test provides."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ GATEWAY_ID = "gateway-under-test"
 
 @dataclass(frozen=True, slots=True)
 class Stubs:
-    """The services of a gateway, on one channel."""
+    """Stubs of all services on one channel."""
 
     channel: grpc.aio.Channel
     inference: "InferenceServiceAsyncStub"
@@ -42,24 +42,24 @@ class Stubs:
 
     @classmethod
     def on(cls, channel: grpc.aio.Channel) -> "Stubs":
-        """Stubs of every service."""
+        """Returns stubs of every service on this channel."""
         return cls(channel, InferenceServiceStub(channel), TokenServiceStub(channel), ModelServiceStub(channel), OpsServiceStub(channel))
 
 
 @cache
 def builtin_facts() -> ModelFacts:
-    """Facts of the built-in model."""
+    """Returns the facts of the built-in model."""
     return read_facts(locate("builtin", None))
 
 
 @cache
 def builtin_tokenizer() -> Tokenizer:
-    """The built-in model's tokenizer."""
+    """Returns the tokenizer of the built-in model."""
     return Tokenizer(locate("builtin", None))
 
 
 def gateway_settings(**sections: dict[str, Any]) -> Settings:
-    """Settings with the gateway on any free port; sections as in the YAML file."""
+    """Returns settings with a gateway on a free port. Sections are those of the YAML file."""
     gateway = {"port": 0, **sections.pop("gateway", {})}
     return parse({**sections, "gateway": gateway})
 
@@ -68,7 +68,7 @@ def gateway_settings(**sections: dict[str, Any]) -> Settings:
 async def running_gateway(
     dispatcher: Dispatcher, *, platform: Platform | None = None, **sections: dict[str, Any]
 ) -> AsyncIterator[GatewayServer]:
-    """A gateway that serves until the block ends."""
+    """Runs a gateway until the block ends."""
     server = GatewayServer(
         settings=GatewayProcessSettings.from_settings(gateway_settings(**sections)),
         gateway_id=GATEWAY_ID,
@@ -86,6 +86,6 @@ async def running_gateway(
 
 @asynccontextmanager
 async def connected(port: int, *options: tuple[str, Any]) -> AsyncIterator[Stubs]:
-    """Stubs on a channel of their own."""
+    """Yields stubs on a channel of their own."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), *options]) as channel:
         yield Stubs.on(channel)

@@ -1,4 +1,4 @@
-"""A client and a socket that are values: a connection of the transport is driven without a network."""
+"""An HTTP/2 client and a socket in memory, which drive a connection of the transport without a network."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ HEADERS = ((":method", "POST"), (":scheme", "http"), (":authority", "test"), ("c
 
 
 def finder(handlers: Mapping[str, Any]) -> FindHandler:
-    """Finds handlers by their paths."""
+    """Handlers by path."""
 
     def find(path: str) -> Any:
         if path not in handlers:
@@ -28,7 +28,7 @@ def finder(handlers: Mapping[str, Any]) -> FindHandler:
 
 
 class FakeSocket(asyncio.Transport):
-    """Keeps what is written, a call an entry. extra: what it says of itself."""
+    """A transport that keeps what is written, one entry for each write. `extra` is its extra info."""
 
     def __init__(self, extra: Mapping[str, Any]) -> None:
         super().__init__(dict(extra))
@@ -52,7 +52,7 @@ class FakeSocket(asyncio.Transport):
 
 
 class Http2Client:
-    """The other end of one connection. window_bytes: of each stream; extra: what the server's socket says of itself."""
+    """The client of one connection. `window_bytes` is the window of each stream, `extra` the extra info of the server's socket."""
 
     def __init__(self, find_handler: FindHandler, *, limits: Limits, window_bytes: int = 65_535, **extra: Any) -> None:
         self.socket = FakeSocket(extra)
@@ -66,7 +66,7 @@ class Http2Client:
         self._taken = 0
 
     def open(self, path: str, *more: tuple[str, str], message: bytes | None = b"", end: bool = True, **changed: str) -> int:
-        """Begins a call, with one message if there is one; returns its stream. changed: headers, as method and content_type."""
+        """Begins a call, optionally with one message, and returns its stream id. `changed` replaces headers, such as method."""
         stream_id = self.h2.get_next_available_stream_id()
         headers = [(name, changed.get(name.strip(":").replace("-", "_"), value)) for name, value in HEADERS]
         self.h2.send_headers(stream_id, [*headers[:3], (":path", path), *headers[3:], *more], end_stream=message is None and end)
@@ -75,12 +75,12 @@ class Http2Client:
         return stream_id
 
     def send(self) -> None:
-        """Hands all that the client has to say to the server, in one read."""
+        """Passes everything that the client has queued to the server, in one read."""
         if data := self.h2.data_to_send():
             self.connection.data_received(data)
 
     async def exchange(self, turns: int = 6) -> None:
-        """Sends, lets the loop turn, and takes what the server has written."""
+        """Sends, lets the event loop run, and receives what the server has written."""
         if not self.socket.closed:
             self.send()
         for _ in range(turns):
@@ -90,37 +90,37 @@ class Http2Client:
         self._taken = len(self.socket.writes)
 
     def lose(self) -> None:
-        """The connection breaks."""
+        """Breaks the connection."""
         self.socket.closed = True
         self.connection.connection_lost(None)
 
     def data(self, stream_id: int) -> bytes:
-        """All that has come in DATA frames of a stream."""
+        """Returns the contents of all DATA frames of a stream."""
         found = [event for event in self.events if isinstance(event, events.DataReceived) and event.stream_id == stream_id]
         return b"".join(event.data or b"" for event in found)
 
     def headers(self, stream_id: int) -> dict[str, str]:
-        """Headers and trailers of a stream."""
+        """Returns the headers and trailers of a stream."""
         kinds = (events.ResponseReceived, events.TrailersReceived)
         found = [event for event in self.events if isinstance(event, kinds) and event.stream_id == stream_id]
         pairs = [cast("tuple[Any, Any]", pair) for event in found for pair in event.headers or ()]
         return {_text(key): _text(value) for key, value in pairs}
 
     def status(self, stream_id: int) -> str | None:
-        """The number of a stream's status; None where there is none yet."""
+        """Returns the status number of a stream, or None if there is none yet."""
         return self.headers(stream_id).get("grpc-status")
 
     def reset_code(self, stream_id: int) -> Any:
-        """With which code the server has reset a stream; None where it has not."""
+        """Returns the code with which the server has reset a stream, or None if it has not."""
         resets = (event for event in self.events if isinstance(event, events.StreamReset) and event.stream_id == stream_id)
         return next((event.error_code for event in resets), None)
 
     def goaway_codes(self) -> list[Any]:
-        """The codes of the server's GOAWAY frames."""
+        """Returns the codes of the server's GOAWAY frames."""
         return [event.error_code for event in self.events if isinstance(event, events.ConnectionTerminated)]
 
     def nothing_left(self) -> bool:
-        """Whether the connection remembers no call."""
+        """Returns whether the connection holds no call."""
         connection, sending = self.connection, self.connection._sending
         parts = (connection._calls, connection._incoming, sending._blocked, sending._lingering)
         return not any(parts)

@@ -1,4 +1,4 @@
-"""An engine that does nothing until it is told to: a test makes every step."""
+"""An engine that does nothing by itself: the test makes every step."""
 
 import asyncio
 from collections import defaultdict
@@ -20,7 +20,7 @@ from neox_serve.core.types import (
 
 
 class ScriptedEngine:
-    """Implements the Engine protocol. refusal: raised for every new request. steps: sink calls so far. It has the blocks it is told to."""
+    """Implements the Engine protocol. `refusal` is raised for every new request, and `steps` counts the calls of sinks."""
 
     def __init__(self, *, block_tokens: int = 0) -> None:
         self.block_ledger = BlockLedger(block_tokens) if block_tokens else None
@@ -28,7 +28,7 @@ class ScriptedEngine:
         self.aborted: list[Hashable] = []
         self.refusal: Exception | None = None
         self.healthy = True
-        self.gate = asyncio.Event()  # closed by `clear`, it holds requests in submission
+        self.gate = asyncio.Event()  # after `clear`, requests wait in submission
         self.gate.set()
         self.steps = 0
 
@@ -48,7 +48,7 @@ class ScriptedEngine:
         self.aborted.append(key)
 
     def step(self, *, text: str = "x", end: bool = False, failure: ServeError | None = None) -> None:
-        """Gives every live request one token, or its end, in one call a sink."""
+        """Gives every live request one token, or its end, with one call for each sink."""
         finish = Finish(FinishReason.STOP) if end else None
         by_sink: dict[DeltaSink, list[Delta]] = defaultdict(list)
         for key, (_, sink) in self.live.items():

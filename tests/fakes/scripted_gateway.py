@@ -1,4 +1,4 @@
-"""A gateway without engines: real gRPC on a free port, answers that tests can foresee, failures and delays that they script.
+"""A gateway without engines: real gRPC on a free port, predictable responses, and scripted failures and delays.
 
 Text comes back in upper case, a word a chunk; a token is a code point; a vector is (code points, 1). `script(method, *steps)` gives the
 next calls of a method their fate, a step a call; after the last step calls are answered as usual.
@@ -33,7 +33,7 @@ Step = ServeError | Callable[[], Awaitable[None]]
 
 @dataclass(slots=True)
 class Received:
-    """A call as the server saw it. time_left_s: until the client's deadline, at its arrival."""
+    """A call as the server saw it. `time_left_s` is the time before the client's deadline, on arrival."""
 
     method: str
     request: Any
@@ -43,7 +43,7 @@ class Received:
 
 @dataclass(slots=True)
 class ScriptedGateway:
-    """Use as an async context manager; `address` is host:port."""
+    """An async context manager; `address` is host:port."""
 
     received: list[Received] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,19 +56,19 @@ class ScriptedGateway:
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
 
     def script(self, method: str, *steps: Step) -> None:
-        """Adds fates for the next calls of the method."""
+        """Scripts the next calls of a method."""
         self._steps[method].extend(steps)
 
     def script_nothing(self, method: str) -> None:
-        """Takes back what was scripted for the method and has not happened."""
+        """Removes what was scripted for a method and has not happened."""
         self._steps[method].clear()
 
     async def stop(self) -> None:
-        """Goes away at once, as a killed process does."""
+        """Stops at once, as a killed process does."""
         await self._server.stop(None)
 
     def requests(self, method: str) -> list[Any]:
-        """The requests of a method so far."""
+        """Returns the requests of a method so far."""
         return [received.request for received in self.received if received.method == method]
 
     async def wait_for_calls(self, count: int) -> None:
@@ -79,7 +79,7 @@ class ScriptedGateway:
                 self._arrival.clear()
 
     async def hang(self) -> None:
-        """A step that never ends by itself."""
+        """Waits for ever."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -105,7 +105,7 @@ class ScriptedGateway:
         await self.stop()
 
     async def arrived(self, method: str, request: Any, context: Any) -> Step | None:
-        """Notes a call and returns its fate; a fate that is an error has ended the call."""
+        """Records a call and returns its scripted fate. If that is an error, the call has been ended with it."""
         self.received.append(Received(method, request, dict(context.invocation_metadata()), context.time_remaining()))
         self._arrival.set()
         step = self._steps[method].popleft() if self._steps[method] else None
@@ -115,7 +115,7 @@ class ScriptedGateway:
         return step
 
     async def perform(self, method: str, request: Any, context: Any) -> None:
-        """Notes a unary call and does what its fate asks."""
+        """Records a unary call and applies its scripted fate."""
         step = await self.arrived(method, request, context)
         if step is not None and not isinstance(step, ServeError):
             await step()

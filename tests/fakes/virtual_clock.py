@@ -6,13 +6,13 @@ from neox_serve.engine.fake.engine import Clock
 
 
 class VirtualClock:
-    """Waiting is instant and moves `time_s` on. For one waiter at a time."""
+    """Waiting returns at once and advances `time_s`. For one waiter at a time."""
 
     def __init__(self) -> None:
         self.time_s = 0.0
 
     async def sleep(self, delay_s: float) -> None:
-        """Moves time on; lets other tasks run."""
+        """Advances the time and lets other tasks run."""
         self.time_s += delay_s
         await asyncio.sleep(0)
 

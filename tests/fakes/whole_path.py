@@ -26,7 +26,7 @@ FAILING_PROMPT = 666
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """All parts from the client to the engines. engines, replicas: the embedding pool's is the last. asked: what came to the others."""
+    """All parts from the client to the engines. Of `engines` and `replicas`, the last belongs to the embedding pool."""
 
     cluster: LinkCluster
     router: RouterServer
@@ -38,14 +38,14 @@ class Path:
     asked: list[GenerationRequest]
 
     def engines_idle(self) -> bool:
-        """Whether no engine has a request."""
+        """Returns whether no engine has a request."""
         return all(engine.stats().running_requests + engine.stats().waiting_requests == 0 for engine in self.engines)
 
     async def nothing_left(self) -> None:
         """Returns when gateway, dispatcher, engines and the router's leases are empty. Raises TimeoutError."""
         await until(lambda: self.engines_idle() and not (self.server.requests_in_flight or self.dispatcher.requests_in_flight))
         async with asyncio.timeout(20):
-            while await self._leases():  # noqa: ASYNC110 - the router is asked
+            while await self._leases():  # noqa: ASYNC110 - polls the router
                 await asyncio.sleep(0.01)
 
     async def _leases(self) -> int:
@@ -55,7 +55,7 @@ class Path:
 
 
 def faults(request: GenerationRequest) -> Fault | None:
-    """Prompts that begin with a certain token fail after two tokens."""
+    """Fails prompts that begin with a certain token, after two generated tokens."""
     failure = ServeError(Reason.ENGINE_FAILED, "CUDA error in layer 7")
     return Fault(failure, after_tokens=2) if request.prompt_token_ids[0] == FAILING_PROMPT else None
 
@@ -70,7 +70,7 @@ async def whole_path(
     policy: str = "kv-aware",
     **gateway: Any,
 ) -> AsyncIterator[Path]:
-    """Starts all parts, and stops them at the end. policy: the router's."""
+    """Starts all parts, and stops them when the block ends. `policy` is the routing policy."""
     asked: list[GenerationRequest] = []
 
     def noted(request: GenerationRequest) -> Fault | None:
@@ -92,17 +92,17 @@ async def whole_path(
 
 
 def stream_request(first: int = 5, **parameters: Any) -> inference_service_pb2.StreamGenerateRequest:
-    """A stream of prompt (first, 6, 7); parameters as in JSON, where they are given instead of 1000 tokens."""
+    """Returns a request to stream the prompt (first, 6, 7), with parameters in JSON form instead of 1000 tokens."""
     fields = {"prompt": {"tokenIds": {"ids": [first, 6, 7]}}, "parameters": {"stopping": {"maxTokens": 1000}, **parameters}}
     return json_format.ParseDict(fields, inference_service_pb2.StreamGenerateRequest())
 
 
 def unary_request(first: int = 5, prompts: int = 1, **parameters: Any) -> inference_service_pb2.GenerateRequest:
-    """The same prompt as many times, as one call."""
+    """Returns one unary request with the same prompt several times."""
     stream = stream_request(first, **parameters)
     return inference_service_pb2.GenerateRequest(prompts=[stream.prompt] * prompts, parameters=stream.parameters)
 
 
 async def events_of(path: Path, request: inference_service_pb2.StreamGenerateRequest) -> list[Any]:
-    """All events of a stream."""
+    """Returns all events of a stream."""
     return [event async for event in path.stubs.inference.StreamGenerate(request)]

@@ -1,4 +1,4 @@
-"""Bad requests over a real port: each gets a status with the field named, and the engine never hears of it."""
+"""Invalid requests over a real port: the status names the field, and nothing reaches the engine."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def stubs(dispatcher: ScriptedDispatcher) -> AsyncIterator[Stubs]:
     ):
         yield stubs
         async with asyncio.timeout(20):
-            while server.requests_in_flight:  # noqa: ASYNC110 - a client has its status before its call has left the server
+            while server.requests_in_flight:  # noqa: ASYNC110 - a client receives its status before its call has left the server
                 await asyncio.sleep(0.002)
     assert not dispatcher.opened
     assert not dispatcher.embedded
@@ -48,7 +48,7 @@ async def refused(call: "grpc.aio.UnaryUnaryCall[Any, Any] | grpc.aio.UnaryStrea
 
 
 async def refused_raw(stubs: Stubs, path: str, raw: bytes) -> ServeError:
-    """Sends bytes as they are."""
+    """Returns a call that sends bytes unchanged."""
     method: Any = stubs.channel.unary_stream(path) if path == STREAM else stubs.channel.unary_unary(path)
     return await refused(method(raw))
 
@@ -103,7 +103,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], Reason, str]] = {
 
 
 def messages(fields: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
-    """The same request for both calls, with where each has its prompt."""
+    """Returns the same request for both calls, with the path of the prompt in each."""
     fields = dict(fields)
     prompt = fields.pop("prompt", {"text": "a"})
     unary = json_format.ParseDict({**fields, "prompts": [{"text": "b"}, prompt]}, inference_service_pb2.GenerateRequest())
@@ -124,7 +124,7 @@ async def test_bad_input_is_refused_by_name(what: str, path: str, stubs: Stubs) 
         assert error.metadata["value"] == "other"
 
 
-async def test_excess_of_a_long_prompt_is_told(stubs: Stubs) -> None:
+async def test_prompt_too_long_reports_its_excess(stubs: Stubs) -> None:
     for what, excess in (("prompt beyond the context", "2"), ("max_tokens beyond the rest", "1")):
         for path, (raw, _) in messages(BAD_INPUT[what][0]).items():
             assert (await refused_raw(stubs, path, raw)).metadata["excess_tokens"] == excess
@@ -145,7 +145,7 @@ async def test_unknown_field_is_refused_with_its_number(path: str, stubs: Stubs)
 
 
 @pytest.mark.parametrize("path", [GENERATE, STREAM], ids=["unary", "stream"])
-async def test_bytes_that_are_no_message_are_refused(path: str, stubs: Stubs) -> None:
+async def test_malformed_message_is_refused(path: str, stubs: Stubs) -> None:
     error = await refused_raw(stubs, path, b"\xff" * 30)
     assert (error.reason, error.violations[0].field) == (Reason.INVALID_ARGUMENT, "request")
 
@@ -165,14 +165,14 @@ async def test_message_over_the_limit_of_the_transport_is_refused(stubs: Stubs) 
     assert from_rpc_error(caught.value).reason is Reason.REQUEST_TOO_LARGE
 
 
-async def test_invalid_request_id_is_refused_under_a_made_one(stubs: Stubs) -> None:
+async def test_invalid_request_id_is_refused_under_a_generated_one(stubs: Stubs) -> None:
     raw, _ = messages({"requestId": "no spaces"})[GENERATE]
     error = await refused_raw(stubs, GENERATE, raw)
     assert error.violations[0].field == "request_id"
     assert len(error.metadata["request_id"]) == 32
 
 
-async def test_embedding_input_is_checked_too(stubs: Stubs) -> None:
+async def test_embedding_input_is_validated(stubs: Stubs) -> None:
     inputs = [{"text": "a"}, {"tokenIds": {"ids": [builtin_facts().vocabulary_size]}}]
     message = json_format.ParseDict({"inputs": inputs, "pooling": 7}, inference_service_pb2.EmbedRequest())
     error = await refused(stubs.inference.Embed(message))
@@ -180,6 +180,6 @@ async def test_embedding_input_is_checked_too(stubs: Stubs) -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATE, STREAM], ids=["unary", "stream"])
-async def test_absurd_n_with_partial_text_costs_nothing(path: str, stubs: Stubs) -> None:
+async def test_excessive_n_with_partial_text_allocates_nothing(path: str, stubs: Stubs) -> None:
     raw, _ = messages(parameters(n=2**32 - 1, onDeadline="DEADLINE_BEHAVIOR_RETURN_PARTIAL"))[path]
     assert (await refused_raw(stubs, path, raw)).violations[0].field == "parameters.n"

@@ -1,4 +1,4 @@
-"""The public calls over a real port, with an engine that answers by script."""
+"""The public calls over a real port, with a scripted engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ def stream_request(**parameters: object) -> inference_service_pb2.StreamGenerate
     return inference_service_pb2.StreamGenerateRequest(prompt=prompt, parameters=generation_pb2.GenerationParameters(**parameters))  # type: ignore[arg-type]
 
 
-async def test_generate_of_two_prompts_answers_both_in_order_with_usage(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_generate_two_prompts_returns_both_in_order_with_usage(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.scripts = {5: Script(tokens=2, text="slow", first_s=0.05), 6: Script(tokens=3, text="b")}
     request = inference_service_pb2.GenerateRequest(
         prompts=[generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[first])) for first in (5, 6)],
@@ -68,7 +68,7 @@ async def test_generate_of_two_prompts_answers_both_in_order_with_usage(stubs: S
     assert not dispatcher.live
 
 
-async def test_stream_chunks_then_exactly_one_final(stubs: Stubs) -> None:
+async def test_stream_sends_chunks_then_exactly_one_final_event(stubs: Stubs) -> None:
     events = [event async for event in stubs.inference.StreamGenerate(stream_request(n=2))]
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds.count("final") == 1
@@ -93,7 +93,7 @@ async def test_every_call_returns_request_id_and_gateway_in_trailing_metadata(st
     assert (await unnamed).request_id == made
 
 
-async def test_embed_gives_a_vector_an_input(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_embed_returns_one_vector_for_each_input(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     request = inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt(text=text) for text in ("one", "two words")])
     response = await stubs.inference.Embed(request)
     assert [list(embedding.values) for embedding in response.embeddings] == [pytest.approx([0.6, 0.8])] * 2
@@ -111,7 +111,7 @@ async def test_tokenize_and_detokenize_are_inverse(stubs: Stubs) -> None:
     assert list(back.texts) == texts
 
 
-async def test_reflection_alone_is_enough_to_call(server: GatewayServer) -> None:
+async def test_client_with_only_reflection_can_call(server: GatewayServer) -> None:
     def tokenize() -> list[list[int]]:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             reflected = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
@@ -139,7 +139,7 @@ ready_generation_replicas: 3 ready_embedding_replicas: 2
 """
 
 
-async def test_model_is_told_in_every_field(dispatcher: ScriptedDispatcher) -> None:
+async def test_model_message_has_every_field(dispatcher: ScriptedDispatcher) -> None:
     dispatcher.ready.update({Pool.GENERATION: 3, Pool.EMBEDDING: 2})
     sections: dict[str, Any] = {
         "model": {"name": "served-name", "revision": "v2", "adapters": [{"name": name, "path": name} for name in ("legal", "medical")]},
@@ -152,7 +152,7 @@ async def test_model_is_told_in_every_field(dispatcher: ScriptedDispatcher) -> N
     assert model == text_format.Parse(SERVED, model_service_pb2.Model())
 
 
-async def test_model_without_embeddings_and_adapters_says_neither(dispatcher: ScriptedDispatcher) -> None:
+async def test_model_without_embeddings_and_adapters_lists_neither(dispatcher: ScriptedDispatcher) -> None:
     async with running_gateway(dispatcher, embedding={"enabled": False}) as server, connected(server.port) as stubs:
         (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
     assert not {model_service_pb2.CAPABILITY_EMBED, model_service_pb2.CAPABILITY_ADAPTERS} & {*model.capabilities}
@@ -160,7 +160,7 @@ async def test_model_without_embeddings_and_adapters_says_neither(dispatcher: Sc
     assert (model.revision, list(model.adapters)) == ("", [])
 
 
-async def test_model_is_found_by_its_name_alone(stubs: Stubs) -> None:
+async def test_get_model_requires_the_exact_name(stubs: Stubs) -> None:
     (model,) = (await stubs.models.ListModels(model_service_pb2.ListModelsRequest())).models
     assert (await stubs.models.GetModel(model_service_pb2.GetModelRequest(name="neox-small"))).model == model
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -168,7 +168,7 @@ async def test_model_is_found_by_its_name_alone(stubs: Stubs) -> None:
     assert from_rpc_error(caught.value).reason is Reason.UNKNOWN_MODEL
 
 
-async def test_cluster_status_says_that_the_router_is_down(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_cluster_status_reports_that_the_router_is_down(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.router_connected = False
     dispatcher.ready[Pool.EMBEDDING] = 0
     status = await stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
@@ -176,7 +176,7 @@ async def test_cluster_status_says_that_the_router_is_down(stubs: Stubs, dispatc
     assert status.gateway_id == GATEWAY_ID
 
 
-async def test_first_failing_prompt_ends_the_call_and_frees_the_others(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_first_failing_prompt_fails_the_call_and_frees_the_others(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     lost = ServeError(Reason.REPLICA_LOST, "replica r1 is gone", retry_after_s=0.25)
     dispatcher.scripts = {5: Script(silent=True), 6: Script(failure=lost, fails_at=1)}
     prompts = [generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[first])) for first in (5, 6)]
@@ -188,7 +188,7 @@ async def test_first_failing_prompt_ends_the_call_and_frees_the_others(stubs: St
     assert not dispatcher.live
 
 
-async def test_embed_says_its_layer_and_refuses_another(dispatcher: ScriptedDispatcher) -> None:
+async def test_embed_returns_its_layer_and_refuses_another(dispatcher: ScriptedDispatcher) -> None:
     async with running_gateway(dispatcher, embedding={"layer": 4}) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
         async with connected(server.port) as stubs:
             request = inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt(text="a")], layer=4)

@@ -1,4 +1,4 @@
-"""Streams whose client asks for fewer, larger chunks, from the client to an engine whose steps the test makes.
+"""Streams whose client asks for fewer and larger chunks, from the client to an engine whose steps the test makes.
 
 The interval of ten seconds stands for "not while this test runs": what arrives has not waited for it.
 """
@@ -29,14 +29,14 @@ SHORT = {"minChunkInterval": f"{SHORT_S}s"}
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A gateway, its client, and the engine behind."""
+    """A gateway, its client and its engine."""
 
     engine: ScriptedEngine
     server: GatewayServer
     stubs: Stubs
 
     async def stream(self, options: dict[str, Any], timeout_s: float | None = None, **parameters: Any) -> Any:
-        """A call that the engine has begun."""
+        """Starts a call and waits until the engine has it."""
         call = self.stubs.inference.StreamGenerate(request(options, **parameters), timeout=timeout_s)
         await until(lambda: self.engine.live)
         return call
@@ -66,7 +66,7 @@ async def next_chunk(call: Any) -> inference_service_pb2.StreamChunk:
     return event.chunk
 
 
-async def test_first_token_leaves_at_once_and_the_end_takes_what_waits_along(path: Path) -> None:
+async def test_first_token_is_sent_at_once_and_the_end_releases_held_tokens(path: Path) -> None:
     call = await path.stream(LONG)
     path.engine.step(text="a")
     assert (await next_chunk(call)).text == "a"
@@ -78,7 +78,7 @@ async def test_first_token_leaves_at_once_and_the_end_takes_what_waits_along(pat
     assert final.final.usage.completion_tokens == 5
 
 
-async def test_chunk_leaves_after_the_interval_though_the_engine_is_silent(path: Path) -> None:
+async def test_chunk_is_sent_after_the_interval_even_if_the_engine_is_silent(path: Path) -> None:
     call = await path.stream(SHORT)
     path.engine.step(text="a")
     await next_chunk(call)
@@ -87,7 +87,7 @@ async def test_chunk_leaves_after_the_interval_though_the_engine_is_silent(path:
     call.cancel()
 
 
-async def test_chunk_leaves_with_its_last_wanted_token(path: Path) -> None:
+async def test_chunk_is_sent_once_it_has_the_minimum_tokens(path: Path) -> None:
     call = await path.stream({"minChunkTokens": 3})
     path.engine.step(text="a")
     await next_chunk(call)
@@ -97,7 +97,7 @@ async def test_chunk_leaves_with_its_last_wanted_token(path: Path) -> None:
     call.cancel()
 
 
-async def test_cancel_while_a_chunk_waits_frees_the_engine(path: Path) -> None:
+async def test_cancel_while_a_chunk_is_held_frees_the_engine(path: Path) -> None:
     call = await path.stream(LONG)
     path.engine.step()
     await next_chunk(call)
@@ -106,7 +106,7 @@ async def test_cancel_while_a_chunk_waits_frees_the_engine(path: Path) -> None:
     await until(lambda: path.engine.aborted)
 
 
-async def test_failure_comes_after_the_chunk_that_waited(path: Path) -> None:
+async def test_failure_follows_the_held_chunk(path: Path) -> None:
     call = await path.stream(LONG)
     path.engine.step(text="a")
     await next_chunk(call)
@@ -118,7 +118,7 @@ async def test_failure_comes_after_the_chunk_that_waited(path: Path) -> None:
     assert from_rpc_error(caught.value).reason is Reason.REPLICA_LOST
 
 
-async def test_partial_text_at_the_deadline_includes_what_waited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_partial_text_at_the_deadline_includes_held_tokens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
     call = await path.stream(LONG, timeout_s=2.0, onDeadline="DEADLINE_BEHAVIOR_RETURN_PARTIAL")
     path.engine.step(text="a")
@@ -131,7 +131,7 @@ async def test_partial_text_at_the_deadline_includes_what_waited(path: Path, mon
     assert last.final.usage.completion_tokens == 3
 
 
-async def test_deadline_ends_a_call_whose_chunk_waits(path: Path) -> None:
+async def test_deadline_ends_a_call_with_a_held_chunk(path: Path) -> None:
     call = await path.stream(LONG, timeout_s=1.0)
     path.engine.step()
     await next_chunk(call)
@@ -155,7 +155,7 @@ async def test_number_of_chunks_is_bounded_by_duration_over_interval() -> None:
 
 
 @pytest.mark.parametrize("options", [LONG, {"minChunkTokens": 1024}, {"minChunkTokens": 9} | SHORT], ids=["long", "large", "both"])
-async def test_every_completion_gets_its_whole_text_and_there_is_one_final(options: dict[str, Any]) -> None:
+async def test_every_completion_gets_its_whole_text_and_one_final_event(options: dict[str, Any]) -> None:
     events = await scripted_events(Script(tokens=20, interval_s=0.001), options, n=3)
     assert [event.WhichOneof("event") for event in events].index("final") == len(events) - 1
     for index in range(3):

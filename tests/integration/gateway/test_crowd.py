@@ -1,4 +1,4 @@
-"""Ten thousand connections at a time: each is held, the calls of others are served, and all is given back."""
+"""Ten thousand idle connections: other calls are served, and all resources are returned."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from tests.fakes.scripted_dispatcher import ScriptedDispatcher
 
 CONNECTIONS = 10_000
 MAX_BYTES_EACH = 64 * 1024
-# Opens connections that say hello in HTTP/2 and nothing more, tells that they are open, and holds them until its input ends.
+# Opens connections that send only the HTTP/2 preface, reports that they are open, and holds them until its input ends.
 CROWD = """
 import resource, socket, sys
 port, count = int(sys.argv[1]), int(sys.argv[2])
@@ -31,7 +31,7 @@ sys.stdin.read()
 """
 
 
-async def test_ten_thousand_connections_are_held_and_calls_of_others_are_served() -> None:
+async def test_ten_thousand_idle_connections_do_not_stop_other_calls() -> None:
     _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if max_files < CONNECTIONS + 1_000:
         pytest.skip(f"this user may have {max_files} files open")

@@ -1,4 +1,4 @@
-"""However a call ends, nothing of it is left: no slot in the gateway, no request in an engine.
+"""However a call ends, it leaves nothing behind: no slot in the gateway, and no request in an engine.
 
 Cancel, loss of the client, deadline, error and shutdown, each for the unary and the streaming call.
 """
@@ -45,7 +45,7 @@ async def stubs(server: GatewayServer) -> AsyncIterator[Stubs]:
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Returns once the condition holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in the server
+        while not condition():  # noqa: ASYNC110 - the condition changes in the server
             await asyncio.sleep(0.002)
 
 
@@ -72,7 +72,7 @@ def stream(stubs: Stubs, timeout_s: float | None = None, **parameters: object) -
         try:
             return [event async for event in call]
         finally:
-            call.cancel()  # grpcio does not, where the reading task is cancelled before it has read anything
+            call.cancel()  # grpcio does not if the reading task is cancelled before it has read anything
 
     return asyncio.ensure_future(run())
 
@@ -109,7 +109,7 @@ async def failure(task: "asyncio.Task[object]") -> ServeError:
 
 @kinds
 @scripts
-async def test_cancelled_call_leaves_nothing(
+async def test_cancelled_call_leaves_no_resources(
     start: Start, script: Script, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher
 ) -> None:
     dispatcher.script = script
@@ -121,7 +121,7 @@ async def test_cancelled_call_leaves_nothing(
 
 @kinds
 @scripts
-async def test_lost_client_leaves_nothing(start: Start, script: Script, server: GatewayServer, dispatcher: ScriptedDispatcher) -> None:
+async def test_lost_client_leaves_no_resources(start: Start, script: Script, server: GatewayServer, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = script
     async with connected(server.port) as stubs:
         task = start(stubs)
@@ -132,7 +132,7 @@ async def test_lost_client_leaves_nothing(start: Start, script: Script, server: 
 
 @kinds
 @scripts
-async def test_deadline_ends_the_call_and_leaves_nothing(
+async def test_deadline_ends_the_call_and_leaves_no_resources(
     start: Start, script: Script, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher
 ) -> None:
     dispatcher.script = script if start is not embed else SILENT
@@ -153,7 +153,7 @@ async def test_call_without_deadline_gets_the_default_one(start: Start) -> None:
 
 @kinds
 @pytest.mark.parametrize("reason", [Reason.REPLICA_LOST, Reason.ENGINE_FAILED, Reason.OVERLOADED])
-async def test_failing_engine_ends_the_call_and_leaves_nothing(
+async def test_failing_engine_fails_the_call_and_leaves_no_resources(
     start: Start, reason: Reason, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher
 ) -> None:
     dispatcher.script = Script(failure=ServeError(reason, "secret detail", retry_after_s=0.5), fails_at=1)
@@ -164,7 +164,7 @@ async def test_failing_engine_ends_the_call_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("start", [unary, stream])
-async def test_refused_admission_ends_the_call(start: Start, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_refused_admission_fails_the_call(start: Start, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(refusal=ServeError(Reason.NO_READY_REPLICA, "none", retry_after_s=1.0))
     error = await failure(start(stubs))
     assert (error.reason, error.retry_after_s) == (Reason.NO_READY_REPLICA, 1.0)
@@ -172,7 +172,7 @@ async def test_refused_admission_ends_the_call(start: Start, server: GatewayServ
 
 
 @kinds
-async def test_drain_finishes_what_runs_and_refuses_what_comes(start: Start, dispatcher: ScriptedDispatcher) -> None:
+async def test_drain_finishes_running_calls_and_refuses_new_ones(start: Start, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(tokens=5, interval_s=0.05, first_s=0.2)
     async with running_gateway(dispatcher) as server, connected(server.port) as stubs:
         running = start(stubs)
@@ -189,7 +189,7 @@ async def test_drain_finishes_what_runs_and_refuses_what_comes(start: Start, dis
 
 @kinds
 @scripts
-async def test_shutdown_ends_what_the_drain_did_not_wait_for(start: Start, script: Script) -> None:
+async def test_shutdown_fails_calls_that_outlast_the_drain(start: Start, script: Script) -> None:
     dispatcher = ScriptedDispatcher(script=script if start is not embed else SILENT)
     async with running_gateway(dispatcher) as server, connected(server.port) as stubs:
         running = start(stubs)
@@ -199,7 +199,7 @@ async def test_shutdown_ends_what_the_drain_did_not_wait_for(start: Start, scrip
         await until(lambda: nothing_left(server, dispatcher))
 
 
-async def test_concurrency_cap_refuses_with_a_time_to_retry(dispatcher: ScriptedDispatcher) -> None:
+async def test_call_above_the_concurrency_limit_is_refused_with_retry_info(dispatcher: ScriptedDispatcher) -> None:
     async with running_gateway(dispatcher, gateway={"max_concurrent_requests": 3}) as server, connected(server.port) as stubs:
         running = [stream(stubs) for _ in range(3)]
         await until(lambda: len(dispatcher.opened) == 3)
@@ -219,13 +219,13 @@ async def test_concurrency_cap_refuses_with_a_time_to_retry(dispatcher: Scripted
 
 @pytest.fixture
 def wide_margin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second to bring an answer home: these tests are of what it says, on machines however busy."""
+    """Gives partial responses half a second to arrive, because these tests check their content, also on busy machines."""
     monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
 
 
 @pytest.mark.usefixtures("wide_margin")
 @pytest.mark.parametrize("script", [SLOW, SILENT, Script(admission_s=30)], ids=["generating", "silent", "in admission"])
-async def test_partial_unary_answer_comes_before_the_deadline(
+async def test_partial_unary_response_arrives_before_the_deadline(
     script: Script, server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher
 ) -> None:
     dispatcher.script = script
@@ -257,7 +257,7 @@ async def test_partial_stream_ends_with_its_final_event_before_the_deadline(
     await until(lambda: nothing_left(server, dispatcher))
 
 
-async def test_engine_that_ends_without_finishing_is_a_fault_of_the_server(
+async def test_engine_that_ends_without_finishing_is_an_internal_error(
     server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher
 ) -> None:
     dispatcher.script = Script(failure=ServeError(Reason.INTERNAL, "inside"), fails_at=0)

@@ -1,4 +1,4 @@
-"""Who may call the gateway: keys, tokens and certificates of tenants, their roles, and what becomes of calls whose key is revoked."""
+"""Authentication over a real port: keys, tokens, certificates and roles, and calls whose key is revoked."""
 
 import asyncio
 import io
@@ -51,7 +51,7 @@ def dispatcher() -> ScriptedDispatcher:
 
 
 async def make(platform: Platform, tenant: Tenant, *certificates: str) -> str:
-    """Enters a tenant, and returns a key of it."""
+    """Creates a tenant and returns an API key of it."""
     platform.tenants.add(tenant, "test", certificates)
     made, _ = platform.tenants.add_key(tenant.name, "test")
     await platform.directory.refresh()
@@ -60,7 +60,7 @@ async def make(platform: Platform, tenant: Tenant, *certificates: str) -> str:
 
 @asynccontextmanager
 async def closed_gateway(dispatcher: ScriptedDispatcher, platform: Platform, **access: Any) -> AsyncIterator[str]:
-    """The address of a gateway that lets nobody in without a credential."""
+    """Returns the address of a gateway that requires a credential."""
     async with running_gateway(dispatcher, platform=platform, access={**CLOSED, **access}) as server:
         yield f"127.0.0.1:{server.port}"
 
@@ -80,7 +80,7 @@ async def succeeds(call: Any) -> bool:
     return True
 
 
-async def test_caller_without_a_credential_is_told_how_to_show_one(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_caller_without_a_credential_is_told_how_to_authenticate(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     async with closed_gateway(dispatcher, platform) as address, AsyncClient(address) as client:
         for call in (client.generate("a"), client.embed("a"), client.tokenize("a"), client.models(), client.status()):
             error = await refused(Reason.UNAUTHENTICATED, call)
@@ -88,7 +88,7 @@ async def test_caller_without_a_credential_is_told_how_to_show_one(dispatcher: S
         assert await client.health() == "SERVING"
 
 
-async def test_key_opens_what_its_role_may_call_and_nothing_else(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_key_allows_only_the_calls_of_its_role(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     keys = {role: await make(platform, Tenant(role.value, role=role)) for role in Role}
     allowed = {
         "generate": {Role.TENANT},
@@ -121,7 +121,7 @@ async def test_key_opens_what_its_role_may_call_and_nothing_else(dispatcher: Scr
     [["Bearer nxs_wrong"], ["Basic abc"], ["Bearer"], [""], ["Bearer a", "Bearer b"], ["Bearer " + "x" * 9_000]],
     ids=["wrong", "another scheme", "empty", "nothing", "two", "oversized"],
 )
-async def test_credential_that_is_not_good_is_refused_even_where_none_is_needed(
+async def test_invalid_credential_is_refused_even_if_none_is_required(
     dispatcher: ScriptedDispatcher, platform: Platform, values: list[str]
 ) -> None:
     async with running_gateway(dispatcher, platform=platform) as server:
@@ -134,7 +134,7 @@ async def test_credential_that_is_not_good_is_refused_even_where_none_is_needed(
             await client.generate("a")
 
 
-async def test_change_of_a_tenant_holds_within_a_second(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_change_of_a_tenant_takes_effect_within_a_second(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     key = await make(platform, Tenant("acme"))
     async with closed_gateway(dispatcher, platform) as address, AsyncClient(address, api_key=key) as client:
         await client.generate("a")
@@ -179,7 +179,7 @@ async def test_tenant_sees_only_the_models_and_adapters_it_may_use(dispatcher: S
                 await refused(Reason.UNKNOWN_MODEL, call)
 
 
-async def test_class_above_the_ceiling_is_clamped_and_said_so(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_class_above_the_ceiling_is_lowered_and_reported(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     key = await make(platform, Tenant("acme", class_ceiling=PriorityClass.DEFAULT))
     async with closed_gateway(dispatcher, platform) as address, grpc.aio.insecure_channel(address) as channel:
         for asked, said in ((generation_pb2.PRIORITY_CLASS_SYSTEM, "default"), (generation_pb2.PRIORITY_CLASS_BULK, None)):
@@ -190,7 +190,7 @@ async def test_class_above_the_ceiling_is_clamped_and_said_so(dispatcher: Script
             assert trailing.get("neox-priority") == said
 
 
-async def test_tokens_of_an_identity_provider_open_for_their_tenant(
+async def test_token_of_an_identity_provider_authenticates_its_tenant(
     dispatcher: ScriptedDispatcher, platform: Platform, tmp_path: Path
 ) -> None:
     await make(platform, Tenant("acme"))
@@ -209,7 +209,7 @@ async def test_tokens_of_an_identity_provider_open_for_their_tenant(
             await refused(Reason.UNAUTHENTICATED, client.generate("a"))
 
 
-async def test_client_certificate_stands_for_its_tenant(dispatcher: ScriptedDispatcher, platform: Platform, tmp_path: Path) -> None:
+async def test_client_certificate_authenticates_its_tenant(dispatcher: ScriptedDispatcher, platform: Platform, tmp_path: Path) -> None:
     await make(platform, Tenant("acme"), "acme.example")
     authority = Authority(tmp_path)
     server_pair = authority.issue("server")
@@ -272,11 +272,11 @@ async def _served_certificate(port: int) -> bytes:
 
 async def _until_another_certificate(port: int, before: bytes) -> None:
     async with asyncio.timeout(5):
-        while await _served_certificate(port) == before:  # noqa: ASYNC110 - the server is asked
+        while await _served_certificate(port) == before:  # noqa: ASYNC110 - polls the server
             await asyncio.sleep(0.05)
 
 
-async def test_usage_of_every_call_is_kept_and_verifies(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_usage_of_every_call_is_recorded_and_verifies(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     key, boss = await make(platform, Tenant("acme")), await make(platform, Tenant("boss", role=Role.ADMIN))
     dispatcher.script = Script(tokens=4)
     async with closed_gateway(dispatcher, platform) as address:
@@ -299,7 +299,7 @@ async def test_usage_of_every_call_is_kept_and_verifies(dispatcher: ScriptedDisp
             assert (verified.records, list(verified.breaks)) == (4, [])
 
 
-async def test_admin_keeps_tenants_over_the_wire(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_admin_manages_tenants_over_grpc(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     boss = await make(platform, Tenant("boss", role=Role.ADMIN))
     async with closed_gateway(dispatcher, platform) as address, AsyncClient(address, api_key=boss) as admin:
         tenant = pb.Tenant(name="acme", adapters=pb.Names(), quotas=pb.Quotas(tokens_per_minute=7))
@@ -325,7 +325,7 @@ async def test_admin_keeps_tenants_over_the_wire(dispatcher: ScriptedDispatcher,
         assert [(entry.action, entry.actor.split(" ")[0]) for entry in entries] == [("key.rotate", "boss"), ("key.add", "boss")]
 
 
-async def test_admin_fields_that_are_wrong_are_all_named(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
+async def test_invalid_admin_fields_are_all_named(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     boss = await make(platform, Tenant("boss", role=Role.ADMIN))
     wrong = pb.Tenant(name="No Name!", role=9, weight=-1.0, class_ceiling=9, quotas=pb.Quotas(tokens_per_day=2**63))  # type: ignore[arg-type]
     async with closed_gateway(dispatcher, platform) as address, AsyncClient(address, api_key=boss) as admin:
@@ -339,7 +339,7 @@ async def test_admin_fields_that_are_wrong_are_all_named(dispatcher: ScriptedDis
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """All that this process logs, at its most talkative."""
+    """Collects everything that this process logs, at the most verbose level."""
     root = logging.getLogger()
     handlers, level, stream = root.handlers, root.level, io.StringIO()
     logs.configure(LogSettings(level="debug"), "all", stream)

@@ -1,4 +1,4 @@
-"""An identity provider's keys, had over HTTP."""
+"""Keys of an identity provider, fetched over HTTP."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from neox_serve.settings import SettingsError
 from neox_serve.settings.gateway import JwtSettings
 
 
-async def test_keys_are_fetched_and_a_provider_that_fails_changes_nothing() -> None:
+async def test_keys_are_fetched_and_a_failing_provider_changes_nothing() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "k", "alg": "ES256"}
     broken = False

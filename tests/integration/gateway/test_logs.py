@@ -23,7 +23,7 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture
 def grep(tmp_path: Path) -> Iterator[Callable[[str], Lines]]:
-    """Has this process write JSON lines as those of a cluster do, and finds the ones with a text."""
+    """Makes this process log JSON lines as in a cluster, and finds those that contain a text."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
 
@@ -40,11 +40,11 @@ def grep(tmp_path: Path) -> Iterator[Callable[[str], Lines]]:
 
 
 def events(lines: Lines) -> list[tuple[str, str]]:
-    """What happened, to which request."""
+    """Returns the event and the request id of each line."""
     return [(line["event"], line["request_id"]) for line in lines]
 
 
-async def test_log_of_a_stream_shows_its_way_to_a_replica_and_its_end(grep: Callable[[str], Lines]) -> None:
+async def test_log_of_a_stream_shows_its_replica_and_its_end(grep: Callable[[str], Lines]) -> None:
     async with whole_path() as path:
         request = stream_request(stopping={"maxTokens": 2})
         request.request_id = "mine-1"
@@ -69,7 +69,7 @@ async def test_log_of_a_call_shows_each_of_its_prompts_and_inputs(grep: Callable
         assert sorted(events(grep(request_id))) == sorted([*wanted, ("call", request_id)])
 
 
-async def test_log_of_a_failed_call_shows_what_the_engine_said_and_the_client_was_not_told(grep: Callable[[str], Lines]) -> None:
+async def test_log_of_a_failed_call_shows_the_engine_error_hidden_from_the_client(grep: Callable[[str], Lines]) -> None:
     async with whole_path() as path:
         request = stream_request(FAILING_PROMPT)
         request.request_id = "mine-4"

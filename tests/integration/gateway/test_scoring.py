@@ -1,4 +1,4 @@
-"""Score over a real port: tokens and their sums, what does not fit, and what is refused."""
+"""Score over a real port: sums over tokens, items that do not fit, and refused requests."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -36,7 +36,7 @@ async def refusal(client: AsyncClient, *items: Any, **options: Any) -> ServeErro
     return caught.value
 
 
-async def test_score_sums_the_continuations_tokens_alone(path: Path, client: AsyncClient) -> None:
+async def test_score_sums_only_the_tokens_of_the_continuation(path: Path, client: AsyncClient) -> None:
     result = await client.score([([5, 6], [7, 8, 9]), ([5], [6])])
     first, second = result.scores
     assert [token.token_id for token in first.tokens] == [7, 8, 9]
@@ -47,7 +47,7 @@ async def test_score_sums_the_continuations_tokens_alone(path: Path, client: Asy
     await path.nothing_left()
 
 
-async def test_texts_are_tokenized_together_and_nothing_before_stands_for_the_end_of_text(path: Path, client: AsyncClient) -> None:
+async def test_texts_are_tokenized_together_and_an_empty_context_is_end_of_text(path: Path, client: AsyncClient) -> None:
     await client.score([("def main( ", "argv):"), ("", "import os")])
     whole = (await client.tokenize(["def main( argv):", "import os"]))[0].token_ids
     asked = {request.prompt_token_ids for request in path.asked}
@@ -55,7 +55,7 @@ async def test_texts_are_tokenized_together_and_nothing_before_stands_for_the_en
     assert (0, *(await client.tokenize("import os"))[0].token_ids) in asked
 
 
-async def test_what_does_not_fit_is_refused_or_cut_off_the_contexts_start(path: Path, client: AsyncClient) -> None:
+async def test_item_that_does_not_fit_is_refused_or_cut_at_the_start_of_its_context(path: Path, client: AsyncClient) -> None:
     long = list(range(10, 10 + CONTEXT_TOKENS - 3)), [5, 6, 7]
     error = await refusal(client, ([1], [2]), long)
     assert (error.reason, error.metadata["excess_tokens"]) == (Reason.PROMPT_TOO_LONG, "1")
@@ -77,20 +77,20 @@ async def test_what_does_not_fit_is_refused_or_cut_off_the_contexts_start(path: 
         (([5], [9_999_999]), "items[0].continuation.token_ids.ids[0]"),
     ],
 )
-async def test_wrong_items_are_named(client: AsyncClient, item: Any, field: str) -> None:
+async def test_invalid_items_are_named(client: AsyncClient, item: Any, field: str) -> None:
     error = await refusal(client, item)
     assert error.reason is Reason.INVALID_ARGUMENT
     assert [violation.field for violation in error.violations] == [field]
 
 
-async def test_wrong_calls_are_refused(client: AsyncClient) -> None:
+async def test_invalid_calls_are_refused(client: AsyncClient) -> None:
     assert [violation.field for violation in (await refusal(client)).violations] == ["items"]
     assert (await refusal(client, ([5], [6]), adapter="none")).reason is Reason.UNKNOWN_ADAPTER
     wrong: Any = "keep_start"
     assert [violation.field for violation in (await refusal(client, ([5], [6]), truncation=wrong)).violations] == ["truncation"]
 
 
-async def test_session_of_the_call_ties_its_items_to_a_replica() -> None:
+async def test_session_of_the_call_applies_to_its_items() -> None:
     async with whole_path(replicas=2, vocabulary=Vocabulary(size=4096), policy="session") as path:
         replicas = {session: await _replicas_of(path, session) for session in map(str, range(32))}
         assert all(len(seen) == 1 for seen in replicas.values())
@@ -109,7 +109,7 @@ async def _replicas_of(path: Path, session: str) -> set[str]:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30), st.text(st.characters(codec="utf-8"), max_size=30))
-def test_parted_texts_are_the_whole_text_and_no_space_is_left_before_the_boundary(context: str, continuation: str) -> None:
+def test_move_trailing_spaces_keeps_the_text_and_leaves_no_space_before_the_boundary(context: str, continuation: str) -> None:
     before, after = move_trailing_spaces(context, continuation)
     assert before + after == context + continuation
     assert before == before.rstrip()

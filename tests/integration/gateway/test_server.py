@@ -52,7 +52,7 @@ async def stubs(server: GatewayServer) -> AsyncIterator[Stubs]:
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Returns once the condition holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in the server
+        while not condition():  # noqa: ASYNC110 - the condition changes in the server
             await asyncio.sleep(0.002)
 
 
@@ -67,7 +67,7 @@ async def state(stubs: Stubs, service: str) -> int:
 
 async def state_becomes(stubs: Stubs, service: str, wanted: int) -> None:
     async with asyncio.timeout(20):
-        while await state(stubs, service) != wanted:  # noqa: ASYNC110 - the server is asked
+        while await state(stubs, service) != wanted:  # noqa: ASYNC110 - polls the server
             await asyncio.sleep(0.01)
 
 
@@ -92,7 +92,7 @@ async def test_health_of_an_unknown_service_is_not_found(stubs: Stubs) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_health_watch_tells_every_change_and_the_drain(server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_health_watch_reports_every_change_and_the_drain(server: GatewayServer, stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     call = health_stub(stubs).Watch(health_pb2.HealthCheckRequest(service=INFERENCE))
     states = aiter(call)
     assert (await anext(states)).status == SERVING
@@ -105,7 +105,7 @@ async def test_health_watch_tells_every_change_and_the_drain(server: GatewayServ
     call.cancel()
 
 
-async def test_health_with_the_router_down_stays_serving_and_says_so(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_health_with_the_router_down_stays_serving_and_reports_the_condition(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.router_connected = False
     call = health_stub(stubs).Check(health_pb2.HealthCheckRequest())
     assert (await call).status == SERVING
@@ -222,7 +222,7 @@ async def test_silent_generation_survives_its_clients_pings(dispatcher: Scripted
 
 
 async def test_large_unary(stubs: Stubs) -> None:
-    text = "0123456789abcdef" * 17_000  # 271,828 bytes and a little more, as the case has it
+    text = "0123456789abcdef" * 17_000  # a little more than the 271,828 bytes of the interoperability case
     response = await stubs.tokens.Tokenize(token_service_pb2.TokenizeRequest(texts=[text]))
     back = await stubs.tokens.Detokenize(
         token_service_pb2.DetokenizeRequest(sequences=[generation_pb2.TokenIds(ids=response.results[0].token_ids)])
@@ -297,7 +297,7 @@ class Authority:
         self.path = self._write(f"{name}.pem", self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, common_name: str) -> tuple[Path, Path]:
-        """Certificate and key of a new identity."""
+        """Returns the certificate and key of a new identity."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(common_name, key, authority=False)
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -332,7 +332,7 @@ def _name(common_name: str) -> x509.Name:
 
 
 async def _tokenizes(port: int, credentials: grpc.ChannelCredentials | None) -> bool:
-    """Whether a client with these credentials (None: plain text) is served."""
+    """Returns whether a client with these credentials is served; None means plain text."""
     address, options = f"localhost:{port}", [("grpc.use_local_subchannel_pool", 1)]
     channel = grpc.aio.secure_channel(address, credentials, options) if credentials else grpc.aio.insecure_channel(address, options)
     async with channel:

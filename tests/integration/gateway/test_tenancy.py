@@ -1,4 +1,4 @@
-"""What the gateway makes of tenants' quotas and classes: reservations, refusals, terms and estimates."""
+"""Quotas and priority classes in the gateway: reservations, refusals, terms and estimates."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -56,7 +56,7 @@ def prompt(*ids: int) -> generation_pb2.Prompt:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_call_reserves_the_max_it_may_use_and_settles_what_it_used(
+async def test_call_reserves_its_maximum_and_settles_what_it_used(
     client: AsyncClient, dispatcher: ScriptedDispatcher, streamed: bool
 ) -> None:
     dispatcher.script = Script(tokens=4)
@@ -81,7 +81,7 @@ async def test_beams_are_reserved_by_their_width(client: AsyncClient, dispatcher
     assert dispatcher.reserved[0].tokens == 1 + 4 * 10
 
 
-async def test_call_that_is_cancelled_or_fails_settles_what_came_before(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_cancelled_or_failed_call_settles_the_tokens_so_far(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(tokens=None, interval_s=0.01)
     call = stubs.inference.StreamGenerate(inference_service_pb2.StreamGenerateRequest(prompt=prompt(1, 2)))
     stream = aiter(call)
@@ -96,7 +96,7 @@ async def test_call_that_is_cancelled_or_fails_settles_what_came_before(stubs: S
     assert dispatcher.reserved[1].used_tokens == 1 + 2
 
 
-async def test_call_that_gets_no_replica_uses_nothing(client: AsyncClient, dispatcher: ScriptedDispatcher) -> None:
+async def test_call_without_a_replica_uses_nothing(client: AsyncClient, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.script = Script(refusal=ServeError(Reason.UNKNOWN_MODEL, "none"))
     with pytest.raises(ServeError):
         await client.generate([1, 2])
@@ -118,7 +118,7 @@ async def test_quota_refusal_reaches_the_client_with_quota_failure_and_retry_inf
     assert dispatcher.opened == []
 
 
-async def test_terms_say_whose_request_it_is_and_how_urgent(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
+async def test_terms_hold_tenant_and_urgency_of_the_request(stubs: Stubs, dispatcher: ScriptedDispatcher) -> None:
     request = inference_service_pb2.GenerateRequest(prompts=[prompt(1)], priority=generation_pb2.PRIORITY_CLASS_BULK)
     await stubs.inference.Generate(request, timeout=30)
     (terms,) = dispatcher.terms
@@ -126,7 +126,7 @@ async def test_terms_say_whose_request_it_is_and_how_urgent(stubs: Stubs, dispat
     assert 20 < terms.time_left_s < 31
 
 
-async def test_estimate_runs_nothing_and_says_what_it_would_take(client: AsyncClient, dispatcher: ScriptedDispatcher) -> None:
+async def test_estimate_returns_the_cost_without_running(client: AsyncClient, dispatcher: ScriptedDispatcher) -> None:
     dispatcher.estimated = (1.5, QuotaState(1, 2, 3, 4, 5))
     found = await client.estimate([1, 2, 3], max_tokens=10, n=2)
     assert (found.prompt_tokens, found.max_completion_tokens, found.cost) == (3, 20, 3 + 2 * 20)
@@ -140,7 +140,7 @@ async def test_estimate_runs_nothing_and_says_what_it_would_take(client: AsyncCl
     assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
-def test_quota_left_counts_what_is_reserved_and_is_never_negative() -> None:
+def test_quota_left_counts_reservations_and_is_never_negative() -> None:
     from neox_serve.core.tenancy.tenants import Quotas
 
     left = quota_left(Quotas(tokens_per_minute=100, tokens_per_day=5, concurrent_requests=4), QuotaState(1, 20, 30, 3, 40))

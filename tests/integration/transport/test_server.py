@@ -1,4 +1,4 @@
-"""The transport's server on a uvloop of its own, as gateways run it, with grpc's own clients and bare sockets on the other end."""
+"""The transport's server on its own uvloop, as in a gateway, with clients of grpc and plain sockets."""
 
 import asyncio
 import concurrent.futures
@@ -27,7 +27,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 
 
 class Served:
-    """A server on a loop of its own, in a thread. gate: what held calls wait for; begun and cancelled: events of them, to wait for."""
+    """A server on an event loop in a thread. Held calls wait for `gate`, and set `begun` and `cancelled`."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
@@ -44,7 +44,7 @@ class Served:
         return int(self.soon(self.server.start("127.0.0.1", 0, tls)).result(PATIENCE_S))
 
     def soon(self, work: Coroutine[Any, Any, Any]) -> "concurrent.futures.Future[Any]":
-        """Runs on the server's loop, after what was asked for before."""
+        """Runs a coroutine on the server's loop, after those submitted before."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self, grace_s: float) -> "concurrent.futures.Future[Any]":
@@ -54,7 +54,7 @@ class Served:
         self._gate.set()
 
     def end(self) -> None:
-        """Ends the loop and its thread."""
+        """Stops the loop and its thread."""
         self.stop(0.0).result(PATIENCE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE_S)
@@ -111,7 +111,7 @@ def address(served: Served) -> str:
     return f"127.0.0.1:{served.start()}"
 
 
-async def test_many_streams_of_an_asyncio_client_are_whole(address: str) -> None:
+async def test_many_streams_of_an_asyncio_client_are_complete(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         method: Any = channel.unary_stream("/t/Count")
 
@@ -122,7 +122,7 @@ async def test_many_streams_of_an_asyncio_client_are_whole(address: str) -> None
     assert answers == [[b"%d" % number for number in range(50)]] * 200
 
 
-async def test_stream_of_an_asyncio_client_gets_an_answer_to_each_message(address: str) -> None:
+async def test_bidirectional_stream_gets_a_response_to_each_message(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         method: Any = channel.stream_stream("/t/Each")
         call = method(timeout=PATIENCE_S)
@@ -134,7 +134,7 @@ async def test_stream_of_an_asyncio_client_gets_an_answer_to_each_message(addres
         assert await call.code() is grpc.StatusCode.OK
 
 
-def test_connection_that_finds_no_room_is_accepted_later(address: str) -> None:
+def test_connection_without_file_descriptors_is_accepted_later(address: str) -> None:
     host, port = address.split(":")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as early:
@@ -153,7 +153,7 @@ def test_connection_that_finds_no_room_is_accepted_later(address: str) -> None:
 
 
 @pytest.mark.parametrize("compression", grpc.Compression)
-def test_blocking_client_gets_a_large_message_back(address: str, compression: grpc.Compression) -> None:
+def test_blocking_client_receives_a_large_message(address: str, compression: grpc.Compression) -> None:
     message = bytes(range(256)) * 16_000
     with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)], compression=compression) as channel:
         method: Any = channel.unary_unary("/t/Echo")
@@ -178,9 +178,7 @@ def test_metadata_goes_both_ways(address: str) -> None:
     ],
     ids=["unknown method", "handler raises", "message too large"],
 )
-def test_call_that_cannot_be_answered_gets_its_status(
-    address: str, method: str, request_bytes: bytes, code: grpc.StatusCode, details: str
-) -> None:
+def test_unserved_call_gets_its_status(address: str, method: str, request_bytes: bytes, code: grpc.StatusCode, details: str) -> None:
     with grpc.insecure_channel(address) as channel:
         call: Any = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as caught:
@@ -189,7 +187,7 @@ def test_call_that_cannot_be_answered_gets_its_status(
     assert (error.code(), error.details()) == (code, details)
 
 
-def test_deadline_of_a_client_ends_its_call_and_the_handler(served: Served, address: str) -> None:
+def test_client_deadline_ends_the_call_and_its_handler(served: Served, address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         method: Any = channel.unary_unary("/t/Held")
         with pytest.raises(grpc.RpcError) as caught:
@@ -200,7 +198,7 @@ def test_deadline_of_a_client_ends_its_call_and_the_handler(served: Served, addr
 
 
 @pytest.mark.parametrize("way", ["cancel", "loss"])
-def test_call_given_up_cancels_its_handler(served: Served, address: str, way: str) -> None:
+def test_cancelled_call_cancels_its_handler(served: Served, address: str, way: str) -> None:
     channel = grpc.insecure_channel(address)
     method: Any = channel.unary_unary("/t/Held")
     call = method.future(b"")
@@ -213,13 +211,13 @@ def test_call_given_up_cancels_its_handler(served: Served, address: str, way: st
     channel.close()
 
 
-def test_stop_waits_for_calls_that_run_and_takes_no_others(served: Served, address: str) -> None:
+def test_stop_waits_for_running_calls_and_refuses_new_ones(served: Served, address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         held: Any = channel.unary_unary("/t/Held")
         running = held.future(b"done", timeout=PATIENCE_S)
         assert served.begun.wait(PATIENCE_S)
         stopped = served.stop(PATIENCE_S)
-        served.soon(asyncio.sleep(0)).result(PATIENCE_S)  # by then it has begun to stop
+        served.soon(asyncio.sleep(0)).result(PATIENCE_S)  # after this, it has begun to stop
         late: Any = channel.unary_unary("/t/Echo")
         with pytest.raises(grpc.RpcError) as caught:
             late(b"", timeout=PATIENCE_S)
@@ -231,7 +229,7 @@ def test_stop_waits_for_calls_that_run_and_takes_no_others(served: Served, addre
         stopped.result(PATIENCE_S)
 
 
-def test_stop_ends_calls_that_run_longer(served: Served, address: str) -> None:
+def test_stop_cancels_calls_that_outlast_the_grace(served: Served, address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         held: Any = channel.unary_unary("/t/Held")
         running = held.future(b"", timeout=PATIENCE_S)
@@ -241,7 +239,7 @@ def test_stop_ends_calls_that_run_longer(served: Served, address: str) -> None:
         assert served.cancelled.wait(PATIENCE_S)
 
 
-def test_client_that_speaks_no_http2_is_hung_up_on(address: str) -> None:
+def test_client_without_http2_is_disconnected(address: str) -> None:
     host, port = address.split(":")
     with socket.create_connection((host, int(port)), PATIENCE_S) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -250,7 +248,7 @@ def test_client_that_speaks_no_http2_is_hung_up_on(address: str) -> None:
 
 
 def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
-    """A server's side, and the authority's certificate for clients."""
+    """Returns the TLS context of a server, and the authority's certificate for clients."""
     root, pair = make_authority(folder, ("localhost",))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
@@ -258,7 +256,7 @@ def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
     return context, root.read_bytes()
 
 
-def test_tls_client_is_answered(served: Served, tmp_path: Path) -> None:
+def test_tls_client_is_served(served: Served, tmp_path: Path) -> None:
     context, root = _tls(tmp_path)
     port = served.start(context)
     credentials = grpc.ssl_channel_credentials(root)
@@ -267,7 +265,7 @@ def test_tls_client_is_answered(served: Served, tmp_path: Path) -> None:
         assert method(b"hi", timeout=PATIENCE_S) == b"hi"
 
 
-def test_tls_that_changes_all_the_time_loses_no_connection(served: Served, tmp_path: Path) -> None:
+def test_frequent_tls_changes_lose_no_connection(served: Served, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("old", "new")]
     for folder in folders:
         folder.mkdir()
@@ -294,7 +292,7 @@ async def _change_tls(served: Served, contexts: list[ssl.SSLContext]) -> None:
         await asyncio.sleep(0)
 
 
-def test_tls_client_that_does_not_ask_for_http2_is_hung_up_on(served: Served, tmp_path: Path) -> None:
+def test_tls_client_without_alpn_h2_is_disconnected(served: Served, tmp_path: Path) -> None:
     context, root = _tls(tmp_path)
     port = served.start(context)
     with pytest.raises(OSError, match=r"EOF|reset|Broken"):
@@ -302,7 +300,7 @@ def test_tls_client_that_does_not_ask_for_http2_is_hung_up_on(served: Served, tm
 
 
 def _talk(port: int, context: ssl.SSLContext) -> None:
-    """Says hello and listens to the end. Raises OSError where there was no TLS end to it."""
+    """Connects and reads until the end. Raises OSError if the TLS connection was not closed properly."""
     with (
         socket.create_connection(("127.0.0.1", port), PATIENCE_S) as bare,
         context.wrap_socket(bare, server_hostname="localhost", suppress_ragged_eofs=False) as client,

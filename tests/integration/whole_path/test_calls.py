@@ -1,4 +1,4 @@
-"""Client, gateway, router, link and replica in one process, over the fake engine: what clients see, and that nothing is left behind."""
+"""Client, gateway, router, link and replica in one process with the fake engine: what clients see, and that nothing is left behind."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ async def path() -> AsyncIterator[Path]:
     [{}, {"minChunkInterval": "0.03s"}, {"minChunkInterval": "0.03s", "minChunkTokens": 5}],
     ids=["every step", "interval", "interval and tokens"],
 )
-async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dict[str, Any], options: dict[str, Any]) -> None:
+async def test_concatenated_stream_equals_the_unary_response(path: Path, parameters: dict[str, Any], options: dict[str, Any]) -> None:
     unary = await path.stubs.inference.Generate(unary_request(**parameters))
     request = stream_request(**parameters)
     json_format.ParseDict(options, request.options)
@@ -66,7 +66,7 @@ async def test_stream_joined_equals_the_unary_answer(path: Path, parameters: dic
     await path.nothing_left()
 
 
-async def test_beam_search_returns_the_asked_beams_best_first(path: Path) -> None:
+async def test_beam_search_returns_the_requested_beams_best_first(path: Path) -> None:
     request = unary_request(stopping={"maxTokens": 6})
     request.beam_search.beam_width = 4
     request.beam_search.num_return = 2
@@ -76,10 +76,10 @@ async def test_beam_search_returns_the_asked_beams_best_first(path: Path) -> Non
     await path.nothing_left()
 
 
-async def test_status_under_load_shows_what_the_replica_does() -> None:
+async def test_status_under_load_shows_the_load_of_the_replica() -> None:
     async with whole_path(vocabulary=Vocabulary(kv_capacity_tokens=2000)) as path:
         call = path.stubs.inference.StreamGenerate(stream_request())
-        # More than any fraction: a rate that is told as another field would not pass.
+        # Above any fraction, so that a value in the wrong field fails the test.
         replica = await shown(path, lambda replica: replica.output_tokens_per_second > 1 and replica.kv_usage_fraction > 0)
         assert (replica.replica_id, replica.model) == (path.replicas[0].replica_id, MODEL)
         assert (replica.pool, replica.state) == (ops_service_pb2.POOL_KIND_GENERATION, ops_service_pb2.REPLICA_STATE_READY)
@@ -95,7 +95,7 @@ async def test_status_under_load_shows_what_the_replica_does() -> None:
         await path.nothing_left()
 
 
-async def test_status_follows_a_replica_that_drains_and_one_whose_engine_is_dead() -> None:
+async def test_status_shows_a_draining_replica_and_one_with_a_dead_engine() -> None:
     async with whole_path(replicas=2) as path:
         await path.replicas[0].drain(1.0)
         path.engines[1].die()
@@ -108,7 +108,7 @@ async def test_status_follows_a_replica_that_drains_and_one_whose_engine_is_dead
 
 
 async def shown(path: Path, wanted: Callable[[ops_service_pb2.ReplicaStatus], bool]) -> ops_service_pb2.ReplicaStatus:
-    """The first replica that an operator sees so. Raises TimeoutError."""
+    """Returns the first replica that an operator sees in this state. Raises TimeoutError."""
     async with asyncio.timeout(20):
         while True:
             status = await path.stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
@@ -139,7 +139,7 @@ WAYS = ["cancel", "loss", "deadline", "error", "shutdown"]
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_no_slot_lease_or_engine_request_is_left(path: Path, way: str, kind: str) -> None:
+async def test_ended_calls_leave_no_slot_lease_or_engine_request(path: Path, way: str, kind: str) -> None:
     async with connected(path.server.port) as stubs:
         first = FAILING_PROMPT if way == "error" else 5
         timeout_s = 1.0 if way == "deadline" else None
@@ -171,7 +171,7 @@ async def test_no_slot_lease_or_engine_request_is_left(path: Path, way: str, kin
 
 @pytest.fixture
 def wide_margin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second to bring an answer home: these tests are of what it says, on machines however busy."""
+    """Gives partial responses half a second to arrive, because these tests check their content, also on busy machines."""
     monkeypatch.setattr(deadlines, "PARTIAL_MARGIN_S", 0.5)
 
 
@@ -188,7 +188,7 @@ async def test_partial_text_at_the_deadline_frees_the_engine(path: Path) -> None
     await path.nothing_left()
 
 
-async def test_client_that_never_reads_slows_nobody_and_loses_its_call() -> None:
+async def test_client_that_never_reads_loses_its_call_and_slows_no_other() -> None:
     async with (
         whole_path(timing=FakeTiming(ttft_s=0.01, itl_s=0.001), stalled_client_timeout_s=1.0) as path,
         connected(path.server.port, *SMALL_WINDOW) as lazy,
@@ -202,7 +202,7 @@ async def test_client_that_never_reads_slows_nobody_and_loses_its_call() -> None
             assert await _reason(call) is Reason.CANCELLED
 
 
-async def test_router_down_is_said_and_stops_nothing(path: Path) -> None:
+async def test_router_down_is_reported_and_stops_no_call(path: Path) -> None:
     running = asyncio.ensure_future(events_of(path, stream_request(stopping={"maxTokens": 60})))
     await until(lambda: not path.engines_idle())
     await path.router.stop()
@@ -215,7 +215,7 @@ async def test_router_down_is_said_and_stops_nothing(path: Path) -> None:
     assert (await running)[-1].final.usage.completion_tokens == 60
 
 
-async def test_dead_engine_ends_streams_with_unavailable_and_a_time_to_retry(path: Path) -> None:
+async def test_dead_engine_fails_streams_with_unavailable_and_retry_info(path: Path) -> None:
     call = path.stubs.inference.StreamGenerate(stream_request())
     await anext(aiter(call))
     path.engines[0].die()
@@ -228,7 +228,7 @@ async def test_dead_engine_ends_streams_with_unavailable_and_a_time_to_retry(pat
     assert error.retry_after_s is not None
 
 
-async def test_fault_in_the_midst_of_a_stream_fails_that_call_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_in_the_middle_of_a_stream_fails_only_that_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, chunks_of_two = ChunkWriter.write_sequences, count(1)
 
     def breaks_at_the_third(writer: ChunkWriter, sequences: Sequence[SequenceDelta]) -> list[bytes]:
@@ -255,7 +255,7 @@ async def test_request_without_a_token_moves_to_another_replica() -> None:
 
 
 async def _code_at_the_end(call: Any) -> grpc.StatusCode:
-    """Reads a stream to its end, which is the only way to its status."""
+    """Reads a stream to its end, which is the only way to get its status."""
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         async for _ in call:
             pass

@@ -1,4 +1,4 @@
-"""What each field of a request does, from the client to the engine and back: texts and tokens held against what they must be."""
+"""The effect of each request field, from the client to the engine and back: compares texts and tokens with the expected ones."""
 
 import zlib
 from array import array
@@ -23,14 +23,14 @@ STOP, LENGTH = generation_pb2.FINISH_REASON_STOP, generation_pb2.FINISH_REASON_L
 
 
 def said_after(*text: int) -> list[int]:
-    """The next dozen tokens that the fake engine says after a text, by its own rule."""
+    """Returns the next dozen tokens that the fake engine generates after a text."""
     said: list[int] = []
     while len(said) < 12:
         said.append(Vocabulary().token(zlib.crc32(array("q", [*text, *said]).tobytes())))
     return said
 
 
-# After the prompt (5, 6, 7), and a token that a logit bias makes certain.
+# Tokens after the prompt (5, 6, 7), and one that a logit bias makes certain.
 FREE = said_after(5, 6, 7)
 BIASED = 77
 END_OF_TEXT = 0
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[dict[str, Any], list[int], str, generation_pb2.Finish]] =
 
 
 @pytest.mark.parametrize(("parameters", "token_ids", "text", "end"), CASES.values(), ids=CASES)
-async def test_field_decides_tokens_text_and_end(
+async def test_field_determines_tokens_text_and_finish(
     path: Path, parameters: dict[str, Any], token_ids: list[int], text: str, end: generation_pb2.Finish
 ) -> None:
     (result,) = (await path.stubs.inference.Generate(unary_request(**parameters))).results
@@ -120,7 +120,7 @@ async def test_field_decides_tokens_text_and_end(
 
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])
-async def test_adapter_that_a_request_names_is_the_engines(path: Path, kind: str) -> None:
+async def test_adapter_of_the_request_reaches_the_engine(path: Path, kind: str) -> None:
     for adapter in (*ADAPTERS, ""):
         if kind == "unary":
             request = unary_request(stopping={"maxTokens": 2})
@@ -196,7 +196,7 @@ async def test_long_prompt_or_input_is_refused_where_no_end_is_named(path: Path)
 
 
 def embedding_of(token_ids: tuple[int, ...]) -> list[float]:
-    """What the fake engine gives for exactly these tokens, by the default pooling."""
+    """Returns the fake engine's vector for exactly these tokens with the default pooling."""
     result = outputs.embedding(EmbeddingRequest("r", token_ids, Pooling.MEAN), Vocabulary())
     return list(array("f", result.values))
 
@@ -228,6 +228,6 @@ async def test_timings_of_an_embedding_have_no_first_token(path: Path) -> None:
 
 
 def nanoseconds(timings: generation_pb2.Timings, *parts: Any) -> list[int]:
-    """The parts, which must all be there."""
+    """Returns the timings, all of which must be present."""
     assert all(timings.HasField(part) for part in parts)
     return [getattr(timings, part).ToNanoseconds() for part in parts]

@@ -1,4 +1,4 @@
-"""Requests follow what replicas have cached, over the real links: news of caches, their loss, explanations, and tenants kept apart."""
+"""Routing by cached prefixes over the real links: cache updates, their loss, explanations, and separation of tenants."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,7 +39,7 @@ class Parts:
     replicas: tuple[ReplicaServer, ...]
 
     async def ask(self, *metadata: tuple[str, str], ids: tuple[int, ...] = IDS) -> tuple[int, str]:
-        """A unary call's cached tokens and its route, empty where it is not told."""
+        """Returns the cached tokens of a unary call and its route, which is empty if not reported."""
         prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids))
         request = inference_service_pb2.GenerateRequest(prompts=[prompt], parameters=SHORT)
         call = self.stubs.inference.Generate(request, metadata=metadata)
@@ -48,11 +48,11 @@ class Parts:
         return response.usage.cached_tokens, trailing.get("neox-route", "")
 
     async def indexed(self, blocks: int) -> None:
-        """Returns when the router knows of so many blocks."""
+        """Returns when the router knows this many blocks."""
         await until(lambda: self.router.state.block_count() == blocks)
 
     def prefix_tokens(self, kind: str) -> float:
-        """The gateway's count of predictions."""
+        """Returns the gateway's metrics of predictions."""
         lines = [line for line in self.server.metrics_text().splitlines() if f'prefix_tokens_total{{kind="{kind}"}}' in line]
         return float(lines[0].split()[-1]) if lines else 0.0
 
@@ -189,7 +189,7 @@ async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
 
 
 async def key_of(platform: Platform, name: str) -> tuple[str, str]:
-    """Enters a tenant; returns the metadata that shows its key."""
+    """Creates a tenant and returns the metadata with its API key."""
     platform.tenants.add(Tenant(name), "test", ())
     made, _ = platform.tenants.add_key(name, "test")
     await platform.directory.refresh()

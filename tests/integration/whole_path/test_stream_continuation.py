@@ -1,4 +1,4 @@
-"""A stream outlives its replica: killed at any token, the reader gets all of them, once."""
+"""A stream survives its replica: wherever the replica is killed, the reader receives every token once."""
 
 import asyncio
 from dataclasses import replace
@@ -42,7 +42,7 @@ async def undisturbed(request: GenerationRequest) -> list[Delta]:
 
 
 @pytest.mark.parametrize("after_tokens", [1, 2, 7, 20])
-async def test_stream_whose_replica_is_killed_goes_on_elsewhere_without_a_repeated_or_missing_token(after_tokens: int) -> None:
+async def test_stream_of_a_killed_replica_continues_without_repeated_or_missing_tokens(after_tokens: int) -> None:
     request = generation(30)
     wanted = await undisturbed(request)
     engines = [FakeEngine(TIMING), FakeEngine(TIMING)]

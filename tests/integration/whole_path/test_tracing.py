@@ -1,4 +1,4 @@
-"""One trace through gateway, router and replica, as a collector gets it over OTLP."""
+"""One trace through gateway, router and replica, as a collector receives it over OTLP."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ PARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 
 
 class Span(NamedTuple):
-    """A span as it came. Ids are in hexadecimal."""
+    """A received span. Ids are in hexadecimal."""
 
     name: str
     trace_id: str
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 
 class Collector:
-    """Takes spans over HTTP."""
+    """Receives spans over HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -78,7 +78,7 @@ def collector() -> Iterator[tuple[Collector, TracingSettings]]:
 
 @asynccontextmanager
 async def traced_gateway(settings: TracingSettings, pool: Pool) -> AsyncIterator[tuple[Stubs, str]]:
-    """A gateway, a router and a replica that send their spans, with the replica's id. All have sent everything at the end."""
+    """Runs a gateway, a router and a replica that export spans, and yields the replica id. All spans are exported at the end."""
     engine = FakeEngine(FakeTiming(ttft_s=0.001, itl_s=0.001))
     router = RouterServer(settings=RouterSettings(peer_grace_s=0.1), metrics=MetricsSettings(port=0), tracing=Tracing(settings, "router"))
     await router.start()
@@ -110,9 +110,9 @@ async def traced_gateway(settings: TracingSettings, pool: Pool) -> AsyncIterator
 
 
 async def spans_of(found: Collector, count: int) -> list[Span]:
-    """All that came, once there are so many, and that all belong to the client's trace."""
+    """Returns all spans once there are this many, and checks that they belong to the client's trace."""
     async with asyncio.timeout(10):
-        while len(found.spans) < count:  # noqa: ASYNC110 - the collector's thread fills it
+        while len(found.spans) < count:  # noqa: ASYNC110 - filled by the collector's thread
             await asyncio.sleep(0.02)
     assert {span.trace_id for span in found.spans} == {TRACE_ID}
     return found.spans

@@ -1,4 +1,4 @@
-"""One connection of the transport, driven in memory: calls of every kind, slow clients, clients that break the rules."""
+"""One connection of the transport, driven in memory: calls of every kind, slow clients, and clients that violate the protocol."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ def client(**options: Any) -> Http2Client:
     return Http2Client(finder(HANDLERS), limits=LIMITS, **options)
 
 
-async def test_unary_call_gets_its_answer_status_and_metadata() -> None:
+async def test_unary_call_gets_response_status_and_metadata() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Echo", message=b"hi")
     await under_test.exchange()
@@ -75,7 +75,7 @@ async def test_unary_call_gets_its_answer_status_and_metadata() -> None:
     assert under_test.nothing_left()
 
 
-async def test_stream_of_requests_gets_an_answer_each() -> None:
+async def test_stream_of_requests_gets_one_response_each() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Each", message=b"a", end=False)
     await under_test.exchange()
@@ -87,7 +87,7 @@ async def test_stream_of_requests_gets_an_answer_each() -> None:
     assert under_test.nothing_left()
 
 
-async def test_messages_of_many_streams_in_one_turn_leave_in_one_write() -> None:
+async def test_messages_of_many_streams_in_one_turn_share_one_write() -> None:
     under_test = client()
     calls: list[ServerCall] = []
 
@@ -118,7 +118,7 @@ async def test_messages_of_many_streams_in_one_turn_leave_in_one_write() -> None
     ],
     ids=["unknown method", "handler raises", "message too large", "no message"],
 )
-async def test_call_that_cannot_be_answered_gets_its_status(path: str, message: bytes | None, status: str) -> None:
+async def test_unserved_call_gets_its_status(path: str, message: bytes | None, status: str) -> None:
     under_test = client()
     stream_id = under_test.open(path, message=message)
     await under_test.exchange()
@@ -127,7 +127,7 @@ async def test_call_that_cannot_be_answered_gets_its_status(path: str, message: 
     assert under_test.nothing_left()
 
 
-async def test_two_messages_for_one_are_refused() -> None:
+async def test_two_messages_in_a_unary_call_are_refused() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Echo", end=False)
     under_test.h2.send_data(stream_id, framed(b"more"), end_stream=True)
@@ -136,7 +136,7 @@ async def test_two_messages_for_one_are_refused() -> None:
     assert under_test.nothing_left()
 
 
-async def test_request_that_ends_within_a_message_is_refused() -> None:
+async def test_request_cut_off_in_a_message_is_refused() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Echo", message=None, end=False)
     under_test.h2.send_data(stream_id, framed(b"whole")[:-1], end_stream=True)
@@ -145,7 +145,7 @@ async def test_request_that_ends_within_a_message_is_refused() -> None:
     assert under_test.nothing_left()
 
 
-async def test_request_messages_without_end_are_refused() -> None:
+async def test_endless_request_messages_are_refused() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Each", message=None, end=False)
     under_test.h2.send_data(stream_id, framed(b"") * 100)
@@ -154,7 +154,7 @@ async def test_request_messages_without_end_are_refused() -> None:
     assert under_test.nothing_left()
 
 
-async def test_what_is_not_grpc_is_told_so() -> None:
+async def test_request_that_is_not_grpc_gets_415() -> None:
     under_test = client()
     stream_id = under_test.open("/", message=None, method="GET")
     await under_test.exchange()
@@ -169,7 +169,7 @@ async def test_bad_timeout_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["/t/None", "/t/Wait", "/t/Echo"])
-async def test_call_reset_in_the_same_read_concerns_no_other_call(path: str) -> None:
+async def test_call_reset_in_the_same_read_affects_no_other_call(path: str) -> None:
     under_test = client()
     other = under_test.open("/t/Wait")
     await under_test.exchange()
@@ -182,7 +182,7 @@ async def test_call_reset_in_the_same_read_concerns_no_other_call(path: str) -> 
 
 
 @pytest.mark.parametrize("way", ["reset", "loss"])
-async def test_call_given_up_cancels_its_handler(way: str) -> None:
+async def test_cancelled_call_cancels_its_handler(way: str) -> None:
     under_test = client()
     stream_id = under_test.open("/t/Wait")
     await under_test.exchange()
@@ -199,7 +199,7 @@ async def test_call_given_up_cancels_its_handler(way: str) -> None:
     assert under_test.nothing_left()
 
 
-async def test_deadline_ends_a_handler_that_does_not_watch_it() -> None:
+async def test_deadline_cancels_a_handler_that_ignores_it() -> None:
     under_test = client()
     stream_id = under_test.open("/t/Wait", ("grpc-timeout", "1m"))
     await under_test.exchange()
@@ -211,7 +211,7 @@ async def test_deadline_ends_a_handler_that_does_not_watch_it() -> None:
     assert under_test.nothing_left()
 
 
-async def test_message_larger_than_the_window_goes_on_when_there_is_room_and_holds_up_no_other() -> None:
+async def test_message_larger_than_the_window_waits_without_blocking_others() -> None:
     under_test = client(window_bytes=1000)
     slow = under_test.open("/t/Large")
     await under_test.exchange()
@@ -225,7 +225,7 @@ async def test_message_larger_than_the_window_goes_on_when_there_is_room_and_hol
     assert under_test.nothing_left()
 
 
-async def test_full_socket_holds_messages_back_until_it_has_room() -> None:
+async def test_full_socket_delays_messages_until_it_has_room() -> None:
     under_test = client()
     await under_test.exchange()
     under_test.connection.pause_writing()
@@ -237,7 +237,7 @@ async def test_full_socket_holds_messages_back_until_it_has_room() -> None:
     assert (under_test.data(stream_id), under_test.status(stream_id)) == (framed(b"later") * 3, OK)
 
 
-async def test_status_of_a_write_that_was_cut_off_follows_the_rest_of_its_message() -> None:
+async def test_status_after_a_cancelled_write_follows_the_rest_of_its_message() -> None:
     under_test = client(window_bytes=1000)
     stream_id = under_test.open("/t/Large")
     await under_test.exchange()
@@ -250,7 +250,7 @@ async def test_status_of_a_write_that_was_cut_off_follows_the_rest_of_its_messag
     assert under_test.nothing_left()
 
 
-async def test_status_that_nobody_takes_ends_in_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_status_that_is_never_read_ends_in_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "_LINGER_S", 0.0)
     under_test = client(window_bytes=1000)
     stream_id = under_test.open("/t/Large")
@@ -261,7 +261,7 @@ async def test_status_that_nobody_takes_ends_in_a_reset(monkeypatch: pytest.Monk
     assert under_test.nothing_left()
 
 
-async def test_pings_without_end_are_answered_by_goodbye() -> None:
+async def test_endless_pings_are_answered_by_goaway() -> None:
     under_test = client()
     for _ in range(10):
         under_test.h2.ping(b"12345678")
@@ -270,13 +270,13 @@ async def test_pings_without_end_are_answered_by_goodbye() -> None:
     assert under_test.socket.closed
 
 
-async def test_client_that_breaks_the_protocol_loses_its_connection() -> None:
+async def test_protocol_error_closes_the_connection() -> None:
     under_test = client()
     under_test.connection.data_received(b"GET / HTTP/1.1\r\n\r\n")
     assert under_test.socket.closed
 
 
-async def test_call_that_comes_while_the_server_stops_is_sent_back() -> None:
+async def test_call_while_the_server_stops_gets_refused_stream() -> None:
     under_test = client()
     running = under_test.open("/t/Wait")
     await under_test.exchange()

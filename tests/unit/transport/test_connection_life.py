@@ -1,4 +1,4 @@
-"""A connection's life: hello, pings, silence, goodbye; and clients that flood it or break its rules."""
+"""The life of a connection: preface, PING, silence, GOAWAY, floods, and violations of the protocol."""
 
 import asyncio
 from dataclasses import replace
@@ -41,7 +41,7 @@ def client(limits: Limits = LIMITS, **extra: Any) -> Http2Client:
 
 
 async def running(under_test: Http2Client) -> "asyncio.Task[None]":
-    """The task of a call that waits."""
+    """Starts a call that waits, and returns its task."""
     stream_id = under_test.open("/t/Wait")
     await under_test.exchange()
     task = under_test.connection._calls[stream_id].task
@@ -50,7 +50,7 @@ async def running(under_test: Http2Client) -> "asyncio.Task[None]":
 
 
 async def assert_over(under_test: Http2Client, task: "asyncio.Task[None]", *codes: ErrorCodes) -> None:
-    """The client was told so, the socket is closed, and once it is gone nothing is left."""
+    """Checks that the client got a GOAWAY, the socket is closed, and no state is left."""
     await under_test.exchange()
     assert under_test.socket.closed
     assert under_test.goaway_codes() == list(codes)
@@ -73,7 +73,7 @@ async def test_silent_client_is_pinged_and_dropped(monkeypatch: pytest.MonkeyPat
     await assert_over(under_test, task)
 
 
-async def test_client_that_says_nothing_at_all_is_dropped_without_a_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_without_a_preface_is_dropped_without_a_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "_PREFACE_TIMEOUT_S", 0.0)
     under_test = client(AT_ONCE)
     for _ in range(3):
@@ -93,7 +93,7 @@ async def test_client_that_answers_pings_is_kept(monkeypatch: pytest.MonkeyPatch
     under_test.lose()
 
 
-async def test_lost_connection_is_checked_no_more() -> None:
+async def test_lost_connection_stops_the_keepalive_timer() -> None:
     under_test = client()
     under_test.lose()
     timer = under_test.connection._timer
@@ -111,7 +111,7 @@ async def test_pings_between_sent_data_are_answered() -> None:
     assert under_test.goaway_codes() == []
 
 
-async def test_pings_between_messages_that_cannot_go_are_too_many() -> None:
+async def test_pings_between_blocked_messages_exceed_the_limit() -> None:
     under_test = client(window_bytes=1)
     task = await running(under_test)
     under_test.open("/t/Echo")
@@ -128,7 +128,7 @@ async def test_pings_between_messages_that_cannot_go_are_too_many() -> None:
     [PingFrame(0, b"12345678"), SettingsFrame(0, {SettingsFrame.MAX_CONCURRENT_STREAMS: 1})],
     ids=["pings", "settings"],
 )
-async def test_flood_of_frames_that_want_answers_ends_the_connection_once(flood: Frame) -> None:
+async def test_flood_of_acknowledged_frames_closes_the_connection_once(flood: Frame) -> None:
     under_test = client()
     task = await running(under_test)
     for _ in range(3):
@@ -136,7 +136,7 @@ async def test_flood_of_frames_that_want_answers_ends_the_connection_once(flood:
     await assert_over(under_test, task, ErrorCodes.ENHANCE_YOUR_CALM)
 
 
-async def test_flood_of_requests_reset_at_once_ends_the_connection() -> None:
+async def test_flood_of_requests_reset_at_once_closes_the_connection() -> None:
     under_test = client()
     task = await running(under_test)
     for _ in range(2000):
@@ -144,7 +144,7 @@ async def test_flood_of_requests_reset_at_once_ends_the_connection() -> None:
     await assert_over(under_test, task, ErrorCodes.ENHANCE_YOUR_CALM)
 
 
-async def test_calls_given_up_after_they_began_are_never_too_many() -> None:
+async def test_calls_cancelled_after_they_began_never_exceed_the_limit() -> None:
     under_test = client()
     for _ in range(100):
         streams = [under_test.open("/t/Wait") for _ in range(LIMITS.max_streams)]
@@ -187,7 +187,7 @@ async def test_frame_on_a_stream_never_opened_closes_the_connection() -> None:
     await assert_over(under_test, task, ErrorCodes.PROTOCOL_ERROR)
 
 
-async def test_what_comes_after_goodbye_begins_no_call() -> None:
+async def test_requests_after_goaway_begin_no_call() -> None:
     under_test = client()
     task = await running(under_test)
     late = under_test.open("/t/Wait")
@@ -197,7 +197,7 @@ async def test_what_comes_after_goodbye_begins_no_call() -> None:
     await assert_over(under_test, task, ErrorCodes.NO_ERROR)
 
 
-async def test_request_in_the_read_that_turns_its_client_away_begins_no_call() -> None:
+async def test_request_in_the_read_that_exceeds_a_limit_begins_no_call() -> None:
     under_test = client()
     task = await running(under_test)
     for _ in range(10):
@@ -210,7 +210,7 @@ async def test_request_in_the_read_that_turns_its_client_away_begins_no_call() -
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(min_value=0), st.integers(min_value=0, max_value=255)), max_size=5))
-async def test_bytes_changed_on_the_way_break_no_more_than_their_connection(changes: list[tuple[int, int]]) -> None:
+async def test_corrupted_bytes_break_only_their_connection(changes: list[tuple[int, int]]) -> None:
     under_test = client()
     for number in range(3):
         under_test.open("/t/Echo", ("grpc-timeout", "1S"), ("key-bin", "AAE"), message=b"x" * number)

@@ -23,7 +23,7 @@ def compressed(payload: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=50)), st.lists(st.integers(min_value=1, max_value=30)))
-def test_reader_of_messages_cut_anywhere_gives_them_back(messages: list[bytes], cuts: list[int]) -> None:
+def test_reader_reassembles_messages_cut_anywhere(messages: list[bytes], cuts: list[int]) -> None:
     stream, got, under_test = b"".join(framed(message) for message in messages), [], reader()
     for size in cuts:
         got += under_test.feed(stream[:size])
@@ -33,19 +33,19 @@ def test_reader_of_messages_cut_anywhere_gives_them_back(messages: list[bytes], 
     assert not under_test.in_message
 
 
-def test_reader_of_compressed_and_plain_messages_in_one_chunk_gives_all() -> None:
+def test_reader_returns_compressed_and_plain_messages_of_one_chunk() -> None:
     chunk = framed(b"a") + compressed(gzip.compress(b"b")) + framed(b"") + compressed(gzip.compress(b""))
     assert reader("gzip").feed(chunk) == [b"a", b"b", b"", b""]
 
 
-def test_reader_after_part_of_a_message_is_in_one() -> None:
+def test_reader_after_part_of_a_message_is_in_message() -> None:
     under_test = reader()
     assert under_test.feed(framed(b"abc")[:-1]) == []
     assert under_test.in_message
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_reader_of_a_compressed_message_inflates_it(encoding: str, compress: object) -> None:
+def test_reader_inflates_a_compressed_message(encoding: str, compress: object) -> None:
     assert callable(compress)
     assert reader(encoding).feed(compressed(compress(b"x" * MAX_BYTES))) == [b"x" * MAX_BYTES]
 
@@ -65,7 +65,7 @@ def test_reader_of_a_compressed_message_inflates_it(encoding: str, compress: obj
     ],
     ids=["too large", "bomb", "one byte too large", "broken", "cut off", "too long", "empty", "unknown encoding", "no encoding"],
 )
-def test_reader_of_a_bad_message_refuses_it(encoding: str, data: bytes, code: grpc.StatusCode) -> None:
+def test_reader_refuses_an_invalid_message(encoding: str, data: bytes, code: grpc.StatusCode) -> None:
     with pytest.raises(StatusError) as caught:
         reader(encoding).feed(data)
     assert caught.value.code is code
@@ -77,7 +77,7 @@ def test_timeout_of_every_unit_is_in_seconds(value: str, seconds: float) -> None
 
 
 @pytest.mark.parametrize("value", ["", "5", "S", "-1S", "1.5S", "123456789S", "5s", "٣S"])
-def test_timeout_that_is_none_is_refused(value: str) -> None:
+def test_malformed_timeout_is_refused(value: str) -> None:
     with pytest.raises(StatusError):
         timeout_s(value)
 
@@ -90,17 +90,17 @@ def test_status_message_of_any_text_survives_as_plain_ascii(text: str) -> None:
     assert unquote(message.decode()) == text.encode("utf-8", "replace").decode()
 
 
-def test_status_message_of_half_a_character_is_sent_with_a_mark_in_its_place() -> None:
+def test_status_message_with_half_a_character_gets_a_replacement_mark() -> None:
     assert dict(status_headers(grpc.StatusCode.INTERNAL, "a\ud800b"))[b"grpc-message"] == b"a?b"
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1, max_size=4))
-def test_binary_metadata_joined_by_commas_is_taken_apart(values: list[bytes]) -> None:
+def test_binary_metadata_joined_by_commas_is_split(values: list[bytes]) -> None:
     encoded = [value.decode() for _, value in metadata_headers([("token-bin", value) for value in values])]
     assert metadata_of([("token-bin", ", ".join(encoded))]) == tuple(("token-bin", value) for value in values)
 
 
-def test_binary_metadata_with_padding_is_read() -> None:
+def test_binary_metadata_with_padding_is_decoded() -> None:
     assert metadata_of([("token-bin", "AAE=")]) == (("token-bin", b"\0\1"),)
 
 
@@ -110,7 +110,7 @@ def test_binary_metadata_survives(value: bytes) -> None:
     assert metadata_of([(key.decode(), encoded.decode())]) == (("token-bin", value),)
 
 
-def test_metadata_leaves_out_what_is_the_protocols() -> None:
+def test_metadata_excludes_headers_of_the_protocol() -> None:
     headers = [(":path", "/x"), ("grpc-timeout", "1S"), ("te", "trailers"), ("content-type", "application/grpc"), ("mine", "1")]
     assert metadata_of(headers) == (("mine", "1"),)
 

@@ -1,4 +1,4 @@
-"""Handlers of all kinds, what they know of their calls, and the statuses that they end with."""
+"""Handlers of all kinds: what they see of their calls, and the statuses that they end with."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,7 +57,7 @@ KINDS: dict[str, Any] = {
 
 
 async def called(handler: Any, *headers: tuple[str, str], message: bytes = b"") -> tuple[Http2Client, int]:
-    """A client that has called a handler of one request and one answer, and its stream."""
+    """Returns a client that has called a unary handler, and the stream of the call."""
     client = Http2Client(finder({"/t/Method": grpc.unary_unary_rpc_method_handler(handler)}), limits=LIMITS)
     stream_id = client.open("/t/Method", *headers, message=message)
     await client.exchange()
@@ -78,7 +78,7 @@ async def called(handler: Any, *headers: tuple[str, str], message: bytes = b"") 
         ("DoubleEachByWriting", [b"1", b"2"], [b"2", b"4"]),
     ],
 )
-async def test_handler_of_every_kind_answers(method: str, requests: list[bytes], answers: list[bytes]) -> None:
+async def test_handler_of_every_kind_responds(method: str, requests: list[bytes], answers: list[bytes]) -> None:
     client = Http2Client(finder(KINDS), limits=LIMITS)
     stream_id = client.open(f"/t/{method}", message=None, end=False)
     client.h2.send_data(stream_id, b"".join(framed(request) for request in requests), end_stream=True)
@@ -89,7 +89,7 @@ async def test_handler_of_every_kind_answers(method: str, requests: list[bytes],
 
 
 @pytest.mark.parametrize("method", ["Double", "Count", "Add", "DoubleEach"])
-async def test_request_that_cannot_be_read_is_refused_without_its_text(method: str) -> None:
+async def test_malformed_request_is_refused_without_showing_its_content(method: str) -> None:
     client = Http2Client(finder(KINDS), limits=LIMITS)
     stream_id = client.open(f"/t/{method}", message=b"secret")
     await client.exchange()
@@ -98,7 +98,7 @@ async def test_request_that_cannot_be_read_is_refused_without_its_text(method: s
     assert client.nothing_left()
 
 
-async def test_handler_knows_what_its_client_sent_along() -> None:
+async def test_handler_sees_metadata_of_its_client() -> None:
     seen: list[Any] = []
 
     async def look(_request: bytes, call: ServerCall) -> bytes:
@@ -123,7 +123,7 @@ async def test_handler_without_a_deadline_has_no_time_remaining() -> None:
     assert seen == [None]
 
 
-async def test_metadata_of_the_beginning_comes_with_the_headers() -> None:
+async def test_initial_metadata_is_sent_with_the_headers() -> None:
     async def begin(_request: bytes, call: ServerCall) -> bytes:
         await call.send_initial_metadata((("mine", "1"), ("raw-bin", b"\0\1")))
         await asyncio.Event().wait()
@@ -136,7 +136,7 @@ async def test_metadata_of_the_beginning_comes_with_the_headers() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_handler_that_aborts_gives_its_own_status_once(begun: bool) -> None:
+async def test_handler_that_aborts_sends_its_status_once(begun: bool) -> None:
     async def fail(_request: bytes, call: ServerCall) -> bytes:
         if begun:
             await call.send_initial_metadata(())
@@ -191,7 +191,7 @@ async def test_handler_cancelled_by_itself_ends_with_cancelled() -> None:
     assert client.nothing_left()
 
 
-async def test_handler_that_goes_on_after_its_client_is_gone_sends_nothing() -> None:
+async def test_handler_that_continues_after_its_client_is_gone_sends_nothing() -> None:
     after: list[bool] = []
 
     async def go_on(_request: bytes, call: ServerCall) -> bytes:
@@ -210,7 +210,7 @@ async def test_handler_that_goes_on_after_its_client_is_gone_sends_nothing() -> 
     assert client.nothing_left()
 
 
-async def test_handler_that_answers_before_the_request_is_whole_has_the_rest_turned_away() -> None:
+async def test_handler_that_responds_early_resets_the_rest_of_the_request() -> None:
     async def at_once(_requests: AsyncIterator[bytes], _call: ServerCall) -> bytes:
         return b"enough"
 
@@ -236,7 +236,7 @@ async def test_request_of_another_content_type_is_not_supported(content_type: st
     [(("grpc-encoding", "br"), b"\1\0\0\0\1x", UNIMPLEMENTED), (("grpc-encoding", "gzip"), b"\1\0\0\0\1x", INTERNAL)],
     ids=["unknown encoding", "broken"],
 )
-async def test_compressed_request_that_cannot_be_read_ends_its_call(header: tuple[str, str], message: bytes, status: str) -> None:
+async def test_malformed_compressed_request_ends_its_call(header: tuple[str, str], message: bytes, status: str) -> None:
     client = Http2Client(finder(KINDS), limits=LIMITS)
     stream_id = client.open("/t/DoubleEach", header, message=None, end=False)
     client.h2.send_data(stream_id, message)
@@ -246,7 +246,7 @@ async def test_compressed_request_that_cannot_be_read_ends_its_call(header: tupl
     assert client.nothing_left()
 
 
-async def test_data_after_a_status_that_waits_is_not_kept() -> None:
+async def test_data_after_a_waiting_status_is_discarded() -> None:
     client = Http2Client(finder(KINDS), limits=LIMITS, window_bytes=1)
     stream_id = client.open("/t/DoubleEach", message=b"1", end=False)
     await client.exchange()

@@ -1,4 +1,4 @@
-"""What calls send, where windows or the socket are full: it goes on when there is room, in few writes, and holds up no other call."""
+"""Sending while windows or the socket are full: calls continue when there is room, in few writes, without blocking others."""
 
 import asyncio
 from typing import Any
@@ -39,7 +39,7 @@ async def interrupted(request: bytes, call: ServerCall) -> None:
 
 
 class HeldBack:
-    """A handler whose calls send what the test says."""
+    """A handler whose calls send what the test chooses."""
 
     def __init__(self) -> None:
         self.calls: list[ServerCall] = []
@@ -59,7 +59,7 @@ def client(held: HeldBack | None = None, **options: Any) -> Http2Client:
     return Http2Client(finder(handlers), limits=LIMITS, **options)
 
 
-async def test_calls_blocked_by_the_connections_window_go_on_when_it_has_room() -> None:
+async def test_calls_blocked_by_the_connection_window_continue_when_it_has_room() -> None:
     under_test = client(window_bytes=1 << 20)
     large, small = b"x" * (CONNECTION_WINDOW_BYTES + 100), b"y" * 10
     first = under_test.open("/t/Back", message=None, end=False)
@@ -78,7 +78,7 @@ async def test_calls_blocked_by_the_connections_window_go_on_when_it_has_room() 
     assert under_test.nothing_left()
 
 
-async def test_call_blocked_by_its_stream_goes_on_when_settings_widen_it() -> None:
+async def test_call_blocked_by_its_stream_continues_when_settings_widen_it() -> None:
     under_test = client(window_bytes=10)
     stream_id = under_test.open("/t/Back", message=b"x" * 100)
     await under_test.exchange()
@@ -88,7 +88,7 @@ async def test_call_blocked_by_its_stream_goes_on_when_settings_widen_it() -> No
     assert (under_test.data(stream_id), under_test.status(stream_id)) == (framed(b"x" * 100), OK)
 
 
-async def test_one_blocked_stream_leaves_the_others_their_one_write() -> None:
+async def test_blocked_stream_does_not_split_the_write_of_others() -> None:
     held = HeldBack()
     under_test = client(held, window_bytes=50)
     blocked = under_test.open("/t/Back", message=b"x" * 100)
@@ -105,7 +105,7 @@ async def test_one_blocked_stream_leaves_the_others_their_one_write() -> None:
     assert under_test.nothing_left()
 
 
-async def test_messages_held_back_by_the_socket_leave_in_one_write() -> None:
+async def test_messages_delayed_by_the_socket_share_one_write() -> None:
     under_test = client()
     await under_test.exchange()
     under_test.connection.pause_writing()
@@ -134,7 +134,7 @@ async def test_rest_of_a_message_is_followed_by_the_next_and_the_status() -> Non
     assert under_test.nothing_left()
 
 
-async def test_answer_that_is_taken_slowly_waits_anew_after_every_part() -> None:
+async def test_slowly_read_response_restarts_its_timeout_after_every_part() -> None:
     under_test = client(window_bytes=10)
     stream_id = under_test.open("/t/Answer", message=b"x" * 100)
     await under_test.exchange()
@@ -154,7 +154,7 @@ async def test_answer_that_is_taken_slowly_waits_anew_after_every_part() -> None
     assert under_test.nothing_left()
 
 
-async def test_answer_that_is_not_taken_is_reset_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_response_is_reset_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "_LINGER_S", 0.0)
     under_test = client(window_bytes=10)
     stream_id = under_test.open("/t/Answer", message=b"x" * 100)
@@ -163,7 +163,7 @@ async def test_answer_that_is_not_taken_is_reset_as_cancelled(monkeypatch: pytes
     assert under_test.nothing_left()
 
 
-async def test_blocked_call_that_is_given_up_leaves_nothing() -> None:
+async def test_blocked_call_that_is_cancelled_leaves_nothing() -> None:
     under_test = client(window_bytes=10)
     reset, lost, lingering = (under_test.open(path, message=b"x" * 100) for path in ("/t/Back", "/t/Back", "/t/Answer"))
     await under_test.exchange()
@@ -175,7 +175,7 @@ async def test_blocked_call_that_is_given_up_leaves_nothing() -> None:
     assert under_test.nothing_left()
 
 
-async def test_client_that_asks_and_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_sends_and_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "_MAX_UNREAD_BYTES", 1000)
     under_test = client()
     await under_test.exchange()
@@ -187,7 +187,7 @@ async def test_client_that_asks_and_does_not_read_is_dropped(monkeypatch: pytest
     assert len(b"".join(under_test.socket.writes[before:])) <= 1000
 
 
-async def test_client_that_reads_at_last_may_ask_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_reads_late_may_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "_MAX_UNREAD_BYTES", 1000)
     under_test = client()
     for _ in range(100):
@@ -198,7 +198,7 @@ async def test_client_that_reads_at_last_may_ask_on(monkeypatch: pytest.MonkeyPa
     assert not under_test.socket.closed
 
 
-async def test_data_goes_behind_what_h2_has_said_before() -> None:
+async def test_data_follows_frames_that_h2_queued_before() -> None:
     held = HeldBack()
     under_test = client(held)
     stream_id = under_test.open("/t/HeldBack")
@@ -215,7 +215,7 @@ async def test_data_goes_behind_what_h2_has_said_before() -> None:
     assert under_test.data(stream_id) == framed(b"first") + framed(b"second")
 
 
-async def test_frames_are_no_larger_than_the_client_takes() -> None:
+async def test_frames_respect_the_maximum_frame_size() -> None:
     held = HeldBack()
     under_test = client(held)
     stream_id = under_test.open("/t/HeldBack")
@@ -228,7 +228,7 @@ async def test_frames_are_no_larger_than_the_client_takes() -> None:
 
 
 @pytest.mark.parametrize("end", ["its stream", "its connection"])
-async def test_what_comes_after_the_clients_end_is_dropped_and_frees_the_call(end: str) -> None:
+async def test_output_after_the_client_is_gone_is_dropped_and_frees_the_call(end: str) -> None:
     held = HeldBack()
     under_test = client(held)
     stream_id = under_test.open("/t/HeldBack")
@@ -238,7 +238,9 @@ async def test_what_comes_after_the_clients_end_is_dropped_and_frees_the_call(en
         under_test.h2.reset_stream(stream_id)
     else:
         under_test.h2.close_connection()
-    server.receive_data(under_test.h2.data_to_send())  # known to h2 alone, as it is while bytes of the same read are handled
+    server.receive_data(
+        under_test.h2.data_to_send()
+    )  # h2 has processed it, but the connection has not: as while bytes of the same read are handled
     before = len(under_test.socket.writes)
     call.put(b"token")
     await under_test.exchange()
@@ -249,7 +251,7 @@ async def test_what_comes_after_the_clients_end_is_dropped_and_frees_the_call(en
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(min_value=1, max_value=60), max_size=30), st.lists(st.binary(max_size=80), min_size=1, max_size=5))
-async def test_messages_arrive_whole_whatever_the_windows(rooms: list[int], messages: list[bytes]) -> None:
+async def test_messages_arrive_complete_with_any_windows(rooms: list[int], messages: list[bytes]) -> None:
     under_test = client(window_bytes=7)
     streams = [under_test.open("/t/Back", message=message) for message in messages]
     for number, room in enumerate(rooms):
@@ -268,8 +270,8 @@ async def test_messages_arrive_whole_whatever_the_windows(rooms: list[int], mess
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 60)), max_size=30))
-async def test_windows_are_what_the_client_knows_them_to_be(steps: list[tuple[int, int, int]]) -> None:
-    """Each step: one of three streams sends a message, and its window grows."""
+async def test_windows_match_those_of_the_client(steps: list[tuple[int, int, int]]) -> None:
+    """In each step, one of three streams sends a message and its window grows."""
     held = HeldBack()
     under_test = client(held, window_bytes=50)
     streams = [under_test.open("/t/HeldBack") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Public messages to core types and back: nothing is lost, defaults are the documented ones, coalescing changes no text."""
+"""Public messages to core types and back: nothing is lost, defaults are as documented, and coalescing changes no text."""
 
 from array import array
 from typing import Any
@@ -104,7 +104,7 @@ def test_every_finish_reason_has_its_number(reason: FinishReason) -> None:
     assert message.WhichOneof("stop") is None
 
 
-def test_finish_says_what_matched() -> None:
+def test_finish_holds_what_matched() -> None:
     assert wire.finish_message(0, Finish(FinishReason.STOP, "\n")).stop_sequence == "\n"
     zero = wire.finish_message(0, Finish(FinishReason.STOP, 0))
     assert (zero.WhichOneof("stop"), zero.stop_token_id) == ("stop_token_id", 0)
@@ -127,7 +127,7 @@ deltas = st.builds(
 
 
 @given(st.lists(st.lists(deltas, max_size=6), max_size=6))
-def test_chunks_joined_give_the_deltas_joined_however_they_were_batched(batches: list[list[SequenceDelta]]) -> None:
+def test_concatenated_chunks_equal_the_deltas_in_any_batching(batches: list[list[SequenceDelta]]) -> None:
     writer = wire.ChunkWriter()
     chunks = [
         inference_service_pb2.StreamGenerateResponse.FromString(raw).chunk for batch in batches for raw in writer.write_sequences(batch)
@@ -141,7 +141,7 @@ def test_chunks_joined_give_the_deltas_joined_however_they_were_batched(batches:
 
 
 @given(st.lists(deltas, max_size=12))
-def test_a_batch_gives_at_max_one_chunk_an_index(batch: list[SequenceDelta]) -> None:
+def test_batch_gives_at_most_one_chunk_for_each_index(batch: list[SequenceDelta]) -> None:
     raws = wire.ChunkWriter().write_sequences(batch)
     indices = [inference_service_pb2.StreamGenerateResponse.FromString(raw).chunk.index for raw in raws]
     assert len(indices) == len(set(indices))

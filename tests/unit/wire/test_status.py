@@ -1,4 +1,4 @@
-"""Every reason survives the way to the client and back, within the bounds of HTTP/2 headers."""
+"""Every error survives the way to the client and back within the limits of HTTP/2 headers."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ nanoseconds = st.integers(0, 10**12)
 
 
 class FailedCall(grpc.RpcError):
-    """A call as a client sees it fail."""
+    """A failed call as a client sees it."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> None:
         self._code, self._details, self._trailing_metadata = code, details, trailing_metadata
@@ -55,7 +55,7 @@ def test_codes_cover_every_reason() -> None:
 
 
 @given(errors())
-def test_round_trip_of_any_error_loses_nothing_but_the_inside_of_faults(error: ServeError) -> None:
+def test_round_trip_of_any_error_loses_only_the_details_of_faults(error: ServeError) -> None:
     back = round_trip(error)
     assert back.reason is error.reason
     assert back.retry_after_s == error.retry_after_s
@@ -75,7 +75,7 @@ def test_every_reason_carries_error_info_and_its_code(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(FAULTS))
-def test_faults_of_the_server_show_no_inside(reason: Reason) -> None:
+def test_faults_of_the_server_hide_their_details(reason: Reason) -> None:
     back = round_trip(ServeError(reason, "password in /etc/secret", metadata={"path": "/etc/secret"}), "id-1")
     assert "secret" not in back.message
     assert back.metadata == {"request_id": "id-1"}

@@ -1,4 +1,4 @@
-"""The shell around the coalescer: what it waits with, and how it ends."""
+"""The asynchronous shell of the coalescer: its timers, and how it ends."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ GONE = ServeError(Reason.REPLICA_LOST, "gone")
 
 
 class Steps:
-    """A TokenStream of one delta a read, each a turn of the loop later; then it fails."""
+    """A TokenStream that returns one delta for each read, one turn of the loop later, and then fails."""
 
     admission_s = 0.5
     replica_id = "replica"
@@ -41,7 +41,7 @@ class Steps:
 
 
 async def wait(reading: Awaitable[Sequence[Delta]]) -> Sequence[Delta]:
-    """Time never runs out."""
+    """Waits without a deadline."""
     return await reading
 
 

@@ -1,4 +1,4 @@
-"""When the tokens of a coalesced stream leave: timelines of what comes at which second and what leaves then."""
+"""When the tokens of a coalesced stream are released, as timelines of deltas in seconds."""
 
 import math
 from collections import defaultdict
@@ -15,13 +15,13 @@ LENGTH = Finish(FinishReason.LENGTH)
 
 
 def news(*indices: int, tokens: int = 1, finish: bool = False, end: bool = False) -> Delta:
-    """A step that brings each of these completions its tokens."""
+    """Returns a delta with tokens for each of these completions."""
     sequences = tuple(SequenceDelta(index, "x" * tokens, (7,) * tokens, finish=LENGTH if finish else None) for index in indices)
     return Delta("k", sequences, end=end)
 
 
 def ids_by_completion(deltas: list[Delta]) -> dict[int, list[int]]:
-    """Token ids that leave; completions without any are not there."""
+    """Returns the released token ids by completion."""
     ids: dict[int, list[int]] = defaultdict(list)
     for delta in deltas:
         for sequence in delta.sequences:
@@ -30,12 +30,12 @@ def ids_by_completion(deltas: list[Delta]) -> dict[int, list[int]]:
 
 
 def left(deltas: list[Delta]) -> dict[int, int]:
-    """Number of tokens that leave, by completion."""
+    """Returns the number of released tokens by completion."""
     return {index: len(ids) for index, ids in ids_by_completion(deltas).items()}
 
 
 def step(coalescer: Coalescer, now_s: float, *deltas: Delta) -> dict[int, int]:
-    """What leaves at this second, of these deltas and those that waited."""
+    """Adds deltas and returns what is released at this second."""
     coalescer.take(deltas)
     return left(coalescer.release(now_s))
 
@@ -44,11 +44,11 @@ def step(coalescer: Coalescer, now_s: float, *deltas: Delta) -> dict[int, int]:
     ("policy", "delays_chunks"),
     [(ChunkPolicy(), False), (ChunkPolicy(0.0, 1), False), (ChunkPolicy(0.1), True), (ChunkPolicy(min_tokens=2), True)],
 )
-def test_pace_that_asks_for_nothing_holds_nothing_back(policy: ChunkPolicy, delays_chunks: bool) -> None:
+def test_default_policy_holds_nothing_back(policy: ChunkPolicy, delays_chunks: bool) -> None:
     assert policy.delays_chunks is delays_chunks
 
 
-def test_first_token_leaves_at_once_and_the_next_when_the_interval_has_passed() -> None:
+def test_first_token_is_released_at_once_and_the_next_after_the_interval() -> None:
     coalescer = Coalescer(ChunkPolicy(1.0))
     assert step(coalescer, 5.0, news(0)) == {0: 1}
     assert step(coalescer, 5.4, news(0)) == {}
@@ -58,7 +58,7 @@ def test_first_token_leaves_at_once_and_the_next_when_the_interval_has_passed() 
     assert coalescer.due_at_s == math.inf
 
 
-def test_token_after_a_long_silence_leaves_at_once() -> None:
+def test_token_after_a_long_silence_is_released_at_once() -> None:
     coalescer = Coalescer(ChunkPolicy(1.0))
     step(coalescer, 0.0, news(0))
     assert step(coalescer, 7.0, news(0)) == {0: 1}
@@ -66,7 +66,7 @@ def test_token_after_a_long_silence_leaves_at_once() -> None:
     assert coalescer.due_at_s == 8.0
 
 
-def test_chunk_waits_for_its_tokens_however_long() -> None:
+def test_chunk_waits_for_its_tokens_without_time_limit() -> None:
     coalescer = Coalescer(ChunkPolicy(min_tokens=3))
     assert step(coalescer, 0.0, news(0)) == {0: 1}
     assert step(coalescer, 1.0, news(0)) == {}
@@ -75,7 +75,7 @@ def test_chunk_waits_for_its_tokens_however_long() -> None:
     assert step(coalescer, 901.0, news(0, tokens=2)) == {0: 4}
 
 
-def test_chunk_waits_for_both_where_both_are_asked() -> None:
+def test_chunk_with_both_minima_waits_for_both() -> None:
     coalescer = Coalescer(ChunkPolicy(1.0, 3))
     step(coalescer, 0.0, news(0))
     assert step(coalescer, 0.5, news(0, tokens=3)) == {}
@@ -85,7 +85,7 @@ def test_chunk_waits_for_both_where_both_are_asked() -> None:
     assert step(coalescer, 2.6, news(0, tokens=2)) == {0: 3}
 
 
-def test_finish_sends_the_rest_of_its_completion_alone() -> None:
+def test_finish_releases_only_its_own_completion() -> None:
     coalescer = Coalescer(ChunkPolicy(10.0, 100))
     assert step(coalescer, 0.0, news(0, 1)) == {0: 1, 1: 1}
     assert step(coalescer, 0.1, news(0, 1)) == {}
@@ -102,12 +102,12 @@ def test_completion_that_starts_late_has_its_first_token_sent_at_once() -> None:
     assert coalescer.due_at_s == 1.5
 
 
-def test_tokens_that_come_together_leave_together() -> None:
+def test_tokens_that_arrive_together_are_released_together() -> None:
     coalescer = Coalescer(ChunkPolicy(1.0))
     assert step(coalescer, 0.0, news(0), news(0), news(0)) == {0: 3}
 
 
-def test_facts_of_the_prompt_and_the_end_wait_for_nothing() -> None:
+def test_prompt_facts_and_the_end_are_never_held() -> None:
     coalescer = Coalescer(ChunkPolicy(1.0))
     facts = PromptFacts(cached_tokens=3)
     coalescer.take([Delta("k", prompt=facts)])
@@ -119,7 +119,7 @@ def test_facts_of_the_prompt_and_the_end_wait_for_nothing() -> None:
     assert [delta.end for delta in leaving] == [False, True]
 
 
-def test_infinity_releases_all_that_waits() -> None:
+def test_infinity_releases_all_held_deltas() -> None:
     coalescer = Coalescer(ChunkPolicy(10.0, 100))
     step(coalescer, 0.0, news(0, 1))
     step(coalescer, 0.1, news(0, 1))

@@ -1,4 +1,4 @@
-"""What a generation's deltas add up to, finished or cut off, and the expiry that cuts it off."""
+"""Collecting the deltas of a generation, whether it finishes or the deadline cuts it off."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from neox_serve.v1 import generation_pb2
 STOP = Finish(FinishReason.STOP)
 
 
-def test_unfinished_completions_ran_out_of_time() -> None:
+def test_unfinished_completions_report_the_deadline() -> None:
     collector = PromptCollector(2)
     collector.take([Delta("k", (SequenceDelta(0, "a", (1,), finish=STOP), SequenceDelta(1, "b", (2,))), PromptFacts(3))])
     result = collector.message()
@@ -25,7 +25,7 @@ def test_unfinished_completions_ran_out_of_time() -> None:
     assert (result.usage.completion_tokens, result.usage.cached_tokens) == (2, 3)
 
 
-def test_end_without_all_finishes_is_a_fault() -> None:
+def test_end_with_unfinished_completions_is_an_internal_error() -> None:
     progress = StreamProgress(2, TokenCount())
     with pytest.raises(ServeError) as caught:
         progress.take([Delta("k", (SequenceDelta(0, "", (), finish=STOP),), end=True)])
@@ -39,13 +39,13 @@ def test_failure_in_the_last_delta_is_raised() -> None:
 
 
 @pytest.mark.parametrize(("allowed_s", "margin_s"), [(10.0, PARTIAL_MARGIN_S), (0.4, 0.1)])
-async def test_partial_answer_leaves_a_margin_before_the_deadline(allowed_s: float, margin_s: float) -> None:
+async def test_partial_response_is_sent_a_margin_before_the_deadline(allowed_s: float, margin_s: float) -> None:
     task = asyncio.current_task()
     assert task is not None
     assert Deadline(100.0, 100.0 + allowed_s).partial_at_s == pytest.approx(100.0 + allowed_s - margin_s)
 
 
-async def test_expiry_interrupts_a_wait_and_tells_so() -> None:
+async def test_expiry_interrupts_a_wait_and_calls_back() -> None:
     told: list[bool] = []
     expiry = Expiry(asyncio.get_running_loop().time(), lambda: told.append(True))
     with pytest.raises(Expired):
@@ -54,14 +54,14 @@ async def test_expiry_interrupts_a_wait_and_tells_so() -> None:
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
-async def test_expiry_leaves_what_is_no_wait_alone() -> None:
+async def test_expiry_interrupts_only_waits() -> None:
     expiry = Expiry(asyncio.get_running_loop().time(), lambda: None)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert expiry.expired
 
 
-async def test_cancelling_a_wait_is_no_expiry() -> None:
+async def test_cancelled_wait_raises_cancelled_error() -> None:
     async def wait() -> None:
         expiry = Expiry(asyncio.get_running_loop().time() + 60, lambda: None)
         try:

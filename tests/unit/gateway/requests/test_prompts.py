@@ -1,4 +1,4 @@
-"""Prompts fitted into the context: errors say by how much, truncation keeps the right end, long texts do not hold up the loop."""
+"""Fitting prompts into the context: errors state the excess, truncation keeps the right end, long texts do not block the loop."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ def fit(ids: TokenIds, room: prompts.Room) -> prompts.FittedPrompt:
 
 
 @given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, CONTEXT - 1)))
-def test_prompt_fits_or_the_error_says_by_how_much(length: int, max_tokens: int | None) -> None:
+def test_prompt_fits_or_the_error_has_the_excess(length: int, max_tokens: int | None) -> None:
     room = prompts.generation_room(parameters(max_tokens), CONTEXT)
     excess = length + (max_tokens or 1) - CONTEXT
     ids = tuple(range(length))
@@ -46,7 +46,7 @@ def test_prompt_fits_or_the_error_says_by_how_much(length: int, max_tokens: int 
 
 
 @given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, CONTEXT - 1)), st.sampled_from([KEEP_END, KEEP_START]))
-def test_truncation_makes_room_and_counts_what_it_drops(
+def test_truncation_cuts_the_prompt_and_counts_the_tokens(
     length: int, max_tokens: int | None, truncation: generation_pb2.Truncation.ValueType
 ) -> None:
     room = prompts.generation_room(parameters(max_tokens, truncation), CONTEXT)
@@ -60,7 +60,7 @@ def test_truncation_makes_room_and_counts_what_it_drops(
     assert most == (max_tokens or CONTEXT - kept)
 
 
-def test_min_tokens_beyond_what_the_prompt_leaves_is_refused() -> None:
+def test_min_tokens_above_the_context_left_is_refused() -> None:
     stopping = generation_pb2.Stopping(min_tokens=8)
     with pytest.raises(ServeError) as caught:
         prompts.output_tokens(prompts.FittedPrompt(tuple(range(10)), 0), "prompt", stopping, CONTEXT)
@@ -74,7 +74,7 @@ def test_embedding_may_fill_the_context() -> None:
         fit(tuple(range(CONTEXT + 1)), room)
 
 
-def test_absurd_text_is_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_too_long_text_is_refused_before_tokenization(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = builtin_tokenizer()
     monkeypatch.setattr(tokenizer, "encode", None)
     text = "a" * 1_000_000
@@ -84,7 +84,7 @@ def test_absurd_text_is_refused_before_it_is_tokenized(monkeypatch: pytest.Monke
     assert "at least" in caught.value.message
 
 
-def test_long_text_is_tokenized_beside_the_loop() -> None:
+def test_long_text_is_tokenized_in_a_thread() -> None:
     text = "def f(x): return x\n" * 20_000
 
     async def turns_while_encoding() -> int:

@@ -1,4 +1,4 @@
-"""Every field of a request against the range that the protos state, with an error that names field and value."""
+"""Every field of a request against the range in the protos; errors name the field and the value."""
 
 import json
 import math
@@ -44,7 +44,7 @@ WITHOUT_EMBEDDINGS = _served({"embedding": {"enabled": False}})
 
 
 def generate(**fields: Any) -> inference_service_pb2.GenerateRequest:
-    """A valid request, changed by fields in protobuf's JSON form."""
+    """Returns a valid request, changed by fields in the JSON form of protobuf."""
     return json_format.ParseDict({"prompts": [{"text": "a"}], **fields}, inference_service_pb2.GenerateRequest())
 
 
@@ -159,7 +159,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "path"), WRONG, ids=[path + str(number) for number, (_, path) in enumerate(WRONG)])
-def test_wrong_field_is_named(fields: dict[str, Any], path: str) -> None:
+def test_invalid_field_is_named(fields: dict[str, Any], path: str) -> None:
     error = refused(generate(**fields))
     assert [violation.field for violation in error.violations] == [path]
     assert path in error.message
@@ -173,7 +173,7 @@ def test_logit_bias_beyond_1024_entries_is_refused() -> None:
 
 
 @pytest.mark.parametrize("companion", ["sampling", "structured_output", "n", "logprobs", "prompt_logprobs", "stopping.min_tokens"])
-def test_beam_search_forbids_what_only_sampling_has(companion: str) -> None:
+def test_beam_search_forbids_sampling_fields(companion: str) -> None:
     values: dict[str, Any] = {
         "sampling": {"topP": 0.5},
         "structured_output": {"regex": "a"},
@@ -187,7 +187,7 @@ def test_beam_search_forbids_what_only_sampling_has(companion: str) -> None:
     assert refused_fields(generate(beamSearch={"beamWidth": 2}, parameters=parameters)) == [f"parameters.{companion}"]
 
 
-def test_all_wrong_fields_are_told_at_once() -> None:
+def test_all_invalid_fields_are_reported_at_once() -> None:
     request = generate(prompts=[{"text": ""}], parameters={"n": 0, "sampling": {"temperature": -1, "topP": 2}})
     assert refused_fields(request) == ["prompts[0].text", f"{SAMPLING}.temperature", f"{SAMPLING}.top_p", "parameters.n"]
 
@@ -213,7 +213,7 @@ def test_embedding_without_an_embedding_model_is_unknown_model() -> None:
     assert caught.value.reason is Reason.UNKNOWN_MODEL
 
 
-def test_embed_fields_are_checked() -> None:
+def test_embed_fields_are_validated() -> None:
     values: Any = {"pooling": 9, "truncation": 9, "layer": 1}
     with pytest.raises(ServeError) as caught:
         validation.check_embed(inference_service_pb2.EmbedRequest(inputs=[generation_pb2.Prompt()], **values), SERVED)
@@ -228,7 +228,7 @@ def test_stream_without_prompt_names_the_field() -> None:
 
 
 def check_options(**options: Any) -> None:
-    """Raises ServeError."""
+    """Validates a request. Raises ServeError."""
     fields = {"prompt": {"text": "a"}, "options": options}
     validation.check_stream_generate(json_format.ParseDict(fields, inference_service_pb2.StreamGenerateRequest()), SERVED)
 
@@ -243,7 +243,7 @@ def check_options(**options: Any) -> None:
         {"minChunkInterval": "0.5s", "minChunkTokens": 1024},
     ],
 )
-def test_stream_options_in_their_range_pass(options: dict[str, Any]) -> None:
+def test_valid_stream_options_are_accepted(options: dict[str, Any]) -> None:
     check_options(**options)
 
 
@@ -256,7 +256,7 @@ def test_stream_options_in_their_range_pass(options: dict[str, Any]) -> None:
         ({"minChunkTokens": 1025}, "options.min_chunk_tokens", "got 1025, "),
     ],
 )
-def test_stream_options_out_of_their_range_are_named(options: dict[str, Any], field: str, says: str) -> None:
+def test_invalid_stream_options_are_named(options: dict[str, Any], field: str, says: str) -> None:
     with pytest.raises(ServeError) as caught:
         check_options(**options)
     (violation,) = caught.value.violations
@@ -264,7 +264,7 @@ def test_stream_options_out_of_their_range_are_named(options: dict[str, Any], fi
     assert violation.description.startswith(says)
 
 
-def test_chunk_interval_that_is_no_proper_duration_is_refused() -> None:
+def test_malformed_chunk_interval_is_refused() -> None:
     request = inference_service_pb2.StreamGenerateRequest(prompt=generation_pb2.Prompt(text="a"))
     request.options.min_chunk_interval.nanos = 2_000_000_000
     with pytest.raises(ServeError) as caught:
@@ -272,7 +272,7 @@ def test_chunk_interval_that_is_no_proper_duration_is_refused() -> None:
     assert [violation.field for violation in caught.value.violations] == ["options.min_chunk_interval"]
 
 
-def test_token_calls_are_checked() -> None:
+def test_token_calls_are_validated() -> None:
     with pytest.raises(ServeError) as caught:
         validation.check_tokenize(token_service_pb2.TokenizeRequest(), SERVED)
     assert caught.value.violations[0].field == "texts"
@@ -308,7 +308,7 @@ STRUCTURED_OUTPUT = "parameters.structured_output"
         ({"choice": {"texts": ["a", "b", "a"]}}, ".choice.texts[2]", "distinct"),
     ],
 )
-def test_wrong_structured_output_is_named(structured_output: dict[str, Any], path: str, says: str) -> None:
+def test_invalid_structured_output_is_named(structured_output: dict[str, Any], path: str, says: str) -> None:
     (violation,) = refused(generate(parameters={"structuredOutput": structured_output})).violations
     assert violation.field == STRUCTURED_OUTPUT + path
     assert says in violation.description
@@ -322,5 +322,5 @@ def test_wrong_structured_output_is_named(structured_output: dict[str, Any], pat
         {"choice": {"texts": ["yes", "no"]}},
     ],
 )
-def test_right_structured_output_passes(structured_output: dict[str, Any]) -> None:
+def test_valid_structured_output_is_accepted(structured_output: dict[str, Any]) -> None:
     validation.check_generate(generate(parameters={"structuredOutput": structured_output}), SERVED)

@@ -1,4 +1,4 @@
-"""What the gateway says about bytes that are no good request."""
+"""Errors for bytes that are not a valid request."""
 
 import contextlib
 
@@ -31,12 +31,12 @@ def refused(raw: bytes) -> ServeError:
 
 
 def decode_or_refuse(raw: bytes) -> None:
-    """Any other exception would be a fault."""
+    """Decodes bytes, and fails on any exception except ServeError."""
     with contextlib.suppress(ServeError):
         DECODER.decode(raw)
 
 
-def test_good_message_is_decoded() -> None:
+def test_valid_message_is_decoded() -> None:
     assert DECODER.decode(WHOLE.SerializeToString()) == WHOLE
 
 
@@ -58,7 +58,7 @@ def test_invalid_utf8_names_the_field(text: str, path: str) -> None:
 
 
 def unknown(message: object, number: int) -> None:
-    """Puts a field that the schema lacks into a message."""
+    """Adds a field that the schema lacks to a message."""
     message.MergeFromString(bytes([(number << 3) & 0x7F | 0x80, number >> 4, 1]))  # type: ignore[attr-defined]
 
 

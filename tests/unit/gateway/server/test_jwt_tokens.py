@@ -1,4 +1,4 @@
-"""Tokens of an identity provider: every way to forge one is refused, and what is said of it never shows it."""
+"""JSON Web Tokens: every forged token is refused, and no error message shows the token."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def refused(verifier: JwtVerifier, text: str) -> str:
 
 
 @pytest.mark.parametrize(("key", "algorithm", "key_id"), [(RSA_KEY, "RS256", "rsa"), (EC_KEY, "ES256", "ec"), (ED_KEY, "EdDSA", "ed")])
-def test_good_token_names_tenant_and_subject(verifier: JwtVerifier, key: Any, algorithm: str, key_id: str) -> None:
+def test_valid_token_returns_tenant_and_subject(verifier: JwtVerifier, key: Any, algorithm: str, key_id: str) -> None:
     assert verifier.tenant(token(key, algorithm, key_id)) == ("acme", "jane")
 
 
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_token_is_refused_with_the_cause_alone(verifier: JwtVerifier, kind: str) -> None:
+def test_invalid_token_is_refused_without_showing_it(verifier: JwtVerifier, kind: str) -> None:
     make, words = BAD[kind]
     assert words in refused(verifier, make())
 
@@ -123,11 +123,11 @@ def test_token_signed_with_the_public_key_as_a_shared_secret_is_refused(verifier
     assert "algorithm is not allowed" in refused(verifier, (signed + b"." + signature).decode())
 
 
-def test_clock_that_is_a_little_off_is_forgiven(verifier: JwtVerifier) -> None:
+def test_clock_skew_within_the_leeway_is_accepted(verifier: JwtVerifier) -> None:
     assert verifier.tenant(token(exp=time.time() - 3)) == ("acme", "jane")
 
 
-async def test_new_key_of_the_provider_is_taken_up_soon_after_it_is_first_seen(file: Path) -> None:
+async def test_unknown_key_makes_a_refresh_due_soon(file: Path) -> None:
     clock = Clock()
     verifier = JwtVerifier(JwtSettings(jwks=str(file), issuer="https://id", audience="neox"), clock)
     assert _due(verifier) is True
@@ -144,7 +144,7 @@ async def test_new_key_of_the_provider_is_taken_up_soon_after_it_is_first_seen(f
     assert _due(verifier) is True
 
 
-async def test_keys_that_cannot_be_read_leave_those_before(verifier: JwtVerifier, file: Path) -> None:
+async def test_failed_refresh_keeps_the_previous_keys(verifier: JwtVerifier, file: Path) -> None:
     write_keys(file)
     os.truncate(file, 1)
     with pytest.raises(SettingsError, match=r"access\.jwt\.jwks"):

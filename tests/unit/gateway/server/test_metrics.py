@@ -1,4 +1,4 @@
-"""Metrics by tenant name the largest, and a tenant that is no longer one of them has no series left."""
+"""Metrics by tenant name the largest ones, and drop the series of a tenant that is no longer among them."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from tests.fakes.scripted_dispatcher import ScriptedDispatcher
 
 
 def tokens_by_tenant(metrics: GatewayMetrics) -> dict[str, float]:
-    """Prompt tokens. Every family with a tenant names the same ones."""
+    """Returns prompt tokens by tenant, and checks that every metric names the same tenants."""
     families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
     by_tenant = [family for name, family in families.items() if name.startswith("neox_serve_gateway_tenant_")]
     named = [{sample.labels["tenant"] for sample in family.samples} for family in by_tenant]
@@ -25,7 +25,7 @@ def tokens_by_tenant(metrics: GatewayMetrics) -> dict[str, float]:
     }
 
 
-async def test_metrics_name_the_largest_tenants_and_no_counter_takes_over_what_another_had() -> None:
+async def test_metrics_name_the_largest_tenants_and_counters_never_change_owner() -> None:
     metrics = GatewayMetrics(ScriptedDispatcher(), max_tenants=2)
     task = asyncio.current_task()
     assert task is not None
