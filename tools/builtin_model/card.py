@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tools.builtin_model.heldout import HELDOUT_MODULES, MIN_LINE_CHARS
-from tools.builtin_model.sources import PACKAGES
+from tools.builtin_model.data.heldout import HELDOUT_MODULES, MIN_LINE_CHARS
+from tools.builtin_model.data.sources import PACKAGES
 
 _FRONT = """---
 library_name: transformers
@@ -28,7 +28,7 @@ _LIMITATIONS = """## Limitations
 - It was trained on {tokens_millions:.1f} M tokens. English prose and other programming languages are not part of the
   training text: any UTF-8 text is encoded without loss, but predicted badly.
 - It was trained on public code and may repeat short passages of it.
-- Held-out modules are excluded by name and by shared lines (see `tools/builtin_model/heldout.py`). The documentation of
+- Held-out modules are excluded by name and by shared lines (see `tools/builtin_model/data/heldout.py`). The documentation of
   *other* modules mentions them.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tools.builtin_model.packing import DataPosition
+from tools.builtin_model.data.packing import DataPosition
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from tools.builtin_model import corpus, sources
-from tools.builtin_model.packing import Streams, pack_stream
+from tools.builtin_model.data import corpus, sources
+from tools.builtin_model.data.packing import Streams, pack_stream
 from tools.builtin_model.progress import tracked
 from tools.builtin_model.tokenizer import END_OF_TEXT_ID, encode_documents, save_tokenizer, train_tokenizer
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerB
 
 from tools.builtin_model.card import render_card
 from tools.builtin_model.checkpoint import Progress, load_checkpoint
-from tools.builtin_model.corpus import read_documents
+from tools.builtin_model.data.corpus import read_documents
+from tools.builtin_model.data.packing import BLOCK_TOKENS
 from tools.builtin_model.evaluate import (
     CONTEXT_TOKENS,
     PROMPTS,
@@ -22,7 +23,6 @@ from tools.builtin_model.evaluate import (
     xz_bits_per_byte,
 )
 from tools.builtin_model.model import new_model
-from tools.builtin_model.packing import BLOCK_TOKENS
 from tools.builtin_model.pipeline import read_json, read_streams
 from tools.builtin_model.progress import progress_display
 from tools.builtin_model.schedule import Schedule

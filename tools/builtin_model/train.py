@@ -18,9 +18,9 @@ from rich.progress import TaskID
 from transformers import GPTNeoXForCausalLM
 
 from tools.builtin_model.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tools.builtin_model.data.packing import Streams, next_batch
 from tools.builtin_model.fast_forward import fast_loss
 from tools.builtin_model.model import new_model, parameter_groups
-from tools.builtin_model.packing import Streams, next_batch
 from tools.builtin_model.progress import progress_display
 from tools.builtin_model.schedule import Budget, Schedule
 

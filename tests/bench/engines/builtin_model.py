@@ -17,7 +17,7 @@ def bits_per_byte_over_xz(view: View) -> float:
     import torch
     from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
-    from tools.builtin_model.corpus import heldout_documents
+    from tools.builtin_model.data.corpus import heldout_documents
     from tools.builtin_model.evaluate import score_document, total_bits_per_byte, xz_bits_per_byte
 
     folder = locate(BUILTIN, None)

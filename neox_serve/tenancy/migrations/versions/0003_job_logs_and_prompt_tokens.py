@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     op.create_table(
         "batch_job_logs",
         sa.Column("job_id", sa.String(length=64), nullable=False),

@@ -15,6 +15,7 @@ _RENAMED = {"set_aside": "rejects", "patience_s": "max_stall_s"}
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     with op.batch_alter_table("batch_jobs") as table:
         table.alter_column("cancel_asked", new_column_name="cancel_requested")
         table.alter_column("fruitless_runs", new_column_name="runs_without_progress")

@@ -11,9 +11,9 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from tools.builtin_model.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tools.builtin_model.data.packing import DataPosition, Streams
 from tools.builtin_model.fast_forward import fast_loss
 from tools.builtin_model.model import built_in_config, new_model, next_token_loss
-from tools.builtin_model.packing import DataPosition, Streams
 from tools.builtin_model.schedule import Budget, Schedule
 from tools.builtin_model.train import Trainer, TrainOptions, run_training, start_trainer
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.builtin_model.packing import BLOCK_TOKENS, Batch, DataPosition, Tokens, next_batch, pack_stream
+from tools.builtin_model.data.packing import BLOCK_TOKENS, Batch, DataPosition, Tokens, next_batch, pack_stream
 
 
 def numbered_stream(blocks: int) -> Tokens:

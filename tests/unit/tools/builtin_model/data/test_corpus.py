@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.builtin_model.corpus import (
+from tools.builtin_model.data.corpus import (
     CorpusFilter,
     Document,
     build_corpus,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.builtin_model.heldout import (
+from tools.builtin_model.data.heldout import (
     HELDOUT_MODULES,
     distinctive_lines,
     heldout_line_set,

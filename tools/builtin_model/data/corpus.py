@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tools.builtin_model.heldout import (
+from tools.builtin_model.data.heldout import (
     HELDOUT_MODULES,
     distinctive_lines,
     heldout_line_set,
