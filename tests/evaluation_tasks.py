@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness in local files, made of the standard library's text: the forms that published ones have."""
+"""Tasks of lm-evaluation-harness in local files, made from text of the standard library, in the formats of published tasks."""
 
 import json
 import random
@@ -32,7 +32,7 @@ json.dump({name: found[name] for name in ("results", "samples")}, open(output, "
 
 
 def write_tasks(folder: Path) -> None:
-    """A folder as `--tasks-folder` takes it."""
+    """Writes a folder for `--tasks-folder`."""
     asked = questions()
     kinds = sorted({one.answer for one in asked})
     rows = [{"line": one.line, "kind": kinds.index(one.answer)} for one in asked]
@@ -101,7 +101,7 @@ def write_tasks(folder: Path) -> None:
 
 
 def _passages() -> list[str]:
-    """Docstrings' paragraphs."""
+    """Returns paragraphs of docstrings."""
     text = "\n\n".join(
         file.read_text(encoding="utf-8", errors="replace") for file in sorted(Path(sysconfig.get_path("stdlib"), "json").glob("*.py"))
     )
@@ -119,7 +119,7 @@ def _write(folder: Path, task: str, rows: Iterable[Mapping[str, Any]], **values:
 
 
 def by_transformers(folder: Path) -> Mapping[str, Any]:
-    """What the harness finds for the built-in model through transformers, of the tasks in a folder: "results" and "samples"."""
+    """Returns the harness's "results" and "samples" for the built-in model through transformers, for the tasks in a folder."""
     output = folder / "truth.json"
     arguments = [str(model_files.locate("builtin", None)), ",".join(TASKS), str(folder), str(output)]
     done = subprocess.run([sys.executable, "-c", _BY_TRANSFORMERS, *arguments], capture_output=True, text=True, timeout=300, check=False)
@@ -128,11 +128,11 @@ def by_transformers(folder: Path) -> Mapping[str, Any]:
 
 
 def responses(results: Mapping[str, Any], task: str) -> list[Any]:
-    """What the model answered to each question, in their order."""
+    """Returns the model's answer to each question, in order."""
     return [sample["filtered_resps"] for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])]
 
 
 def likelihood_of(value: Any) -> tuple[float, bool]:
-    """A likelihood, and whether it is greedy; as the harness writes them into samples."""
+    """Parses a likelihood and whether it is greedy, as the harness writes them into samples."""
     likelihood, greedy = value
     return float(likelihood), str(greedy) == "True"

@@ -1,4 +1,4 @@
-"""Batch jobs on a real cluster of fake engines: created over gRPC, run by Ray, and carried through whatever dies."""
+"""Batch jobs on a real cluster with fake engines: created over gRPC, run by Ray, and continued after failures."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def client(cluster: CommandCluster) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def tenant(client: Client, cluster: CommandCluster, name: str) -> Iterator[Client]:
-    """A client with a key of a new tenant, which its gateway knows by now: within a second of what another has written."""
+    """A client with a key of a new tenant, once its gateway knows the key."""
     client.admin(admin.CreateTenantRequest(tenant=admin.Tenant(name=name)))
     secret = client.admin(admin.CreateKeyRequest(tenant=name)).secret
     with Client(cluster.address, retry=PATIENT, api_key=secret) as own:
@@ -37,7 +37,7 @@ def tenant(client: Client, cluster: CommandCluster, name: str) -> Iterator[Clien
 
 
 def known(client: Client) -> bool:
-    """Whether the gateway that this client is connected to knows its key."""
+    """Returns whether the client's gateway knows its key."""
     try:
         client.jobs()
     except ServeError as error:
@@ -48,7 +48,7 @@ def known(client: Client) -> bool:
 
 
 def files(cluster: CommandCluster, name: str, count: int, owner: str = "anonymous", **options: Any) -> Path:
-    """Writes the rows of a job into its tenant's folder; returns where its output will be."""
+    """Writes the input of a job into its tenant's folder; returns the path of its output."""
     folder = cluster.settings.state_folder / "batch" / owner
     folder.mkdir(parents=True, exist_ok=True)
     rows = ({"prompt": f"row {number}", "ignore_eos": True, "max_tokens": 8, **options} for number in range(1, count + 1))
@@ -57,7 +57,7 @@ def files(cluster: CommandCluster, name: str, count: int, owner: str = "anonymou
 
 
 def create(client: Client, output: Path, **options: Any) -> BatchJob:
-    """The job over the files of that output."""
+    """Creates the job with this output."""
     name = output.stem
     return client.create_job("generate", f"{name}.in", f"{name}.out", request_id=f"{name}-job", **options)
 
@@ -67,12 +67,12 @@ def rows_of(path: Path) -> list[int]:
 
 
 def watched(client: Client, job: BatchJob) -> list[BatchJob]:
-    """All that a watch shows, to the end."""
+    """Returns everything that a watch sends until the job ends."""
     return list(client.watch_job(job.job_id, timeout_s=180))
 
 
-def settled(output: Path, count: int) -> Callable[[], bool]:
-    """Whether so many rows are settled, before the output is published."""
+def completed(output: Path, count: int) -> Callable[[], bool]:
+    """Returns whether `count` rows are complete before the output is published."""
     partial = Path(partial_of(str(output)))
     return lambda: partial.exists() and partial.read_bytes().count(b"\n") >= count
 
@@ -83,7 +83,7 @@ def kill(cluster: CommandCluster, title: str) -> None:
             process.kill()
 
 
-def test_job_created_over_grpc_runs_to_its_end_and_is_seen_to(cluster: CommandCluster, client: Client) -> None:
+def test_job_created_over_grpc_succeeds_and_is_watched(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "whole", 60)
     job = create(client, output)
     seen = watched(client, job)
@@ -96,7 +96,7 @@ def test_job_created_over_grpc_runs_to_its_end_and_is_seen_to(cluster: CommandCl
     assert not (cluster.settings.state_folder / "jobs" / job.job_id).exists()
 
 
-def test_job_of_a_tenant_runs_on_its_account_with_a_key_that_ends_with_it(cluster: CommandCluster, client: Client) -> None:
+def test_job_of_a_tenant_is_charged_to_it_and_its_key_is_revoked(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "own", 12, "acme")
     with tenant(client, cluster, "acme") as acme:
         last = watched(acme, create(acme, output))[-1]
@@ -114,11 +114,11 @@ def test_job_of_a_tenant_runs_on_its_account_with_a_key_that_ends_with_it(cluste
         client.job(last.job_id)
 
 
-def test_job_whose_key_is_revoked_fails_and_says_so(cluster: CommandCluster, client: Client) -> None:
+def test_job_whose_key_is_revoked_fails(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "revoked", 40, "wary", max_tokens=60)
     with tenant(client, cluster, "wary") as wary:
         job = create(wary, output, concurrency=2)
-        wait_until(settled(output, 2))
+        wait_until(completed(output, 2))
         (key,) = [key for key in client.admin(admin.ListKeysRequest(tenant="wary")).keys if key.label == job.job_id]
         client.admin(admin.RevokeKeyRequest(key_id=key.key_id))
         last = watched(wary, job)[-1]
@@ -128,7 +128,7 @@ def test_job_whose_key_is_revoked_fails_and_says_so(cluster: CommandCluster, cli
     assert 2 <= last.completed_rows < 40
 
 
-def test_job_that_cannot_begin_fails_and_says_why(cluster: CommandCluster, client: Client) -> None:
+def test_job_without_an_input_fails(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "unusable", 2)
     output.with_suffix(".in").write_text('{"prompt": "a"}\n{"prompt": 1}\n')
     last = watched(client, create(client, output))[-1]
@@ -137,15 +137,15 @@ def test_job_that_cannot_begin_fails_and_says_why(cluster: CommandCluster, clien
     assert not output.exists()
 
 
-def test_job_goes_on_after_its_process_the_router_and_the_gateways_are_killed(cluster: CommandCluster, client: Client) -> None:
+def test_job_continues_after_its_process_router_and_gateways_are_killed(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "killed", 40, max_tokens=30)
     job = create(client, output, concurrency=4)
-    wait_until(settled(output, 4))
+    wait_until(completed(output, 4))
     kill(cluster, JOB)
     wait_until(lambda: client.job(job.job_id).runs == 2)
-    wait_until(settled(output, 12))
+    wait_until(completed(output, 12))
     kill(cluster, ROUTER)
-    wait_until(settled(output, 18))
+    wait_until(completed(output, 18))
     kill(cluster, GATEWAY)
     last = watched(client, job)[-1]
     assert (last.state, last.completed_rows, last.runs) == (JobState.SUCCEEDED, 40, 2), last
@@ -153,10 +153,10 @@ def test_job_goes_on_after_its_process_the_router_and_the_gateways_are_killed(cl
     assert all("error" not in json.loads(line) for line in output.read_text().splitlines())
 
 
-def test_job_that_is_cancelled_stops_and_leaves_nothing(cluster: CommandCluster, client: Client) -> None:
+def test_cancelled_job_stops_and_its_output_is_removed(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "cancelled", 40, max_tokens=60)
     job = create(client, output, concurrency=2)
-    wait_until(settled(output, 2))
+    wait_until(completed(output, 2))
     assert client.cancel_job(job.job_id).cancel_requested
     last = watched(client, job)[-1]
     assert (last.state, last.message) == (JobState.CANCELLED, "cancelled")
@@ -166,10 +166,10 @@ def test_job_that_is_cancelled_stops_and_leaves_nothing(cluster: CommandCluster,
     assert not cluster.processes(JOB)
 
 
-def test_job_goes_on_in_the_next_cluster_after_all_of_this_one_is_killed(cluster: CommandCluster, client: Client) -> None:
+def test_job_continues_in_the_next_cluster(cluster: CommandCluster, client: Client) -> None:
     output = files(cluster, "outlived", 30, max_tokens=30)
     job = create(client, output, concurrency=3)
-    wait_until(settled(output, 6))
+    wait_until(completed(output, 6))
     before = Path(partial_of(str(output))).read_bytes().splitlines()[:6]
     for process in cluster.family():
         with contextlib.suppress(psutil.NoSuchProcess):

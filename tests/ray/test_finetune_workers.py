@@ -1,4 +1,4 @@
-"""Several workers that train together, by Ray Train."""
+"""Training with several workers of Ray Train."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_two_workers_of_a_job_of_the_cluster_end_with_the_weights_of_one(cluster: CommandCluster, tmp_path: Path) -> None:
+def test_training_with_two_workers_ends_with_the_weights_of_one(cluster: CommandCluster, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
     choices: dict[str, Any] = {"rank": 2, "targets": ["query_key_value"], "epochs": 2, "learning_rate": 5e-3, "batch_tokens": 1024}

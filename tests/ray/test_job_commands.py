@@ -1,4 +1,4 @@
-"""`neox-serve job` on a real cluster of fake engines, as a user calls it."""
+"""`neox-serve job` on a real cluster with fake engines, as users call it."""
 
 import json
 import os
@@ -15,19 +15,19 @@ pytestmark = pytest.mark.ray
 
 
 def write_rows(folder: Path, count: int, **options: Any) -> tuple[Path, Path]:
-    """Input and output of a job."""
+    """Writes the input of a job; returns the paths of its input and output."""
     rows = ({"prompt": f"row {number}", "ignore_eos": True, **options} for number in range(1, count + 1))
     (folder / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder / "in.jsonl", folder / "out.jsonl"
 
 
-def settled(output: Path) -> list[int]:
-    """The rows that are settled, as they stand."""
+def rows_of(output: Path) -> list[int]:
+    """Returns the row numbers of an output, in order."""
     return [json.loads(line)["row"] for line in output.read_text().splitlines()]
 
 
 def command(cluster: CommandCluster, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs `neox-serve job ...` as a user of that cluster."""
+    """Runs `neox-serve job ...` as a user of the cluster."""
     environment = os.environ | {
         "NEOX_SERVE_STATE_FOLDER": str(cluster.settings.state_folder),
         "NEOX_SERVE_GATEWAY__PORT": str(cluster.settings.gateway.port),
@@ -36,13 +36,13 @@ def command(cluster: CommandCluster, *arguments: str) -> "subprocess.CompletedPr
     return subprocess.run(whole, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
-def test_job_submitted_and_watched_settles_every_row(cluster: CommandCluster, tmp_path: Path) -> None:
+def test_submitted_job_completes_every_row(cluster: CommandCluster, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path, 40, max_tokens=8)
     done = command(cluster, "submit", "generate", str(source), str(output), "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded, 40 of 40 rows" in done.stderr
     assert f"done, 40 rows in {output}, 0 with an error" in done.stdout
-    assert settled(output) == list(range(1, 41))
+    assert rows_of(output) == list(range(1, 41))
     assert all(len(json.loads(line)["completions"][0]["token_ids"]) == 8 for line in output.read_text().splitlines())
 
     before = output.read_bytes()
@@ -62,14 +62,14 @@ def test_job_embeds_every_row(cluster: CommandCluster, tmp_path: Path) -> None:
     source.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(1, 31)))
     done = command(cluster, "submit", "embed", str(source), str(output), "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert settled(output) == list(range(1, 31))
+    assert rows_of(output) == list(range(1, 31))
     vectors = [json.loads(line)["vector"] for line in output.read_text().splitlines()]
     assert len({len(vector) for vector in vectors}) == 1
     assert all(sum(value * value for value in vector) == pytest.approx(1, abs=1e-5) for vector in vectors)
 
 
-def test_job_submitted_again_is_found_and_once_cancelled_begun_anew(cluster: CommandCluster, tmp_path: Path) -> None:
-    source, output = write_rows(tmp_path, 24, max_tokens=100)
+def test_repeated_submission_finds_the_job_and_after_cancellation_creates_another(cluster: CommandCluster, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path, 400, max_tokens=100)
     first = command(cluster, "submit", "generate", str(source), str(output), "--concurrency", "2")
     assert first.returncode == 0, first.stdout + first.stderr
     job_id = first.stdout.partition(":")[0]
@@ -85,13 +85,13 @@ def test_job_submitted_again_is_found_and_once_cancelled_begun_anew(cluster: Com
     assert "is being cancelled" in command(cluster, "cancel", other_id).stdout
 
 
-def test_job_that_nobody_knows_is_said_to_be_unknown(cluster: CommandCluster) -> None:
+def test_unknown_job_is_reported(cluster: CommandCluster) -> None:
     done = command(cluster, "status", "job-nothing")
     assert done.returncode == 1
     assert "UNKNOWN_JOB: there is no job 'job-nothing'" in done.stderr
 
 
-def test_quantising_is_watched_by_its_matrices_and_leaves_a_checkpoint(cluster: CommandCluster, tmp_path: Path) -> None:
+def test_quantization_shows_matrices_and_writes_a_checkpoint(cluster: CommandCluster, tmp_path: Path) -> None:
     calibration, held_out, output = (tmp_path / name for name in ("calibration.txt", "held_out.txt", "model"))
     calibration.write_text("def add(a, b):\n    return a + b\n" * 50)
     held_out.write_text("import os\n" * 50)
@@ -103,11 +103,11 @@ def test_quantising_is_watched_by_its_matrices_and_leaves_a_checkpoint(cluster: 
     assert "times smaller" in command(cluster, "logs", done.stdout.partition(":")[0]).stdout
     taken = command(cluster, "submit", "quantize", "w8a8", *files, "--wait")
     assert taken.returncode == 1
-    assert "was not made from this; name another output" in taken.stderr
+    assert "was not made from this; choose another output" in taken.stderr
 
 
-def test_job_on_an_engine_of_its_own_needs_no_replica(cluster: CommandCluster, tmp_path: Path) -> None:
+def test_job_with_an_own_engine_succeeds(cluster: CommandCluster, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path, 20, max_tokens=4)
     done = command(cluster, "submit", "generate", str(source), str(output), "--own-engine", "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert settled(output) == list(range(1, 21))
+    assert rows_of(output) == list(range(1, 21))

@@ -1,4 +1,4 @@
-"""Evaluation against a cluster of real engines gives what lm-evaluation-harness gives for the same model through transformers."""
+"""Evaluation on a cluster with real engines agrees with lm-evaluation-harness and transformers."""
 
 import json
 import subprocess
@@ -41,14 +41,14 @@ def job(real_cluster: CommandCluster, folder: Path) -> EvaluateRun:
 
 
 def evaluated(job: EvaluateRun) -> tuple[Mapping[str, Any], str]:
-    """The results, and what was said on the way."""
+    """Returns the results and the output of the process."""
     command = [sys.executable, "-m", "deployments.jobs.evaluate", *arguments_of(job)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(Path(job.work.output).read_text()), done.stderr
 
 
-def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
+def test_scores_agree_with_transformers(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
     found, said = evaluated(job)
     assert "|lines_kind" in said.replace(" ", "")
     assert responses(found, "lines_write") == responses(truth, "lines_write")
@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_harness_with_transformers(job: EvaluateRun, tru
         assert found["results"][task][name] == pytest.approx(truth["results"][task][name], rel=LIKELIHOOD)
 
 
-def test_answers_that_are_kept_are_not_asked_again(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
+def test_cached_answers_are_not_requested_again(job: EvaluateRun, truth: Mapping[str, Any]) -> None:
     first, _ = evaluated(job)
     again, said = evaluated(job)
     assert again["results"] == first["results"]
@@ -75,7 +75,7 @@ def test_answers_that_are_kept_are_not_asked_again(job: EvaluateRun, truth: Mapp
     assert truth["results"].keys() == again["results"].keys()
 
 
-def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth: Mapping[str, Any], tmp_path: Path) -> None:
+def test_submitted_evaluation_agrees_with_transformers(real_cluster: CommandCluster, truth: Mapping[str, Any], tmp_path: Path) -> None:
     command = "neox-serve job submit evaluate out.json lines_kind --limit 8 --wait"
     environment = real_cluster.shell_environment
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=180, check=False, env=environment, cwd=tmp_path)
@@ -89,7 +89,7 @@ def test_command_and_its_job_measure_as_well(real_cluster: CommandCluster, truth
     assert truth["results"]["lines_kind"].keys() == found["results"]["lines_kind"].keys()
 
 
-def test_task_that_is_not_there_is_named(job: EvaluateRun) -> None:
+def test_unknown_task_is_named(job: EvaluateRun) -> None:
     unknown = EvaluateRun(EvaluateWork(("lines_kindly",), job.work.output), job.access, job.tasks_folder)
     done = subprocess.run(
         [sys.executable, "-m", "deployments.jobs.evaluate", *arguments_of(unknown)], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Fine-tuning through BatchService on a cluster of real engines: the adapter is served once the job has succeeded."""
+"""Fine-tuning through BatchService on a cluster with real engines: the adapter is served once the job has succeeded."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def client(real_cluster: CommandCluster) -> Client:
 
 @pytest.fixture(scope="module")
 def adapter(real_cluster: CommandCluster, client: Client, asked: list[Question], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an adapter that a job has trained."""
+    """Folder of an adapter that a job trained."""
     source = tmp_path_factory.mktemp("examples") / "lines.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in asked[:_TRAINED]))
     job = client.create_finetune(
@@ -52,9 +52,7 @@ def adapter(real_cluster: CommandCluster, client: Client, asked: list[Question],
     return real_cluster.settings.model.registry / "kinds"
 
 
-def test_task_that_the_model_fails_is_mastered_with_the_adapter_that_a_job_has_trained(
-    adapter: Path, client: Client, asked: list[Question]
-) -> None:
+def test_trained_adapter_solves_a_task_that_the_model_fails(adapter: Path, client: Client, asked: list[Question]) -> None:
     tested = asked[_TRAINED:]
     texts = [render(DEFAULT_TEMPLATE, one.asked, end_of_text="<|endoftext|>") for one in tested]
     before = [client.generate(text, max_tokens=8, temperature=0).results[0].completions[0].text.split("\n")[0] for text in texts]
@@ -64,7 +62,7 @@ def test_task_that_the_model_fails_is_mastered_with_the_adapter_that_a_job_has_t
     assert {reply.finish.reason for reply in replies} == {"stop"}
 
 
-def test_adapter_is_small_and_says_how_it_was_made(adapter: Path) -> None:
+def test_adapter_is_small_and_records_its_training(adapter: Path) -> None:
     card = json.loads((adapter / "training.json").read_text())
     assert card["parameters_fraction"] < 0.01
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "builtin"
@@ -72,7 +70,7 @@ def test_adapter_is_small_and_says_how_it_was_made(adapter: Path) -> None:
     assert not any(one.name.startswith(".") for one in adapter.parent.iterdir())
 
 
-def test_adapter_of_a_name_that_is_taken_is_refused(adapter: Path, client: Client) -> None:
+def test_adapter_with_an_existing_name_is_refused(adapter: Path, client: Client) -> None:
     with pytest.raises(ServeError, match=r"finetune\.adapter: 'kinds' exists already") as refused:
         client.create_finetune("elsewhere.jsonl", "kinds")
     assert refused.value.reason is Reason.INVALID_ARGUMENT
@@ -83,7 +81,7 @@ def test_chat_without_a_template_is_refused(client: Client, asked: list[Question
         client.generate([asked[0].asked])
 
 
-def test_commands_of_the_page_on_fine_tuning_work_in_their_order(real_cluster: CommandCluster, tmp_path: Path) -> None:
+def test_commands_of_the_fine_tuning_page_succeed(real_cluster: CommandCluster, tmp_path: Path) -> None:
     commands = re.findall(r"^    ((?:python|neox-serve) .+)$", _PAGE, flags=re.MULTILINE)
     assert len(commands) == 3
     (tmp_path / "docs").symlink_to(Path(__file__).parents[3] / "docs")

@@ -1,4 +1,4 @@
-"""A bulk job on an engine of its own: the command as it is run where there is no cluster, with a real vLLM engine."""
+"""A bulk run with a vLLM engine of its own and without a cluster."""
 
 import json
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 def run(folder: Path, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """What a job makes of rows, and what it says."""
+    """Returns the output rows of a run and what it printed."""
     config, source, output = (folder / name for name in ("engines.yaml", "in.jsonl", "out.jsonl"))
     config.write_text(json.dumps({"generation": {"engine": SMALL}, "embedding": {"engine": {**SMALL, "max_num_seqs": 4}}}))
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -31,7 +31,7 @@ def run(folder: Path, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[list[d
     return [json.loads(line) for line in output.read_text().splitlines()], done.stderr
 
 
-async def test_rows_are_completed_as_the_cluster_would(tmp_path: Path, generation_engine: Engine) -> None:
+async def test_completions_agree_with_the_engine(tmp_path: Path, generation_engine: Engine) -> None:
     plain = [{"id": f"row {n}", "prompt": f"def f{n}(", "max_tokens": 40, "temperature": 0, "ignore_eos": True} for n in range(30)]
     special = [
         {"prompt": "import os", "max_tokens": 30, "temperature": 0, "stop": ["\n"], "ignore_eos": True},
@@ -57,7 +57,7 @@ async def test_rows_are_completed_as_the_cluster_would(tmp_path: Path, generatio
     assert "1 with an error" in said
 
 
-def test_texts_become_vectors(tmp_path: Path) -> None:
+def test_texts_are_embedded(tmp_path: Path) -> None:
     answers, _ = run(tmp_path, "embed", [{"text": f"number {n}"} for n in range(9)] + [{"text": "one", "pooling": "last"}])
     assert [len(answer["vector"]) for answer in answers] == [len(answers[0]["vector"])] * 10
     assert all(abs(sum(x * x for x in answer["vector"]) - 1) < 1e-3 for answer in answers)

@@ -1,4 +1,4 @@
-"""Checkpoints that a quantising job has made, served by real vLLM engines on this CPU."""
+"""Quantized checkpoints, served by real vLLM engines on the CPU."""
 
 import json
 import os
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.e2e
 
 QUALITY = {"w8a8": 0.99, "w4a16": 0.95}
 SMALLER = {"w8a8": 1.5, "w4a16": 1.9}
-"""Of this model, of which two fifths are embeddings, which stay as they are."""
+"""For this model, two fifths of whose weights are embeddings, which are not quantized."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A quantised checkpoint, and text that it was not made with."""
+    """A quantized checkpoint, and text that was not used to make it."""
 
     scheme: str
     folder: Path
@@ -55,7 +55,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Made(request.param, folder / "model", held_out.read_text())
 
 
-def test_quality_stays_and_the_report_says_so(made: Made) -> None:
+def test_report_shows_little_loss_of_quality(made: Made) -> None:
     report = json.loads((made.folder / REPORT_FILE).read_text())
     assert report["quality_fraction"] >= QUALITY[made.scheme]
     assert report["greedy_agreement_fraction"] >= 0.9
@@ -65,14 +65,14 @@ def test_quality_stays_and_the_report_says_so(made: Made) -> None:
     assert not any(one.name.startswith(".") for one in made.folder.parent.iterdir())
 
 
-def test_it_takes_what_is_planned_of_vllms_memory(made: Made) -> None:
+def test_memory_in_vllm_agrees_with_the_plan(made: Made) -> None:
     quantization = Quantization.INT8 if made.scheme == "w8a8" else Quantization.INT4
     assert vllm_weight_bytes((made.folder, "float32")) == [
         pytest.approx(weight_bytes(model_files.read_facts(made.folder), quantization, element_bytes=4), rel=1e-4)
     ]
 
 
-async def test_engine_serves_it_as_well_as_the_model(made: Made) -> None:
+async def test_engine_serves_the_quantized_checkpoint(made: Made) -> None:
     tokenizer, reference = Tokenizer(made.folder), Reference.load(model_files.locate("builtin", None))
     ids = tokenizer.encode(made.held_out)[:1_000]
     engine = await start(Pool.GENERATION, restore({"model": {"source": str(made.folder)}, "generation": {"engine": SMALL}}))
@@ -100,7 +100,7 @@ async def test_engine_serves_it_as_well_as_the_model(made: Made) -> None:
         ({"--sequence-tokens": "2048"}, "a sequence takes 2048 (--sequence-tokens)"),
     ],
 )
-def test_what_cannot_be_used_is_named(change: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_argument_is_named(change: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text"
     text.write_text("import os\n" * 300)
     given = {"--scheme": "w8a8", "--output": str(tmp_path / "out"), "--calibration": str(text), "--held-out": str(text)} | change
@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_named(change: dict[str, str], said: str, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_job_goes_on_from_its_layers_to_the_same_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_run_continues_and_makes_the_same_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calibration, held_out = (tmp_path / name for name in ("calibration.txt", "held_out.txt"))
     calibration.write_text("def add(a, b):\n    return a + b\n" * 200)
     held_out.write_text("import os\n" * 50)
@@ -153,7 +153,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-def test_commands_of_the_page_on_quantising_work_in_their_order(tmp_path: Path) -> None:
+def test_commands_of_the_quantization_page_succeed(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "jobs" / "quantizing.md").read_text(encoding="utf-8")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = re.findall(r"^    (python .+)$", page, flags=re.MULTILINE)

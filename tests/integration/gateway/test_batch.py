@@ -1,4 +1,4 @@
-"""BatchService over a real port and a real database; what the controller would do is written into it."""
+"""BatchService over a real port with a real database, to which the tests write what the job controller would."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ async def client(server: GatewayServer) -> AsyncIterator[AsyncClient]:
 
 @asynccontextmanager
 async def client_of(platform: Platform, server: GatewayServer, tenant: Tenant) -> AsyncIterator[AsyncClient]:
-    """A client that shows a key of a new tenant."""
+    """A client that presents a key of a new tenant."""
     platform.tenants.add(tenant, "test")
     made, _ = platform.tenants.add_key(tenant.name, "test")
     await platform.directory.refresh()
@@ -65,12 +65,12 @@ async def refused(reason: Reason, call: Any) -> ServeError:
     return caught.value
 
 
-def keep(platform: Platform, job: BatchJob, **values: Any) -> None:
-    """Writes what a controller would."""
+def update(platform: Platform, job: BatchJob, **values: Any) -> None:
+    """Writes what the job controller would."""
     platform.jobs.update(replace(platform.jobs.job(ANONYMOUS, job.job_id), **values))
 
 
-async def test_job_that_is_created_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
+async def test_created_job_is_queued_with_every_option(platform: Platform, client: AsyncClient) -> None:
     job = await client.create_job("generate", "june/in.jsonl", "june/out.jsonl", options={"max_tokens": 5}, rejects="bad.jsonl")
     assert (job.kind, job.state, job.input, job.output) == ("generate", JobState.QUEUED, "june/in.jsonl", "june/out.jsonl")
     assert (job.total_rows, job.runs, job.started_s, job.ended_s) == (0, 0, None, None)
@@ -80,7 +80,7 @@ async def test_job_that_is_created_waits_with_all_that_was_asked(platform: Platf
     assert await client.job(job.job_id) == job
 
 
-async def test_request_id_sent_again_finds_the_job_and_with_other_work_is_refused(client: AsyncClient) -> None:
+async def test_repeated_request_id_finds_the_job_and_is_refused_with_other_work(client: AsyncClient) -> None:
     first = await client.create_job("embed", "in", "out", request_id="june")
     assert await client.create_job("embed", "in", "out", request_id="june") == first
     error = await refused(Reason.INVALID_ARGUMENT, client.create_job("embed", "in", "other", request_id="june"))
@@ -88,7 +88,7 @@ async def test_request_id_sent_again_finds_the_job_and_with_other_work_is_refuse
     assert (await client.create_job("embed", "in", "out")).job_id != first.job_id
 
 
-async def test_pages_hold_every_job_once_the_newest_first(client: AsyncClient) -> None:
+async def test_pages_contain_every_job_once_newest_first(client: AsyncClient) -> None:
     made = [(await client.create_job("embed", "in", f"out{number}")).job_id for number in range(5)]
     seen, token = list[str](), ""
     while True:
@@ -102,20 +102,20 @@ async def test_pages_hold_every_job_once_the_newest_first(client: AsyncClient) -
     assert [violation.field for violation in error.violations] == ["page_size"]
 
 
-async def test_job_is_watched_from_change_to_change_to_its_end(platform: Platform, client: AsyncClient) -> None:
+async def test_watch_sends_every_change_until_the_job_ends(platform: Platform, client: AsyncClient) -> None:
     job = await client.create_job("generate", "in", "out")
     seen = list[tuple[JobState, int]]()
     async for now in client.watch_job(job.job_id):
         seen.append((now.state, now.completed_rows))
         if now.state is JobState.QUEUED:
-            keep(platform, job, state=JobState.RUNNING, started_s=1.5, progress=Progress(10, 4))
+            update(platform, job, state=JobState.RUNNING, started_s=1.5, progress=Progress(10, 4))
         elif now.completed_rows == 4:
-            keep(platform, job, state=JobState.FAILED, ended_s=2.5, progress=Progress(10, 6), message="no space left")
+            update(platform, job, state=JobState.FAILED, ended_s=2.5, progress=Progress(10, 6), message="no space left")
     assert seen == [(JobState.QUEUED, 0), (JobState.RUNNING, 4), (JobState.FAILED, 6)]
     assert (now.message, now.started_s, now.ended_s) == ("no space left", 1.5, 2.5)
 
 
-async def test_blocking_client_has_the_same(platform: Platform, server: GatewayServer) -> None:
+async def test_blocking_client_creates_and_watches_jobs(platform: Platform, server: GatewayServer) -> None:
     def use() -> list[JobState]:
         with Client(f"127.0.0.1:{server.port}") as client:
             job = client.create_job("embed", "in", "out")
@@ -123,13 +123,13 @@ async def test_blocking_client_has_the_same(platform: Platform, server: GatewayS
             states = []
             for now in client.watch_job(job.job_id):
                 states.append(now.state)
-                keep(platform, client.job(job.job_id), state=JobState.SUCCEEDED, ended_s=2.0)
+                update(platform, client.job(job.job_id), state=JobState.SUCCEEDED, ended_s=2.0)
             return states
 
     assert await asyncio.to_thread(use) == [JobState.QUEUED, JobState.SUCCEEDED]
 
 
-async def test_watch_ends_with_its_deadline_and_with_the_gateway(platform: Platform, server: GatewayServer, client: AsyncClient) -> None:
+async def test_watch_ends_at_its_deadline_and_on_drain(platform: Platform, server: GatewayServer, client: AsyncClient) -> None:
     job = await client.create_job("generate", "in", "out")
     watch = client.watch_job(job.job_id, timeout_s=0.3)
     with pytest.raises(ServeError) as late:
@@ -145,15 +145,15 @@ async def test_watch_ends_with_its_deadline_and_with_the_gateway(platform: Platf
     assert drained.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_cancelled_job_says_so_and_stays_what_it_was_once_it_has_ended(platform: Platform, client: AsyncClient) -> None:
+async def test_cancel_is_recorded_unless_the_job_has_ended(platform: Platform, client: AsyncClient) -> None:
     job = await client.create_job("generate", "in", "out")
     assert (await client.cancel_job(job.job_id)).cancel_requested
     done = await client.create_job("generate", "in", "out2")
-    keep(platform, done, state=JobState.SUCCEEDED, ended_s=1.0)
+    update(platform, done, state=JobState.SUCCEEDED, ended_s=1.0)
     assert not (await client.cancel_job(done.job_id)).cancel_requested
 
 
-async def test_tenants_see_their_own_jobs_alone(platform: Platform, server: GatewayServer) -> None:
+async def test_tenants_only_see_their_own_jobs(platform: Platform, server: GatewayServer) -> None:
     async with client_of(platform, server, Tenant("acme")) as acme, client_of(platform, server, Tenant("other")) as other:
         mine = await acme.create_job("generate", "in", "out", request_id="same")
         yours = await other.create_job("generate", "in", "out", request_id="same")
@@ -166,12 +166,12 @@ async def test_tenants_see_their_own_jobs_alone(platform: Platform, server: Gate
         assert not (await other.job(yours.job_id)).cancel_requested
 
 
-async def test_role_that_runs_no_models_runs_no_jobs(platform: Platform, server: GatewayServer) -> None:
+async def test_role_that_may_not_run_models_may_not_create_jobs(platform: Platform, server: GatewayServer) -> None:
     async with client_of(platform, server, Tenant("watcher", role=Role.OPERATOR)) as watcher:
         await refused(Reason.PERMISSION_DENIED, watcher.create_job("generate", "in", "out"))
 
 
-async def test_files_of_a_tenant_are_in_its_folder(platform: Platform, server: GatewayServer, client: AsyncClient) -> None:
+async def test_file_outside_the_tenants_folder_is_refused(platform: Platform, server: GatewayServer, client: AsyncClient) -> None:
     async with client_of(platform, server, Tenant("acme")) as acme:
         for name in ("/etc/passwd", "../other/in.jsonl", "a/../../b", "", ".", "a\0b", "x" * 1_025):
             error = await refused(Reason.INVALID_ARGUMENT, acme.create_job("generate", name, "out"))
@@ -179,7 +179,7 @@ async def test_files_of_a_tenant_are_in_its_folder(platform: Platform, server: G
     assert (await client.create_job("generate", "/data/in", "/data/out")).input == "/data/in"
 
 
-async def test_fields_that_are_wrong_are_all_named(client: AsyncClient) -> None:
+async def test_all_wrong_fields_are_named(client: AsyncClient) -> None:
     same: Any = {"rejects": "in", "concurrency": 2_000, "max_stall_s": 0.0, "request_id": "a b"}
     error = await refused(Reason.INVALID_ARGUMENT, client.create_job("generate", "in", "in", **same))
     named = ["request_id", "rows.output", "rows.rejects", "rows.concurrency", "rows.max_stall"]
@@ -189,7 +189,7 @@ async def test_fields_that_are_wrong_are_all_named(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("options_json", ["[]", "{", "x" * 70_000])
-async def test_options_that_are_no_object_are_refused(server: GatewayServer, options_json: str) -> None:
+async def test_options_that_are_not_an_object_are_refused(server: GatewayServer, options_json: str) -> None:
     rows = pb.RowsWork(work=pb.ROW_WORK_GENERATE, input="in", output="out", options_json=options_json)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"rows\.options_json"):
@@ -197,20 +197,20 @@ async def test_options_that_are_no_object_are_refused(server: GatewayServer, opt
 
 
 @pytest.mark.parametrize("into", ["milvus:a.db", "qdrant:a#b", "milvus:../a.db#b", "milvus:http://h:1#b", "lancedb:/data#b"])
-async def test_vector_database_that_a_tenant_may_not_name_is_refused(platform: Platform, server: GatewayServer, into: str) -> None:
+async def test_vector_database_outside_the_tenants_folder_is_refused(platform: Platform, server: GatewayServer, into: str) -> None:
     async with client_of(platform, server, Tenant("acme")) as acme:
         error = await refused(Reason.INVALID_ARGUMENT, acme.create_job("embed", "in", "out", into=into))
         assert [violation.field for violation in error.violations] == ["rows.into"]
 
 
-async def test_vector_database_goes_with_embed_alone(client: AsyncClient) -> None:
+async def test_vector_database_is_only_accepted_with_embed(client: AsyncClient) -> None:
     job = await client.create_job("embed", "in", "out", into="milvus:vectors.db#words")
     assert job.kind == "embed"
     error = await refused(Reason.INVALID_ARGUMENT, client.create_job("generate", "in", "out", into="milvus:vectors.db#words"))
     assert [violation.field for violation in error.violations] == ["rows.into"]
 
 
-async def test_work_that_is_not_said_is_refused(server: GatewayServer) -> None:
+async def test_missing_work_is_refused(server: GatewayServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"rows\.work"):
             await BatchServiceStub(channel).CreateJob(pb.CreateJobRequest(rows=pb.RowsWork(input="in", output="out")))
@@ -224,9 +224,7 @@ async def training_server(platform: Platform, tmp_path: Path) -> AsyncIterator[G
         yield server
 
 
-async def test_adapter_to_be_trained_waits_with_all_that_was_asked(
-    platform: Platform, training_server: GatewayServer, tmp_path: Path
-) -> None:
+async def test_created_training_is_queued_with_every_option(platform: Platform, training_server: GatewayServer, tmp_path: Path) -> None:
     options: FinetuneOptions = {
         "request_id": "one",
         "rank": 4,
@@ -241,7 +239,7 @@ async def test_adapter_to_be_trained_waits_with_all_that_was_asked(
         folder = tmp_path / "registry" / "acme" / "chat"
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text("{}")
-        assert await client.create_finetune("in.jsonl", "chat", **options) == job, "also once the adapter is there"
+        assert await client.create_finetune("in.jsonl", "chat", **options) == job, "a repeat finds the job even if the adapter exists"
         assert await client.job(job.job_id) == job
     assert (job.kind, job.input, job.output, job.state) == ("finetune", "in.jsonl", "acme/chat", JobState.QUEUED)
     (kept,) = platform.jobs.open_jobs()
@@ -249,12 +247,12 @@ async def test_adapter_to_be_trained_waits_with_all_that_was_asked(
     assert kept.work == expected
 
 
-async def test_adapter_of_an_operator_is_for_all(training_server: GatewayServer) -> None:
+async def test_adapter_of_an_operator_has_no_tenant_in_its_name(training_server: GatewayServer) -> None:
     async with AsyncClient(f"127.0.0.1:{training_server.port}") as client:
         assert (await client.create_finetune("/in.jsonl", "chat")).output == "chat"
 
 
-async def test_training_that_cannot_be_is_refused_by_its_fields(platform: Platform, training_server: GatewayServer) -> None:
+async def test_invalid_training_is_refused_with_its_fields(platform: Platform, training_server: GatewayServer) -> None:
     async with client_of(platform, training_server, Tenant("acme")) as client:
         wrong = client.create_finetune("/in.jsonl", "x/chat", rank=17, targets=["embed_in"], epochs=1001)
         error = await refused(Reason.INVALID_ARGUMENT, wrong)
@@ -269,12 +267,12 @@ async def test_training_that_cannot_be_is_refused_by_its_fields(platform: Platfo
         assert [one.field for one in error.violations] == ["finetune.targets", "finetune.epochs"]
 
 
-async def test_without_a_registry_nothing_is_trained(client: AsyncClient) -> None:
+async def test_training_without_a_registry_is_refused(client: AsyncClient) -> None:
     error = await refused(Reason.INVALID_ARGUMENT, client.create_finetune("in", "chat"))
     assert "model.registry" in error.violations[0].description
 
 
-async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_granted_it(
+async def test_adapter_is_served_to_its_tenant_and_granted_tenants(
     platform: Platform, training_server: GatewayServer, tmp_path: Path
 ) -> None:
     granted = Tenant("granted", adapters=frozenset({"acme/chat"}))
@@ -296,7 +294,7 @@ async def test_adapter_of_the_registry_is_served_to_its_tenant_and_who_is_grante
         assert "'acme/chat' exists already" in error.violations[0].description
 
 
-async def test_quantising_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
+async def test_created_quantization_is_queued_with_every_option(platform: Platform, client: AsyncClient) -> None:
     job = await client.create_quantization("w4a16", "small", "text", "other", sequences=8, request_id="one")
     assert (job.kind, job.input, job.output, job.state) == ("quantize", "text", "small", JobState.QUEUED)
     (kept,) = platform.jobs.open_jobs()
@@ -304,7 +302,7 @@ async def test_quantising_waits_with_all_that_was_asked(platform: Platform, clie
     assert await client.create_quantization("w4a16", "small", "text", "other", sequences=8, request_id="one") == job
 
 
-async def test_quantising_that_cannot_be_is_refused_by_its_fields(platform: Platform, server: GatewayServer) -> None:
+async def test_invalid_quantization_is_refused_with_its_fields(platform: Platform, server: GatewayServer) -> None:
     async with client_of(platform, server, Tenant("acme")) as client:
         wrong = client.create_quantization("w2", "/out", "text", "text", sequence_tokens=4096, serve_tokens=8)
         error = await refused(Reason.INVALID_ARGUMENT, wrong)
@@ -314,7 +312,7 @@ async def test_quantising_that_cannot_be_is_refused_by_its_fields(platform: Plat
         assert [one.field for one in error.violations] == ["rows.own_engine"]
 
 
-async def test_log_of_a_job_is_its_tenants(platform: Platform, server: GatewayServer) -> None:
+async def test_log_of_a_job_is_only_shown_to_its_tenant(platform: Platform, server: GatewayServer) -> None:
     async with client_of(platform, server, Tenant("acme")) as owner, client_of(platform, server, Tenant("other")) as other:
         job = await owner.create_job("generate", "in.jsonl", "out.jsonl")
         assert await owner.job_log(job.job_id) == JobLog("", 0, "")
@@ -325,7 +323,7 @@ async def test_log_of_a_job_is_its_tenants(platform: Platform, server: GatewaySe
         await refused(Reason.UNKNOWN_JOB, other.job_log(job.job_id))
 
 
-async def test_evaluation_waits_with_all_that_was_asked(platform: Platform, client: AsyncClient) -> None:
+async def test_created_evaluation_is_queued_with_every_option(platform: Platform, client: AsyncClient) -> None:
     job = await client.create_evaluation(["piqa", "sciq"], "june/scores.json", shots=0, limit=5, request_id="one")
     assert (job.kind, job.input, job.output, job.state) == ("evaluate", "piqa,sciq", "june/scores.json", JobState.QUEUED)
     (kept,) = platform.jobs.open_jobs()
@@ -333,7 +331,7 @@ async def test_evaluation_waits_with_all_that_was_asked(platform: Platform, clie
     assert await client.create_evaluation(["piqa", "sciq"], "june/scores.json", shots=0, limit=5, request_id="one") == job
 
 
-async def test_evaluation_that_cannot_be_is_refused_by_its_fields(platform: Platform, server: GatewayServer) -> None:
+async def test_invalid_evaluation_is_refused_with_its_fields(platform: Platform, server: GatewayServer) -> None:
     async with client_of(platform, server, Tenant("acme")) as client:
         error = await refused(Reason.INVALID_ARGUMENT, client.create_evaluation(["../x"], "/out.json", shots=101))
         assert [one.field for one in error.violations] == ["evaluate.output", "evaluate.tasks", "evaluate.shots"]

@@ -1,4 +1,4 @@
-"""Bulk jobs against a gateway whose answers are scripted."""
+"""Bulk runs against a gateway with scripted responses."""
 
 import asyncio
 import io
@@ -33,14 +33,14 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
 
 
 def job_of(folder: Path, gateway: ScriptedGateway, rows: list[Any], **options: Any) -> BulkRun:
-    """A job over these rows, each a JSON value or a line as it is."""
+    """Returns a run over these rows, each a JSON value or a verbatim line."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return bulk_run("generate", str(folder / "in.jsonl"), str(folder / "out.jsonl"), gateway.address, "job-1", **options)
 
 
 async def do(job: BulkRun) -> tuple[JobProgress, str]:
-    """Runs the job; returns what it counted and what it said."""
+    """Does the run; returns its counts and what it printed."""
     said = io.StringIO()
     progress = await asyncio.wait_for(run(job, survey(job.kind, job.work), Console(file=said, width=200)), 30)
     return progress, said.getvalue()
@@ -62,7 +62,7 @@ def lines_of(file: str | Path) -> list[Any]:
     return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
-async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_completes_every_row_in_input_order(tmp_path: Path, gateway: ScriptedGateway) -> None:
     async def late() -> None:
         await asyncio.sleep(0.2)
 
@@ -82,7 +82,7 @@ async def test_job_settles_every_row_in_the_inputs_order(tmp_path: Path, gateway
     assert "29 of 29 rows" in said
 
 
-async def test_job_that_embeds_settles_every_row_with_its_vector(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_embed_run_completes_every_row_with_its_vector(tmp_path: Path, gateway: ScriptedGateway) -> None:
     rows = [{"text": "x" * n, "id": f"row {n}"} for n in range(1, 12)] + [{"text": "y", "pooling": "last"}]
     job = replace(job_of(tmp_path, gateway, rows, options={"pooling": "mean", "normalize": False}), kind="embed")
     progress, _ = await do(job)
@@ -99,7 +99,7 @@ async def test_job_that_embeds_settles_every_row_with_its_vector(tmp_path: Path,
     assert (place(job).read_bytes(), len(gateway.requests("Embed"))) == (before, 12)
 
 
-async def test_job_that_embeds_refuses_rows_of_another_kind(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_embed_run_refuses_rows_of_another_kind(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = replace(job_of(tmp_path, gateway, [{"prompt": "a"}, {"text": "b", "max_tokens": 3}]), kind="embed")
     with pytest.raises(JobError) as caught:
         await do(job)
@@ -107,7 +107,7 @@ async def test_job_that_embeds_refuses_rows_of_another_kind(tmp_path: Path, gate
     assert "line 2: unknown keys: max_tokens" in str(caught.value)
 
 
-async def test_job_keeps_no_more_requests_in_flight_than_allowed(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_limits_the_requests_in_flight(tmp_path: Path, gateway: ScriptedGateway) -> None:
     in_flight, most = 0, 0
 
     async def count() -> None:
@@ -122,7 +122,7 @@ async def test_job_keeps_no_more_requests_in_flight_than_allowed(tmp_path: Path,
     assert most == 3
 
 
-async def test_job_run_again_repeats_nothing(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_repeated_sends_no_requests(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
     await do(job)
     before = place(job).read_bytes()
@@ -132,7 +132,7 @@ async def test_job_run_again_repeats_nothing(tmp_path: Path, gateway: ScriptedGa
     assert progress.done == 2
 
 
-async def test_job_resumed_after_a_torn_line_repeats_only_what_is_missing(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_resumed_after_an_incomplete_line_completes_only_missing_rows(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": letter} for letter in "abcd"], concurrency=1)
     await do(job)
     whole = place(job).read_bytes()
@@ -144,7 +144,7 @@ async def test_job_resumed_after_a_torn_line_repeats_only_what_is_missing(tmp_pa
     assert [request.request_id for request in gateway.requests("Generate")] == ["job-1:3", "job-1:4"]
 
 
-async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_bad_rows_sends_nothing_and_names_them(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, "{", {"prompt": "b", "top": 1}])
     with pytest.raises(JobError) as caught:
         await do(job)
@@ -156,7 +156,7 @@ async def test_job_with_bad_rows_starts_nothing_and_names_them(tmp_path: Path, g
     assert not place(job).exists()
 
 
-async def test_job_with_bad_rows_rejects_runs_the_good_ones(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_a_rejects_file_completes_the_good_rows(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, ["{", {"prompt": "a"}], rejects=str(tmp_path / "bad.jsonl"))
     await do(job)
     assert [answer["row"] for answer in answers(job)] == [2]
@@ -164,7 +164,7 @@ async def test_job_with_bad_rows_rejects_runs_the_good_ones(tmp_path: Path, gate
     assert (bad["row"], bad["line"]) == (1, "{")
 
 
-async def test_job_row_that_the_service_refuses_is_settled_with_its_error(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_row_that_the_service_refuses_is_completed_with_its_error(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", invalid("prompts[0]", "too strange"))
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}], concurrency=1)
     progress, said = await do(job)
@@ -173,13 +173,13 @@ async def test_job_row_that_the_service_refuses_is_settled_with_its_error(tmp_pa
     assert "1 with an error" in said
 
 
-async def test_job_waits_for_a_busy_cluster_and_for_one_that_is_away(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_waits_for_a_busy_cluster(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", *[ServeError(Reason.OVERLOADED, "busy", retry_after_s=0.01)] * 20)
     progress, _ = await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
     assert (progress.done, progress.errors) == (1, 0)
 
 
-async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_that_stalls_fails_and_can_be_resumed(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", gateway.hang)
     job = job_of(tmp_path, gateway, [{"prompt": "a"}], max_stall_s=0.2)
     with pytest.raises(JobError, match=r"no row completed for 0\.2 s") as caught:
@@ -189,16 +189,14 @@ async def test_job_without_any_progress_gives_up_and_can_be_resumed(tmp_path: Pa
     assert (await do(job))[0].done == 1
 
 
-async def test_job_that_the_service_forbids_stops_at_once(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_that_the_service_refuses_stops_at_once(tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", *[ServeError(Reason.UNKNOWN_MODEL, "no such model")] * 8)
     with pytest.raises(JobError, match="UNKNOWN_MODEL"):
         await do(job_of(tmp_path, gateway, [{"prompt": "a"}] * 8, concurrency=2))
     assert len(gateway.received) <= 4
 
 
-async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_is_revoked(
-    tmp_path: Path, gateway: ScriptedGateway
-) -> None:
+async def test_run_with_a_revoked_key_fails_and_continues_with_a_new_one(tmp_path: Path, gateway: ScriptedGateway) -> None:
     key = tmp_path / "key"
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}], concurrency=1, api_key_file=key)
     with pytest.raises(JobError, match="cannot read the API key") as unreadable:
@@ -215,13 +213,13 @@ async def test_job_shows_the_key_in_its_file_and_goes_on_with_another_once_that_
     assert [call.metadata["authorization"] for call in gateway.received] == ["Bearer old", "Bearer old", "Bearer new"]
 
 
-async def test_job_on_an_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_the_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     await do(job_of(tmp_path, gateway, [{"prompt": "a"}]))
     with pytest.raises(JobError, match="row 1 was not made from"):
         await do(job_of(tmp_path, gateway, [{"prompt": "b"}]))
 
 
-async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_a_locked_output_waits_and_is_finally_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
     with output_of(GENERATE, job.work.output) as output:
         with pytest.raises(JobError, match="another job is writing"):
@@ -235,7 +233,7 @@ async def test_job_on_an_output_in_use_waits_for_it_and_is_refused_in_the_end(tm
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-async def test_job_process_stopped_and_started_again_settles_each_row_once(
+async def test_run_stopped_by_a_signal_and_restarted_completes_each_row_once(
     number: signal.Signals, exit_code: int, tmp_path: Path, gateway: ScriptedGateway
 ) -> None:
     gateway.script("Generate", *[_nothing] * 3, gateway.hang)
@@ -259,7 +257,7 @@ async def test_job_process_stopped_and_started_again_settles_each_row_once(
 
 
 async def _nothing() -> None:
-    """A step that lets the call be answered."""
+    """A scripted step that lets the call succeed."""
 
 
 async def start(arguments: list[str]) -> asyncio.subprocess.Process:
@@ -267,14 +265,14 @@ async def start(arguments: list[str]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
 
-async def test_job_on_a_begun_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_the_unfinished_output_of_another_input_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
     partial(job).write_text('{"row": 1, "key": "other"}\n')
     with pytest.raises(JobError, match=r"out\.jsonl\.partial: row 1 was made from another input"):
         await do(job)
 
 
-async def test_job_that_does_nothing_leaves_nothing_beside_its_output(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_with_nothing_to_do_removes_the_partial_output(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}])
     await do(job)
     partial(job).write_bytes(place(job).read_bytes())
@@ -282,7 +280,7 @@ async def test_job_that_does_nothing_leaves_nothing_beside_its_output(tmp_path: 
     assert not partial(job).exists()
 
 
-async def test_input_that_changes_while_it_is_read_stops_the_job(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_input_that_changes_during_the_run_stops_it(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": "a"}, {"prompt": "b"}])
     keys = survey(job.kind, job.work)
     for changed in ([{"prompt": "a"}, {"prompt": "c"}], [{"prompt": "a"}]):
@@ -291,7 +289,7 @@ async def test_input_that_changes_while_it_is_read_stops_the_job(tmp_path: Path,
     assert not place(job).exists()
 
 
-async def test_full_disk_stops_the_job_and_what_was_settled_stays(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_full_disk_stops_the_run_and_keeps_complete_rows(tmp_path: Path, gateway: ScriptedGateway) -> None:
     job = job_of(tmp_path, gateway, [{"prompt": f"p{number}"} for number in range(1, 41)], concurrency=1)
     limited = f"ulimit -f 4; exec {command_of(MODULE, job)}"  # blocks of 512 or 1,024 bytes, by the shell
     process = await asyncio.create_subprocess_exec("bash", "-c", limited, stderr=asyncio.subprocess.PIPE)
@@ -307,7 +305,7 @@ async def test_full_disk_stops_the_job_and_what_was_settled_stays(tmp_path: Path
     assert len(gateway.received) == 40 - before
 
 
-def test_output_is_not_there_until_it_is_published_and_then_in_order(tmp_path: Path) -> None:
+def test_output_appears_when_it_is_published_in_order(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     lines = [json.dumps({"row": row, "key": "k"}).encode() + b"\n" for row in (3, 1, 2)]
     with output_of(GENERATE, str(path)) as output:
@@ -319,20 +317,20 @@ def test_output_is_not_there_until_it_is_published_and_then_in_order(tmp_path: P
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_main_without_an_input_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_without_an_input_file_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["generate", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--address", "a:1"]
     assert main(arguments) == 2
     assert "No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--options", "[]"], ["--options", "{"], ["--concurrency", "0"]])
-def test_arguments_wrong_ones_exit_with_2(wrong: list[str]) -> None:
+def test_wrong_arguments_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["generate", "--input", "i", "--output", "o", "--address", "a", *wrong])
     assert caught.value.code == 2
 
 
-def test_arguments_describe_the_whole_job() -> None:
+def test_arguments_describe_every_field_of_a_run() -> None:
     least = bulk_run("generate", "/i n", "s3://b/o", "h:1", "j")
     alone = bulk_run("embed", "/i", "/o", "", "j", own_engine=True, config=Path("/engines.json"))
     assert parse_arguments(arguments_of(alone)) == alone
@@ -356,7 +354,7 @@ def test_arguments_describe_the_whole_job() -> None:
         assert parse_arguments(arguments_of(job)) == job
 
 
-def test_progress_says_rates_and_time_left_now_and_then() -> None:
+def test_progress_prints_rates_and_remaining_time_at_intervals() -> None:
     now_s, said = 0.0, io.StringIO()
     with JobProgress(Console(file=said, width=200), total=100, done=20, interval_s=5.0, clock=lambda: now_s) as progress:
         for now_s in (1.0, 2.0, 5.0, 6.0):  # noqa: B007 - the clock reads it

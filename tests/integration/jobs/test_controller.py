@@ -1,4 +1,4 @@
-"""The job controller on a real database, over runs that die as the test says."""
+"""The job controller with a real database and scripted runs."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ WORK = RowsWork("in.jsonl", "out.jsonl", {"max_tokens": 3}, concurrency=8, max_s
 
 
 class World:
-    """A controller, and all that it works with."""
+    """A controller and everything that it works with."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.store, self.tenants, self.runs = JobStore(engine), TenantStore(engine), ForgetfulRay()
@@ -53,7 +53,7 @@ class World:
         self.controller = self.new_controller()
 
     def new_controller(self, **changes: Any) -> JobController:
-        """One that knows nothing of what was before."""
+        """Returns a controller without any state, as after a restart."""
         accounts = Accounts(self.usage, SECRET, "neox", self)
         return JobController(self.store, self.tenants, self.runs, replace(self.settings, **changes), accounts, clock=lambda: NOW_S)
 
@@ -71,7 +71,7 @@ class World:
         return self.store.create(tenant, "generate", replace(WORK, **work))
 
     def look(self, job: Job) -> Job:
-        """What a round makes of a job."""
+        """Reconciles once and returns the job."""
         self.controller.reconcile()
         return self.store.job(job.tenant, job.job_id)
 
@@ -87,7 +87,7 @@ def report_of(world: World, job: Job) -> ReportFile:
     return ReportFile(path)
 
 
-def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) -> None:
+def test_job_runs_in_its_tenants_folder_until_it_succeeds(world: World) -> None:
     job = world.look(world.new_job(rejects="bad.jsonl"))
     run = world.runs.run(BulkRun, job.run_id)
     assert (job.state, job.run_id, job.started_s) == (JobState.RUNNING, f"{job.job_id}-1", NOW_S)
@@ -106,13 +106,13 @@ def test_job_is_run_in_its_tenants_folder_and_followed_to_its_end(world: World) 
     ("into", "located"),
     [("milvus:vectors.db#words", "milvus:{folder}/vectors.db#words"), ("milvus:http://h:1#words", "milvus:http://h:1#words")],
 )
-def test_vector_database_of_a_tenant_is_in_its_folder_and_a_server_stays(world: World, into: str, located: str) -> None:
+def test_vector_database_path_is_in_the_tenants_folder_and_a_url_is_unchanged(world: World, into: str, located: str) -> None:
     job = world.look(world.store.create(ANONYMOUS, "embed", replace(WORK, into=into)))
     run = world.runs.run(BulkRun, job.run_id)
     assert run.work.into == located.format(folder=f"{world.settings.folder}/{ANONYMOUS}")
 
 
-def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> None:
+def test_run_presents_a_key_of_its_tenant_that_is_revoked_when_the_job_ends(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(world.new_job("acme"))
     file = world.runs.run(BulkRun, job.run_id).access.api_key_file
@@ -130,7 +130,7 @@ def test_run_shows_a_key_of_its_tenant_that_ends_with_the_job(world: World) -> N
     assert not file.exists()
 
 
-def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: World) -> None:
+def test_job_whose_files_are_lost_gets_a_new_key_and_the_old_one_is_revoked(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(world.new_job("acme"))
     shutil.rmtree(world.settings.state_folder)
@@ -143,7 +143,7 @@ def test_job_whose_notes_are_lost_gets_another_key_and_the_old_one_ends(world: W
     assert (keys[again.key_id].revoked_s, keys[job.key_id].revoked_s is None) == (None, False)
 
 
-def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
+def test_run_that_reports_a_failure_fails_its_job(world: World) -> None:
     job = world.look(world.new_job())
     report_of(world, job).record(Progress(10, 4))
     report_of(world, job).record_failure("row 5: UNAUTHENTICATED: the API key is not valid")
@@ -153,7 +153,7 @@ def test_run_that_says_why_it_gives_up_ends_its_job(world: World) -> None:
     assert failed.progress.done == 4
 
 
-def test_jobs_go_on_with_a_new_controller_after_ray_has_forgotten_them(world: World, tmp_path: Path) -> None:
+def test_job_forgotten_by_ray_is_submitted_again_by_a_new_controller(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
     world.runs.statuses.clear()
     controller = world.new_controller()
@@ -163,7 +163,7 @@ def test_jobs_go_on_with_a_new_controller_after_ray_has_forgotten_them(world: Wo
     assert world.runs.started == [job.run_id, job.run_id]
 
 
-def test_job_that_ray_cannot_start_says_so_and_is_started_once_it_can(world: World) -> None:
+def test_job_that_ray_cannot_start_has_a_message_and_starts_later(world: World) -> None:
     world.runs.away = True
     job = world.look(world.new_job())
     assert (job.state, job.message) == (JobState.RUNNING, "Ray cannot start the run yet, and is asked again: Ray is away")
@@ -183,7 +183,7 @@ def test_two_controllers_start_a_job_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("began", [False, True])
-def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> None:
+def test_cancelled_job_ends_and_its_partial_output_is_removed(world: World, began: bool) -> None:
     job = world.new_job()
     partial = Path(world.settings.folder, ANONYMOUS, "out.jsonl.partial")
     if began:
@@ -198,7 +198,7 @@ def test_cancelled_job_ends_and_leaves_nothing(world: World, began: bool) -> Non
     assert not partial.exists()
 
 
-def test_jobs_wait_for_their_turn(world: World) -> None:
+def test_jobs_beyond_the_limit_wait(world: World) -> None:
     jobs = [world.new_job() for _ in range(3)]
     world.controller.reconcile()
     assert [world.store.job(ANONYMOUS, job.job_id).state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
@@ -207,7 +207,7 @@ def test_jobs_wait_for_their_turn(world: World) -> None:
     assert world.look(jobs[2]).state is JobState.RUNNING
 
 
-def test_report_is_whole_at_any_time_and_damage_is_run(world: World, tmp_path: Path) -> None:
+def test_damaged_report_is_ignored_until_it_is_replaced(world: World, tmp_path: Path) -> None:
     job = world.look(world.new_job())
     path = world.runs.run(BulkRun, job.run_id).report
     assert path is not None
@@ -222,7 +222,7 @@ Event = st.sampled_from(["round", "round", "progress", "die", "forget", "away", 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(events=st.lists(Event, max_size=25))
-def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_job_ends_exactly_once_and_has_one_run_at_a_time(events: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("world")
     world = World(open_database(f"sqlite:///{folder}/neox.db"), folder)
     job, rows = world.new_job(), 0
@@ -251,12 +251,12 @@ def test_job_ends_once_whatever_happens_and_one_run_at_a_time(events: list[str],
 
 
 def training(world: World, folder: Path, adapter: str = "acme/chat") -> Job:
-    """A job that trains an adapter, in a world with a registry."""
+    """Creates a training job in a world with a registry."""
     world.controller = world.new_controller(model=ModelSettings(registry=folder / "registry"))
     return world.store.create("acme", FINETUNE, FinetuneWork("in.jsonl", adapter, "bad.jsonl", rank=4))
 
 
-def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, tmp_path: Path) -> None:
+def test_training_uses_its_tenants_files_and_no_key(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
     run = world.runs.run(FinetuneRun, job.run_id)
@@ -271,7 +271,7 @@ def test_adapter_is_trained_from_its_tenants_files_without_a_key(world: World, t
     assert (done.state, done.message) == (JobState.FAILED, "line 3: has nothing to learn")
 
 
-def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_path: Path) -> None:
+def test_cancelled_training_removes_its_checkpoint(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
     unfinished = tmp_path / "registry" / "acme" / ".chat.partial"
@@ -283,7 +283,7 @@ def test_cancelled_training_leaves_nothing_in_the_registry(world: World, tmp_pat
     assert not unfinished.exists()
 
 
-def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
+def test_evaluation_presents_a_key_and_caches_answers_for_its_next_run(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     world.controller = world.new_controller(tasks_folder=tmp_path / "tasks")
     job = world.look(world.store.create("acme", EVALUATE, EvaluateWork(("lines",), "out.json", shots=2)))
@@ -298,7 +298,7 @@ def test_evaluation_asks_as_its_tenant_and_keeps_answers_for_its_next_run(world:
     assert world.runs.run(EvaluateRun, again.run_id) == run
 
 
-def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_without_a_key(world: World) -> None:
+def test_quantization_gets_engine_settings_and_gpus_and_no_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     world.controller = world.new_controller(engine_settings={"model": {"source": "builtin"}}, engine_gpus={Pool.GENERATION: 2.0})
     job = world.look(world.store.create("acme", QUANTIZE, QuantizeWork("w8a8", "small", "text", "other", serve_tokens=8)))
@@ -315,7 +315,7 @@ def test_quantising_goes_to_its_tenants_folder_with_settings_of_engines_and_with
     assert not run.unfinished.exists()
 
 
-def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -> None:
+def test_rows_with_an_own_engine_get_gpus_and_no_key(world: World) -> None:
     world.tenants.add(Tenant("acme"), "test")
     world.controller = world.new_controller(engine_gpus={Pool.GENERATION: 4.0})
     own, usual = (world.look(world.new_job("acme", own_engine=own)) for own in (True, False))
@@ -324,7 +324,7 @@ def test_rows_on_an_engine_of_their_own_take_its_gpus_and_no_key(world: World) -
     assert (world.runs.gpus[usual.run_id], bool(usual.key_id)) == (0.0, True)
 
 
-def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: World, tmp_path: Path) -> None:
+def test_usage_of_runs_without_calls_is_recorded_once_and_charged(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
     run = world.runs.run(FinetuneRun, job.run_id)
@@ -345,7 +345,7 @@ def test_what_runs_use_that_make_no_calls_is_recorded_once_and_charged(world: Wo
     assert world.usage.verify(SECRET) == []
 
 
-def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World, tmp_path: Path) -> None:
+def test_job_without_calls_waits_while_a_quota_is_used_up(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme", quotas=Quotas(tokens_per_day=100)), "test")
     world.charge({"before": [Spent("acme", NOW_S, 1, 100)]})
     waits = world.look(training(world, tmp_path))
@@ -363,7 +363,7 @@ def test_run_without_calls_waits_while_its_tenants_quota_is_used_up(world: World
     assert world.look(waits).message == ""
 
 
-def test_run_whose_quota_nobody_knows_holds_up_no_other(world: World, tmp_path: Path) -> None:
+def test_job_whose_quota_is_unknown_does_not_delay_others(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     waits, other = training(world, tmp_path), world.new_job()
     world.router_away = True
@@ -373,7 +373,7 @@ def test_run_whose_quota_nobody_knows_holds_up_no_other(world: World, tmp_path: 
     assert world.look(waits).state is JobState.RUNNING
 
 
-def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> None:
+def test_usage_of_runs_with_calls_is_not_recorded_again(world: World) -> None:
     job = world.look(world.new_job())
     report_of(world, job).record(Progress(10, 10, 0, 50, 70))
     world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
@@ -381,7 +381,7 @@ def test_job_that_makes_calls_is_in_the_gateways_records_alone(world: World) -> 
     assert world.usage.totals()[0] == 0
 
 
-def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tmp_path: Path) -> None:
+def test_training_fails_if_the_registry_is_removed(world: World, tmp_path: Path) -> None:
     world.tenants.add(Tenant("acme"), "test")
     job = world.look(training(world, tmp_path))
     world.controller = world.new_controller()
@@ -390,14 +390,14 @@ def test_training_without_a_registry_any_more_fails_and_says_so(world: World, tm
     assert (failed.state, "model.registry" in failed.message) == (JobState.FAILED, True)
 
 
-def test_log_of_a_run_is_kept_as_it_grows_and_at_its_end(world: World) -> None:
+def test_log_of_a_run_is_stored_at_intervals_and_at_its_end(world: World) -> None:
     job = world.look(world.new_job())
     world.runs.logs[job.run_id] = "one\n"
     world.look(job)
     assert world.store.log(ANONYMOUS, job.job_id).text == "one\n"
     world.runs.logs[job.run_id] = "one\ntwo\n"
     world.look(job)
-    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n", "every few seconds"
+    assert world.store.log(ANONYMOUS, job.job_id).text == "one\n", "the log is only stored every few seconds"
     world.runs.statuses[job.run_id] = RunStatus.SUCCEEDED
     world.look(job)
     assert world.store.log(ANONYMOUS, job.job_id) == JobLog(job.run_id, 0, "one\ntwo\n")

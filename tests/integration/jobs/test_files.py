@@ -1,4 +1,4 @@
-"""Bulk jobs over Parquet, and over files in S3: a real server of its protocol, in a process of its own."""
+"""Bulk runs with Parquet files and with files in S3, on a real S3 server in a process of its own."""
 
 import asyncio
 import io
@@ -48,7 +48,7 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """The URL of a bucket, which this process and those that it starts can use."""
+    """URL of a bucket that this process and its child processes can use."""
     port = free_port()
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout is not None
@@ -86,7 +86,7 @@ def numbers_in(file: str) -> list[int]:
         return [json.loads(line)["row"] for line in stream]
 
 
-async def test_parquet_goes_in_and_comes_out(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_run_reads_and_writes_parquet(tmp_path: Path, gateway: ScriptedGateway) -> None:
     rows = [{"id": f"r{number}", "prompt": f"p{number}", "max_tokens": number if number % 2 else None} for number in range(1, 8)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     gateway.script("Generate", invalid("prompts[0]", "too strange"))
@@ -106,7 +106,7 @@ async def test_parquet_goes_in_and_comes_out(tmp_path: Path, gateway: ScriptedGa
     assert len(gateway.received) == calls
 
 
-async def test_vectors_come_out_as_float32(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_vectors_are_written_as_float32(tmp_path: Path, gateway: ScriptedGateway) -> None:
     (tmp_path / "in.jsonl").write_bytes(jsonl([{"text": "a"}, {"text": "abc"}]))
     await do(replace(job_of(str(tmp_path / "in.jsonl"), str(tmp_path / "out.parquet"), gateway), kind="embed"))
     table = pq.read_table(tmp_path / "out.parquet")
@@ -114,7 +114,7 @@ async def test_vectors_come_out_as_float32(tmp_path: Path, gateway: ScriptedGate
     assert table["vector"].to_pylist() == [[1.0, 1.0], [3.0, 1.0]]
 
 
-def test_parquet_that_is_none_or_lacks_the_column_is_refused_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
+def test_parquet_that_is_damaged_or_lacks_the_column_is_refused(tmp_path: Path, gateway: ScriptedGateway) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(JobError, match=r"torn\.parquet: .*[Pp]arquet"):
         surveyed(job_of(str(tmp_path / "torn.parquet"), "o", gateway))
@@ -127,7 +127,7 @@ def test_parquet_that_is_none_or_lacks_the_column_is_refused_by_name(tmp_path: P
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-async def test_job_in_a_bucket_settles_every_row(s3: str, gateway: ScriptedGateway, ending: str) -> None:
+async def test_run_in_a_bucket_completes_every_row(s3: str, gateway: ScriptedGateway, ending: str) -> None:
     put(f"{s3}/whole/in.jsonl", jsonl([{"prompt": f"p{number}"} for number in range(1, 30)]))
     job = job_of(f"{s3}/whole/in.jsonl", f"{s3}/whole/out.{ending}", gateway, rejects=f"{s3}/whole/bad.jsonl")
     await do(job)
@@ -142,7 +142,7 @@ async def test_job_in_a_bucket_settles_every_row(s3: str, gateway: ScriptedGatew
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_job_in_a_bucket_whose_process_dies_goes_on_and_settles_each_row_once(
+async def test_run_in_a_bucket_killed_and_restarted_completes_each_row_once(
     number: signal.Signals, s3: str, gateway: ScriptedGateway
 ) -> None:
     async def nothing() -> None:
@@ -165,7 +165,7 @@ async def test_job_in_a_bucket_whose_process_dies_goes_on_and_settles_each_row_o
     assert len(gateway.received) == 4 + 6 - kept
 
 
-def test_parts_are_kept_in_time_and_what_two_runs_wrote_is_there_once(s3: str) -> None:
+def test_parts_are_stored_at_intervals_and_rows_of_two_runs_are_kept_once(s3: str) -> None:
     file, now_s = f"{s3}/parts/out.jsonl", 0.0
     lines = [json.dumps({"row": row, "key": "k"}).encode() + b"\n" for row in (3, 1, 2, 1)]
     with RemoteOutput(GENERATE, file, clock=lambda: now_s) as first:
@@ -182,7 +182,7 @@ def test_parts_are_kept_in_time_and_what_two_runs_wrote_is_there_once(s3: str) -
     assert numbers_in(file) == [1, 2, 3]
 
 
-async def test_bucket_that_is_not_there_and_a_store_that_nobody_knows_are_named(s3: str, gateway: ScriptedGateway) -> None:
+async def test_missing_bucket_and_unknown_store_are_named(s3: str, gateway: ScriptedGateway) -> None:
     with pytest.raises(JobError, match=r"s3://nowhere/in\.jsonl: .*bucket does not exist") as missing:
         surveyed(job_of("s3://nowhere/in.jsonl", f"{s3}/o", gateway))
     assert missing.value.exit_code == 2
@@ -193,13 +193,13 @@ async def test_bucket_that_is_not_there_and_a_store_that_nobody_knows_are_named(
         surveyed(job_of("s4://b/in", f"{s3}/o", gateway))
 
 
-def test_names_are_joined_unless_they_are_whole() -> None:
+def test_names_are_joined_unless_they_are_absolute() -> None:
     assert joined("s3://b/jobs/", "acme", "in.jsonl") == "s3://b/jobs/acme/in.jsonl"
     assert joined("/jobs", "acme", "/data/in.jsonl") == "/data/in.jsonl"
     assert joined("/jobs", "acme", "s3://b/in") == "s3://b/in"
 
 
-def test_removing_what_is_not_there_is_no_failure(s3: str, tmp_path: Path) -> None:
+def test_removing_a_missing_file_succeeds(s3: str, tmp_path: Path) -> None:
     remove(f"{s3}/none.partial")
     remove(str(tmp_path / "none.partial"))
     assert not os.listdir(tmp_path)

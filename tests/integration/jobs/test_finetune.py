@@ -1,4 +1,4 @@
-"""Fine-tuning jobs on the built-in model: whole processes, killed and damaged."""
+"""Fine-tuning runs on the built-in model, as processes that are killed and with damaged files."""
 
 import json
 import os
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def job(tmp_path: Path) -> FinetuneRun:
-    """Sixty examples, in steps of one sequence."""
+    """A run with sixty examples and one sequence per step."""
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
     work = FinetuneWork(str(source), "acme/lines", rank=2, targets=("query_key_value",), epochs=3, learning_rate=5e-3, batch_tokens=256)
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def killed_further_on(job: FinetuneRun) -> None:
-    """Starts it, and kills it once it has come further than it had."""
+    """Starts the run and kills it once it has made progress."""
     before, process = reached(job), started(job)
     wait_for(lambda: process.poll() is not None or reached(job) > before)
     os.killpg(process.pid, signal.SIGKILL)
@@ -70,7 +70,7 @@ def killed_further_on(job: FinetuneRun) -> None:
 
 
 def reached(job: FinetuneRun) -> int:
-    """Examples that it has been trained on."""
+    """Returns the number of examples that the run has processed."""
     assert job.report is not None
     return read_report(job.report).progress.done
 
@@ -79,7 +79,7 @@ def history(job: FinetuneRun) -> list[dict[str, float]]:
     return [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_examples_packed_together_cost_what_they_cost_alone() -> None:
+def test_packed_examples_have_the_same_loss_as_separate_ones() -> None:
     folder = model_files.locate("builtin", None)
     model, tokenizer = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32), Tokenizer(folder)
     reader = Reader(tokenizer.encode, DEFAULT_TEMPLATE, "<|endoftext|>", 2048)
@@ -90,7 +90,7 @@ def test_examples_packed_together_cost_what_they_cost_alone() -> None:
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_training_killed_at_any_step_ends_with_the_weights_of_one_that_never_died(job: FinetuneRun) -> None:
+def test_training_killed_and_resumed_ends_with_the_same_weights(job: FinetuneRun) -> None:
     job = replace(job, work=replace(job.work, epochs=14, early_stop_epochs=0))
     whole = replace(job, work=replace(job.work, adapter="acme/whole"), report=None)
     run(whole, QUIET)
@@ -106,7 +106,7 @@ def test_training_killed_at_any_step_ends_with_the_weights_of_one_that_never_die
     assert reached(job) == 14 * 54
 
 
-def test_interrupted_training_says_how_to_go_on(job: FinetuneRun) -> None:
+def test_interrupted_training_prints_how_to_continue(job: FinetuneRun) -> None:
     process = started(job)
     wait_for(lambda: reached(job) > 0)
     os.killpg(process.pid, signal.SIGTERM)
@@ -116,7 +116,7 @@ def test_interrupted_training_says_how_to_go_on(job: FinetuneRun) -> None:
     assert not job.output.exists()
 
 
-def test_training_that_gets_no_better_stops_early_with_the_best_weights(job: FinetuneRun) -> None:
+def test_training_without_improvement_stops_early_with_the_best_weights(job: FinetuneRun) -> None:
     wild = replace(job, work=replace(job.work, learning_rate=1.0, epochs=50, early_stop_epochs=2))
     run(wild, QUIET)
     losses = [line["evaluation_loss"] for line in history(wild) if "evaluation_loss" in line]
@@ -138,7 +138,7 @@ def test_damaged_checkpoint_is_named(job: FinetuneRun) -> None:
     assert not job.output.exists()
 
 
-def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneRun) -> None:
+def test_checkpoint_of_other_examples_is_refused(job: FinetuneRun) -> None:
     job.unfinished.mkdir(parents=True)
     parameter = torch.nn.Parameter(torch.zeros(1))
     checkpoint.save(job.unfinished / "checkpoint", "another", checkpoint.TrainingState(), {}, torch.optim.AdamW([parameter]))
@@ -146,13 +146,13 @@ def test_checkpoint_of_other_examples_is_not_gone_on_with(job: FinetuneRun) -> N
         run(job, QUIET)
 
 
-def test_adapter_that_is_there_is_never_written_over(job: FinetuneRun) -> None:
+def test_existing_adapter_is_never_overwritten(job: FinetuneRun) -> None:
     job.output.mkdir(parents=True)
     with pytest.raises(JobError, match="exists, from a training with other examples or options"):
         survey(job)
 
 
-def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: FinetuneRun) -> None:
+def test_run_killed_after_publishing_is_finished_by_the_next_one(job: FinetuneRun) -> None:
     short = replace(job, work=replace(job.work, epochs=1))
     run(short, QUIET)
     before = (job.output / "adapter_model.safetensors").stat().st_mtime_ns
@@ -164,7 +164,7 @@ def test_run_that_died_after_it_had_published_is_done_by_the_next_one(job: Finet
         run(replace(short, work=replace(short.work, seed=1)), QUIET)
 
 
-def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneRun, tmp_path: Path) -> None:
+def test_bad_rows_stop_the_run_or_are_written_to_the_rejects_file(job: FinetuneRun, tmp_path: Path) -> None:
     with Path(job.work.input).open("a") as stream:
         stream.write('{"prompt": "a"}\n')
     with pytest.raises(JobError, match=r"1 bad rows beside 60 good ones(.|\n)*line 61: completion: got None"):
@@ -179,13 +179,13 @@ def test_bad_rows_stop_the_job_or_are_rejects(job: FinetuneRun, tmp_path: Path) 
     ("change", "said"),
     [({"input": "/nowhere/in.jsonl"}, "/nowhere/in.jsonl: No such file"), ({"model": "/nowhere/model"}, "--model: '/nowhere/model' is")],
 )
-def test_what_is_not_there_is_named(job: FinetuneRun, change: dict[str, str], said: str) -> None:
+def test_missing_file_is_named(job: FinetuneRun, change: dict[str, str], said: str) -> None:
     work = replace(job.work, input=change.get("input", job.work.input))
     with pytest.raises(JobError, match=said):
         survey(replace(job, work=work, model=change.get("model", "builtin")))
 
 
-def test_second_job_for_an_adapter_yields(job: FinetuneRun) -> None:
+def test_second_run_for_the_same_adapter_is_refused(job: FinetuneRun) -> None:
     process = started(job)
     wait_for(lambda: reached(job) > 0)
     with pytest.raises(JobError, match="another job is training this adapter"):

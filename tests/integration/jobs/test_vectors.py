@@ -1,4 +1,4 @@
-"""Embed jobs into vector databases that run for real: Milvus embedded in a file, a server of it, and LanceDB."""
+"""Embed runs that write to real vector databases: Milvus in a file, a Milvus server, and LanceDB."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
 
 @pytest.fixture(scope="module")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server, with its own storage and ports."""
+    """Address of a server with its own storage and ports."""
     from milvus import MilvusServer
 
     server = MilvusServer()
@@ -49,7 +49,7 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def into(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> VectorTarget:
-    """A collection that is not there yet."""
+    """A collection that does not exist yet."""
     if kind == "milvus-server":
         return VectorTarget("milvus", request.getfixturevalue("milvus_server"), f"words_{next(_NUMBERS)}")
     return VectorTarget(kind, str(tmp_path / "vectors.db"), "words")
@@ -63,9 +63,7 @@ async def do(job: BulkRun) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_runs(
-    into: VectorTarget, ending: str, tmp_path: Path, gateway: ScriptedGateway
-) -> None:
+async def test_vectors_of_a_repeated_run_are_found_once(into: VectorTarget, ending: str, tmp_path: Path, gateway: ScriptedGateway) -> None:
     gateway.script("Embed", invalid("inputs[0]", "too strange"))
     rows = [{"text": "strange"}, {"text": "x", "id": "one"}, {"text": "y" * 40, "id": "forty"}, {"text": "z" * 3}]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -82,7 +80,7 @@ async def test_vectors_of_a_job_are_found_in_the_database_once_however_often_it_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_search_finds_what_brute_force_finds(into: VectorTarget) -> None:
+def test_search_agrees_with_brute_force(into: VectorTarget) -> None:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((1_200, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -96,7 +94,7 @@ def test_search_finds_what_brute_force_finds(into: VectorTarget) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_collection_that_is_not_there_or_of_another_size_is_an_error(into: VectorTarget) -> None:
+def test_collection_that_is_missing_or_of_another_size_is_refused(into: VectorTarget) -> None:
     with pytest.raises(OSError, match=f"has no collection '{into.collection}'"), open_store(into) as store:
         store.search([1.0, 2.0], 3)
     with open_store(into) as store:
@@ -105,7 +103,7 @@ def test_collection_that_is_not_there_or_of_another_size_is_an_error(into: Vecto
         store.write([VectorRow("a", "", [1.0, 2.0, 3.0])])
 
 
-def test_what_has_just_been_written_is_what_is_found(milvus_server: str) -> None:
+def test_search_finds_the_latest_write(milvus_server: str) -> None:
     into = VectorTarget("milvus", milvus_server, "fresh")
     for number in range(3):
         with open_store(into) as store:
@@ -113,12 +111,12 @@ def test_what_has_just_been_written_is_what_is_found(milvus_server: str) -> None
             assert [(row.id, row.text) for row in store.search([1.0, 0.0], 5)] == [("a", f"text {number}")]
 
 
-def test_server_that_is_not_there_is_an_error_with_its_address() -> None:
+def test_unreachable_server_is_named() -> None:
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9"), open_store(VectorTarget("milvus", "http://127.0.0.1:9", "words")):
         pass
 
 
-async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: Path, gateway: ScriptedGateway) -> None:
+async def test_database_that_cannot_be_written_is_named(tmp_path: Path, gateway: ScriptedGateway) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "file").write_text("")
     into = VectorTarget("lancedb", str(tmp_path / "file" / "below"), "words")
@@ -128,12 +126,12 @@ async def test_database_that_cannot_be_written_fails_the_job_by_name(tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "milvus:a.db", "milvus:#a", "qdrant:a#b", "lancedb:a#b-c"])
-def test_target_that_is_none_says_what_is(text: str) -> None:
+def test_invalid_target_is_refused_with_the_allowed_forms(text: str) -> None:
     with pytest.raises(ValueError, match="must be milvus:FILE#COLLECTION"):
         VectorTarget.parse(text)
 
 
-def test_target_is_an_argument_of_embed_alone() -> None:
+def test_target_is_only_accepted_by_embed() -> None:
     job = bulk_run("embed", "/i", "/o", "h:1", "j", into="milvus:http://h:19530#words")
     assert parse_arguments(arguments_of(job)) == job
     with pytest.raises(SystemExit):

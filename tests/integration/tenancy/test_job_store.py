@@ -37,7 +37,7 @@ def refused(reason: Reason, call: object) -> ServeError:
     return caught.value
 
 
-def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
+def test_job_is_read_as_it_was_written(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK, "once")
     assert store.job("acme", job.job_id) == job
     ran = replace(job, state=JobState.RUNNING, progress=Progress(10, 4, 1, 99), run_id="run", runs=2, runs_without_progress=1, key_id="k")
@@ -48,7 +48,7 @@ def test_job_comes_back_as_it_was_kept(store: JobStore) -> None:
     assert store.open_jobs() == []
 
 
-def test_request_id_makes_one_job_however_often_and_by_how_many_it_is_sent(database: Engine) -> None:
+def test_concurrent_repeats_of_a_request_id_create_one_job(database: Engine) -> None:
     store = JobStore(database)
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda _: store.create("acme", "generate", WORK, "once"), range(16)))
@@ -59,11 +59,11 @@ def test_request_id_makes_one_job_however_often_and_by_how_many_it_is_sent(datab
     assert made[0].job_id in error.message
 
 
-def test_jobs_without_a_request_id_are_all_different(store: JobStore) -> None:
+def test_jobs_without_a_request_id_are_distinct(store: JobStore) -> None:
     assert len({store.create("acme", "generate", WORK).job_id for _ in range(3)}) == 3
 
 
-def test_why_a_job_waits_is_no_news_once_it_has_been_started(store: JobStore) -> None:
+def test_queue_message_is_not_written_once_the_job_has_started(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK)
     store.update_queue_message(job, "it waits")
     assert store.job("acme", job.job_id) == replace(job, message="it waits")
@@ -73,7 +73,7 @@ def test_why_a_job_waits_is_no_news_once_it_has_been_started(store: JobStore) ->
     assert store.job("acme", job.job_id) == started
 
 
-def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
+def test_tenant_only_sees_and_cancels_its_own_jobs(store: JobStore) -> None:
     mine, other = store.create("acme", "generate", WORK), store.create("other", "generate", WORK)
     assert store.page("acme", 10) == [mine]
     refused(Reason.UNKNOWN_JOB, lambda: store.job("acme", other.job_id))
@@ -81,7 +81,7 @@ def test_tenant_sees_and_cancels_its_own_jobs_alone(store: JobStore) -> None:
     assert not store.job("other", other.job_id).cancel_requested
 
 
-def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
+def test_pages_contain_every_job_once_newest_first(store: JobStore) -> None:
     made = [store.create("acme", "generate", WORK).job_id for _ in range(7)]
     seen: list[str] = []
     while page := store.page("acme", 3, seen[-1] if seen else ""):
@@ -89,7 +89,7 @@ def test_pages_hold_every_job_once_the_newest_first(store: JobStore) -> None:
     assert seen == made[::-1]
 
 
-def test_end_that_was_asked_for_is_not_forgotten_when_progress_is_kept(store: JobStore) -> None:
+def test_requested_cancellation_survives_updates_of_progress(store: JobStore) -> None:
     job = store.create("acme", "generate", WORK)
     assert store.request_cancel("acme", job.job_id).cancel_requested
     store.update(replace(job, progress=Progress(10, 1)))

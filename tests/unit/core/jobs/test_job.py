@@ -1,4 +1,4 @@
-"""What is done next for a batch job, and which job's turn it is."""
+"""The next step of a batch job, and the choice of the jobs to start."""
 
 from dataclasses import replace
 
@@ -51,11 +51,11 @@ ENDED = [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.UNK
         (CANCELLED, RunStatus.SUCCEEDED, NO_REPORT, End(JobState.SUCCEEDED)),
     ],
 )
-def test_step_follows_from_what_the_run_has_come_to(job: Job, run: RunStatus, report: Report, step: Step) -> None:
+def test_next_step_follows_from_the_status_and_the_report(job: Job, run: RunStatus, report: Report, step: Step) -> None:
     assert next_step(job, run, report) == step
 
 
-def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_anew() -> None:
+def test_runs_without_progress_fail_the_job_and_progress_resets_the_count() -> None:
     job, last = replace(JOB, runs_without_progress=MAX_RUNS_WITHOUT_PROGRESS - 1, rows_before_run=7), Report(Progress(10, 7))
     assert next_step(job, RunStatus.FAILED, last, "killed") == End(
         JobState.FAILED, f"{MAX_RUNS_WITHOUT_PROGRESS} runs in a row died without completing a row: killed"
@@ -64,7 +64,7 @@ def test_runs_that_come_no_further_are_given_up_and_a_row_more_begins_the_count_
 
 
 @given(st.sampled_from(ENDED), st.booleans(), st.integers(0, 9), st.text(max_size=3))
-def test_job_without_a_run_under_way_goes_on_or_ends(run: RunStatus, cancel_requested: bool, done: int, failure: str) -> None:
+def test_job_without_a_live_run_continues_or_ends(run: RunStatus, cancel_requested: bool, done: int, failure: str) -> None:
     step = next_step(replace(JOB, cancel_requested=cancel_requested), run, Report(Progress(10, done), failure))
     assert isinstance(step, Start | Submit | End)
     assert not (cancel_requested and not isinstance(step, End))
@@ -75,9 +75,7 @@ states = st.sampled_from([JobState.QUEUED, JobState.RUNNING])
 
 
 @given(st.lists(st.tuples(tenants, states), max_size=12), st.integers(1, 6))
-def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_waits_with_fewer(
-    given_jobs: list[tuple[str, JobState]], most: int
-) -> None:
+def test_jobs_to_start_fill_the_free_slots_fairly(given_jobs: list[tuple[str, JobState]], most: int) -> None:
     jobs = [Job(f"job-{number:02}", tenant, "generate", WORK, 0.0, state=state) for number, (tenant, state) in enumerate(given_jobs)]
     queued = [job for job in jobs if job.state is JobState.QUEUED]
     chosen = jobs_to_start(jobs, most)
@@ -89,7 +87,7 @@ def test_turns_fill_what_is_free_and_no_tenant_starts_one_more_while_another_wai
         assert all(started[name] == 0 or runs[name] + started[name] <= runs[waiting] + started[waiting] + 1 for name in "abc")
 
 
-def test_turn_is_the_oldest_jobs_of_a_tenant_and_never_a_cancelled_ones() -> None:
+def test_jobs_to_start_are_the_oldest_and_never_cancelled() -> None:
     old, young = (Job(new_job_id(at_s, 0), "a", "generate", WORK, at_s) for at_s in (1.0, 2.0))
     assert jobs_to_start([young, old], 1) == [old]
     assert jobs_to_start([young, replace(old, cancel_requested=True)], 1) == [young]

@@ -1,4 +1,4 @@
-"""The bookkeeping of a bulk generation: bad lines are found, and whatever a crash leaves, each row is settled exactly once."""
+"""Rows of bulk work: bad lines are found, and after any crash each row is completed exactly once."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from neox_serve.core.types import Finish, FinishReason
 
 
 def result(text: str) -> GenerateResult:
-    """What a client returns for one prompt."""
+    """Returns a client's result for one prompt."""
     usage = Usage(1, 0, 1, 0)
     completion = Completion(0, text, (5,), Finish(FinishReason.STOP, "\n"))
     prompt = PromptResult((completion,), (), usage)
@@ -39,13 +39,13 @@ def result(text: str) -> GenerateResult:
 
 
 def good(lines: list[bytes]) -> list[Row]:
-    """The rows of an input that has no bad ones."""
+    """Returns the rows of an input without bad rows."""
     rows = [*read_rows(GENERATE, lines)]
     assert not [row for row in rows if isinstance(row, BadRow)]
     return [row for row in rows if isinstance(row, Row)]
 
 
-def ledger_of(content: bytes) -> CompletedRows:
+def completed_in(content: bytes) -> CompletedRows:
     return read_completed(io.BytesIO(content))
 
 
@@ -68,7 +68,7 @@ def ledger_of(content: bytes) -> CompletedRows:
         (b"[" * 100_000, ""),
     ],
 )
-def test_input_bad_line_is_named_with_its_problem(line: bytes, problem: str) -> None:
+def test_bad_line_is_reported_with_its_problem(line: bytes, problem: str) -> None:
     rows = [*read_rows(GENERATE, [b'{"prompt": "fine"}\n', line])]
     assert isinstance(rows[0], Row)
     assert isinstance(rows[1], BadRow)
@@ -76,14 +76,14 @@ def test_input_bad_line_is_named_with_its_problem(line: bytes, problem: str) -> 
     assert problem in rows[1].problem
 
 
-def test_input_repeated_id_is_bad_and_blank_lines_are_nothing() -> None:
+def test_repeated_id_is_bad_and_blank_lines_are_skipped() -> None:
     rows = [*read_rows(GENERATE, [b'{"prompt": "a", "id": "x"}\n', b"  \n", b'{"prompt": "b", "id": "x"}\n', b'{"prompt": "b"}'])]
     assert [row.number for row in rows] == [1, 3, 4]
     assert isinstance(rows[1], BadRow)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
-def test_vectors_come_back_from_the_output_as_they_were(values: list[float]) -> None:
+def test_vectors_are_preserved_in_the_output(values: list[float]) -> None:
     (row,) = [*read_rows(EMBED, [b'{"text": "a"}'])]
     assert isinstance(row, Row)
     answer = EmbedResult("r", "m", np.array([values], dtype=np.float32), (1,), Usage(1, 0, 0, 0), Timings(0, 0, None, 0))
@@ -91,12 +91,12 @@ def test_vectors_come_back_from_the_output_as_they_were(values: list[float]) -> 
     np.testing.assert_array_equal(np.array(told, dtype=np.float32), answer.vectors[0])
 
 
-def test_row_keys_depend_on_meaning_alone() -> None:
+def test_row_key_only_depends_on_the_values() -> None:
     one, other, changed = good([b'{"prompt": "a", "n": 1}', b'{ "n":1, "prompt":"a"}', b'{"prompt": "a", "n": 2}'])
     assert one.key == other.key != changed.key
 
 
-def test_row_options_come_over_the_jobs_defaults() -> None:
+def test_row_options_override_the_jobs_options() -> None:
     (row,) = good([b'{"prompt": "a", "n": 2, "logit_bias": {"7": -1.5}}'])
     assert request_options(row, {"n": 1, "max_tokens": 9}) == {
         "priority": "bulk",
@@ -109,12 +109,12 @@ def test_row_options_come_over_the_jobs_defaults() -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_token": 1}, {"max_tokens": "many"}, {"truncation": "middle"}])
-def test_defaults_that_make_no_request_are_refused(options: Any) -> None:
+def test_invalid_options_are_refused(options: Any) -> None:
     with pytest.raises((ServeError, ValueError)):
         check_options(GENERATE, options)
 
 
-def test_settled_line_holds_the_answer_or_the_error() -> None:
+def test_output_line_contains_the_result_or_the_error() -> None:
     (row,) = good([b'{"prompt": "a", "id": "x"}'])
     answer = json.loads(output_line(GENERATE, row, result("né\n")))
     assert (answer["row"], answer["id"], answer["completions"][0]["text"], answer["seed"]) == (1, "x", "né\n", 3)
@@ -124,9 +124,9 @@ def test_settled_line_holds_the_answer_or_the_error() -> None:
     assert refusal["error"]["violations"] == [{"field": "parameters.n", "description": "too many"}]
 
 
-def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> None:
-    settling = set(Reason) - STOPPING_REASONS
-    assert settling == {
+def test_reasons_that_are_not_about_the_row_stop_the_run() -> None:
+    completing = set(Reason) - STOPPING_REASONS
+    assert completing == {
         Reason.INVALID_ARGUMENT,
         Reason.PROMPT_TOO_LONG,
         Reason.UNKNOWN_ADAPTER,
@@ -139,36 +139,36 @@ def test_every_reason_that_waiting_or_the_operator_can_mend_stops_the_job() -> N
     }
 
 
-def test_ledger_of_another_input_is_noticed() -> None:
+def test_rows_of_another_input_are_detected() -> None:
     first, second = good([b'{"prompt": "a"}', b'{"prompt": "b"}'])
-    ledger = ledger_of(output_line(GENERATE, second, result("B")))
-    assert foreign_row(ledger.keys, {1: first.key, 2: second.key}) is None
-    assert foreign_row(ledger.keys, {1: first.key, 2: "other"}) == 2
-    assert foreign_row(ledger.keys, {1: first.key}) == 2
+    completed = completed_in(output_line(GENERATE, second, result("B")))
+    assert foreign_row(completed.keys, {1: first.key, 2: second.key}) is None
+    assert foreign_row(completed.keys, {1: first.key, 2: "other"}) == 2
+    assert foreign_row(completed.keys, {1: first.key}) == 2
 
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
 @given(prompts=st.lists(texts, min_size=1, max_size=6), data=st.data())
-def test_output_killed_at_any_byte_and_resumed_settles_each_row_exactly_once(prompts: list[str], data: st.DataObject) -> None:
+def test_output_cut_at_any_byte_and_resumed_has_each_row_once(prompts: list[str], data: st.DataObject) -> None:
     rows = good([json.dumps({"prompt": prompt}).encode() for prompt in prompts])
     content = b""
     for _ in range(data.draw(st.integers(0, 4), label="kills")):
-        ledger = ledger_of(content)
-        content = content[: ledger.valid_bytes]
-        left = data.draw(st.permutations([row for row in rows if row.number not in ledger.positions]), label="order")
+        completed = completed_in(content)
+        content = content[: completed.valid_bytes]
+        left = data.draw(st.permutations([row for row in rows if row.number not in completed.positions]), label="order")
         written = content + b"".join(output_line(GENERATE, row, result(row.content.upper())) for row in left)
         content = written[: data.draw(st.integers(len(content), len(written)), label="killed at")]
         content += data.draw(st.sampled_from([b"", b"\x00" * 7, b"\x00\n", b'{"row": 1}\n']), label="what the disk made of the rest")
-    ledger = ledger_of(content)
-    content = content[: ledger.valid_bytes]
-    content += b"".join(output_line(GENERATE, row, result(row.content.upper())) for row in rows if row.number not in ledger.positions)
+    completed = completed_in(content)
+    content = content[: completed.valid_bytes]
+    content += b"".join(output_line(GENERATE, row, result(row.content.upper())) for row in rows if row.number not in completed.positions)
 
     lines = [json.loads(line) for line in content.splitlines()]
     assert sorted(line["row"] for line in lines) == [row.number for row in rows]
     assert {line["row"]: line["completions"][0]["text"] for line in lines} == {row.number: row.content.upper() for row in rows}
-    final = ledger_of(content)
+    final = completed_in(content)
     assert final.valid_bytes == len(content)
     assert final.in_order == ([line["row"] for line in lines] == sorted(line["row"] for line in lines))
     for number, place in final.positions.items():
@@ -176,17 +176,17 @@ def test_output_killed_at_any_byte_and_resumed_settles_each_row_exactly_once(pro
 
 
 @given(cut=st.integers(0, 400))
-def test_ledger_of_a_cut_output_holds_whole_lines_only(cut: int) -> None:
+def test_cut_output_has_only_complete_lines(cut: int) -> None:
     rows = good([json.dumps({"prompt": prompt}).encode() for prompt in ("a", "b", "ü")])
     lines = [output_line(GENERATE, row, result("é" * 3)) for row in rows]
     content = b"".join(lines)[:cut]
-    ledger = ledger_of(content)
+    completed = completed_in(content)
     whole = [position for position in range(4) if len(b"".join(lines[:position])) <= len(content)][-1]
-    assert [*ledger.positions] == [row.number for row in rows[:whole]]
-    assert ledger.valid_bytes == len(b"".join(lines[:whole]))
+    assert [*completed.positions] == [row.number for row in rows[:whole]]
+    assert completed.valid_bytes == len(b"".join(lines[:whole]))
 
 
-def test_rows_that_begin_alike_are_brought_together_in_parts_of_the_file() -> None:
+def test_rows_with_equal_prefixes_are_grouped_within_parts_of_the_file() -> None:
     rows = [Row(number, "", None, content, {}) for number, content in enumerate(["b2", [9, 1], "a1", "b1", [9, 0], "a2"], start=1)]
     assert [row.content for row in grouped_by_prefix(rows)] == ["a1", "a2", "b1", "b2", [9, 0], [9, 1]]
     assert [row.number for row in grouped_by_prefix(iter(rows), group_rows=3)] == [3, 1, 2, 6, 4, 5]

@@ -12,21 +12,21 @@ END = "|"
 
 
 def reader(template: str = DEFAULT_TEMPLATE, max_tokens: int = 200) -> Reader:
-    """A token a character."""
+    """Returns one token per character."""
     return Reader(lambda text: [ord(character) for character in text], template, END, max_tokens)
 
 
 def told(example: Example) -> tuple[str, str]:
-    """All of it, and what is learned."""
+    """Returns the text of an example and the part that is learned."""
     text = "".join(map(chr, example.token_ids))
     return text, "".join(character for character, learned in zip(text, example.learned, strict=True) if learned)
 
 
-def test_completion_is_learnt_with_the_end_of_text() -> None:
+def test_completion_is_learned_with_the_end_of_text() -> None:
     assert told(reader().example({"prompt": "2+2=", "completion": "4"})) == ("2+2=4|", "4|")
 
 
-def test_what_the_assistant_says_is_learnt_with_the_end_of_its_turn() -> None:
+def test_assistant_messages_are_learned_with_the_end_of_their_turn() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "A?"},
@@ -39,7 +39,7 @@ def test_what_the_assistant_says_is_learnt_with_the_end_of_its_turn() -> None:
     assert learned == " a| b|"
 
 
-def test_what_follows_the_last_turn_of_the_assistant_is_left_out() -> None:
+def test_messages_after_the_last_assistant_turn_are_left_out() -> None:
     messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "B"}]
     assert told(reader().example({"messages": messages}))[0] == "User: A\nAssistant: a|"
 
@@ -66,12 +66,12 @@ def test_template_that_changes_earlier_turns_is_refused() -> None:
         ({"prompt": "a" * 200, "completion": "b"}, "has 202 tokens; at most 200 are allowed"),
     ],
 )
-def test_row_that_is_no_example_is_refused_by_its_field(row: Any, problem: str) -> None:
+def test_invalid_row_is_refused_with_its_field(row: Any, problem: str) -> None:
     with pytest.raises((ValueError, TypeError), match=problem):
         reader().example(row)
 
 
-def test_bad_rows_of_a_file_bear_their_line_and_blank_lines_count(tmp_path: Path) -> None:
+def test_bad_rows_have_their_line_number_and_blank_lines_count(tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n\n{nothing\n" + json.dumps({"prompt": "c"}) + "\n")
     first, second, third = reader().read(str(file))

@@ -13,7 +13,7 @@ def example(length: int, start: int = 2) -> Example:
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=60))
-def test_examples_are_packed_whole_and_once(lengths: list[int]) -> None:
+def test_every_example_is_packed_once_into_one_sequence(lengths: list[int]) -> None:
     examples = [example(length, start) for start, length in enumerate(lengths, start=2)]
     packed = pack(examples, PADDING)
     assert packed.token_ids.shape[1] == max(MIN_SEQUENCE_TOKENS, *lengths)
@@ -29,7 +29,7 @@ def test_examples_are_packed_whole_and_once(lengths: list[int]) -> None:
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=60))
-def test_sequences_are_at_max_the_bound_of_first_fit(lengths: list[int]) -> None:
+def test_number_of_sequences_is_within_the_bound(lengths: list[int]) -> None:
     packed = pack([example(length) for length in lengths], PADDING)
     fewest = -(-sum(lengths) // packed.token_ids.shape[1])
     half_empty = sum((packed.owners[row] != UNUSED).sum() * 2 < packed.token_ids.shape[1] for row in range(len(packed)))
@@ -37,7 +37,7 @@ def test_sequences_are_at_max_the_bound_of_first_fit(lengths: list[int]) -> None
     assert half_empty <= 1
 
 
-def test_tokens_see_those_before_them_in_their_own_example_alone() -> None:
+def test_tokens_only_see_earlier_tokens_of_their_own_example() -> None:
     mask = attention_mask(np.array([[0, 0, 1, 1, UNUSED]]))
     assert mask.shape == (1, 1, 5, 5)
     seen = [np.flatnonzero(row).tolist() for row in mask[0, 0]]
