@@ -1,4 +1,4 @@
-"""Databases for tests: SQLite in a file, and a PostgreSQL server of this machine's, started for the session on a socket of its own."""
+"""Databases for tests: SQLite in a file, and a local PostgreSQL server that is started for the session on a socket of its own."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _START_TIMEOUT_S = 60.0
 
 
 def _postgres_folder() -> Path | None:
-    """Where PostgreSQL's programs are."""
+    """Returns the folder with PostgreSQL's programs, or None."""
     found = shutil.which("postgres")
     if found and Path(found).resolve().with_name("initdb").exists():
         return Path(found).resolve().parent
@@ -26,11 +26,11 @@ def _postgres_folder() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The folder of a running server's socket."""
+    """The folder with the socket of a running server."""
     programs = _postgres_folder()
     if programs is None:
         pytest.skip("PostgreSQL is not installed here (Debian: apt install postgresql)")
-    folder = tempfile.mkdtemp(prefix="neox-pg-")  # not below pytest's own folder, which other users may not enter
+    folder = tempfile.mkdtemp(prefix="neox-pg-")  # outside pytest's folder, which other users may not enter
     user = "nobody" if os.getuid() == 0 else None  # the server refuses to run as root
     if user:
         shutil.chown(folder, user)

@@ -1,1 +1,1 @@
-"""The core's policies in simulated time, on traffic that was recorded. Nothing here waits: minutes take seconds."""
+"""Simulations of the core's policies on recorded traffic, in simulated time: minutes take seconds."""

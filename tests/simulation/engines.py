@@ -8,26 +8,31 @@ from autoscaling.simulator.prefix_cache import Allocation, CacheChanges, PrefixC
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long a step takes: step_s, and more for each prompt token that it computes and each sequence that it decodes.
+    """How long a step takes.
 
-    Source of the defaults: FasterTransformer's latencies of a 20B GPT on one A100 (docs/gpt_guide.md). One sequence of 60 input tokens: 12
-    more output tokens take 0.028 s each. 128 sequences of 128 input tokens: 0.22 ms an input token, and as much a sequence and step.
+    Source of the defaults: FasterTransformer's latencies of a 20B GPT on one A100 (docs/gpt_guide.md). With one sequence of 60 input
+    tokens, 12 more output tokens take 0.028 s each. With 128 sequences of 128 input tokens: 0.22 ms per input token, and per sequence and
+    step.
     """
 
     step_s: float = 0.028
+    """Fixed time of a step."""
     prompt_token_s: float = 0.00022
+    """Additional time per prompt token computed."""
     sequence_s: float = 0.00022
+    """Additional time per sequence decoded."""
     step_tokens: int = 2048
+    """Maximum number of tokens per step."""
 
     @property
     def prompt_tokens_per_s(self) -> float:
-        """Of steps that are full of prompts."""
+        """Prefill rate, in tokens per second, of steps full of prompt tokens."""
         return self.step_tokens / (self.step_s + self.prompt_token_s * self.step_tokens)
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A request. blocks: names of its prompt's blocks that a cache can spare. first_token_s: a moment, None before it."""
+    """A request. blocks: names of the prompt blocks that a cache can serve. first_token_s: time of the first token, None before it."""
 
     came_s: float
     blocks: tuple[int, ...]
@@ -41,18 +46,18 @@ class Work:
 
     @property
     def uncomputed_tokens(self) -> int:
-        """Of its prompt."""
+        """Number of prompt tokens."""
         return self.prompt_tokens - self.cached_tokens - self.computed_tokens
 
     @property
     def ended(self) -> bool:
-        """Whether all is written."""
+        """Whether all output was generated."""
         return self.written_tokens >= self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step brought, at its end."""
+    """The result of a step, at its end."""
 
     ends_s: float
     ended: list[Work]
@@ -60,7 +65,7 @@ class Step:
 
 
 class SimulatedEngine:
-    """Does what it is given, step by step."""
+    """An engine that processes its requests step by step."""
 
     def __init__(self, speed: Speed, capacity_blocks: int, block_tokens: int) -> None:
         self._speed = speed
@@ -72,15 +77,15 @@ class SimulatedEngine:
 
     @property
     def idle(self) -> bool:
-        """Whether it has nothing to do."""
+        """Whether it has no requests."""
         return not self._waiting and not self._running
 
     def submit(self, work: Work) -> None:
-        """Takes a request."""
+        """Adds a request."""
         self._waiting.append(work)
 
     def step(self, now_s: float) -> Step:
-        """A step that begins now: a token for each sequence that is past its prompt, and with what is left of the step, prompts in turn."""
+        """Runs one step from now: a token for each decoding sequence, then prompt tokens up to the step's budget."""
         self._start()
         decoding = [work for work in self._running if not work.uncomputed_tokens]
         parts = self._prompt_parts(self._speed.step_tokens - len(decoding))
@@ -94,7 +99,7 @@ class SimulatedEngine:
         return Step(now_s + took_s, self._take_ended(), self._cache.take_changes())
 
     def _start(self) -> None:
-        """Requests start in their order, while the cache has room for all their tokens."""
+        """Starts waiting requests in order while the cache has room for all their tokens."""
         while self._waiting:
             work = self._waiting[0]
             held = work.blocks[: self._cache.cached_blocks(work.blocks)]

@@ -1,4 +1,4 @@
-"""The goals of fairness and overload, on simulated replicas under the router's own code. Each takes seconds."""
+"""Measures the fairness and overload goals on simulated replicas, with the router's own code. Each takes seconds."""
 
 from functools import cache
 from random import Random
@@ -12,7 +12,7 @@ _SPAN_S = 120.0
 _QUOTA_PER_MINUTE = 24_000
 _AT_ONCE = 12
 _PATIENCE_S = 2.0
-"""A request that has its first token within this is of use to its client."""
+"""A response is useful to its client if its first token arrives within this time."""
 
 
 def _lengths(rng: Random, prompt: int, output: int) -> tuple[int, int]:
@@ -21,7 +21,7 @@ def _lengths(rng: Random, prompt: int, output: int) -> tuple[int, int]:
 
 @cache
 def jains_index() -> float:
-    """Of five backlogged tenants of equal weight, whose requests differ in length by up to 16 times."""
+    """Returns the fairness index of five backlogged tenants of equal weight whose request lengths differ by up to 16 times."""
     rng = Random(1)
     shapes = {"chat": (200, 100), "code": (800, 40), "long": (100, 400), "short": (50, 25), "search": (1600, 10)}
     traffic = [
@@ -32,7 +32,7 @@ def jains_index() -> float:
 
 
 def _with_aggressor(times_quota: float) -> list[Served]:
-    """A tenant within its quota beside one that sends `times_quota` times what its own allows."""
+    """Simulates a tenant within its quota beside one that sends `times_quota` times its own quota."""
     rng, quotas = Random(2), Quotas(tokens_per_minute=_QUOTA_PER_MINUTE, concurrent_requests=_AT_ONCE)
     compliant = [Sent(at_s, "compliant", *_lengths(rng, 200, 100), quotas=quotas) for at_s in poisson(rng, 1.0, _SPAN_S)]
     rate = times_quota * _QUOTA_PER_MINUTE / 60 / 375
@@ -42,7 +42,7 @@ def _with_aggressor(times_quota: float) -> list[Served]:
 
 @cache
 def compliant_p99_ttft_ratio() -> float:
-    """p99 of a compliant tenant's TTFT beside an aggressor at 10 x its quota, over that without it."""
+    """Returns the p99 TTFT of a compliant tenant beside an aggressor at 10 times its quota, relative to that without the aggressor."""
     beside, alone = (
         percentile((one.ttft_s for one in _with_aggressor(times) if one.sent.tenant == "compliant"), 0.99) for times in (10.0, 0.0)
     )
@@ -51,7 +51,7 @@ def compliant_p99_ttft_ratio() -> float:
 
 @cache
 def throughput_cost() -> float:
-    """The share of the throughput of first come, first served that fairness costs, four backlogged tenants."""
+    """Returns the fraction of first-come-first-served throughput that fairness costs with four backlogged tenants."""
     rng = Random(3)
     traffic = [Sent(at_s, f"t{number}", *_lengths(rng, 200, 100)) for number in range(4) for at_s in poisson(rng, 20.0, _SPAN_S)]
     fair, first_come = (Cluster(_REPLICAS, _PLACES, fair=fair).run(traffic, until_s=_SPAN_S) for fair in (True, False))
@@ -60,7 +60,7 @@ def throughput_cost() -> float:
 
 
 def _useful_per_s(load: float) -> tuple[float, int]:
-    """Requests a second whose first token came within patience, at a multiple of the capacity; and the deepest queue."""
+    """Returns the useful responses per second at a multiple of the capacity, and the maximum queue depth."""
     rng, step_s = Random(4), 0.02 + 0.0005 * _PLACES
     capacity_per_s = _REPLICAS * _PLACES / (0.01 + 100 * 1.25 * step_s)
     classes = (PriorityClass.INTERACTIVE, PriorityClass.DEFAULT, PriorityClass.BULK)
@@ -76,12 +76,12 @@ def _useful_per_s(load: float) -> tuple[float, int]:
 
 @cache
 def goodput_at_4x() -> float:
-    """Useful answers a second at 4 x the capacity, over the most at any load up to it."""
+    """Returns the useful responses per second at 4 times the capacity, relative to the maximum at any lower load."""
     peak = max(_useful_per_s(load)[0] for load in (0.5, 0.75, 0.9, 1.0, 1.25))
     return _useful_per_s(4.0)[0] / peak
 
 
 @cache
 def deepest_queue_at_4x() -> int:
-    """Requests that waited at the same time; the bound is 200."""
+    """Returns the maximum number of waiting requests; the limit is 200."""
     return _useful_per_s(4.0)[1]

@@ -1,8 +1,8 @@
-"""The goals of routing, on Mooncake's recording: lengths and blocks divided by 8 to fit a model of 2048 positions, on 8 simulated replicas.
+"""Measures the routing goals on Mooncake's recording, with 8 simulated replicas.
 
-The requests come as fast as their prompts would just fill the replicas' time if nothing was cached (load 1). There a policy that wastes
-what is cached has queues and one that uses it has none. At half of that load nobody queues, and the p90 of the time to the first token is
-that of a full prompt that no cache spares, whatever the policy.
+Lengths and blocks are divided by 8 to fit a model with 2048 positions. At load 1, requests arrive at the rate at which their prompts would
+exactly occupy the replicas if nothing were cached: a policy that wastes the caches has queues, and one that uses them has none. At half of
+that load no request waits, and with any policy the p90 of TTFT is the time of a full prompt that is not cached.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _VOCABULARY = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Three policies on the same traffic. ideal_hit_fraction: of one cache without bounds."""
+    """Three policies on the same traffic. ideal_hit_fraction: hit rate of a single unbounded cache."""
 
     ideal_hit_fraction: float
     kv_aware: Outcome
@@ -30,33 +30,33 @@ class Comparison:
 
     @property
     def hits_over_ideal(self) -> float:
-        """Of kv-aware."""
+        """The figure of the kv-aware policy."""
         return self.kv_aware.hit_fraction / self.ideal_hit_fraction
 
     @property
     def ttft_p90_over_min_tokens(self) -> float:
-        """Of kv-aware."""
+        """The figure of the kv-aware policy."""
         return self.kv_aware.ttft_p90_s / self.fewest_tokens.ttft_p90_s
 
     @property
     def ttft_p90_over_round_robin(self) -> float:
-        """Of kv-aware."""
+        """The figure of the kv-aware policy."""
         return self.kv_aware.ttft_p90_s / self.round_robin.ttft_p90_s
 
 
 @cache
 def traffic() -> Traffic:
-    """The recording, scaled. Raises TraceError where it is not there."""
+    """Reads the scaled recording. Raises TraceError if it does not exist."""
     return recorded_traffic(recorded_in(PATH, max_model_len=_POSITIONS, vocabulary_size=_VOCABULARY))
 
 
 def cluster(load: float = LOAD, copies: float = 2.0) -> Cluster:
-    """copies: how often all caches together hold the distinct blocks of the recording; from 1 on they fit."""
+    """Returns the cluster. copies: total cache capacity in multiples of the recording's distinct blocks; from 1 on they fit."""
     return Cluster(REPLICAS, int(copies * traffic().distinct_blocks / REPLICAS), load)
 
 
 @cache
 def compare() -> Comparison:
-    """The three policies where the prefixes fit. Takes about two seconds. Raises TraceError."""
+    """Runs the three policies with caches that hold all prefixes, in about two seconds. Raises TraceError."""
     outcomes = (run(traffic(), cluster(), policy) for policy in ("kv-aware", "least-tokens", ROUND_ROBIN))
     return Comparison(traffic().ideal_hit_fraction, *outcomes)

@@ -1,7 +1,7 @@
-"""Recorded traffic through the router's core to simulated engines, and what each policy makes of it.
+"""Sends recorded traffic through the router's core to simulated engines, to compare routing policies.
 
-Each engine's news of its cache reach the router at the end of the step that made them, as in a cluster; a request's lease is settled when
-it ends. Requests come with the gaps that were recorded, all of them shortened alike until the engines get as much work as is asked for.
+An engine's cache changes reach the router at the end of the step that made them, as in a cluster, and a lease is settled when its request
+ends. Requests arrive with the recorded gaps, all scaled by the same factor until the engines get the requested load.
 """
 
 import heapq
@@ -28,30 +28,30 @@ _GATEWAY = "g"
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests in the order in which they come, the first at 0 s. block_tokens: of a block of the engines' caches."""
+    """Requests in order of arrival, the first at 0 s. block_tokens: tokens per block of the engines' caches."""
 
     requests: Sequence[Work]
     block_tokens: int
 
     def arriving(self, prompt_tokens_per_s: float) -> Iterator[Work]:
-        """The requests, none of them begun, at this mean rate."""
+        """Returns the requests, not yet started, at this mean rate."""
         slowness = self.prompt_tokens / prompt_tokens_per_s / self.requests[-1].came_s
         for each in self.requests:
             yield Work(each.came_s * slowness, each.blocks, each.prompt_tokens, each.output_tokens)
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all requests."""
+        """Prompt tokens of all requests."""
         return sum(each.prompt_tokens for each in self.requests)
 
     @property
     def distinct_blocks(self) -> int:
-        """Blocks that differ."""
+        """Number of distinct blocks."""
         return len({block for each in self.requests for block in each.blocks})
 
     @property
     def ideal_hit_fraction(self) -> float:
-        """Prompt tokens that one cache without bounds, filled at once, would spare."""
+        """Number of prompt tokens that a single unbounded cache would serve."""
         seen: set[int] = set()
         spared = 0
         for each in self.requests:
@@ -63,7 +63,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The simulated cluster. capacity_blocks: of each replica's cache. load: 1 where the prompts would fill its time without any cache."""
+    """The simulated cluster. capacity_blocks: cache size per replica. load: 1 if the prompts would exactly occupy it without caches."""
 
     replicas: int
     capacity_blocks: int
@@ -72,13 +72,13 @@ class Cluster:
 
     @property
     def prompt_tokens_per_s(self) -> float:
-        """That come."""
+        """Mean arrival rate of prompt tokens."""
         return self.load * self.replicas * self.speed.prompt_tokens_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the traffic. loads: tokens that each replica computed."""
+    """The result of a run. loads: tokens that each replica computed."""
 
     requests: int
     hit_fraction: float
@@ -88,12 +88,12 @@ class Outcome:
 
     @property
     def highest_load(self) -> float:
-        """Of a replica, in means of all."""
+        """Largest load of a replica, relative to the mean."""
         return max(self.loads) * len(self.loads) / sum(self.loads)
 
 
 def recorded_traffic(recorded: Recorded) -> Traffic:
-    """A Mooncake recording, its lengths and blocks scaled by its divisor."""
+    """Returns a Mooncake recording with lengths and blocks scaled by its divisor."""
     block_tokens = MOONCAKE_BLOCK_TOKENS // recorded.divisor
     requests = []
     for request in recorded.requests():
@@ -105,12 +105,12 @@ def recorded_traffic(recorded: Recorded) -> Traffic:
 
 
 def run(traffic: Traffic, cluster: Cluster, policy: str, **options: int) -> Outcome:
-    """All of the traffic under a policy of core.scheduling.routing, or ROUND_ROBIN. options: further arguments of ClusterState."""
+    """Runs all traffic with a policy of core.scheduling.routing or ROUND_ROBIN. options: further arguments of ClusterState."""
     return _Run(traffic, cluster, policy, **options).outcome()
 
 
 class _Run:
-    """Events in the order of time: requests that come, and steps that end."""
+    """Processes events in order of time: arrivals of requests and ends of steps."""
 
     def __init__(self, traffic: Traffic, cluster: Cluster, policy: str, **options: int) -> None:
         self._traffic = traffic
@@ -133,7 +133,7 @@ class _Run:
             self._state.take_block_news(name, 0, BlockNews(0, restarts=True))
 
     def outcome(self) -> Outcome:
-        """Runs to the end."""
+        """Runs the simulation to its end."""
         for work in self._traffic.arriving(self._prompt_tokens_per_s):
             while self._events and self._events[0][0] <= work.came_s:
                 self._end_step()
@@ -167,7 +167,7 @@ class _Run:
         return grant.replica_id
 
     def _begin_step(self, name: str) -> None:
-        """What the step brings is known at once, and told at its end."""
+        """Starts a step. Its result is computed at once and applied at its end."""
         step = self._engines[name].step(self._now_s)
         self._stepping.add(name)
         heapq.heappush(self._events, (step.ends_s, next(self._ids), name, step))

@@ -1,7 +1,8 @@
-"""Sharing in simulation: the router's own admission and quota code over replicas whose steps take virtual time.
+"""Simulates sharing: the router's own admission and quota code over replicas whose steps take virtual time.
 
-A replica runs up to `places` requests. A step takes STEP_S plus STEP_PER_REQUEST_S for each, gives each one token, and reads prompts at
-PROMPT_TOKENS_PER_S beside. So requests take longer where more run, as on a real engine. All of it is deterministic by seed.
+A replica runs up to `places` requests. A step takes STEP_S plus STEP_PER_REQUEST_S for each request, gives each request one token, and
+computes prompts at PROMPT_TOKENS_PER_S on the side. Requests therefore take longer if more of them run, as on a real engine. The seed
+determines everything.
 """
 
 import heapq
@@ -33,7 +34,7 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request. quotas: of its tenant."""
+    """One request, with its tenant's quotas."""
 
     at_s: float
     tenant: str
@@ -47,7 +48,7 @@ class Sent:
 
 @dataclass(slots=True)
 class Served:
-    """What became of one request. Moments; None: it has not happened."""
+    """The times of a request's events; None for those that have not happened."""
 
     sent: Sent
     granted_s: float | None = None
@@ -57,13 +58,13 @@ class Served:
 
     @property
     def ttft_s(self) -> float:
-        """Infinite where it was refused."""
+        """TTFT; infinite if the request was refused."""
         return math.inf if self.first_token_s is None else self.first_token_s - self.sent.at_s
 
 
 @dataclass(slots=True)
 class Cluster:
-    """Replicas behind one router. fair False: first come, first served, whoever it is."""
+    """Replicas behind one router. fair False: first come, first served for all tenants."""
 
     replicas: int
     places: int
@@ -74,7 +75,7 @@ class Cluster:
     deepest_queue: int = 0
 
     def run(self, traffic: Iterable[Sent], until_s: float = math.inf) -> list[Served]:
-        """Serves all of it, or until a moment; in the order of coming."""
+        """Serves all requests in order of arrival, or only until a given time."""
         _Run(self).go(sorted(traffic, key=lambda sent: sent.at_s), until_s)
         return self.results
 
@@ -116,7 +117,7 @@ class _Run:
             self._cluster.deepest_queue = max(self._cluster.deepest_queue, len(self._admissions.queue))
 
     def _arrive(self, number: int, now_s: float) -> int:
-        """Returns how many requests this ended."""
+        """Ends finished requests and returns their number."""
         sent = self._cluster.results[number].sent
         asked = Reservation(number, sent.tenant, sent.prompt_tokens + sent.output_tokens)
         if sent.quotas != NO_QUOTAS and self._ledger.reserve("g", asked, sent.quotas, START_S + now_s) is not None:
@@ -161,7 +162,7 @@ class _Run:
 
 
 def poisson(rng: Random, per_s: float, until_s: float) -> Iterator[float]:
-    """Moments of arrival."""
+    """Returns arrival times."""
     now_s = rng.expovariate(per_s)
     while now_s < until_s:
         yield now_s
@@ -169,7 +170,7 @@ def poisson(rng: Random, per_s: float, until_s: float) -> Iterator[float]:
 
 
 def work_by_tenant(results: Iterable[Served], from_s: float, until_s: float) -> dict[str, float]:
-    """What each tenant was served within a span, weighted as fair sharing counts; a request counts by the part of it that falls in."""
+    """Returns each tenant's service within a period, with the costs of fair sharing. A request counts by its part within the period."""
     work: dict[str, float] = defaultdict(float)
     for served in results:
         if served.granted_s is not None and served.ended_s is not None:
@@ -180,11 +181,11 @@ def work_by_tenant(results: Iterable[Served], from_s: float, until_s: float) -> 
 
 
 def jain(shares: Sequence[float]) -> float:
-    """1: all equal; 1/n: one has all. Source: Jain, Chiu and Hawe, DEC-TR-301, 1984."""
+    """Jain's fairness index: 1 if all are equal, 1/n if one has everything. Source: Jain, Chiu and Hawe, DEC-TR-301, 1984."""
     return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
 
 
 def percentile(values: Iterable[float], fraction: float) -> float:
-    """The smallest value that this fraction does not exceed."""
+    """Returns the smallest value that is not exceeded by this fraction of the values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]

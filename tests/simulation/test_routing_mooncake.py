@@ -1,4 +1,4 @@
-"""The policies of routing on Mooncake's recording, and on traffic that is made to go wrong."""
+"""The routing policies on Mooncake's recording and on adversarial traffic."""
 
 from random import Random
 
@@ -12,19 +12,19 @@ needs_recording = pytest.mark.skipif(not mooncake.PATH.exists(), reason=f"Moonca
 
 
 @needs_recording
-def test_kv_aware_where_the_prefixes_fit_hits_as_one_cache_without_bounds() -> None:
+def test_kv_aware_with_prefixes_that_fit_hits_like_one_unbounded_cache() -> None:
     assert mooncake.compare().hits_over_ideal >= 0.95
 
 
 @needs_recording
-def test_kv_aware_halves_the_ttft_of_policies_that_know_no_caches() -> None:
+def test_kv_aware_halves_the_ttft_of_cache_unaware_policies() -> None:
     found = mooncake.compare()
     assert found.ttft_p90_over_min_tokens <= 0.5
     assert found.ttft_p90_over_round_robin <= 0.5
 
 
 @needs_recording
-def test_kv_aware_loads_no_replica_above_one_and_a_half_means() -> None:
+def test_kv_aware_keeps_every_replica_below_one_and_a_half_times_the_mean_load() -> None:
     assert mooncake.compare().kv_aware.highest_load <= 1.5
 
 
@@ -49,7 +49,7 @@ BLOCK_TOKENS = 64
 
 
 def one_hot_prefix(*, requests: int, shared_blocks: int, own_blocks: int) -> Traffic:
-    """Everybody sends the same beginning, once one replica has it."""
+    """All requests share one prefix, which one replica already has cached."""
     rng = Random(0)
     shared, came_s, works = tuple(range(1, shared_blocks + 1)), 0.0, []
     for _ in range(requests):
@@ -63,11 +63,11 @@ HOT = one_hot_prefix(requests=1500, shared_blocks=12, own_blocks=8)
 
 
 @pytest.mark.parametrize("load", [1.0, 2.0])
-def test_kv_aware_with_one_prefix_for_all_makes_no_hot_spot(load: float) -> None:
+def test_kv_aware_with_one_shared_prefix_has_no_hot_spot(load: float) -> None:
     outcome = run(HOT, Cluster(8, 4000, load), "kv-aware")
     assert outcome.highest_load <= 1.5
     assert outcome.hit_fraction > 0.9 * HOT.ideal_hit_fraction
 
 
-def test_kv_aware_without_a_bound_of_the_lead_makes_a_hot_spot_of_one_prefix() -> None:
+def test_kv_aware_without_a_threshold_has_a_hot_spot() -> None:
     assert run(HOT, Cluster(8, 4000, 1.0), "kv-aware", imbalance_threshold_tokens=10**9).highest_load > 4

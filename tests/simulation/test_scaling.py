@@ -1,4 +1,4 @@
-"""The simulated cluster: nothing lost, the same again by seed, true to what was measured, and policies that do what they are for."""
+"""The simulated cluster: no request is lost, runs are reproducible, step times match measurements, and policies reach their goals."""
 
 import contextlib
 import math
@@ -47,7 +47,7 @@ def run(workload: Workload, which: SimulationConfig) -> SimulationResult:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1000), failures=st.sampled_from([0.0, 30.0]), rate=st.floats(0.5, 30))
 @example(seed=123, failures=30.0, rate=4.8796)
-def test_every_request_is_answered_or_refused_once_whatever_dies(seed: int, failures: float, rate: float) -> None:
+def test_every_request_is_answered_or_refused_once_despite_failures(seed: int, failures: float, rate: float) -> None:
     workload = workloads.step(rate, 3.0, 60.0, 150.0)
     outcome = run(workload, setting(seed=seed, failures_per_gpu_hour=failures))
     came = sum(1 for _ in workload.requests(seed))
@@ -56,14 +56,14 @@ def test_every_request_is_answered_or_refused_once_whatever_dies(seed: int, fail
     assert all(ttft_s > 0 for ttft_s in outcome.ttft_s)
 
 
-def test_same_seed_same_outcome_and_another_seed_another() -> None:
+def test_outcome_depends_on_the_seed() -> None:
     workload = workloads.diurnal(8.0, day_s=900.0, bursts=Bursts(per_day=2))
     first, again, other = (run(workload, setting(seed=seed)) for seed in (1, 1, 2))
     assert (first.gpu_s, list(first.ttft_s), first.actions) == (again.gpu_s, list(again.ttft_s), again.actions)
     assert list(first.ttft_s) != list(other.ttft_s)
 
 
-def test_what_happens_in_the_warm_up_does_not_count() -> None:
+def test_warm_up_does_not_count() -> None:
     workload = workloads.step(4.0, 1.0, 100.0, 200.0)
     whole, late = run(workload, setting()), run(workload, setting(warmup_s=100.0))
     assert late.requests < whole.requests
@@ -97,13 +97,13 @@ def test_token_aware_costs_less_than_ongoing_requests_at_the_same_promise() -> N
 
 
 @pytest.mark.parametrize("startup_s", [30.0, 90.0])
-def test_fivefold_step_is_recovered_from_in_one_and_a_half_start_ups(startup_s: float) -> None:
+def test_fivefold_step_recovers_within_one_and_a_half_startups(startup_s: float) -> None:
     workload = workloads.step(4.0, 5.0, 900.0, 1200.0)
     outcome = run(workload, setting(startup_s=startup_s, initial=2))
     assert outcome.recovery_s(900.0, Targets()) <= 1.5 * startup_s
 
 
-def test_simulations_end_with_the_process_that_asked_for_them() -> None:
+def test_simulations_end_with_their_parent_process() -> None:
     asking = subprocess.Popen([sys.executable, "-c", ASKS_FOREVER], stdout=subprocess.PIPE, text=True)
     assert asking.stdout is not None
     working = int(asking.stdout.readline())
@@ -116,7 +116,7 @@ def test_simulations_end_with_the_process_that_asked_for_them() -> None:
 
 @needs_tables
 @pytest.mark.parametrize("size", TENSOR_PARALLEL_SIZES)
-def test_step_times_meet_the_table_rows_that_they_were_not_fitted_on(size: int) -> None:
+def test_step_times_match_the_held_out_table_rows(size: int) -> None:
     found = fit(read_latencies(CALIBRATION / LATENCIES, size))
     assert found.held_out_error_fraction < 0.05
     assert found.held_out_max_error_fraction < 0.25
@@ -125,7 +125,7 @@ def test_step_times_meet_the_table_rows_that_they_were_not_fitted_on(size: int) 
 @needs_tables
 @pytest.mark.parametrize("size", TENSOR_PARALLEL_SIZES)
 @pytest.mark.parametrize("gpu", GPUS)
-def test_step_times_kept_are_those_of_the_tables(gpu: str, size: int) -> None:
+def test_stored_step_times_match_the_tables(gpu: str, size: int) -> None:
     found, kept = step_time(CALIBRATION, gpu, size), FITTED[gpu, size]
     for part in ("fixed_s", "per_sequence_s", "per_resident_token_s", "prefill_per_token_s"):
         assert getattr(kept, part) == pytest.approx(getattr(found, part), rel=0.01)
@@ -148,7 +148,7 @@ def test_simulated_batches_take_as_long_as_measured_ones() -> None:
     assert sum(errors) / len(errors) < 0.05
 
 
-def test_recording_without_the_right_columns_is_refused_by_name(tmp_path: Path) -> None:
+def test_recording_without_a_column_is_rejected_by_name(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.979960,10\n")
     with pytest.raises(ValueError, match="column 'GeneratedTokens' is missing"):

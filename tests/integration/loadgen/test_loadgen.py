@@ -33,14 +33,14 @@ WORKLOAD = Synthetic("w", 6, prompt_tokens=5, output_tokens=4)
 
 
 async def run(target: TargetSpec, load: Load) -> Outcome:
-    """Runs it in this process."""
+    """Runs a load in this process."""
     async with target.connect() as connected:
         runner = Runner(load, connected, lambda _: None)
         await runner.run()
         return runner.outcome()
 
 
-async def test_gateway_closed_loop_gives_a_whole_record_for_each_request() -> None:
+async def test_gateway_closed_loop_records_each_request_completely() -> None:
     dispatcher = ScriptedDispatcher(Script(tokens=None))
     async with running_gateway(dispatcher) as gateway:
         outcome = await run(GatewaySpec(f"127.0.0.1:{gateway.port}", channels=2), Load(WORKLOAD, ClosedLoop(2)))
@@ -49,7 +49,7 @@ async def test_gateway_closed_loop_gives_a_whole_record_for_each_request() -> No
     assert {request.prompt_token_ids for request in dispatcher.opened} == {request.prompt for request in WORKLOAD.requests()}
 
 
-async def test_gateway_open_loop_starts_are_as_computed_whatever_the_answers_take() -> None:
+async def test_gateway_open_loop_starts_do_not_depend_on_responses() -> None:
     dispatcher = ScriptedDispatcher(Script(tokens=None))
     async with running_gateway(dispatcher) as gateway:
         outcome = await run(GatewaySpec(f"127.0.0.1:{gateway.port}"), Load(WORKLOAD, OpenLoop(200.0, cv=0.0), max_in_flight=3))
@@ -58,14 +58,14 @@ async def test_gateway_open_loop_starts_are_as_computed_whatever_the_answers_tak
     assert all(one.late_s >= 0 and one.error is None for one in outcome.records)
 
 
-async def test_gateway_refusal_is_told_with_its_status() -> None:
+async def test_gateway_refusal_is_recorded_with_its_status() -> None:
     dispatcher = ScriptedDispatcher(Script(refusal=ServeError(Reason.OVERLOADED, "full")))
     async with running_gateway(dispatcher) as gateway:
         outcome = await run(GatewaySpec(f"127.0.0.1:{gateway.port}"), Load(WORKLOAD, ClosedLoop(2)))
     assert {one.error for one in outcome.records} == {"UNAVAILABLE: full"}
 
 
-async def test_gateway_prompts_of_text_are_counted_by_the_gateway(tmp_path: Path) -> None:
+async def test_gateway_counts_tokens_of_text_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "def f(x):", "max_tokens": 3}\n')
     prompts = recorded_in(tmp_path / "p.jsonl", max_model_len=100, vocabulary_size=800)
     async with running_gateway(ScriptedDispatcher(Script(tokens=None))) as gateway:
@@ -73,7 +73,7 @@ async def test_gateway_prompts_of_text_are_counted_by_the_gateway(tmp_path: Path
     assert (one.prompt_tokens > 1, len(one.token_ids)) == (True, 3)
 
 
-async def test_generator_process_runs_loads_and_goes_on_after_an_interrupt(tmp_path: Path) -> None:
+async def test_generator_process_continues_after_an_interrupt(tmp_path: Path) -> None:
     dispatcher = ScriptedDispatcher(Script(tokens=None))
     async with running_gateway(dispatcher) as gateway:
         target = GatewaySpec(f"127.0.0.1:{gateway.port}")
@@ -93,7 +93,7 @@ def _three_runs(target: TargetSpec, folder: Path, dispatcher: ScriptedDispatcher
 
 
 def _interrupted(generator: LoadGenerator, dispatcher: ScriptedDispatcher) -> Outcome:
-    """A run that is interrupted once two requests of it are in flight."""
+    """Runs a load and interrupts it once two requests are in flight."""
 
     def interrupt_when_in_flight() -> None:
         while len(dispatcher.live) < 2:
@@ -107,7 +107,7 @@ def _interrupted(generator: LoadGenerator, dispatcher: ScriptedDispatcher) -> Ou
     return outcome
 
 
-async def test_generator_process_gives_back_more_than_its_socket_holds(tmp_path: Path) -> None:
+async def test_generator_process_returns_more_records_than_its_socket_buffers(tmp_path: Path) -> None:
     load = Load(Synthetic("w", 100, prompt_tokens=2, output_tokens=1_500), ClosedLoop(50))
     async with running_gateway(ScriptedDispatcher(Script(tokens=None))) as gateway:
         outcome = await asyncio.to_thread(_one_run, GatewaySpec(f"127.0.0.1:{gateway.port}"), tmp_path, load)
@@ -119,7 +119,7 @@ def _one_run(target: TargetSpec, folder: Path, load: Load) -> Outcome:
         return generator.run(load)
 
 
-async def test_generator_process_that_cannot_connect_says_why(tmp_path: Path) -> None:
+async def test_generator_process_without_connection_reports_the_reason(tmp_path: Path) -> None:
     target = GatewaySpec("127.0.0.1:1", tls=Tls(root_ca=tmp_path / "none.pem"))
     with pytest.raises(StartError, match="No such file"):
         await asyncio.to_thread(_one_run, target, tmp_path, Load(WORKLOAD, ClosedLoop(1)))
@@ -127,7 +127,7 @@ async def test_generator_process_that_cannot_connect_says_why(tmp_path: Path) ->
 
 @asynccontextmanager
 async def openai_server(tls: Any = None) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
-    """A server whose answers have token ids 0, 1, ...; its URL, and what it was asked. The prompt "bad" is refused."""
+    """Runs a server that generates the token ids 0, 1, ... and refuses the prompt "bad". Yields its URL and the requests it received."""
     asked: list[dict[str, Any]] = []
 
     async def models(_: web.Request) -> web.Response:
@@ -163,14 +163,14 @@ async def _send_event(response: web.StreamResponse, message: dict[str, Any]) -> 
     await response.write(b"data: " + json.dumps(message).encode() + b"\n\n")
 
 
-async def test_openai_server_closed_loop_gives_a_whole_record_for_each_request() -> None:
+async def test_openai_server_closed_loop_records_each_request_completely() -> None:
     async with openai_server() as (url, asked):
         outcome = await run(OpenAiSpec(url, "m", headers=(("x-key", "k"),)), Load(WORKLOAD, ClosedLoop(2)))
     assert [(one.error, one.prompt_tokens, one.token_ids) for one in outcome.records] == [(None, 5, (0, 1, 2, 3))] * 6
     assert {(body["model"], body["ignore_eos"], body["key"]) for body in asked} == {("m", True, "k")}
 
 
-async def test_openai_server_refuses_one_prompt_and_counts_the_other(tmp_path: Path) -> None:
+async def test_openai_server_refusal_of_one_prompt_leaves_the_other(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "good", "max_tokens": 3}\n{"prompt": "bad", "max_tokens": 3}\n')
     prompts = recorded_in(tmp_path / "p.jsonl", max_model_len=100, vocabulary_size=800)
     async with openai_server() as (url, _):
@@ -179,7 +179,7 @@ async def test_openai_server_refuses_one_prompt_and_counts_the_other(tmp_path: P
     assert bad.error == 'HTTP 400: {"error": "bad prompt"}'
 
 
-async def test_openai_server_says_its_context_over_tls(tmp_path: Path) -> None:
+async def test_openai_server_reports_its_context_length_over_tls(tmp_path: Path) -> None:
     root, pair = make_authority(tmp_path, ("localhost",))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair.certificate, pair.key)

@@ -76,7 +76,7 @@ def test_database_opened_by_many_at_once_is_migrated_once(database_url: str) -> 
         one.dispose()
 
 
-def test_tenant_comes_back_as_it_was_given(store: TenantStore) -> None:
+def test_tenant_is_read_as_it_was_written(store: TenantStore) -> None:
     store.add(ACME, "me", ("acme.example",))
     assert store.tenant("acme") == ACME
     free = Tenant("free")
@@ -89,7 +89,7 @@ def test_tenant_comes_back_as_it_was_given(store: TenantStore) -> None:
     assert (store.tenant("acme"), store.directory().certificates) == (changed, {})
 
 
-def test_names_that_are_taken_or_unknown_are_refused_by_field(store: TenantStore) -> None:
+def test_names_taken_or_unknown_are_rejected_by_field(store: TenantStore) -> None:
     store.add(ACME, "me", ("acme.example",))
     refused(Reason.INVALID_ARGUMENT, "tenant.name: 'acme' already exists", lambda: store.add(ACME, "me"))
     refused(Reason.INVALID_ARGUMENT, "certificate_names", lambda: store.add(Tenant("b"), "me", ("acme.example",)))
@@ -159,7 +159,7 @@ def test_revision_grows_with_every_change_of_many_writers(store: TenantStore) ->
     assert (store.revision(), len(store.directory().tenants)) == (20, 20)
 
 
-def test_usage_is_summed_by_tenant_and_model_within_the_time_asked_for(database: Engine) -> None:
+def test_usage_is_summed_by_tenant_and_model_within_the_period(database: Engine) -> None:
     usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     usage.append([chain.append(replace(RECORD, at_us=at_us)) for at_us in (10, 20, 30)])
     usage.append([chain.append(replace(RECORD, tenant="b", outcome="OVERLOADED", at_us=20, completion_tokens=0))])
@@ -181,7 +181,7 @@ def test_usage_is_summed_by_tenant_and_model_within_the_time_asked_for(database:
         "DELETE FROM usage_records",
     ],
 )
-def test_tampering_with_usage_shows(database: Engine, statement: str) -> None:
+def test_tampering_with_usage_is_detected(database: Engine, statement: str) -> None:
     usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     usage.append([chain.append(RECORD) for _ in range(3)])
     assert usage.verify(SECRET) == []
@@ -190,7 +190,7 @@ def test_tampering_with_usage_shows(database: Engine, statement: str) -> None:
     assert [one.chain for one in usage.verify(SECRET)] == ["gateway"]
 
 
-def test_batch_that_is_there_already_is_refused_as_a_whole(database: Engine) -> None:
+def test_batch_that_was_already_written_is_rejected_as_a_whole(database: Engine) -> None:
     usage, chain = UsageStore(database), Chain(SECRET, "gateway")
     batch = [chain.append(RECORD) for _ in range(2)]
     usage.append(batch[:1])
@@ -202,7 +202,7 @@ def test_batch_that_is_there_already_is_refused_as_a_whole(database: Engine) -> 
 @pytest.mark.parametrize(
     "url", ["nonsense", "postgresql+psycopg://me:hunter2@127.0.0.1:1/none", "mysql://x/y", "sqlite:////proc/none/neox.db"]
 )
-def test_database_that_cannot_be_used_names_the_setting_and_hides_the_password(url: str) -> None:
+def test_unusable_database_error_names_the_setting_and_hides_the_password(url: str) -> None:
     with pytest.raises(SettingsError, match=r"access\.database_url") as caught:
         open_database(url)
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""When requests are meant to start: the statistics of the times that a seed gives."""
+"""Arrival processes: statistics of the times for given seeds."""
 
 from itertools import islice, pairwise
 from random import Random
@@ -23,7 +23,7 @@ def test_arrivals_of_a_constant_rate_are_evenly_spaced() -> None:
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 2.5])
-def test_arrivals_have_the_rate_and_the_variation_asked_for(cv: float) -> None:
+def test_arrivals_have_the_given_rate_and_variation(cv: float) -> None:
     gaps = gaps_s(OpenLoop(8.0, cv))
     assert fmean(gaps) == pytest.approx(1 / 8.0, rel=0.05)
     assert pstdev(gaps) / fmean(gaps) == pytest.approx(cv, rel=0.05)
@@ -35,12 +35,12 @@ def test_arrivals_of_a_poisson_process_are_exponentially_spaced() -> None:
         assert gaps[int(fraction * len(gaps))] == pytest.approx(expected_s, rel=0.06)
 
 
-def test_arrivals_depend_on_the_seed_alone() -> None:
+def test_arrivals_depend_only_on_the_seed() -> None:
     assert gaps_s(OpenLoop(8.0)) == gaps_s(OpenLoop(8.0))
     assert gaps_s(OpenLoop(8.0)) != gaps_s(OpenLoop(8.0), seed=2)
 
 
-def test_replay_starts_at_once_and_keeps_the_gaps_but_for_the_speed() -> None:
+def test_replay_starts_at_once_and_scales_the_gaps_by_the_speed() -> None:
     assert list(Replay().times_s([5.0, 6.0, 9.0])) == [0.0, 1.0, 4.0]
     assert list(Replay(speed=2.0).times_s([5.0, 6.0, 9.0])) == [0.0, 0.5, 2.0]
 
@@ -63,6 +63,6 @@ def test_schedule_ends_with_the_workload_or_the_duration() -> None:
         (lambda: Load(Synthetic("w", 1), OpenLoop(1.0), max_in_flight=0), "max_in_flight 0"),
     ],
 )
-def test_impossible_values_are_refused(make: object, said: str) -> None:
+def test_impossible_values_are_rejected(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()  # type: ignore[operator]

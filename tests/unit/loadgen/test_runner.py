@@ -1,4 +1,4 @@
-"""Closed and open loops over a target of the test's: order, caps, failures, interrupts. Start times here are all at once."""
+"""Closed and open loops with a fake target: order, limits, failures, interrupts. All start times are equal here."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ WORKLOAD = Synthetic("w", 5, prompt_tokens=4, output_tokens=3, vocabulary_size=1
 
 @dataclass(frozen=True, slots=True)
 class AtOnce:
-    """Requests that a recording had all at the same time."""
+    """Requests that all have the same recorded time."""
 
     prompts: tuple[Prompt, ...]
     name: str = "at once"
@@ -30,7 +30,10 @@ class AtOnce:
 
 
 class EchoTarget:
-    """Answers with the prompt, one token a payload; fails or garbles where told. hangs_from: this request and later ones never end."""
+    """Responds with the prompt, one token per payload; can fail or send garbage.
+
+    hangs_from: number of the first request that never ends.
+    """
 
     def __init__(self, failure: Exception | None = None, garbles_at: int = -1, hangs_from: int = 1_000) -> None:
         self.in_flight = self.max_in_flight = self.sent = 0
@@ -51,7 +54,7 @@ class EchoTarget:
             raise self._failure
 
     def decode(self, stamped: Sequence[tuple[float, Any]]) -> Response:
-        """Raises ValueError where garbled."""
+        """Raises ValueError for garbage."""
         return Response([Arrival(at_s, (int(payload),)) for at_s, payload in stamped], prompt_tokens=77)
 
 
@@ -80,25 +83,25 @@ async def test_closed_loop_next_request_is_meant_to_start_when_the_one_before_en
 @pytest.mark.parametrize(
     ("failure", "told"), [(ConnectionError("gone"), "ConnectionError: gone"), (TargetError("HTTP 400: no"), "HTTP 400: no")]
 )
-async def test_request_that_fails_is_a_record_with_its_error(failure: Exception, told: str) -> None:
+async def test_failed_request_has_a_record_with_its_error(failure: Exception, told: str) -> None:
     run = runner(EchoTarget(failure))
     await run.run()
     assert [one.error for one in run.outcome().records] == [None, told, None, None, None]
 
 
-async def test_response_that_cannot_be_decoded_is_a_record_with_an_error() -> None:
+async def test_undecodable_response_has_a_record_with_an_error() -> None:
     run = runner(EchoTarget(garbles_at=2))
     await run.run()
     assert [one.error is None for one in run.outcome().records] == [True, True, False, True, True]
 
 
-async def test_prompt_of_text_has_the_length_that_the_system_counted() -> None:
+async def test_text_prompt_has_the_length_that_the_system_counted() -> None:
     run = runner(EchoTarget(), Replay(), workload=AtOnce(("1", "2")))
     await run.run()
     assert [one.prompt_tokens for one in run.outcome().records] == [77, 77]
 
 
-async def test_open_loop_sends_without_waiting_for_answers() -> None:
+async def test_open_loop_sends_without_waiting_for_responses() -> None:
     target = EchoTarget()
     run = runner(target, Replay(), workload=AtOnce(((1,), (2,), (3,))))
     await run.run()
@@ -108,7 +111,7 @@ async def test_open_loop_sends_without_waiting_for_answers() -> None:
     assert [one.token_ids for one in records] == [(1,), (2,), (3,)]
 
 
-async def test_open_loop_with_a_cap_holds_requests_back_and_their_records_are_late() -> None:
+async def test_open_loop_with_a_limit_sends_late_and_records_it() -> None:
     target = EchoTarget()
     run = runner(target, Replay(), workload=AtOnce(((1,), (2,), (3,))), max_in_flight=1)
     await run.run()
@@ -129,6 +132,6 @@ async def test_interrupt_cancels_what_is_in_flight_and_keeps_what_has_ended() ->
     assert all(one.error is None for one in outcome.records)
 
 
-async def test_run_of_a_recording_without_times_cannot_be_replayed() -> None:
+async def test_replay_of_a_recording_without_times_raises() -> None:
     with pytest.raises(ValueError, match="cannot be replayed"):
         await runner(EchoTarget(), Replay()).run()

@@ -1,4 +1,4 @@
-"""Records and the figures made of them, on arrivals made by hand."""
+"""Records and the figures computed from them."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from neox_serve.loadgen.summaries import Slo, percentile, summarize
 
 
 def answered(start_s: float, *times_s: float, sent_s: float | None = None) -> Record:
-    """A request of four tokens that got one token at each time."""
+    """Returns the record of a request with four tokens, one at each time."""
     arrivals = [Arrival(at_s, (number,)) for number, at_s in enumerate(times_s)]
     return record(4, arrivals, intended_s=start_s, sent_s=start_s if sent_s is None else sent_s, end_s=times_s[-1])
 
 
 def lost(start_s: float, end_s: float, error: str = "UNAVAILABLE") -> Record:
-    """A request that failed after three tokens."""
+    """Returns the record of a request that failed after three tokens."""
     return record(4, [Arrival(end_s, (1, 2, 3))], intended_s=start_s, sent_s=start_s, end_s=end_s, error=error)
 
 
@@ -29,11 +29,11 @@ def test_percentile_of_one_value_is_that_value() -> None:
     assert percentile([7.0], 0.99) == 7.0
 
 
-def test_percentile_of_nothing_is_zero() -> None:
+def test_percentile_of_no_values_is_zero() -> None:
     assert percentile([], 0.5) == 0.0
 
 
-def test_record_arrivals_without_tokens_count_for_nothing() -> None:
+def test_record_ignores_arrivals_without_tokens() -> None:
     arrivals = [Arrival(1.0, ()), Arrival(1.5, (7,)), Arrival(1.6, (8, 9)), Arrival(2.6, (10,)), Arrival(2.7, ())]
     one = record(3, arrivals, intended_s=1.0, sent_s=1.2, end_s=2.8)
     assert (one.token_ids, one.chunks) == ((7, 8, 9, 10), 3)
@@ -69,24 +69,24 @@ def test_summary_figures_have_the_names_that_vllm_bench_serve_prints() -> None:
     assert {"p99_tpot_ms", "p99_e2el_ms", "output_throughput", "total_token_throughput", "request_goodput"} <= figures.keys()
 
 
-def test_summary_failed_requests_count_as_failed_and_nowhere_else() -> None:
+def test_summary_failed_requests_count_only_as_failed() -> None:
     summary = summarize([answered(0.0, 1.0, 2.0), lost(0.0, 4.0)])
     assert (summary.completed, summary.failed, summary.errors) == (1, 1, {"UNAVAILABLE": 1})
     assert (summary.total_output_tokens, summary.duration, summary.output_throughput) == (2, 4.0, 0.5)
 
 
-def test_summary_tells_the_max_frequent_errors_first() -> None:
+def test_summary_lists_the_most_frequent_errors_first() -> None:
     summary = summarize([lost(0.0, 1.0, error) for error in ("a", "b", "b", "c", "d", "e", "f", "f")])
     assert list(summary.errors.items()) == [("b", 2), ("f", 2), ("a", 1), ("c", 1), ("d", 1)]
 
 
-def test_summary_of_nothing_is_zeros() -> None:
+def test_summary_of_no_records_is_zero() -> None:
     summary = summarize([], open_loop=True, slo=Slo())
     assert (summary.completed, summary.output_throughput, summary.ttft_ms.p99, summary.chunks_per_response) == (0, 0.0, 0.0, 0.0)
     assert (summary.offered_request_rate, summary.request_goodput) == (0.0, 0.0)
 
 
-def test_summary_offered_rate_counts_starts_also_of_requests_that_failed() -> None:
+def test_summary_offered_rate_includes_failed_requests() -> None:
     records = [answered(0.0, 1.0, 2.0), lost(1.0, 4.0), answered(2.0, 8.0)]
     assert summarize(records, open_loop=True).offered_request_rate == 1.0
     assert summarize(records).offered_request_rate is None
@@ -110,6 +110,6 @@ def test_summary_shows_how_late_requests_were_sent() -> None:
         (Slo(ttft_ms=2000.0, e2el_ms=1999.0), 0.0),
     ],
 )
-def test_summary_goodput_counts_requests_that_kept_every_limit(slo: Slo | None, goodput: float | None) -> None:
+def test_summary_goodput_counts_requests_within_every_limit(slo: Slo | None, goodput: float | None) -> None:
     two_tokens, one_token = answered(0.0, 1.0, 2.0), answered(0.0, 2.0)
     assert summarize([two_tokens, one_token, lost(0.0, 1.0)], slo=slo).request_goodput == goodput

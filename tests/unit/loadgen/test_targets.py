@@ -1,4 +1,4 @@
-"""What the load generator's targets ask, and how they read what came."""
+"""The load generator's targets: requests and decoding of responses."""
 
 import json
 
@@ -12,12 +12,12 @@ from neox_serve.v1 import inference_service_pb2 as pb
 
 
 def event(*token_ids: int) -> bytes:
-    """An event of the OpenAI server."""
+    """Returns an event of the OpenAI server."""
     return b"data: " + json.dumps({"choices": [{"text": "x", "token_ids": token_ids}]}).encode() + b"\n\n"
 
 
 def openai_target() -> OpenAiTarget:
-    """One without a session, for decoding."""
+    """Returns a target without a session, for decoding."""
     return OpenAiTarget(None, "model")  # type: ignore[arg-type]
 
 
@@ -31,7 +31,7 @@ def test_openai_event_in_two_parts_arrives_with_the_second() -> None:
     assert answer == Response([Arrival(2.0, (5,)), Arrival(2.0, ())])
 
 
-def test_openai_usage_tells_the_length_of_the_prompt() -> None:
+def test_openai_usage_gives_the_prompt_length() -> None:
     usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9}}\n\n'
     assert openai_target().decode([(1.0, event(5) + usage)]) == Response([Arrival(1.0, (5,)), Arrival(1.0, ())], prompt_tokens=9)
 

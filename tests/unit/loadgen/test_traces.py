@@ -1,4 +1,4 @@
-"""Recorded workloads: lengths, prefixes, times, and files that are wrong."""
+"""Recorded workloads: lengths, prefixes, times and invalid files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,40
 
 
 def recorded(path: Path, text: str | list[Any], **options: Any) -> Recorded:
-    """A recording with this text, or these objects one a line."""
+    """Writes a recording with this text, or with these objects, one per line."""
     path.write_text(text if isinstance(text, str) else "".join(f"{json.dumps(line)}\n" for line in text))
     return recorded_in(path, **{"max_model_len": 100, "vocabulary_size": 800, **options})
 
@@ -23,7 +23,7 @@ def mooncake(timestamp: int, input_length: int, *hash_ids: int) -> dict[str, Any
     return {"timestamp": timestamp, "input_length": input_length, "output_length": 17, "hash_ids": hash_ids}
 
 
-def test_synthetic_requests_have_the_lengths_and_the_vocabulary_asked_for() -> None:
+def test_synthetic_requests_have_the_given_lengths_and_vocabulary() -> None:
     requests = list(Synthetic("w", 4, prompt_tokens=8, output_tokens=3, vocabulary_size=100).requests())
     assert [(len(request.prompt), request.output_tokens) for request in requests] == [(8, 3)] * 4
     assert all(12 <= int(token_id) < 100 for request in requests for token_id in request.prompt)
@@ -67,7 +67,7 @@ def test_mooncake_clipped_prompt_keeps_its_prefix(tmp_path: Path) -> None:
     assert next(clipped.requests()).prompt == next(whole.requests()).prompt[:87]
 
 
-def test_prompts_of_ones_own_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_prompts_of_our_own_format_are_unchanged(tmp_path: Path) -> None:
     lines = [{"prompt": "hi", "max_tokens": 5}, {"token_ids": [1, 2], "max_tokens": 500}]
     workload = recorded(tmp_path / "t.jsonl", lines)
     assert [(request.prompt, request.output_tokens, request.recorded_s) for request in workload.requests()] == [
@@ -77,7 +77,7 @@ def test_prompts_of_ones_own_are_taken_as_they_are(tmp_path: Path) -> None:
     assert (survey(workload).clipped, survey(workload).timed) == (0, False)
 
 
-def test_recording_with_a_count_ends_there(tmp_path: Path) -> None:
+def test_recording_with_a_count_has_that_many_requests(tmp_path: Path) -> None:
     assert survey(recorded(tmp_path / "t.csv", AZURE, count=1)).requests == 1
 
 
@@ -115,18 +115,18 @@ def test_clip_fits_both_lengths_into_the_context(lengths: tuple[int, int], expec
         ),
     ],
 )
-def test_file_that_is_wrong_is_refused_with_line_field_and_value(tmp_path: Path, name: str, text: str | list[Any], said: str) -> None:
+def test_invalid_file_is_rejected_with_line_field_and_value(tmp_path: Path, name: str, text: str | list[Any], said: str) -> None:
     with pytest.raises(TraceError) as caught:
         survey(recorded(tmp_path / name, text))
     assert said in str(caught.value)
 
 
-def test_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="No such file"):
         recorded_in(tmp_path / "none.jsonl", max_model_len=100, vocabulary_size=800)
 
 
 @pytest.mark.parametrize(("options", "said"), [({"divisor": 7}, "divisor 7"), ({"max_model_len": 1}, "max_model_len 1")])
-def test_recording_with_impossible_values_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_recording_with_impossible_values_is_rejected(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         recorded(tmp_path / "t.csv", AZURE, **options)

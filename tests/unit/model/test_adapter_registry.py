@@ -10,7 +10,7 @@ def put(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
-def test_adapters_are_found_once_they_are_whole(tmp_path: Path) -> None:
+def test_adapters_are_found_once_they_are_complete(tmp_path: Path) -> None:
     registry = AdapterRegistry(tmp_path)
     put(tmp_path / "code")
     put(tmp_path / "acme")
@@ -26,13 +26,13 @@ def test_adapters_are_found_once_they_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "../code", "/code", "code/", "acme/../code", "a/b/c", ".next.partial/whole"])
-def test_names_that_lead_elsewhere_are_unknown(tmp_path: Path, name: str) -> None:
+def test_names_that_leave_the_registry_are_unknown(tmp_path: Path, name: str) -> None:
     put(tmp_path / "registry" / "acme" / ".next.partial" / "whole")
     put(tmp_path / "code")
     assert AdapterRegistry(tmp_path / "registry").find(name) is None
 
 
-def test_without_a_registry_there_is_nothing() -> None:
+def test_missing_registry_has_no_adapters() -> None:
     registry = AdapterRegistry(None)
     registry.refresh()
     assert (registry.exists, registry.current, registry.find("code")) == (False, (), None)

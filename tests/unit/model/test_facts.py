@@ -1,4 +1,4 @@
-"""ModelFacts reads both spellings of a GPT-NeoX config and names the key it cannot use."""
+"""ModelFacts reads both formats of a GPT-NeoX config and names invalid keys."""
 
 from typing import Any
 

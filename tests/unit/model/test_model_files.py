@@ -1,4 +1,4 @@
-"""Locating a checkpoint: folders are checked, the hub is asked only for names, every error names the setting."""
+"""Locating a checkpoint: folders are checked, the hub is used only for names, and every error names the setting."""
 
 import json
 from pathlib import Path

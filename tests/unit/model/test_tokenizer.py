@@ -1,4 +1,4 @@
-"""Text to ids and back, for any text."""
+"""Encoding and decoding of any text."""
 
 import unicodedata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""However deadline, cancellation, failure and the engine's end race: a call ends exactly once."""
+"""A call ends exactly once, however deadline, cancellation, failure and the engine's last output race."""
 
 import itertools
 
@@ -26,16 +26,16 @@ def test_every_accepted_call_gets_exactly_one_terminal_event(happenings: list[Ca
 
 
 @pytest.mark.parametrize(("phase", "event"), list(itertools.product(sorted(TERMINAL), CallEvent)))
-def test_nothing_changes_after_the_end(phase: Phase, event: CallEvent) -> None:
+def test_events_after_the_end_change_nothing(phase: Phase, event: CallEvent) -> None:
     assert TRANSITIONS[phase, event] is phase
 
 
 @pytest.mark.parametrize(("phase", "event"), list(itertools.product(set(Phase) - TERMINAL, ENDS)))
-def test_every_live_phase_can_end_in_every_way(phase: Phase, event: CallEvent) -> None:
+def test_every_live_phase_accepts_every_terminal_event(phase: Phase, event: CallEvent) -> None:
     assert TRANSITIONS[phase, event] is ENDS[event]
 
 
-def test_output_before_admission_is_a_fault() -> None:
+def test_output_before_admission_raises() -> None:
     life = CallLife()
     life.advance(CallEvent.ACCEPT)
     with pytest.raises(ValueError, match="event output is not allowed in phase accepted"):

@@ -1,4 +1,4 @@
-"""Which streams another replica may go on with, and with what."""
+"""Which streams another replica can continue, and with which request."""
 
 from dataclasses import replace
 
@@ -35,12 +35,12 @@ def test_plain_requests_are_continuable(sampling: Sampling) -> None:
     ],
     ids=["seed", "repetition", "presence", "frequency", "structured_output", "beam", "n", "logprobs", "prompt logprobs", "stop sequence"],
 )
-def test_requests_with_more_state_than_their_tokens_are_not(request_: GenerationRequest) -> None:
+def test_requests_with_state_beyond_their_tokens_are_not_continuable(request_: GenerationRequest) -> None:
     assert not is_continuable(request_)
 
 
 @given(st.lists(st.integers(0, 99), max_size=12))
-def test_rest_asks_for_exactly_the_tokens_that_were_not_delivered(delivered: list[int]) -> None:
+def test_continued_request_asks_for_exactly_the_missing_tokens(delivered: list[int]) -> None:
     rest = continued(PLAIN, delivered)
     if len(delivered) >= 10:
         assert rest is None

@@ -1,4 +1,4 @@
-"""A request's life: one terminal event, each lease settled once, moved once at most."""
+"""The life of a request: one terminal event, each lease settled once, at most one move."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ EVENTS = st.lists(st.sampled_from(RequestEvent), max_size=30)
 
 
 def live(events: list[RequestEvent]) -> tuple[Stage, list[Action]]:
-    """Where the events lead, and all actions on the way."""
+    """Returns the stage after all events, and all actions on the way."""
     stage = Stage.ADMITTING
     actions: list[Action] = []
     for event in events:
@@ -22,40 +22,40 @@ def live(events: list[RequestEvent]) -> tuple[Stage, list[Action]]:
 
 
 @given(EVENTS)
-def test_life_has_one_terminal_event_exactly_when_it_ended(events: list[RequestEvent]) -> None:
+def test_life_has_exactly_one_terminal_event_if_it_ended(events: list[RequestEvent]) -> None:
     stage, actions = live(events)
     assert actions.count(Action.TERMINATE) == (stage is Stage.ENDED)
 
 
 @given(EVENTS)
-def test_life_settles_each_lease_once(events: list[RequestEvent]) -> None:
+def test_life_settles_each_lease_exactly_once(events: list[RequestEvent]) -> None:
     stage, actions = live(events)
     held = stage in {Stage.WAITING, Stage.STREAMING}
     assert actions.count(Action.SUBMIT) - actions.count(Action.SETTLE) == held
 
 
 @pytest.mark.parametrize("event", list(RequestEvent))
-def test_answer_that_has_begun_moves_only_where_it_can_be_continued(event: RequestEvent) -> None:
+def test_request_with_delivered_output_moves_only_if_continuable(event: RequestEvent) -> None:
     assert (Action.ADMIT in step(Stage.STREAMING, event).actions) == (event is RequestEvent.CONTINUABLE)
 
 
 @given(st.sampled_from(RequestEvent))
-def test_life_after_the_end_nothing_happens(event: RequestEvent) -> None:
+def test_life_after_the_end_ignores_events(event: RequestEvent) -> None:
     assert step(Stage.ENDED, event) == step(Stage.ENDED, RequestEvent.FINISHED)
 
 
 @given(st.sampled_from([Stage.WAITING, Stage.STREAMING]))
-def test_cancelled_while_served_is_aborted_first(stage: Stage) -> None:
+def test_cancelled_request_on_a_replica_is_aborted_first(stage: Stage) -> None:
     assert step(stage, RequestEvent.CANCELLED).actions == (Action.ABORT, Action.SETTLE, Action.TERMINATE)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_only_a_replicas_own_failure_is_moved_and_only_once(reason: Reason) -> None:
+def test_failure_of_the_replica_moves_a_request_once(reason: Reason) -> None:
     failure = ServeError(reason, "failed")
     movable = reason in {Reason.REPLICA_LOST, Reason.DRAINING}
     assert event_of_failure(failure, ()) is (RequestEvent.MOVABLE if movable else RequestEvent.FAILED)
     assert event_of_failure(failure, ("a",)) is RequestEvent.FAILED
 
 
-def test_replica_lost_says_when_to_try_again() -> None:
+def test_replica_lost_error_has_a_retry_delay() -> None:
     assert replica_lost("r").retry_after_s

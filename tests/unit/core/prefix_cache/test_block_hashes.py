@@ -23,18 +23,18 @@ def test_prompt_blocks_are_a_chain_over_all_full_blocks(ids: list[int], size: in
 
 
 @given(IDS, IDS, SIZES)
-def test_prompts_share_as_many_blocks_as_they_share_full_blocks_of_tokens(one: list[int], other: list[int], size: int) -> None:
+def test_prompts_share_the_blocks_of_their_common_prefix(one: list[int], other: list[int], size: int) -> None:
     same = next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     ours, theirs = (prompt_blocks(root("m"), ids, size) for ids in (one, other))
     assert len(set(ours) & set(theirs)) == same // size
 
 
 @given(IDS.filter(len), SIZES)
-def test_reusable_blocks_leave_the_last_token_to_compute(ids: list[int], size: int) -> None:
+def test_reusable_blocks_exclude_the_last_token(ids: list[int], size: int) -> None:
     assert reusable_blocks(0, ids, size) == prompt_blocks(0, ids, size)[: (len(ids) - 1) // size]
 
 
-def test_root_keeps_models_adapters_and_salts_apart() -> None:
+def test_root_separates_models_adapters_and_salts() -> None:
     roots = {root("m"), root("n"), root("m", "a"), root("m", None, "a"), root("m", "a", "b"), root("m", "b", "a")}
     assert len(roots | {root("ma"), root("m", "ab")}) == 8
     assert root("m", None, None) == root("m", "", "")

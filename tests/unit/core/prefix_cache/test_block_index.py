@@ -1,4 +1,4 @@
-"""Which replica holds which block."""
+"""The index of which replica holds which block."""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -29,7 +29,7 @@ def test_look_up_counts_blocks_up_to_the_first_that_is_missing() -> None:
     assert holdings.longest(5, Random(0)) == ["a", "b"]
 
 
-def test_a_gap_is_told_once_and_nothing_is_believed_until_a_restart() -> None:
+def test_gap_is_reported_once_and_changes_are_ignored_until_a_restart() -> None:
     index = index_of(a=[1])
     assert index.take("a", BlockNews(2, [2])) is False
     assert index.take("a", BlockNews(3, [3])) is True
@@ -39,25 +39,25 @@ def test_a_gap_is_told_once_and_nothing_is_believed_until_a_restart() -> None:
     assert (index.needs_restart("a"), index.look_up([5]).blocks("a"), index.look_up([4]).blocks("a")) == (False, 1, 0)
 
 
-def test_first_news_that_is_no_restart_is_a_gap() -> None:
+def test_first_message_without_restart_is_a_gap() -> None:
     index = BlockIndex()
     assert index.take("a", BlockNews(1, [1])) is False
     assert index.needs_restart("a")
 
 
-def test_a_number_that_was_there_already_is_a_gap() -> None:
+def test_repeated_number_is_a_gap() -> None:
     index = index_of(a=[])
     assert index.take("a", BlockNews(0, [1])) is False
 
 
-def test_restarted_replica_with_a_new_id_begins_empty() -> None:
+def test_restarted_replica_with_a_new_id_starts_empty() -> None:
     index = index_of(old=[1, 2])
     index.forget("old")
     assert index.take("new", BlockNews(0, [1], restarts=True))
     assert (index.look_up([1, 2]).blocks("new"), index.look_up([1, 2]).blocks("old"), len(index)) == (1, 0, 1)
 
 
-def test_forgotten_blocks_never_come_back_with_a_slot_that_is_used_again() -> None:
+def test_forgotten_blocks_do_not_return_with_a_reused_slot() -> None:
     index = index_of(a=list(range(100)))
     for number in range(20):
         index.forget("a" if number == 0 else f"r{number - 1}")
@@ -67,7 +67,7 @@ def test_forgotten_blocks_never_come_back_with_a_slot_that_is_used_again() -> No
         assert index.look_up([200 + number]).longest(9, Random(0)) == [f"r{number}"]
 
 
-def test_longest_of_many_equals_draws_all_of_them_over_time() -> None:
+def test_longest_among_many_equals_draws_each_of_them_over_time() -> None:
     index = index_of(**{f"r{number}": [1] for number in range(40)}, best=[1, 2])
     drawn = [index.look_up([1, 2]).longest(4, Random(seed)) for seed in range(400)]
     assert all(len(set(each)) == 4 and each[0] == "best" for each in drawn)
@@ -75,7 +75,7 @@ def test_longest_of_many_equals_draws_all_of_them_over_time() -> None:
 
 
 @given(st.dictionaries(NAMES, BLOCKS), BLOCKS, st.integers(1, 4), st.integers())
-def test_longest_are_the_best_holders_in_order(held: dict[str, list[int]], prompt: list[int], most: int, seed: int) -> None:
+def test_longest_returns_the_best_holders_in_order(held: dict[str, list[int]], prompt: list[int], most: int, seed: int) -> None:
     holdings = index_of(**held).look_up(prompt)
     expected = {name: prefix(blocks, prompt) for name, blocks in held.items() if prefix(blocks, prompt)}
     found = holdings.longest(most, Random(seed))
@@ -89,7 +89,7 @@ def prefix(held: list[int] | set[int], prompt: list[int]) -> int:
 
 @dataclass(slots=True)
 class Known:
-    """A replica as the reference knows it. believed: whether no news were missed."""
+    """A replica in the reference model. believed: whether no message was lost."""
 
     number: int
     believed: bool = True
@@ -97,7 +97,7 @@ class Known:
 
 
 class Accounts(RuleBasedStateMachine):
-    """The index against plain sets."""
+    """Compares the index with a reference model of plain sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,5 +145,5 @@ TestAccounts.settings = settings(max_examples=100, stateful_step_count=40, deadl
 
 
 @pytest.mark.parametrize("replicas", [8, 1000])
-def test_a_block_takes_less_than_190_bytes_wherever_its_tables_stand(replicas: int) -> None:
+def test_block_takes_less_than_190_bytes_at_any_table_size(replicas: int) -> None:
     assert block_bytes.measure(200_000, replicas) < 190

@@ -1,4 +1,4 @@
-"""What an engine's prefix cache holds, and an engine's own names for it."""
+"""The ledger of an engine's prefix cache, and the mapping of the engine's own block names."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ SIZE = 4
 
 
 @given(st.lists(st.tuples(BLOCKS, BLOCKS)))
-def test_changes_told_add_up_to_what_is_there(changes: list[tuple[list[int], list[int]]]) -> None:
+def test_reported_changes_add_up_to_the_contents(changes: list[tuple[list[int], list[int]]]) -> None:
     ledger, told, there = BlockLedger(SIZE), set[int](), set[int]()
 
     def hear(change: BlockChange) -> None:
@@ -53,7 +53,7 @@ def test_adapter_and_salt_of_a_prompts_beginning_name_all_its_blocks() -> None:
     assert set(ledger.blocks()) == set(prompt_blocks(root("m", "x", "s"), IDS[: 2 * SIZE], SIZE))
 
 
-def test_a_block_stored_twice_is_there_until_both_copies_are_removed() -> None:
+def test_block_stored_twice_stays_until_both_copies_are_removed() -> None:
     blocks, ledger = names()
     blocks.take([BlocksStored(["a"], None, IDS[:SIZE]), BlocksStored(["a"], None, IDS[:SIZE])])
     blocks.take([BlocksRemoved(["a"])])
@@ -64,7 +64,7 @@ def test_a_block_stored_twice_is_there_until_both_copies_are_removed() -> None:
     assert len(ledger) == 0
 
 
-def test_a_block_stored_and_removed_in_one_step_is_never_told() -> None:
+def test_block_stored_and_removed_in_one_step_is_not_reported() -> None:
     blocks, ledger = names()
     told: list[BlockChange] = []
     ledger.listen(told.append)
@@ -72,7 +72,7 @@ def test_a_block_stored_and_removed_in_one_step_is_never_told() -> None:
     assert told == []
 
 
-def test_a_block_whose_parent_is_unknown_is_left_out() -> None:
+def test_block_with_an_unknown_parent_is_ignored() -> None:
     blocks, ledger = names()
     blocks.take([BlocksStored(["c"], "lost", IDS[:SIZE]), BlocksRemoved(["never seen"])])
     assert len(ledger) == 0
@@ -94,7 +94,7 @@ def request(ids: tuple[int, ...], salt: str | None = None) -> GenerationRequest:
     return GenerationRequest("r", ids, Stopping(1), cache_salt=salt)
 
 
-def test_fake_cache_spares_full_blocks_but_never_the_last_token() -> None:
+def test_fake_cache_serves_full_blocks_but_never_the_last_token() -> None:
     cache = FakeCache("m", block_tokens=SIZE, capacity_blocks=10)
     assert [cache.serve(request(IDS)) for _ in range(2)] == [0, 2 * SIZE]
     assert cache.serve(request((*IDS, 99))) == 3 * SIZE
@@ -106,7 +106,7 @@ def test_fake_cache_shares_nothing_between_salts() -> None:
     assert [cache.serve(request(IDS, salt)) for salt in ("one", "other", None, "one")] == [0, 0, 0, 2 * SIZE]
 
 
-def test_full_fake_cache_forgets_the_prompt_served_longest_ago_its_end_first() -> None:
+def test_full_fake_cache_evicts_the_least_recently_used_prompt_from_its_end() -> None:
     cache = FakeCache("m", block_tokens=SIZE, capacity_blocks=4)
     cache.serve(request(IDS))
     cache.serve(request(tuple(range(100, 100 + 2 * SIZE))))

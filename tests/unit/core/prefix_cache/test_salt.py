@@ -1,4 +1,4 @@
-"""The salts that keep tenants apart."""
+"""Cache salts of tenants."""
 
 from neox_serve.core.prefix_cache.salt import cache_salt
 
@@ -10,6 +10,6 @@ def test_salt_is_equal_for_one_tenant_and_differs_between_tenants_and_secrets() 
     assert len({cache_salt(SECRET, "a"), cache_salt(SECRET, "b"), cache_salt(b"t" * 32, "a")}) == 3
 
 
-def test_salt_does_not_tell_the_tenant() -> None:
+def test_salt_does_not_reveal_the_tenant() -> None:
     assert "acme" not in cache_salt(SECRET, "acme")
     assert len(cache_salt(SECRET, "acme")) == 32

@@ -1,4 +1,4 @@
-"""BULK fills what is idle and leaves room for others: which of its requests run, as timelines and as a property."""
+"""BULK uses idle capacity and leaves room for other classes, as timelines and as a property."""
 
 from random import Random
 
@@ -31,14 +31,14 @@ class Router:
         self.asked = 0
 
     def ask(self, priority: PriorityClass, now_s: float) -> bool:
-        """Whether a new request runs at once."""
+        """Adds a request and returns whether it runs at once."""
         self.asked += 1
         terms = Terms("a", priority=priority)
         self._note(self.admissions.admit("g", self.asked, Demand(Pool.GENERATION, "m", 10, 10, terms=terms), now_s), priority)
         return self.asked in self.running
 
     def end(self, priority: PriorityClass, now_s: float) -> None:
-        """One that runs ends, and what waits may follow."""
+        """Ends a running request and lets waiting ones start."""
         lease = next(lease for lease, one in self.running.items() if one is priority)
         del self.running[lease]
         self.admissions.settle("g", Settled(lease, 0, 10), now_s)
@@ -57,14 +57,14 @@ class Router:
                 self.running[answer.lease_id] = priority
 
 
-def test_bulk_alone_runs_up_to_its_places_and_the_rest_follows() -> None:
+def test_bulk_alone_runs_up_to_its_limit_and_the_rest_follows() -> None:
     router = Router(replicas=2)
     assert [router.ask(BULK, 0.0) for _ in range(10)] == [True] * 8 + [False] * 2
     router.end(BULK, 1.0)
     assert router.count(BULK) == 8
 
 
-def test_others_pass_bulk_that_is_held() -> None:
+def test_other_classes_overtake_bulk_that_is_held_back() -> None:
     router = Router()
     for _ in range(6):
         router.ask(BULK, 0.0)
@@ -74,7 +74,7 @@ def test_others_pass_bulk_that_is_held() -> None:
     assert router.admissions.expected_wait_s(held, 0.0) != 0.0
 
 
-def test_bulk_makes_room_beside_others_and_comes_back_once_it_is_quiet() -> None:
+def test_bulk_shrinks_beside_other_classes_and_grows_after_a_quiet_time() -> None:
     router = Router()
     for _ in range(8):
         router.ask(BULK, 0.0)
@@ -91,20 +91,20 @@ def test_bulk_makes_room_beside_others_and_comes_back_once_it_is_quiet() -> None
     assert router.count(BULK) == 4
 
 
-def test_bulk_of_one_pool_minds_only_others_of_the_same() -> None:
+def test_bulk_is_limited_only_by_requests_of_its_own_pool() -> None:
     router = Router()
     router.admissions.admit("g", 99, Demand(Pool.EMBEDDING, "m", 10, 0, terms=Terms("a", priority=OTHER)), 0.0)
     assert [router.ask(BULK, 0.0) for _ in range(4)] == [True] * 4
 
 
 @pytest.mark.parametrize("values", [(0, 1, 1.0), (1, 0, 1.0), (1, 1, -1.0)])
-def test_limits_that_let_nothing_run_are_refused(values: tuple[int, int, float]) -> None:
+def test_limits_below_one_are_rejected(values: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="at least"):
         BulkLimits(*values)
 
 
 @given(st.lists(st.sampled_from(["bulk", "other", "end bulk", "end other", "time"]), max_size=60))
-def test_others_always_run_at_once_and_no_bulk_begins_beyond_its_places(events: list[str]) -> None:
+def test_other_classes_run_at_once_and_bulk_never_starts_beyond_its_limit(events: list[str]) -> None:
     router, now_s = Router(), 0.0
     for event in events:
         now_s += 3.0 if event == "time" else 0.1

@@ -1,4 +1,4 @@
-"""The fair queue: who goes next, who must leave, and how long it takes."""
+"""The fair queue: the order of requests, shedding, and expected waits."""
 
 import math
 from itertools import count
@@ -38,7 +38,7 @@ def queue(*waiting: QueuedRequest, limits: QueueLimits = QueueLimits()) -> FairQ
 
 
 def drain(fair: FairQueue, now_s: float = 0.0, lane: Lane = G) -> list[QueuedRequest]:
-    """All in the order in which they go, each charged as dispatched."""
+    """Returns all requests in the order in which they leave, each charged at dispatch."""
     order = []
     while (one := fair.pop(lane, now_s)) is not None:
         fair.charge_dispatch(one)
@@ -52,7 +52,7 @@ def test_tenants_take_turns_however_many_requests_one_of_them_sends() -> None:
     assert {one.tenant for one in order[:2]} == {one.tenant for one in order[2:4]} == {"flood", "few"}
 
 
-def test_weight_gives_its_share() -> None:
+def test_tenant_is_served_in_proportion_to_its_weight() -> None:
     order = drain(queue(*(request(name, weight=weight) for _ in range(30) for name, weight in (("heavy", 3.0), ("light", 1.0)))))
     assert sum(one.tenant == "heavy" for one in order[:20]) == 15
 
@@ -65,14 +65,14 @@ def test_long_requests_count_for_more_than_short_ones() -> None:
     assert served["long"] == pytest.approx(served["short"], rel=0.5)
 
 
-def test_higher_class_goes_first_whoever_sends_it() -> None:
+def test_higher_class_goes_first_for_any_tenant() -> None:
     bulk, interactive = request("a", priority=PriorityClass.BULK), request("b", priority=PriorityClass.INTERACTIVE)
     fair = queue(bulk, interactive)
     fair.charge_dispatch(request("b"))
     assert drain(fair) == [interactive, bulk]
 
 
-def test_class_that_waited_unserved_for_its_patience_is_served_once() -> None:
+def test_class_unserved_for_its_patience_is_served_once() -> None:
     patience_s = PATIENCE_S[PriorityClass.BULK]
     fair = queue(
         *(request("a", priority=PriorityClass.BULK) for _ in range(2)), *(request("b", priority=PriorityClass.SYSTEM) for _ in range(4))
@@ -95,14 +95,14 @@ def test_earliest_deadline_goes_first_within_a_tenant() -> None:
     assert drain(queue(never, late, soon)) == [soon, late, never]
 
 
-def test_full_lane_holds_nobody_up_at_another() -> None:
+def test_full_lane_does_not_delay_another_lane() -> None:
     embedding, generation = request(lane=E), request(lane=G)
     fair = queue(embedding, generation)
     assert drain(fair, lane=G) == [generation]
     assert fair.lanes() == (E,)
 
 
-def test_tenant_that_comes_back_has_saved_nothing_up() -> None:
+def test_tenant_that_returns_has_no_credit() -> None:
     fair = queue(*(request("busy") for _ in range(20)))
     drain_some = [fair.pop(G, 0.0) for _ in range(10)]
     for one in drain_some:
@@ -114,7 +114,7 @@ def test_tenant_that_comes_back_has_saved_nothing_up() -> None:
     assert 4 <= sum(one.tenant == "idle" for one in order[:10]) <= 6
 
 
-def test_full_queue_sheds_the_lowest_class_then_who_was_served_max_then_the_newest() -> None:
+def test_full_queue_sheds_lowest_class_then_most_served_tenant_then_newest() -> None:
     limits = QueueLimits(max_requests=3)
     keep, bulk_old, bulk_new = request("a"), request("b", priority=PriorityClass.BULK), request("c", priority=PriorityClass.BULK)
     fair = queue(keep, bulk_old, limits=limits)
@@ -126,13 +126,13 @@ def test_full_queue_sheds_the_lowest_class_then_who_was_served_max_then_the_newe
     assert {one.key for one in fair.waiting()} >= {keep.key, first.key}
 
 
-def test_queue_is_bounded_by_tokens_too() -> None:
+def test_queue_over_its_token_limit_sheds() -> None:
     fair = queue(request(), limits=QueueLimits(max_tokens=30))
     assert fair.put(big := request(prompt_tokens=20), 0.0) == (big,)
     assert fair.depth(G) == (1, 20)
 
 
-def test_request_whose_time_is_over_leaves() -> None:
+def test_request_past_its_deadline_leaves_the_queue() -> None:
     limits = QueueLimits(longest_wait_s=10.0)
     fair = queue(patient := request(), hurried := request(deadline_s=5.0), limits=limits)
     assert fair.expire(4.9) == ()
@@ -150,7 +150,7 @@ def test_expected_wait_counts_higher_classes_and_a_fair_share_of_the_others() ->
     assert queue().expected_wait_s(mine, 0.0) == math.inf
 
 
-def test_what_a_tenant_generates_is_expected_of_it_and_corrected() -> None:
+def test_expected_output_follows_what_a_tenant_generates() -> None:
     fair = queue()
     one = request(max_output_tokens=1_000)
     charged = fair.charge_dispatch(one)
@@ -167,7 +167,7 @@ def test_cached_prompts_are_charged_less() -> None:
     assert fair.counter("a") < fair.counter("b")
 
 
-def test_refund_takes_no_counter_below_where_it_was_lifted() -> None:
+def test_refund_never_takes_a_counter_below_its_lift() -> None:
     counters = FairCounters()
     counters.begin_waiting("a")
     counters.charge("a", 1.0, 100.0)
@@ -179,7 +179,7 @@ def test_refund_takes_no_counter_below_where_it_was_lifted() -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=40), st.floats(0.5, 4), st.integers(1, 8))
 def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list[tuple[int, int]], weight: float, slots: int) -> None:
-    """Source of the bound: theorem 4.4 of the paper: 2 x the most that the running batch may cost, here that of `slots` requests."""
+    """Source of the bound: theorem 4.4 of the paper: twice the maximum cost of the running batch, here of `slots` requests."""
     rng = Random(0)
     fair = queue()
     sent = [request(name, weight=w, prompt_tokens=p, max_output_tokens=o) for p, o in sizes for name, w in (("a", weight), ("b", 1.0))]
@@ -201,7 +201,7 @@ def test_difference_of_two_backlogged_tenants_stays_within_the_bound(sizes: list
 
 
 class Fair(RuleBasedStateMachine):
-    """The queue against a list that is searched for the next request."""
+    """Compares the queue with a list that is searched for the next request."""
 
     @initialize()
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""Which replica takes a request."""
+"""The routing policies."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -40,12 +40,12 @@ def choose(candidates: Iterable[Candidate], demand: Demand, rng: Random) -> Repl
     return choice.replica if isinstance(choice, Route) else choice
 
 
-def test_choose_of_two_takes_the_one_with_fewer_outstanding_tokens() -> None:
+def test_choose_between_two_picks_the_one_with_fewer_outstanding_tokens() -> None:
     busy, free = candidate("busy", 500), candidate("free", 100)
     assert {choose([busy, free], DEMAND, Random(seed)) for seed in range(20)} == {free.replica}
 
 
-def test_choose_between_equals_takes_either() -> None:
+def test_choose_between_equals_picks_either() -> None:
     pair = [candidate("a", 100), candidate("b", 100)]
     assert {choose(pair, DEMAND, Random(seed)) for seed in range(20)} == {each.replica for each in pair}
 
@@ -62,12 +62,12 @@ def test_choose_between_equals_takes_either() -> None:
     ],
     ids=["model", "pool", "draining", "unhealthy", "unreachable", "full"],
 )
-def test_choose_never_takes_a_replica_that_cannot_serve(other: Candidate) -> None:
+def test_choose_never_picks_a_replica_that_cannot_serve(other: Candidate) -> None:
     busy = candidate("busy", 10**6)
     assert {choose([other, busy], DEMAND, Random(seed)) for seed in range(20)} == {busy.replica}
 
 
-def test_choose_with_the_only_replica_excluded_finds_none_ready() -> None:
+def test_choose_with_the_only_replica_excluded_returns_not_ready() -> None:
     demand = Demand(Pool.GENERATION, "m", 1, 1, excluded=("a",))
     assert choose([candidate("a")], demand, Random(0)) is RoutingFailure.NOT_READY
 
@@ -82,7 +82,7 @@ def test_choose_with_the_only_replica_excluded_finds_none_ready() -> None:
     ],
     ids=["no replica yet", "another model", "another pool", "full"],
 )
-def test_choose_without_a_fitting_replica_says_why(candidates: list[Candidate], failure: RoutingFailure) -> None:
+def test_choose_without_a_fitting_replica_returns_the_reason(candidates: list[Candidate], failure: RoutingFailure) -> None:
     assert choose(candidates, DEMAND, Random(0)) is failure
 
 
@@ -143,14 +143,14 @@ SOME = st.lists(st.builds(candidate, name=st.uuids().map(str), tokens=st.integer
 
 
 @given(SOME, st.integers())
-def test_power_of_two_never_takes_the_one_worst_candidate(candidates: list[Candidate], seed: int) -> None:
+def test_power_of_two_never_picks_the_single_worst_candidate(candidates: list[Candidate], seed: int) -> None:
     worst = max(score(each) for each in candidates)
     if sum(score(each) == worst for each in candidates) == 1:
         assert score(picked("power-of-two", candidates, seed=seed)) < worst
 
 
 @given(SOME, st.integers())
-def test_min_tokens_takes_the_min_of_all(candidates: list[Candidate], seed: int) -> None:
+def test_least_tokens_picks_the_least_loaded_of_all(candidates: list[Candidate], seed: int) -> None:
     assert score(picked("least-tokens", candidates, seed=seed)) == min(map(score, candidates))
 
 
@@ -163,7 +163,7 @@ def test_power_of_two_with_some_excluded_draws_each_other_pair_equally_often() -
 
 
 @pytest.mark.parametrize("name", ["power-of-two", "least-tokens", "kv-aware"])
-def test_dispatches_credited_at_once_stay_balanced(name: str) -> None:
+def test_dispatches_that_count_at_once_stay_balanced(name: str) -> None:
     rng, tokens = Random(7), dict.fromkeys(map(str, range(8)), 0)
     for seed in range(4000):
         chosen = picked(name, [candidate(name, claimed) for name, claimed in tokens.items()], seed=seed)
@@ -172,7 +172,7 @@ def test_dispatches_credited_at_once_stay_balanced(name: str) -> None:
 
 
 def holdings(demand: Demand, **blocks: int) -> Holdings:
-    """What replicas hold: so many of the demand's first blocks."""
+    """Returns holdings: for each replica, its number of leading blocks of the demand."""
     index = BlockIndex()
     for replica_id, held in blocks.items():
         index.take(replica_id, BlockNews(0, stored=demand.blocks[:held], restarts=True))
@@ -200,7 +200,7 @@ def route(
 
 
 def picked(name: str, candidates: list[Candidate], *, seed: int) -> Candidate:
-    """As `ReplicaIndex` would have them all free."""
+    """Returns the candidates as `ReplicaIndex` holds them if all are free."""
     members = ModelReplicas()
     for each in candidates:
         members.put(each)
@@ -210,40 +210,40 @@ def picked(name: str, candidates: list[Candidate], *, seed: int) -> Candidate:
 LONG = Demand(Pool.GENERATION, "m", 1000, 90, blocks=tuple(range(100, 109)), block_tokens=100)
 
 
-def test_kv_aware_takes_the_longest_prefix_while_its_lead_is_allowed() -> None:
+def test_kv_aware_within_the_threshold_picks_the_longest_prefix() -> None:
     pool = [candidate("free", 0), candidate("some", 100), candidate("most", 500)]
     found = route("kv-aware", pool, LONG, holdings(LONG, some=3, most=8))
     assert found == Route(pool[2].replica, cached_tokens=800, reason=RoutingReason.LONGEST_PREFIX, candidates=3)
 
 
-def test_kv_aware_past_the_lead_takes_who_is_through_first() -> None:
+def test_kv_aware_beyond_the_threshold_picks_the_replica_that_finishes_first() -> None:
     pool = [candidate("free", 0), candidate("some", 100), candidate("most", 1200)]
     found = route("kv-aware", pool, LONG, holdings(LONG, some=3, most=8))
     assert found == Route(pool[1].replica, cached_tokens=300, reason=RoutingReason.BALANCE, candidates=3)
 
 
-def test_kv_aware_past_the_lead_keeps_a_holder_that_is_through_first_all_the_same() -> None:
+def test_kv_aware_beyond_the_threshold_keeps_a_holder_that_finishes_first() -> None:
     pool = [candidate("free", 0), candidate("most", 700)]
     assert route("kv-aware", pool, LONG, holdings(LONG, most=8)).reason is RoutingReason.LONGEST_PREFIX
 
 
-def test_kv_aware_between_equal_holders_takes_the_less_loaded() -> None:
+def test_kv_aware_between_equal_holders_picks_the_less_loaded() -> None:
     pool = [candidate("free", 0), candidate("a", 300), candidate("b", 200)]
     assert route("kv-aware", pool, LONG, holdings(LONG, a=8, b=8)).replica is pool[2].replica
 
 
-def test_kv_aware_without_a_holder_takes_the_min_loaded() -> None:
+def test_kv_aware_without_a_holder_picks_the_least_loaded() -> None:
     pool = [candidate("a", 300), candidate("b", 200)]
     assert route("kv-aware", pool, LONG) == Route(pool[1].replica, 0, RoutingReason.FEWEST_TOKENS, 2)
 
 
-def test_kv_aware_in_a_large_pool_finds_the_one_holder() -> None:
+def test_kv_aware_in_a_large_pool_finds_the_only_holder() -> None:
     pool = [candidate(f"r{number}", number % 7) for number in range(1000)]
     for seed in range(20):
         assert route("kv-aware", pool, LONG, holdings(LONG, r617=8), seed=seed).replica is pool[617].replica
 
 
-def test_kv_aware_passes_over_holders_that_are_excluded_full_or_of_another_model() -> None:
+def test_kv_aware_skips_holders_that_are_excluded_full_or_of_another_model() -> None:
     pool = [candidate("x"), candidate("full", requests=8), candidate("other", model="n"), candidate("last", 400)]
     demand = replace(LONG, excluded=("x",))
     assert route("kv-aware", pool, demand, holdings(LONG, x=8, full=8, other=8, last=1)).replica is pool[3].replica
@@ -254,7 +254,7 @@ def affine(policy: str, demand: Demand, pool: list[Candidate]) -> str:
 
 
 @pytest.mark.parametrize("policy", ["session", "prefix-affinity"])
-def test_affinity_when_a_replica_leaves_moves_only_what_it_had(policy: str) -> None:
+def test_affinity_when_a_replica_leaves_moves_only_its_keys(policy: str) -> None:
     pool = [candidate(name) for name in "abcdefgh"]
     demands = [replace(LONG, session=f"s{number}", blocks=(number, *LONG.blocks[1:8], number)) for number in range(400)]
     before = [affine(policy, demand, pool) for demand in demands]
@@ -272,7 +272,7 @@ def test_prefix_affinity_of_different_beginnings_uses_all_replicas() -> None:
 
 
 @pytest.mark.parametrize("policy", ["session", "prefix-affinity"])
-def test_affinity_past_the_lead_goes_to_another(policy: str) -> None:
+def test_affinity_beyond_the_threshold_picks_another_replica(policy: str) -> None:
     demand = replace(LONG, session="s")
     pool = [candidate(name) for name in "abcd"]
     owner = affine(policy, demand, pool)
@@ -281,7 +281,7 @@ def test_affinity_past_the_lead_goes_to_another(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["session", "prefix-affinity"])
-def test_affinity_without_a_key_takes_the_min_loaded(policy: str) -> None:
+def test_affinity_without_a_key_picks_the_least_loaded(policy: str) -> None:
     assert affine(policy, DEMAND, [candidate("a", 5), candidate("b", 4)]) == "b"
 
 
@@ -293,6 +293,6 @@ def test_every_policy_prefers_a_replica_that_has_the_adapter(policy: str) -> Non
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_policy_past_the_lead_loads_the_adapter_elsewhere(policy: str) -> None:
+def test_every_policy_beyond_the_threshold_loads_the_adapter_elsewhere(policy: str) -> None:
     pool = [candidate("a"), candidate("x", 600, adapters=frozenset({"x"}))]
     assert route(policy, pool, replace(LONG, adapter="x", session="s")).replica.replica_id == "a"

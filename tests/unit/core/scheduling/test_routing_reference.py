@@ -1,4 +1,4 @@
-"""The router decides as a plain filter over all replicas would, whatever came before."""
+"""The router decides like a plain filter over all replicas, after any history."""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -24,7 +24,7 @@ TOKENS = st.integers(0, 3).map(lambda hundreds: 100 * hundreds)
 
 @dataclass(slots=True)
 class Known:
-    """A replica as the reference knows it."""
+    """A replica in the reference model."""
 
     replica: Replica
     connection: int
@@ -34,14 +34,14 @@ class Known:
 
 @dataclass(slots=True)
 class Reference:
-    """All replicas and leases in the plainest way, and what the policy makes of them."""
+    """All replicas and leases in the simplest form, with the decisions that the policy allows."""
 
     replicas: dict[str, Known] = field(default_factory=dict)
     leases: dict[tuple[str, int], Lease] = field(default_factory=dict)
     promised_s: dict[tuple[Pool, str], float] = field(default_factory=dict)
 
     def choices(self, demand: Demand) -> set[str] | RoutingFailure:
-        """All replicas that two choices at random may come to, or why there are none."""
+        """Returns all replicas that power-of-two may pick, or why there is none."""
         if self.replicas and all(known.replica.model != demand.model for known in self.replicas.values()):
             return RoutingFailure.UNKNOWN_MODEL
         ready = [name for name, known in self.replicas.items() if is_ready_for(known, demand)]
@@ -53,7 +53,7 @@ class Reference:
         return {name for name, score in scores.items() if score <= second_worst}
 
     def retry_after_s(self, demand: Demand, now_s: float) -> float:
-        """What a client is promised that finds all replicas full."""
+        """Returns the retry delay for a client that finds all replicas full."""
         key = (demand.pool, demand.model)
         members = [known for known in self.replicas.values() if (known.replica.pool, known.replica.model) == key]
         leases = [lease for known in members for lease in self.on(known.replica.replica_id)]
@@ -62,11 +62,11 @@ class Reference:
         return self.promised_s[key] - now_s
 
     def on(self, name: str) -> list[Lease]:
-        """The leases on a replica."""
+        """Returns the leases on a replica."""
         return [lease for lease in self.leases.values() if lease.replica_id == name]
 
     def forget(self, name: str) -> None:
-        """A replica is gone, with its leases."""
+        """Removes a replica with its leases."""
         del self.replicas[name]
         self.leases = {key: lease for key, lease in self.leases.items() if lease.replica_id != name}
 
@@ -78,7 +78,7 @@ def is_ready_for(known: Known, demand: Demand) -> bool:
 
 
 class Decisions(RuleBasedStateMachine):
-    """Both go through the same events; each request is decided by both."""
+    """Feeds the same events to both; each request is decided by both."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of who may call what: complete, and closed to everything else."""
+"""The access table is complete and denies everything else."""
 
 import pytest
 
@@ -15,14 +15,14 @@ def test_every_method_of_the_public_api_is_in_the_table_and_nothing_else() -> No
     assert set(ROLES) == {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
 
 
-def test_method_that_is_not_in_the_table_is_for_nobody() -> None:
+def test_method_not_in_the_table_is_denied_to_everyone() -> None:
     with pytest.raises(ServeError) as caught:
         check_role("/neox_serve.v1.InferenceService/New", frozenset(Role))
     assert caught.value.reason is Reason.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("method", [method for method in ROLES if "Admin" in method])
-def test_admin_methods_are_for_admins_alone(method: str) -> None:
+def test_admin_methods_are_only_for_admins(method: str) -> None:
     check_role(method, frozenset({Role.ADMIN}))
     for role in (Role.TENANT, Role.OPERATOR):
         with pytest.raises(ServeError):

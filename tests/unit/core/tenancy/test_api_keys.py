@@ -1,4 +1,4 @@
-"""API keys: what is kept of them opens nothing, and only the whole key opens."""
+"""API keys: the stored part grants no access; only the complete key does."""
 
 import secrets
 
@@ -12,7 +12,7 @@ def kept(secret_hash: str, expires_s: float | None = None, revoked_s: float | No
     return ApiKey("0" * 16, "acme", secret_hash, 0.0, expires_s, revoked_s)
 
 
-def test_new_key_is_parsed_and_matches_what_is_kept_of_it() -> None:
+def test_new_key_parses_and_matches_its_stored_hash() -> None:
     made = new_key(secrets.token_bytes)
     parsed = parse(made.text)
     assert parsed is not None
@@ -21,7 +21,7 @@ def test_new_key_is_parsed_and_matches_what_is_kept_of_it() -> None:
     assert matches(kept(made.secret_hash), secret)
 
 
-def test_key_shows_its_secret_neither_in_what_is_kept_nor_when_printed() -> None:
+def test_secret_is_neither_stored_nor_printed() -> None:
     made = new_key(secrets.token_bytes)
     secret = made.text.rsplit("_", 1)[1]
     assert secret not in made.secret_hash
@@ -29,7 +29,7 @@ def test_key_shows_its_secret_neither_in_what_is_kept_nor_when_printed() -> None
 
 
 @given(st.text(max_size=200))
-def test_other_texts_are_no_keys(text: str) -> None:
+def test_other_texts_do_not_parse_as_keys(text: str) -> None:
     assert parse(text) is None
 
 

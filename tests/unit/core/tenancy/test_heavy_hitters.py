@@ -1,4 +1,4 @@
-"""The largest callers are found in bounded memory, and keep their places unless another is clearly larger."""
+"""The largest callers are found in bounded memory and keep their places unless another is clearly larger."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def test_first_callers_are_named_until_the_places_are_taken() -> None:
     assert [largest.add(caller, 10, 0.0).named for caller in ("a", "b", "c", "a")] == [True, True, False, True]
 
 
-def test_larger_caller_takes_the_place_of_the_smallest_once_it_leads() -> None:
+def test_larger_caller_replaces_the_smallest_once_it_exceeds_the_lead() -> None:
     largest = HeavyHitters(2, candidates=8, half_life_s=FOREVER_S)
     largest.add("large", 1_000, 0.0)
     largest.add("small", 100, 0.0)
@@ -36,7 +36,7 @@ def test_past_use_counts_half_after_a_half_life_and_nothing_after_many() -> None
 
 
 @given(USES, st.integers(1, 4), st.integers(5, 12))
-def test_caller_with_more_than_its_share_is_named_and_never_more_are_than_there_are_places(
+def test_caller_above_its_share_is_named_and_capacity_is_never_exceeded(
     uses: list[tuple[str, int]], capacity: int, candidates: int
 ) -> None:
     largest = HeavyHitters(capacity, candidates=candidates, half_life_s=FOREVER_S)
@@ -54,6 +54,6 @@ def test_caller_with_more_than_its_share_is_named_and_never_more_are_than_there_
 
 
 @pytest.mark.parametrize("capacity", [0, 4, 5])
-def test_bounds_that_cannot_work_are_refused(capacity: int) -> None:
+def test_invalid_capacity_is_rejected(capacity: int) -> None:
     with pytest.raises(ValueError, match=r"must be at least 1 and below candidates \(4\)"):
         HeavyHitters(capacity, candidates=4, half_life_s=1.0)

@@ -1,4 +1,4 @@
-"""Quotas: no 60 s and no day hold more than is allowed, whatever happens in whatever order."""
+"""Quotas: no 60 s and no day exceed the limit, after any sequence of events."""
 
 from collections import defaultdict
 from random import Random
@@ -29,7 +29,7 @@ def ask(book: QuotaLedger, number: int, tokens: int, quotas: Quotas, now_s: floa
     return book.reserve(source, Reservation(number, "acme", tokens), quotas, now_s)
 
 
-def test_reservation_holds_its_tokens_until_it_is_settled_to_what_was_used() -> None:
+def test_reservation_counts_in_full_until_it_is_settled() -> None:
     book, quotas = ledger(), Quotas(tokens_per_minute=100)
     assert ask(book, 1, 80, quotas, NOON_S) is None
     assert isinstance(ask(book, 2, 30, quotas, NOON_S), ServeError)
@@ -69,7 +69,7 @@ def test_day_ends_at_midnight_utc() -> None:
     assert ask(book, 3, 100, quotas, NOON_S + DAY_S / 2) is None
 
 
-def test_quotas_of_tokens_that_hold_not_one_more_are_used_up() -> None:
+def test_token_quota_without_a_token_left_is_used_up() -> None:
     book, quotas = ledger(), Quotas(tokens_per_minute=10, tokens_per_day=25, concurrent_requests=1)
     used = ((9, ()), (10, ("tokens_per_minute",)), (6, ("tokens_per_day",)))
     for number, (tokens, names) in enumerate(used):
@@ -92,7 +92,7 @@ def test_refusal_names_tenant_quota_and_counts() -> None:
     ]
 
 
-def test_jitter_makes_retry_delays_longer_by_a_tenth_at_most() -> None:
+def test_jitter_lengthens_retry_delays_by_at_most_a_tenth() -> None:
     quotas = Quotas(tokens_per_minute=10)
     book = QuotaLedger(Random(1))
     assert ask(book, 1, 10, quotas, NOON_S) is None
@@ -102,14 +102,14 @@ def test_jitter_makes_retry_delays_longer_by_a_tenth_at_most() -> None:
     assert MINUTE_S <= min(delays) <= max(delays) <= 1.1 * (MINUTE_S + 0.25)
 
 
-def test_gateway_that_is_gone_leaves_its_reservations_as_used() -> None:
+def test_reservations_of_a_lost_gateway_count_as_used() -> None:
     book, quotas = ledger(), Quotas(tokens_per_minute=100)
     assert ask(book, 1, 80, quotas, NOON_S) is None
     book.drop_source("g", NOON_S)
     assert book.state("acme", NOON_S) == QuotaState(1, 80, 80, 0, 0)
 
 
-def test_hello_of_every_gateway_restores_what_a_dead_router_knew() -> None:
+def test_hello_of_every_gateway_restores_the_ledger() -> None:
     old, quotas = ledger(), Quotas(tokens_per_minute=1_000, tokens_per_day=10_000)
     for source in ("a", "b"):
         for number in (1, 2):
@@ -126,7 +126,7 @@ LIMITS = Quotas(requests_per_minute=6, tokens_per_minute=100, tokens_per_day=250
 
 
 class Quota(RuleBasedStateMachine):
-    """The ledger against lists of all that ever happened."""
+    """Compares the ledger with lists of all past events."""
 
     open_ones = Bundle("open_ones")
 
@@ -182,7 +182,7 @@ class Quota(RuleBasedStateMachine):
         return sum(tokens for at_s, tokens in self.used if end_s - MINUTE_S < at_s <= end_s)
 
     def fits(self, tokens: int) -> bool:
-        """Whether there is room by the plainest reckoning, with a slot's time to spare."""
+        """Returns whether there is room by a simple count, with one slot of tolerance."""
         early_s = self.now_s - MINUTE_S - 0.5
         minute = sum(used for at_s, used in self.used if at_s > early_s)
         day = sum(used for at_s, used in self.used if at_s // DAY_S == self.now_s // DAY_S)

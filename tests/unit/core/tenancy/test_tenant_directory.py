@@ -1,4 +1,4 @@
-"""Who a credential belongs to."""
+"""Credentials and the tenants they belong to."""
 
 import pytest
 
@@ -22,11 +22,11 @@ def refused(directory: TenantDirectory, text: str, now_s: float) -> str:
     return caught.value.message
 
 
-def test_good_key_is_its_tenants() -> None:
+def test_valid_key_authenticates_its_tenant() -> None:
     assert DIRECTORY.authenticate_key(MADE.text, 99.0) == Principal(ACME, f"key:{KEY.key_id}", frozenset({Role.TENANT}))
 
 
-def test_unknown_wrong_and_expired_keys_are_refused_in_the_same_words() -> None:
+def test_unknown_wrong_and_expired_keys_get_the_same_error() -> None:
     wrong = MADE.text[:-1] + ("0" if MADE.text[-1] != "0" else "1")
     texts = {refused(DIRECTORY, text, 99.0) for text in (wrong, "nxs_" + "0" * 16 + "_" + "0" * 64, "", "x" * 10_000)}
     assert texts == {refused(DIRECTORY, MADE.text, 100.0)}
@@ -38,14 +38,14 @@ def test_credential_of_a_disabled_tenant_is_refused() -> None:
         DIRECTORY.authenticate_certificate(("off.example",))
 
 
-def test_certificate_is_known_by_any_of_its_names() -> None:
+def test_certificate_authenticates_by_any_of_its_names() -> None:
     known = DIRECTORY.authenticate_certificate(("unknown", "acme.example"))
     assert known is not None
     assert known.tenant is ACME
     assert DIRECTORY.authenticate_certificate(("unknown",)) is None
 
 
-def test_caller_is_still_good_until_its_key_ends_or_its_tenant_is_disabled() -> None:
+def test_caller_stays_valid_until_its_key_ends_or_its_tenant_is_disabled() -> None:
     caller = DIRECTORY.authenticate_key(MADE.text, 1.0)
     assert DIRECTORY.is_still_valid(caller, 99.0)
     assert not DIRECTORY.is_still_valid(caller, 100.0)

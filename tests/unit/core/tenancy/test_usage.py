@@ -1,4 +1,4 @@
-"""Usage chains: whatever is changed, taken out, put in or cut off shows."""
+"""Usage chains detect changed, removed, inserted and truncated records."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def test_chain_as_written_verifies(count: int) -> None:
 
 
 @given(st.integers(1, 8), st.data())
-def test_changed_record_shows_where_it_is(count: int, data: st.DataObject) -> None:
+def test_changed_record_is_located(count: int, data: st.DataObject) -> None:
     entries = chained(count)
     at = data.draw(st.integers(0, count - 1))
     record = entries[at].record
@@ -37,18 +37,18 @@ def test_changed_record_shows_where_it_is(count: int, data: st.DataObject) -> No
 
 
 @given(st.integers(2, 8), st.data())
-def test_record_taken_out_shows(count: int, data: st.DataObject) -> None:
+def test_removed_record_is_detected(count: int, data: st.DataObject) -> None:
     entries = chained(count)
     at = data.draw(st.integers(0, count - 1))
     assert len(verify(SECRET, [*entries[:at], *entries[at + 1 :]], head(entries))) == 1
 
 
-def test_chain_taken_away_as_a_whole_shows() -> None:
+def test_removed_chain_is_detected() -> None:
     entries = chained(3)
     assert len(verify(SECRET, [], head(entries))) == 1
 
 
-def test_chain_made_anew_without_the_secret_shows() -> None:
+def test_chain_rebuilt_without_the_secret_is_detected() -> None:
     forged = Chain(b"guess", "gateway").append(RECORD)
     assert [one.what for one in verify(SECRET, [forged], head([forged]))] == ["a record was changed"]
 
@@ -58,7 +58,7 @@ def test_texts_cannot_move_between_fields() -> None:
     assert Chain(SECRET, "g").append(one).hash != Chain(SECRET, "g").append(other).hash
 
 
-def test_chains_of_two_gateways_are_told_apart() -> None:
+def test_chains_of_two_gateways_are_independent() -> None:
     first, second = chained(2, "a"), chained(2, "b")
     swapped = [*first[:1], replace(second[1], chain="a"), *second]
     assert {one.chain for one in verify(SECRET, swapped, head(first) + head(second))} == {"a"}
