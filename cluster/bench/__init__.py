@@ -1,4 +1,4 @@
-"""The work of `neox-serve bench`: which endpoint to measure, what to send, and how to run, summarize and plot it.
+"""What `neox-serve bench` does: checks its options, plans the load and runs the load generator of `neox_serve.loadgen`.
 
-It drives `neox_serve.loadgen` and may import nothing that serves. Start with `plan`, which turns the options into workloads.
+Start reading at plan.py; run.py runs the plan and plot.py draws the result.
 """

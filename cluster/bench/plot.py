@@ -1,4 +1,4 @@
-"""The records of `neox-serve bench` as a picture: latency over time, its distribution, and requests in flight. Needs matplotlib."""
+"""Charts of `neox-serve bench`: latency over time, its distribution, and requests in flight. They need matplotlib."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -9,7 +9,7 @@ from neox_serve.loadgen.records import Record
 
 
 def plot(records: Sequence[Record], title: str, path: Path) -> None:
-    """Writes the picture in the format that the file's name asks for. Raises ImportError where matplotlib is missing."""
+    """Writes the charts to a file; its suffix says the format. Raises ImportError if matplotlib is missing."""
     from matplotlib.figure import Figure
 
     good = [one for one in records if one.error is None and one.ttft_s is not None]
@@ -35,7 +35,7 @@ def _plot_distribution(axes: Any, good: Sequence[Record]) -> None:
     for label, values_s in _latencies_s(good).items():
         if values_s:
             axes.ecdf([1e3 * value_s for value_s in values_s], label=label)
-    axes.set(title="Share of requests within", xlabel="ms", xlim=(0, None))
+    axes.set(title="Fraction of requests", xlabel="ms", xlim=(0, None))
     _add_legend(axes)
 
 

@@ -1,4 +1,4 @@
-"""Runs a load on a system with a progress bar; the first Ctrl-C ends the run, and what has ended until then counts."""
+"""Runs a load with a progress bar. The first Ctrl-C ends the run; requests that have ended by then are counted."""
 
 import contextlib
 import signal
@@ -24,16 +24,21 @@ _WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A run. unfinished: requests that Ctrl-C cut off. client_cpu_s: of the load generator's process."""
+    """The result of a run."""
 
     records: list[Record]
     unfinished: int
+    """Requests that Ctrl-C cut off."""
     interrupted: bool
     client_cpu_s: float
+    """CPU time of the load generator's process."""
 
 
 def measure(target: TargetSpec, load: Load, total: int | None, warm_up: int) -> Measured:
-    """Sends a few short requests whose results are dropped, then the load. total: its requests, if known. Raises StartError."""
+    """Sends `warm_up` short requests whose results are dropped, then the load. Raises StartError.
+
+    total: number of requests of the load, if known.
+    """
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="neox-serve-bench-") as folder, load_generator(target, Path(folder)) as generator:
         if warm_up:
@@ -53,25 +58,25 @@ def _run(generator: LoadGenerator, load: Load, on_progress: Callable[[int], None
 
 @contextlib.contextmanager
 def _first_interrupt(act: Callable[[], None]) -> Iterator[list[int]]:
-    """The first Ctrl-C acts and is noted in the list, instead of raising; a second one raises."""
-    noted: list[int] = []
+    """The first Ctrl-C calls `act` and is recorded in the list; a second one raises KeyboardInterrupt."""
+    recorded: list[int] = []
 
-    def note(number: int, _frame: object) -> None:
-        signal.signal(number, former)
-        noted.append(number)
-        print("\nEnding the run; Ctrl-C again gives it up.", file=sys.stderr)
+    def record(number: int, _frame: object) -> None:
+        signal.signal(number, previous)
+        recorded.append(number)
+        print("\nEnding the run. Press Ctrl-C again to abort.", file=sys.stderr)
         act()
 
-    former = signal.signal(signal.SIGINT, note)
+    previous = signal.signal(signal.SIGINT, record)
     try:
-        yield noted
+        yield recorded
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
 def _progress(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; the function takes how many requests have ended."""
+    """A progress bar, shown only on a terminal. Yields a function that takes the number of requests that have ended."""
     columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("requests", total=total)

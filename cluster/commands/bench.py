@@ -1,4 +1,4 @@
-"""`neox-serve bench`: measures a gateway, or a server with OpenAI's API, under load."""
+"""`neox-serve bench`: measures a gateway, or a server with the OpenAI API, under load."""
 
 import contextlib
 import importlib.util
@@ -22,56 +22,106 @@ if TYPE_CHECKING:
     from neox_serve.loadgen.summaries import Slo, Summary
     from neox_serve.loadgen.targets.grpc_gateway import Metadata
 
-_WHEN, _WHAT, _TARGET, _RESULTS = "When requests are sent", "What they ask", "Whom they ask", "Results"
-_PICTURES = (".png", ".svg")
+_ARRIVALS, _REQUESTS, _TARGET, _RESULTS = "Arrivals", "Requests", "Target", "Results"
+_PLOT_SUFFIXES = (".png", ".svg")
 
 
-def _option(panel: str, text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=least)
+def _option(panel: str, text: str, *names: str, metavar: str | None = None, minimum: float | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=minimum)
 
 
 @connected
 def bench(  # noqa: PLR0913 - the command's options, one by one
     connection: Connection,
     *,
-    streams: Annotated[int | None, _option(_WHEN, "Closed loop: so many callers, each asking anew (default: 8).", least=1)] = None,
-    rate: Annotated[float | None, _option(_WHEN, "Open loop: requests a second, whatever becomes of them.")] = None,
+    streams: Annotated[
+        int | None,
+        _option(
+            _ARRIVALS,
+            "Closed loop: this many callers, each sending its next request after the last response (default: 8).",
+            minimum=1,
+        ),
+    ] = None,
+    rate: Annotated[float | None, _option(_ARRIVALS, "Open loop: requests per second, sent without waiting for responses.")] = None,
     burstiness: Annotated[
-        float | None, _option(_WHEN, "CV of the gaps of --rate: 0 even, 1 Poisson (default), more is burstier.", metavar="CV", least=0)
+        float | None,
+        _option(
+            _ARRIVALS,
+            "Coefficient of variation of the gaps of --rate: 0 is even, 1 is Poisson (default), more is burstier.",
+            metavar="CV",
+            minimum=0,
+        ),
     ] = None,
-    speed: Annotated[float | None, _option(_WHEN, "Replays the times of --trace so much faster (default: 1).")] = None,
-    max_in_flight: Annotated[int | None, _option(_WHEN, "Holds an open loop's requests back at so many.", least=1)] = None,
+    speed: Annotated[float | None, _option(_ARRIVALS, "Replay --trace this many times faster than recorded (default: 1).")] = None,
+    max_in_flight: Annotated[
+        int | None,
+        _option(_ARRIVALS, "Maximum number of requests in flight in an open loop. Default: no limit.", minimum=1),
+    ] = None,
     requests: Annotated[
-        int | None, _option(_WHEN, "How many; absent: 100, all of --trace, or no limit with --duration.", "--requests", "-n", least=1)
+        int | None,
+        _option(
+            _ARRIVALS,
+            "Number of requests. Default: 100, all of --trace, or no limit with --duration.",
+            "--requests",
+            "-n",
+            minimum=1,
+        ),
     ] = None,
-    duration_s: Annotated[float | None, _option(_WHEN, "Sends nothing after so long.", "--duration", metavar="SECONDS")] = None,
-    warm_up: Annotated[int, _option(_WHEN, "Short requests before all others, not counted.", least=0)] = 4,
-    input_tokens: Annotated[int | None, _option(_WHAT, "Length of made-up prompts (default: 128).", least=1)] = None,
-    output_tokens: Annotated[int | None, _option(_WHAT, "Tokens of each answer (default: 64).", least=1)] = None,
+    duration_s: Annotated[
+        float | None,
+        _option(_ARRIVALS, "Send no requests after this time. Default: no limit.", "--duration", metavar="SECONDS"),
+    ] = None,
+    warm_up: Annotated[int, _option(_ARRIVALS, "Number of short requests that are sent first and not counted.", minimum=0)] = 4,
+    input_tokens: Annotated[int | None, _option(_REQUESTS, "Length of synthetic prompts, in tokens (default: 128).", minimum=1)] = None,
+    output_tokens: Annotated[int | None, _option(_REQUESTS, "Tokens to generate per request (default: 64).", minimum=1)] = None,
     trace: Annotated[
         Path | None,
-        _option(_WHAT, "Recorded requests: Azure's CSV, Mooncake's JSONL, or JSONL of prompt, max_tokens, at_s.", metavar="FILE"),
+        _option(_REQUESTS, "Recorded requests: Azure's CSV, Mooncake's JSONL, or JSONL with prompt, max_tokens and at_s.", metavar="FILE"),
     ] = None,
-    trace_divisor: Annotated[int, _option(_WHAT, "Divides lengths and prefix blocks of Mooncake's traces.", least=1)] = 8,
-    max_model_len: Annotated[int | None, _option(_WHAT, "Clips a trace to this; absent: what the model has.", least=2)] = None,
-    seed: Annotated[int, _option(_WHAT, "Of prompts and gaps. Repeated, a run may find its prompts cached.")] = 0,
-    openai_url: Annotated[str | None, _option(_TARGET, "A vLLM server instead of a gateway; needs --model.", metavar="URL")] = None,
-    model: Annotated[str | None, _option(_TARGET, "Absent: the one that the gateway serves.")] = None,
-    channels: Annotated[int, _option(_TARGET, "Connections to the gateway.", least=1)] = 1,
-    metadata: Annotated[list[str] | None, _option(_TARGET, "Goes with every call (HTTP: a header).", metavar="KEY=VALUE")] = None,
-    slo_ttft_ms: Annotated[float | None, _option(_RESULTS, "Goodput: counts requests with at most this TTFT.", metavar="MS")] = None,
-    slo_tpot_ms: Annotated[float | None, _option(_RESULTS, "Likewise for the time per output token.", metavar="MS")] = None,
-    slo_e2el_ms: Annotated[float | None, _option(_RESULTS, "Likewise for the whole request.", metavar="MS")] = None,
+    trace_divisor: Annotated[int, _option(_REQUESTS, "Divide the lengths and prefix blocks of Mooncake's traces by this.", minimum=1)] = 8,
+    max_model_len: Annotated[
+        int | None,
+        _option(_REQUESTS, "Clip the requests of a trace to this context length, in tokens. Default: the model's.", minimum=2),
+    ] = None,
+    seed: Annotated[
+        int,
+        _option(_REQUESTS, "Random seed of prompts and gaps. A run repeated with the same seed may find its prompts cached."),
+    ] = 0,
+    openai_url: Annotated[
+        str | None,
+        _option(_TARGET, "Measure a server with the OpenAI API, such as vLLM's, instead of a gateway; needs --model.", metavar="URL"),
+    ] = None,
+    model: Annotated[str | None, _option(_TARGET, "Model to call. Default: the model that the gateway serves.")] = None,
+    channels: Annotated[int, _option(_TARGET, "Number of connections to the gateway.", minimum=1)] = 1,
+    metadata: Annotated[
+        list[str] | None,
+        _option(_TARGET, "Send this metadata (with HTTP: header) with every call; repeatable.", metavar="KEY=VALUE"),
+    ] = None,
+    slo_ttft_ms: Annotated[
+        float | None,
+        _option(_RESULTS, "Report goodput: requests with at most this TTFT, in milliseconds.", metavar="MS"),
+    ] = None,
+    slo_tpot_ms: Annotated[
+        float | None,
+        _option(_RESULTS, "Report goodput: requests with at most this time per output token, in milliseconds.", metavar="MS"),
+    ] = None,
+    slo_e2el_ms: Annotated[
+        float | None,
+        _option(_RESULTS, "Report goodput: requests with at most this total latency, in milliseconds.", metavar="MS"),
+    ] = None,
     json_file: Annotated[
-        Path | None, _option(_RESULTS, "Writes the figures, named as by `vllm bench serve`.", "--json", metavar="FILE")
+        Path | None, _option(_RESULTS, "Write the results to this file, with the names of `vllm bench serve`.", "--json", metavar="FILE")
     ] = None,
-    plot_file: Annotated[Path | None, _option(_RESULTS, "Draws latencies; needs matplotlib.", "--plot", metavar="FILE.png|svg")] = None,
+    plot_file: Annotated[
+        Path | None,
+        _option(_RESULTS, "Draw the latencies to this file; needs matplotlib.", "--plot", metavar="FILE.png|svg"),
+    ] = None,
 ) -> None:
-    """Measure what is served under load."""
+    """Measure throughput and latency under load."""
     from cluster.bench.plan import Options, plan
 
     _check_files(json_file, plot_file)
-    with _explained():
+    with _explain_failures():
         options = Options(
             streams=streams,
             rate=rate,
@@ -90,25 +140,25 @@ def bench(  # noqa: PLR0913 - the command's options, one by one
         endpoint = _endpoint(connection, openai_url, model, _metadata(metadata), channels)
         planned = plan(options, endpoint)
         measured = _measure(endpoint, planned, warm_up)
-    _tell(endpoint, planned, measured, _slo(slo_ttft_ms, slo_tpot_ms, slo_e2el_ms), json_file, plot_file)
+    _show_results(endpoint, planned, measured, _slo(slo_ttft_ms, slo_tpot_ms, slo_e2el_ms), json_file, plot_file)
 
 
 def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
-    """Before anything is measured, so that no measurement is lost."""
+    """Checks the output paths before anything is measured, so that no result is lost."""
     for option, file in (("--json", json_file), ("--plot", plot_file)):
         if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file.parent} is no folder", param_hint=option)
+            raise typer.BadParameter(f"{file.parent} is not a folder", param_hint=option)
     if plot_file is None:
         return
-    if plot_file.suffix not in _PICTURES:
-        raise typer.BadParameter(f"must end in {' or '.join(_PICTURES)}, got {plot_file}", param_hint="--plot")
+    if plot_file.suffix not in _PLOT_SUFFIXES:
+        raise typer.BadParameter(f"{plot_file} is invalid; it must end in {' or '.join(_PLOT_SUFFIXES)}", param_hint="--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError("--plot needs matplotlib: `pip install matplotlib`, or install neox-serve[plot]")
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Failures that are no bugs, in words."""
+def _explain_failures() -> Iterator[None]:
+    """Turns failures that are not bugs into messages for the user."""
     from cluster.bench.plan import OptionError
     from neox_serve.loadgen.processes import StartError
     from neox_serve.loadgen.targets import TargetError
@@ -128,7 +178,7 @@ def _endpoint(connection: Connection, openai_url: str | None, model: str | None,
     if openai_url is None:
         return gateway_endpoint(connection.address, connection.tls, model, metadata, channels)
     if not openai_url.startswith(("http://", "https://")):
-        raise typer.BadParameter("must begin with http:// or https://", param_hint="--openai-url")
+        raise typer.BadParameter("must start with http:// or https://", param_hint="--openai-url")
     if model is None:
         raise typer.BadParameter("must be given with --openai-url", param_hint="--model")
     return openai_endpoint(openai_url, connection.tls, model, metadata)
@@ -137,7 +187,7 @@ def _endpoint(connection: Connection, openai_url: str | None, model: str | None,
 def _metadata(pairs: list[str] | None) -> "Metadata":
     for pair in pairs or ():
         if not pair.partition("=")[0] or "=" not in pair:
-            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="--metadata")
+            raise typer.BadParameter(f"{pair!r} is invalid; it must have the form KEY=VALUE", param_hint="--metadata")
     split = (pair.partition("=") for pair in pairs or ())
     return tuple((key.lower(), value) for key, _, value in split)
 
@@ -154,10 +204,10 @@ def _slo(ttft_ms: float | None, tpot_ms: float | None, e2el_ms: float | None) ->
     return None if ttft_ms is tpot_ms is e2el_ms is None else Slo(ttft_ms, tpot_ms, e2el_ms)
 
 
-def _tell(
+def _show_results(
     endpoint: "Endpoint", planned: "Plan", measured: "Measured", slo: "Slo | None", json_file: Path | None, plot_file: Path | None
 ) -> None:
-    """Shows and writes the figures. Raises CommandError where requests failed, KeyboardInterrupt after Ctrl-C."""
+    """Shows and writes the results. Raises CommandError if requests failed, and KeyboardInterrupt after Ctrl-C."""
     from cluster.views.bench import bench_json, bench_view, reading_notes
 
     load, summary = planned.load, _summary(planned.load, measured, slo)

@@ -1,4 +1,4 @@
-"""`neox-serve config` and `manifests`: what the settings are, whether they can work, and what they make on Kubernetes."""
+"""`neox-serve config` and `manifests`: show and check settings, and render Kubernetes manifests from them."""
 
 import os
 from typing import TYPE_CHECKING, Annotated
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from neox_serve.settings import Settings
 
 config_app = typer.Typer(help="Show and check settings.", no_args_is_help=True)
-manifests_app = typer.Typer(help="Make Kubernetes manifests from the settings.", no_args_is_help=True)
+manifests_app = typer.Typer(help="Render Kubernetes manifests from the settings.", no_args_is_help=True)
 
 
 @config_app.command()
 def show(config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Print every setting with its value, as a settings file."""
+    """Print every setting with its value, in the form of a settings file."""
     settings = effective(config, overrides)
     if as_json:
         print_json(settings.model_dump(mode="json"))
@@ -30,27 +30,30 @@ def show(config: ConfigOption = None, overrides: SetOption = None, as_json: Json
 
 @config_app.command()
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Check settings against the model and the hardware; loads nothing."""
+    """Check the settings against the model and the hardware, without loading the model."""
     settings = effective(config, overrides)
     facts = _check_engines(settings)
-    print(f"{settings.model.name}: {facts}\nThe settings can work.")
+    print(f"{settings.model.name}: {facts}\nThe settings are valid.")
 
 
 @manifests_app.command()
-def render(  # noqa: PLR0913, PLR0917 - an option each
+def render(  # noqa: PLR0913, PLR0917 - the command's options, one by one
     config: ConfigOption = None,
     overrides: SetOption = None,
-    image: Annotated[str, typer.Option(help="Container image, from infra/images.")] = "neox-serve:latest",
-    name: Annotated[str, typer.Option(help="Of the RayService and what belongs to it.")] = "neox-serve",
+    image: Annotated[str, typer.Option(help="Container image, built from infra/images.")] = "neox-serve:latest",
+    name: Annotated[str, typer.Option(help="Name of the RayService; other objects have it as their prefix.")] = "neox-serve",
     namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "default",
-    gateway_pods: Annotated[int, typer.Option(min=1, help="Each holds gateway.processes gateways.")] = 2,
-    surge_replicas: Annotated[int, typer.Option(min=0, help="Engine replicas beyond a pool's maximum while it is rolled.")] = 0,
+    gateway_pods: Annotated[int, typer.Option(min=1, help="Number of gateway pods; each runs gateway.processes gateways.")] = 2,
+    surge_replicas: Annotated[
+        int,
+        typer.Option(min=0, help="Number of engine replicas beyond a pool's maximum during a rolling update."),
+    ] = 0,
     access_secret: Annotated[
-        str, typer.Option(help="Secret with `secret` and, unless access.database_url is set, `database-url`.")
+        str, typer.Option(help="Secret with the key `secret` and, unless access.database_url is set, the key `database-url`.")
     ] = "neox-serve-access",  # noqa: S107 - a name
-    model_cache_claim: Annotated[str | None, typer.Option(help="PersistentVolumeClaim for downloaded checkpoints.")] = None,
+    model_cache_claim: Annotated[str | None, typer.Option(help="PersistentVolumeClaim for downloaded checkpoints. Default: none.")] = None,
 ) -> None:
-    """Print a KubeRay RayService, with Services and a PodMonitor, made of the settings."""
+    """Print a KubeRay RayService with its Services and a PodMonitor."""
     settings = effective(config, overrides)
     from cluster.kubernetes.manifests import Target, render_yaml
 
@@ -67,7 +70,7 @@ def render(  # noqa: PLR0913, PLR0917 - an option each
 
 
 def _check_engines(settings: "Settings") -> str:
-    """Checks the engine of every pool, vLLM's own checks last; returns the model's facts in words. Raises SettingsError."""
+    """Checks the engine of every pool, with vLLM's own checks last. Returns a description of the model. Raises SettingsError."""
     from neox_serve.engine.checks import check_engines, check_with_vllm
     from neox_serve.engine.environment import engine_environment
     from neox_serve.engine.pools import enabled_pools

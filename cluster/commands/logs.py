@@ -1,4 +1,4 @@
-"""`neox-serve logs`: what the processes of the cluster on this machine write."""
+"""`neox-serve logs`: the logs of the cluster on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +9,17 @@ from cluster.commands.settings import effective
 from neox_serve.cli.connection import ConfigOption
 from neox_serve.cli.errors import CommandError
 
-GrepOption = Annotated[str, typer.Option("--grep", metavar="TEXT", help="Only lines with this text, such as a request id or a component.")]
+GrepOption = Annotated[
+    str, typer.Option("--grep", metavar="TEXT", help="Show only lines that contain this text, such as a request id. Default: all lines.")
+]
 
 
 def logs(
     config: ConfigOption = None,
     grep: GrepOption = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines until Ctrl-C.")] = False,
 ) -> None:
-    """Show the log lines of gateways, router and engines."""
+    """Print the log lines of gateways, router and engines."""
     from cluster.local import log_tail, state
 
     cluster = state.running(effective(config).state_folder)

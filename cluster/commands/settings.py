@@ -1,4 +1,4 @@
-"""The settings a command works with: file, environment and `--set`, last wins."""
+"""The settings of a command: from the file, the environment and `--set`, in the order of increasing precedence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Overrides a setting, such as generation.replicas.max=2; repeatable."),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting, for example generation.replicas.max=2; repeatable."),
 ]
 
 
 def effective(config: Path | None, overrides: Sequence[str] | None = None) -> "Settings":
-    """Defaults, then the file, then the environment, then the overrides. Raises SettingsError."""
+    """The settings: defaults, overridden by the file, the environment and then the overrides. Raises SettingsError."""
     from neox_serve.settings import load, restore
 
     settings = load(config)
@@ -29,15 +29,15 @@ def effective(config: Path | None, overrides: Sequence[str] | None = None) -> "S
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Sets one value; keys that do not exist are left to the settings' own check, which names them."""
+    """Sets one value. A key that does not exist is reported later, by the validation of the settings."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise typer.BadParameter(f"expected SECTION.KEY=VALUE, got {override!r}", param_hint="--set")
+        raise typer.BadParameter(f"{override!r} is invalid; it must have the form SECTION.KEY=VALUE", param_hint="--set")
     *sections, key = path.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise typer.BadParameter(f"{section} has no settings below it, in {override!r}", param_hint="--set")
+            raise typer.BadParameter(f"{override!r} is invalid; {section} is a setting, not a section", param_hint="--set")
         values = inner
     values[key] = _value(override, text)
 
@@ -48,4 +48,4 @@ def _value(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise typer.BadParameter(f"not a YAML value in {override!r}", param_hint="--set") from error
+        raise typer.BadParameter(f"{override!r} is invalid; the value is not YAML", param_hint="--set") from error

@@ -1,4 +1,4 @@
-"""`neox-serve simulate`: scaling policies on simulated GPT-NeoX-20B replicas, without a GPU."""
+"""`neox-serve simulate`: compares scaling policies on simulated GPT-NeoX-20B replicas. It needs no GPU."""
 
 import importlib.util
 import json
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from autoscaling.simulator.config import SimulationConfig
     from autoscaling.simulator.workloads import Workload
 
-_TRAFFIC, _POOL, _PROMISE, _POLICIES, _RESULTS = "Traffic", "Pool", "What is promised", "Policies", "Results"
+_TRAFFIC, _POOL, _TARGETS, _POLICIES, _RESULTS = "Traffic", "Pool", "Targets", "Policies", "Results"
 
 
 class PolicyName(StrEnum):
-    """What --policy takes: the names in autoscaling.simulator.compared_policies, which help and completion must not import."""
+    """Values of --policy: the names in autoscaling.simulator.compared_policies, which is too slow to import for help and completion."""
 
     TOKEN_AWARE = "token-aware"  # noqa: S105 - a policy
     TARGET_ONGOING_REQUESTS = "target-ongoing-requests"
@@ -35,48 +35,73 @@ class PolicyName(StrEnum):
     ORACLE = "oracle"
 
 
-def _option(panel: str, text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=least)
+def _option(panel: str, text: str, *names: str, metavar: str | None = None, minimum: float | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, min=minimum)
 
 
 def simulate(  # noqa: PLR0913 - the command's options, one by one
     *,
-    workload: Annotated[Literal["diurnal", "step"], _option(_TRAFFIC, "Made-up traffic: a day's wave with bursts, or a jump.")] = "diurnal",
-    trace: Annotated[Path | None, _option(_TRAFFIC, "Recorded traffic instead: a CSV in Azure's format.", metavar="FILE")] = None,
-    scale: Annotated[float, _option(_TRAFFIC, "So many times the requests of --trace.")] = 1.0,
-    tenants: Annotated[Path | None, _option(_TRAFFIC, "Many tenants instead: a folder of ServeGen's tables.", metavar="FOLDER")] = None,
+    workload: Annotated[
+        Literal["diurnal", "step"],
+        _option(_TRAFFIC, "Synthetic traffic: a daily wave with bursts, or a step."),
+    ] = "diurnal",
+    trace: Annotated[
+        Path | None,
+        _option(_TRAFFIC, "Replay recorded traffic instead: a CSV file in the format of Azure's traces.", metavar="FILE"),
+    ] = None,
+    scale: Annotated[float, _option(_TRAFFIC, "Multiplies the number of requests of --trace.")] = 1.0,
+    tenants: Annotated[
+        Path | None,
+        _option(_TRAFFIC, "Simulate many tenants instead: a folder with ServeGen's tables.", metavar="FOLDER"),
+    ] = None,
     begin_s: Annotated[
-        float, _option(_TRAFFIC, "Where in the recording of --tenants to begin.", "--begin", metavar="SECONDS", least=0)
+        float, _option(_TRAFFIC, "Where to begin in the recording of --tenants.", "--begin", metavar="SECONDS", minimum=0)
     ] = 0.0,
-    rate: Annotated[float, _option(_TRAFFIC, "Mean requests a second (step: before the jump).")] = 12.0,
-    duration_s: Annotated[float, _option(_TRAFFIC, "How long; a diurnal day lasts so long.", "--duration", metavar="SECONDS")] = 3600.0,
-    step_factor: Annotated[float, _option(_TRAFFIC, "How many times the rate after the jump.")] = 5.0,
-    seed: Annotated[int, _option(_TRAFFIC, "Of all that is drawn. The same seed gives the same result.")] = 0,
-    gpu: Annotated[Literal["a100-80", "h100-80"], _option(_POOL, "What replicas run on.")] = "a100-80",
-    tensor_parallel_size: Annotated[int, _option(_POOL, "GPUs of a replica: 1, 2, 4 or 8.", "--tensor-parallel-size", "--tp")] = 2,
+    rate: Annotated[float, _option(_TRAFFIC, "Mean requests per second; with a step, the rate before it.")] = 12.0,
+    duration_s: Annotated[
+        float,
+        _option(_TRAFFIC, "Simulated time. One wave of diurnal traffic takes all of it.", "--duration", metavar="SECONDS"),
+    ] = 3600.0,
+    step_factor: Annotated[float, _option(_TRAFFIC, "The rate after a step is this many times the rate before.")] = 5.0,
+    seed: Annotated[int, _option(_TRAFFIC, "Random seed. The same seed gives the same result.")] = 0,
+    gpu: Annotated[Literal["a100-80", "h100-80"], _option(_POOL, "GPU type of the replicas.")] = "a100-80",
+    tensor_parallel_size: Annotated[int, _option(_POOL, "GPUs per replica: 1, 2, 4 or 8.", "--tensor-parallel-size", "--tp")] = 2,
     calibration: Annotated[
-        Path | None, _option(_POOL, "Fits step times to these tables, and shows the error; absent: as fitted.", metavar="FOLDER")
+        Path | None,
+        _option(_POOL, "Fit step times to the tables in this folder and print the error. Default: built-in fit.", metavar="FOLDER"),
     ] = None,
-    min_replicas: Annotated[int, _option(_POOL, "Fewest replicas.", "--min", least=0)] = 1,
-    max_replicas: Annotated[int, _option(_POOL, "Most replicas.", "--max", least=1)] = 64,
+    min_replicas: Annotated[int, _option(_POOL, "Minimum number of replicas.", "--min", minimum=0)] = 1,
+    max_replicas: Annotated[int, _option(_POOL, "Maximum number of replicas.", "--max", minimum=1)] = 64,
     initial_replicas: Annotated[
-        int | None, _option(_POOL, "Ready at the start (default: --min, at least 1).", "--initial", least=0)
+        int | None, _option(_POOL, "Ready replicas at the start. Default: --min, but at least 1.", "--initial", minimum=0)
     ] = None,
-    startup_s: Annotated[float, _option(_POOL, "How long a replica takes to start.", "--startup", metavar="SECONDS", least=0.1)] = 90.0,
-    failures: Annotated[float, _option(_POOL, "How often a GPU dies, times an hour.", metavar="RATE", least=0)] = 0.0,
-    ttft_s: Annotated[float, _option(_PROMISE, "Time to first token.", "--ttft", metavar="SECONDS")] = 2.0,
-    tpot_s: Annotated[float, _option(_PROMISE, "Time per further token.", "--tpot", metavar="SECONDS")] = 0.1,
-    attainment: Annotated[float, _option(_PROMISE, "Share of requests within both.", metavar="FRACTION")] = 0.99,
-    policy: Annotated[list[PolicyName] | None, _option(_POLICIES, "Only this one; may be repeated (default: all).")] = None,
-    knob: Annotated[float | None, _option(_POLICIES, "One run at this setting of the policy's knob instead of a curve.")] = None,
-    points: Annotated[int, _option(_POLICIES, "Settings of each policy's knob to begin with.", least=2)] = 5,
-    refinements: Annotated[int, _option(_POLICIES, "Further settings, around the cheapest that keeps the promise.", least=0)] = 4,
-    warmup_s: Annotated[float, _option(_RESULTS, "Does not count what happens so early.", "--warm-up", metavar="SECONDS", least=0)] = 600.0,
-    processes: Annotated[int | None, _option(_RESULTS, "Simulations at a time (default: one a core).", least=1)] = None,
-    json_file: Annotated[Path | None, _option(_RESULTS, "Writes all figures.", "--json", metavar="FILE")] = None,
-    report: Annotated[Path | None, _option(_RESULTS, "Writes report.html and pictures; needs matplotlib.", metavar="FOLDER")] = None,
+    startup_s: Annotated[float, _option(_POOL, "Time that a replica takes to start.", "--startup", metavar="SECONDS", minimum=0.1)] = 90.0,
+    failures: Annotated[float, _option(_POOL, "Failures per GPU and hour.", metavar="RATE", minimum=0)] = 0.0,
+    ttft_s: Annotated[float, _option(_TARGETS, "Target time to first token (TTFT).", "--ttft", metavar="SECONDS")] = 2.0,
+    tpot_s: Annotated[float, _option(_TARGETS, "Target time per output token (TPOT).", "--tpot", metavar="SECONDS")] = 0.1,
+    attainment: Annotated[float, _option(_TARGETS, "Fraction of requests that must meet both targets, 0 to 1.", metavar="FRACTION")] = 0.99,
+    policy: Annotated[list[PolicyName] | None, _option(_POLICIES, "Simulate only this policy; repeatable. Default: all policies.")] = None,
+    knob: Annotated[
+        float | None,
+        _option(_POLICIES, "Run each policy once, at this value of its parameter. Default: several values."),
+    ] = None,
+    points: Annotated[int, _option(_POLICIES, "Number of values to try for the parameter of each policy.", minimum=2)] = 5,
+    refinements: Annotated[
+        int,
+        _option(_POLICIES, "Number of further values around the cheapest one that meets the targets.", minimum=0),
+    ] = 4,
+    warmup_s: Annotated[
+        float,
+        _option(_RESULTS, "Exclude the first seconds from the results.", "--warm-up", metavar="SECONDS", minimum=0),
+    ] = 600.0,
+    processes: Annotated[int | None, _option(_RESULTS, "Number of parallel simulations. Default: one per CPU core.", minimum=1)] = None,
+    json_file: Annotated[Path | None, _option(_RESULTS, "Write all figures to this file.", "--json", metavar="FILE")] = None,
+    report: Annotated[
+        Path | None,
+        _option(_RESULTS, "Write report.html and its charts to this folder; needs matplotlib.", metavar="FOLDER"),
+    ] = None,
 ) -> None:
-    """Simulate scaling policies: what attainment costs each, and what an oracle would have used."""
+    """Simulate scaling policies and compare their attainment and cost with those of an oracle."""
     from cluster.planning.simulation_plan import OptionError, PoolOptions, TrafficOptions, simulation_config, traffic
 
     _check_results(json_file, report)
@@ -103,30 +128,30 @@ def simulate(  # noqa: PLR0913 - the command's options, one by one
     for note in notes:
         typer.echo(note, err=True)
     curves = _single(names, knob, given, chosen) if knob is not None else _curves(names, given, chosen, processes, points, refinements)
-    _tell(curves, chosen, notes, json_file, report)
+    _show_results(curves, chosen, notes, json_file, report)
 
 
 def _check_results(json_file: Path | None, report: Path | None) -> None:
-    """Before anything runs, so that no result is lost."""
+    """Checks the output paths before anything runs, so that no result is lost."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{json_file.parent} is no folder", param_hint="--json")
+        raise typer.BadParameter(f"{json_file.parent} is not a folder", param_hint="--json")
     if report is not None and report.exists() and not report.is_dir():
-        raise typer.BadParameter(f"{report} is no folder", param_hint="--report")
+        raise typer.BadParameter(f"{report} is not a folder", param_hint="--report")
     if report is not None and importlib.util.find_spec("matplotlib") is None:
         raise CommandError("--report needs matplotlib: `pip install matplotlib`, or install neox-serve[plot]")
 
 
 def _notes(given: "Workload", chosen: "SimulationConfig", calibration: Path | None, gpu: str, size: int) -> list[str]:
-    """What is simulated, in sentences, and what it takes at the least; with calibration tables, how well they are met."""
+    """Sentences that describe the simulation, the lower bound of its cost and, with --calibration, the error of the fit."""
     from autoscaling.simulator.lower_bound import min_gpu_hours
 
-    what = f"{given.name}: {given.duration_s:.0f} s, the first {chosen.warmup_s:.0f} of which do not count."
+    what = f"{given.name}: {given.duration_s:.0f} s, the first {chosen.warmup_s:.0f} of which are excluded."
     bounds = f"{chosen.spec.min_replicas} to {chosen.spec.max_replicas}"
     notes = [f"{what} Replicas of GPT-NeoX-20B on {gpu} x {size}, start-up {chosen.startup_s:.0f} s, {bounds}; seed {chosen.seed}."]
-    least = min_gpu_hours(given.requests(chosen.seed), chosen.spec, chosen.warmup_s, given.duration_s)
-    notes.append(f"Computing alone takes {least:.2f} GPU-hours: no policy can do with less.")
+    gpu_hours = min_gpu_hours(given.requests(chosen.seed), chosen.spec, chosen.warmup_s, given.duration_s)
+    notes.append(f"Lower bound of any policy: {gpu_hours:.2f} GPU-hours of computation.")
     if gpu == "h100-80":
-        notes.append("H100: the A100's step times, scaled by how much faster Vidur's operators of a 20B model run there.")
+        notes.append("H100: step times of the A100, scaled by the speedup that Vidur measured for the operators of a 20B model.")
     if calibration is not None:
         from autoscaling.simulator.calibration import LATENCIES, fit, read_latencies
         from cluster.views.simulation import fit_lines
@@ -157,7 +182,7 @@ def _single(names: list[str], knob: float, given: "Workload", chosen: "Simulatio
 
 @contextmanager
 def _progress(what: str) -> Iterator[Any]:
-    """A bar on a terminal, told what is done and how much there is."""
+    """A progress bar on a terminal. Yields a function that takes the number done and the total."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -166,7 +191,9 @@ def _progress(what: str) -> Iterator[Any]:
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
-def _tell(curves: "dict[str, Curve]", chosen: "SimulationConfig", notes: list[str], json_file: Path | None, report: Path | None) -> None:
+def _show_results(
+    curves: "dict[str, Curve]", chosen: "SimulationConfig", notes: list[str], json_file: Path | None, report: Path | None
+) -> None:
     from cluster.views.simulation import figures, table, write_report
 
     targets = chosen.spec.targets
@@ -174,4 +201,4 @@ def _tell(curves: "dict[str, Curve]", chosen: "SimulationConfig", notes: list[st
     if json_file is not None:
         json_file.write_text(json.dumps(figures(curves, targets), indent=1), encoding="utf-8")
     if report is not None:
-        typer.echo(f"Report: {write_report(report, 'Scaling policies, simulated', notes, curves, targets)}", err=True)
+        typer.echo(f"Report: {write_report(report, 'Simulated scaling policies', notes, curves, targets)}", err=True)

@@ -1,4 +1,1 @@
-"""What the commands of `cluster` print: results as tables, JSON and pages. Views compute nothing and call no gateway.
-
-They may import result types of the packages that they show. Start with the view that has the name of the command.
-"""
+"""Tables, progress displays and reports of the commands that need the server. They import no command."""

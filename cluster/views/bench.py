@@ -1,4 +1,4 @@
-"""The figures of `neox-serve bench`, as tables for people and as JSON for programs."""
+"""The results of `neox-serve bench` as tables and as JSON."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -18,14 +18,14 @@ _LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("E2E", "e2el_ms"), ("la
 
 
 def bench_view(endpoint: Endpoint, load: Load, summary: Summary, notes: Iterable[str]) -> RenderableType:
-    """Headline, throughput, latencies, and what must be known to read them."""
+    """Headline, throughput, latencies and notes."""
     headline = Text(f"{endpoint.model} on {endpoint.address}: {load.workload.name}, {describe(load)}", style="bold")
     warnings = [Text(note, style="yellow") for note in notes]
     return Group(headline, _totals(summary), Text(), _latencies(summary, open_loop=not isinstance(load.arrivals, ClosedLoop)), *warnings)
 
 
 def bench_json(endpoint: Endpoint, load: Load, summary: Summary, unfinished: int) -> dict[str, object]:
-    """Everything under the names that `vllm bench serve` gives it in its result file."""
+    """All results, with the names that `vllm bench serve` uses in its result file."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": endpoint.backend,
@@ -40,7 +40,7 @@ def bench_json(endpoint: Endpoint, load: Load, summary: Summary, unfinished: int
 
 
 def describe(load: Load) -> str:
-    """The arrivals in words."""
+    """A description of the arrivals."""
     arrivals = load.arrivals
     if isinstance(arrivals, ClosedLoop):
         return f"closed loop of {arrivals.streams} streams"
@@ -51,15 +51,21 @@ def describe(load: Load) -> str:
 
 
 def reading_notes(load: Load, summary: Summary, unfinished: int, client_cpu_s: float) -> list[str]:
-    """What makes figures say less than they seem to."""
+    """Notes on what limits the figures."""
     notes = []
     if unfinished:
-        notes.append(f"Interrupted: {unfinished:,} in flight were cut off and count nowhere.")
+        notes.append(f"Interrupted: {unfinished:,} requests in flight were cut off and are not counted.")
     if summary.late_ms.p99 >= _LATE_MS and not isinstance(load.arrivals, ClosedLoop):
-        cause = f"at most {load.max_in_flight} were let in flight" if load.max_in_flight else "the load generator could not keep up"
-        notes.append(f"Requests were sent late (p99 {summary.late_ms.p99:,.0f} ms): {cause}. Latencies count from when each was due.")
+        cause = (
+            f"at most {load.max_in_flight} requests were allowed in flight"
+            if load.max_in_flight
+            else "the load generator could not keep up"
+        )
+        notes.append(
+            f"Requests were sent late (p99 {summary.late_ms.p99:,.0f} ms): {cause}. Latencies are measured from the intended start."
+        )
     if summary.duration > 0 and client_cpu_s / summary.duration >= _BUSY_FRACTION:
-        notes.append(f"The load generator used {client_cpu_s / summary.duration:.2f} of a core: figures may be its own limit.")
+        notes.append(f"The load generator used {client_cpu_s / summary.duration:.2f} of a CPU core; the figures may be limited by it.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""A plan as a table, and as JSON holds it."""
+"""A plan as a table and as JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +15,10 @@ _SHOWN = 8
 
 
 def plan_view(found: Plan) -> RenderableType:
-    """What is planned, the best first, and why the others are refused."""
+    """The layouts that serve the load, best first, and why the others were rejected."""
     facts = found.request.facts
     head = Text(
-        f"{parameters(facts):,} parameters, {kv_bytes_per_token(facts):,} bytes of KV a token; "
+        f"{parameters(facts):,} parameters, {kv_bytes_per_token(facts):,} bytes of KV cache per token; "
         f"{found.request.load.rate:g} requests/s of {found.request.load.input_tokens:g} + {found.request.load.output_tokens:g} tokens"
     )
     parts: list[RenderableType] = [head]
@@ -33,7 +33,7 @@ def plan_view(found: Plan) -> RenderableType:
 
 def _planned(found: Plan) -> Table:
     columns = ("weights GiB", "KV tokens", "sequences", "replicas", "GPUs", "TTFT ms", "TPOT ms", "tok/s", "cost/h")
-    table = Table("layout", *columns, title="Layouts that serve it, the best first", title_justify="left")
+    table = Table("layout", *columns, title="Layouts that serve the load, best first", title_justify="left")
     for one in found.planned[:_SHOWN]:
         table.add_row(escape(str(one.layout)), *_cells(one))
     return table
@@ -61,7 +61,7 @@ def _rejected(found: Plan) -> Table:
 
 
 def plan_figures(found: Plan) -> dict[str, Any]:
-    """All of it, by names with units."""
+    """All results for JSON. Keys have units."""
     facts = found.request.facts
     return {
         "parameters": parameters(facts),

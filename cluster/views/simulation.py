@@ -1,4 +1,4 @@
-"""What `neox-serve simulate` shows: a table, figures as JSON, and pictures in a page. Pictures need matplotlib."""
+"""The results of `neox-serve simulate` as a table, as JSON, and as an HTML page with charts. Charts need matplotlib."""
 
 import base64
 import html
@@ -15,11 +15,21 @@ from autoscaling.simulator.calibration import Fit
 from autoscaling.simulator.compared_policies import COMPARED_POLICIES, ORACLE
 from autoscaling.simulator.comparison import Curve, Point, cheapest
 
-_COLUMNS = ("policy", "knob", "attainment", "GPU-hours", "over oracle", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "actions", "reversals")
+_COLUMNS = (
+    "policy",
+    "parameter",
+    "attainment",
+    "GPU-hours",
+    "over oracle",
+    "TTFT p50 / p99 s",
+    "TPOT p50 / p99 ms",
+    "actions",
+    "reversals",
+)
 
 
 def chosen(curves: Mapping[str, Curve], targets: Targets) -> dict[str, Point]:
-    """Of each policy its cheapest point that keeps the promise, or where none does, the one that comes nearest."""
+    """The cheapest point of each policy that meets the targets or, if none does, its point with the highest attainment."""
     return {
         name: cheapest(curve.points, targets.attainment_fraction) or max(curve.points, key=lambda point: point.attainment_fraction)
         for name, curve in curves.items()
@@ -27,7 +37,7 @@ def chosen(curves: Mapping[str, Curve], targets: Targets) -> dict[str, Point]:
 
 
 def rows(curves: Mapping[str, Curve], targets: Targets) -> list[dict[str, Any]]:
-    """The figures of the chosen points, by names with units."""
+    """The figures of the chosen points. Keys have units."""
     points = chosen(curves, targets)
     oracle = points.get(ORACLE)
     found = []
@@ -39,7 +49,7 @@ def rows(curves: Mapping[str, Curve], targets: Targets) -> list[dict[str, Any]]:
                 "knob": COMPARED_POLICIES[name].knob,
                 "knob_value": point.knob,
                 "attainment_fraction": point.attainment_fraction,
-                "keeps_promise": point.attainment_fraction >= targets.attainment_fraction,
+                "meets_targets": point.attainment_fraction >= targets.attainment_fraction,
                 "gpu_hours": point.gpu_hours,
                 "gpu_hours_over_oracle": point.gpu_hours / oracle.gpu_hours if oracle and oracle.gpu_hours else None,
                 "ttft_p50_s": _or_none(outcome.quantile_s(outcome.ttft_s, 0.5)),
@@ -60,7 +70,7 @@ def _or_none(value: float) -> float | None:
 
 
 def figures(curves: Mapping[str, Curve], targets: Targets) -> dict[str, Any]:
-    """All of it, as JSON holds it: the chosen points, and the curves."""
+    """All results for JSON: the chosen points, the curves and the scaling actions."""
     points = {
         name: [
             {"knob_value": point.knob, "attainment_fraction": point.attainment_fraction, "gpu_hours": point.gpu_hours}
@@ -79,9 +89,9 @@ def figures(curves: Mapping[str, Curve], targets: Targets) -> dict[str, Any]:
 
 
 def table(curves: Mapping[str, Curve], targets: Targets) -> Table:
-    """For the terminal."""
-    promise = f"{targets.attainment_fraction:.2%} within TTFT {targets.ttft_s:g} s and TPOT {1e3 * targets.tpot_s:g} ms"
-    view = Table(*_COLUMNS, title=f"Cheapest setting of each policy that keeps {promise}")
+    """A table for the terminal."""
+    targets_text = f"{targets.attainment_fraction:.2%} within TTFT {targets.ttft_s:g} s and TPOT {1e3 * targets.tpot_s:g} ms"
+    view = Table(*_COLUMNS, title=f"Cheapest setting of each policy that meets the targets: {targets_text}")
     for row in rows(curves, targets):
         view.add_row(*_cells(row))
     return view
@@ -92,7 +102,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["policy"],
         f"{row['knob']} {row['knob_value']:.3g}",
-        f"{row['attainment_fraction']:.2%}" + ("" if row["keeps_promise"] else " (short)"),
+        f"{row['attainment_fraction']:.2%}" + ("" if row["meets_targets"] else " (missed)"),
         f"{row['gpu_hours']:.2f}",
         "" if over is None else f"{over:.2f}",
         _pair(row["ttft_p50_s"], row["ttft_p99_s"], 1.0),
@@ -107,7 +117,7 @@ def _pair(first: float | None, second: float | None, unit: float) -> str:
 
 
 def fit_lines(fits: Mapping[int, Fit]) -> list[str]:
-    """How well step times fit the tables, by tensor-parallel size."""
+    """How well step times fit the tables, one line per tensor-parallel size."""
     return [
         f"TP={size}: {found.rows} rows fitted, error {found.error_fraction:.1%} mean, {found.max_error_fraction:.1%} at most; "
         f"held out by shape {found.held_out_error_fraction:.1%} mean, {found.held_out_max_error_fraction:.1%} at most"
@@ -116,11 +126,11 @@ def fit_lines(fits: Mapping[int, Fit]) -> list[str]:
 
 
 def write_report(folder: Path, title: str, notes: Sequence[str], curves: Mapping[str, Curve], targets: Targets) -> Path:
-    """Writes report.html, whole in itself, and its pictures as PNG beside it. Raises ImportError where matplotlib is missing."""
+    """Writes a self-contained report.html and its charts as PNG files. Raises ImportError if matplotlib is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     points = chosen(curves, targets)
     pictures = {
-        "attainment.png": ("What attainment costs", _draw_curves(curves, targets)),
+        "attainment.png": ("Attainment and cost", _draw_curves(curves, targets)),
         "replicas.png": ("Replicas and load", _draw_replicas(points)),
         "latencies.png": ("Latencies", _draw_latencies(points, targets)),
     }
@@ -136,8 +146,8 @@ _PAGE = """<!doctype html>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}}
 table{{border-collapse:collapse;font-size:13px}}th,td{{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:left}}
 img{{max-width:100%}}details{{margin:.5em 0}}td:first-child{{white-space:nowrap}}</style></head>
-<body><h1>{title}</h1>{notes}<h2>Cheapest setting of each policy that keeps the promise</h2>{table}{pictures}
-<h2>Scale actions</h2>{actions}</body></html>
+<body><h1>{title}</h1>{notes}<h2>Cheapest setting of each policy that meets the targets</h2>{table}{pictures}
+<h2>Scaling actions</h2>{actions}</body></html>
 """
 
 
@@ -172,8 +182,8 @@ def _draw_curves(curves: Mapping[str, Curve], targets: Targets) -> bytes:
         points = sorted(curve.points, key=lambda point: point.gpu_hours)
         missed = [max(1e-5, 1 - point.attainment_fraction) for point in points]
         axes.plot([point.gpu_hours for point in points], missed, "o-", ms=4, label=name, lw=2.5 if name == next(iter(curves)) else 1)
-    axes.axhline(1 - targets.attainment_fraction, color="grey", ls=":", label="promise")
-    axes.set(xlabel="GPU-hours", ylabel="missed share of requests", yscale="log", xscale="log")
+    axes.axhline(1 - targets.attainment_fraction, color="grey", ls=":", label="target")
+    axes.set(xlabel="GPU-hours", ylabel="fraction of requests that miss the targets", yscale="log", xscale="log")
     axes.invert_yaxis()
     axes.legend()
     return _png(figure)
@@ -203,7 +213,7 @@ def _draw_latencies(points: Mapping[str, Point], targets: Targets) -> bytes:
             if values := [value for value in getattr(point.result, field) if math.isfinite(value) and value > 0]:
                 axes.ecdf(values, label=name)
         axes.axvline(target, color="grey", ls=":")
-        axes.set(xlabel=label, ylabel="share of requests within", xscale="log")
+        axes.set(xlabel=label, ylabel="fraction of requests", xscale="log")
         axes.legend(fontsize="small")
     return _png(figure)
 

@@ -163,7 +163,7 @@ def test_config_check_of_the_built_in_model_succeeds(options: list[str]) -> None
     with environment({}):
         done = CliRunner().invoke(app, ["config", "check", *options])
     assert done.exit_code == 0, done.output
-    assert done.stdout.endswith("The settings can work.\n")
+    assert done.stdout.endswith("The settings are valid.\n")
 
 
 def vllm_exceptions() -> set[type[BaseException]]:

@@ -50,25 +50,25 @@ async def test_bench_shows_and_writes_figures(gateway: ScriptedGateway, tmp_path
     assert (figures["completed"], figures["max_concurrency"], figures["total_input_tokens"]) == (5, 2, 20)
     assert figures["request_goodput"] == figures["request_throughput"]
     assert b"<svg" in drawn.read_bytes()
-    asked = [received for received in gateway.received if received.method == "StreamGenerate"]
-    assert len(asked) == 6
+    streamed = [received for received in gateway.received if received.method == "StreamGenerate"]
+    assert len(streamed) == 6
     assert {received.metadata["x-key"] for received in gateway.received} == {"k"}
-    assert {received.request.parameters.stopping.max_tokens for received in asked[1:]} == {3}
+    assert {received.request.parameters.stopping.max_tokens for received in streamed[1:]} == {3}
 
 
-async def test_bench_open_loop_says_what_was_offered(gateway: ScriptedGateway) -> None:
+async def test_bench_open_loop_reports_the_offered_rate(gateway: ScriptedGateway) -> None:
     code, out, _ = await call(gateway, "--rate", "500", "--requests", "5", "--burstiness", "0")
     assert (code, "of 500.00 offered" in out, "sent late by" in out) == (0, True, True)
 
 
-async def test_bench_with_failed_requests_exits_with_1_and_says_which_errors(gateway: ScriptedGateway) -> None:
+async def test_bench_with_failed_requests_exits_with_1_and_lists_the_errors(gateway: ScriptedGateway) -> None:
     gateway.script("StreamGenerate", *[ServeError(Reason.OVERLOADED, "full")] * 3)
     code, out, err = await call(gateway, "--requests", "5", "--streams", "1")
     assert (code, "3 completed, 2 failed" in out) == (1, True)
     assert "2 of 5 requests failed:\n  2 x UNAVAILABLE: full" in err
 
 
-async def test_bench_interrupted_sums_up_what_completed_and_exits_with_130(gateway: ScriptedGateway) -> None:
+async def test_bench_interrupted_reports_completed_requests_and_exits_with_130(gateway: ScriptedGateway) -> None:
     gateway.script("StreamGenerate", nothing, nothing, ServeError(Reason.OVERLOADED, "full"), gateway.hang)
     process = await start(gateway, "--requests", "4", "--streams", "1")
     await gateway.wait_for_calls(5)
@@ -77,10 +77,10 @@ async def test_bench_interrupted_sums_up_what_completed_and_exits_with_130(gatew
     assert (process.returncode, b"Traceback" in err) == (130, False)
     assert b"1 completed, 1 failed" in out
     assert b"1 x UNAVAILABLE: full" in err
-    assert b"Interrupted: 1 in flight were cut off" in out
+    assert b"Interrupted: 1 requests in flight were cut off" in out
 
 
-async def test_bench_over_tls_trusts_the_authority_that_is_named(tmp_path: Path) -> None:
+async def test_bench_over_tls_trusts_the_given_root(tmp_path: Path) -> None:
     root, pair = make_authority(tmp_path, ("localhost",))
     credentials = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.certificate.read_bytes())])
     async with ScriptedGateway(credentials=credentials) as gateway:

@@ -1,4 +1,4 @@
-"""`neox-serve bench` without a server: which options go together, what load they make, and what is said of the figures."""
+"""`neox-serve bench` without a server: combinations of options, the load that they make, and notes on the results."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from neox_serve.loadgen.targets.grpc_gateway import GatewaySpec
 from neox_serve.loadgen.workloads import Synthetic
 
 ENDPOINT = Endpoint("neox-serve", "a:1", "m", max_model_len=100, vocabulary_size=800, target=GatewaySpec("a:1"))
-UNSAID = Endpoint("openai", "http://a", "m", max_model_len=None, vocabulary_size=800, target=GatewaySpec("a:1"))
+NO_LENGTH = Endpoint("openai", "http://a", "m", max_model_len=None, vocabulary_size=800, target=GatewaySpec("a:1"))
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,40,10\n2023-11-16 18:17:04,800,30\n"
 
 
@@ -33,7 +33,7 @@ def answered(start_s: float, sent_s: float, end_s: float) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "option"),
     [
         (["--streams", "2", "--rate", "1"], "--rate"),
         (["--rate", "0"], "--rate"),
@@ -52,13 +52,13 @@ def answered(start_s: float, sent_s: float, end_s: float) -> Record:
         (["--plot", "x.jpeg"], "--plot"),
     ],
 )
-def test_options_that_make_no_load_exit_with_2_and_are_named(arguments: list[str], said: str) -> None:
+def test_bench_invalid_options_exit_with_2_and_are_named(arguments: list[str], option: str) -> None:
     done = CliRunner().invoke(app, ["bench", "--address", "127.0.0.1:1", *arguments])
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert option in done.stderr
 
 
-def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     done = CliRunner().invoke(app, ["bench", "--plot", "x.png"])
     assert (done.exit_code, "pip install matplotlib" in done.stderr) == (1, True)
@@ -69,7 +69,7 @@ def test_unreachable_gateway_says_how_to_start_one() -> None:
     assert (done.exit_code, "neox-serve up" in done.stderr) == (1, True)
 
 
-def test_plan_of_no_options_is_a_closed_loop() -> None:
+def test_plan_without_options_is_a_closed_loop() -> None:
     planned = plan(Options(input_tokens=8, output_tokens=4), ENDPOINT)
     assert planned.load.arrivals == ClosedLoop(8)
     assert planned.requests == 100
@@ -90,51 +90,55 @@ def test_plan_of_synthetic_requests(options: dict[str, Any], arrivals: ClosedLoo
     assert (planned.load.arrivals, planned.requests) == (arrivals, requests)
 
 
-def test_plan_of_a_trace_replays_it_and_says_what_was_clipped(tmp_path: Path) -> None:
+def test_plan_of_a_trace_replays_it_and_notes_what_was_clipped(tmp_path: Path) -> None:
     planned = plan(Options(trace=azure(tmp_path), speed=3.0), ENDPOINT)
     assert (planned.load.arrivals, planned.requests) == (Replay(3.0), 2)
-    assert planned.notes == ("1 of 2 requests are clipped to a context of 100 tokens.",)
+    assert planned.notes == ("1 of 2 requests are clipped to a context length of 100 tokens.",)
 
 
-def test_plan_of_a_trace_with_a_rate_takes_only_its_lengths(tmp_path: Path) -> None:
+def test_plan_of_a_trace_with_a_rate_uses_only_its_lengths(tmp_path: Path) -> None:
     assert plan(Options(trace=azure(tmp_path), rate=1.0), ENDPOINT).load.arrivals == OpenLoop(1.0)
 
 
-def test_plan_of_prompts_without_times_wants_a_rate(tmp_path: Path) -> None:
+def test_plan_of_a_trace_without_times_needs_a_rate(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt": "x", "max_tokens": 1}\n')
     with pytest.raises(OptionError, match="--rate or --streams"):
         plan(Options(trace=tmp_path / "t.jsonl"), ENDPOINT)
 
 
-def test_plan_that_does_not_fit_into_the_context_is_refused() -> None:
-    with pytest.raises(OptionError, match="do not fit into the 100 of m"):
+def test_plan_beyond_the_context_length_is_refused() -> None:
+    with pytest.raises(OptionError, match="exceed the context length of m, 100"):
         plan(Options(), ENDPOINT)
 
 
-def test_plan_of_a_trace_for_a_context_that_nobody_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="does not say"):
-        plan(Options(trace=azure(tmp_path)), UNSAID)
-    assert plan(Options(trace=azure(tmp_path), max_model_len=50), UNSAID).notes[0].endswith("context of 50 tokens.")
+def test_plan_of_a_trace_without_a_context_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="does not report the context length"):
+        plan(Options(trace=azure(tmp_path)), NO_LENGTH)
+    assert plan(Options(trace=azure(tmp_path), max_model_len=50), NO_LENGTH).notes[0].endswith("context length of 50 tokens.")
 
 
-def test_notes_say_what_makes_figures_doubtful() -> None:
+def test_notes_say_what_limits_the_figures() -> None:
     records = [answered(0.0, 0.0, 1.0), answered(0.0, 1.0, 2.0)]
     capped = Load(Synthetic("w", 2), OpenLoop(1.0), max_in_flight=1)
     late, busy = reading_notes(capped, summarize(records, open_loop=True), 0, client_cpu_s=1.9)
-    assert ("p99 990 ms" in late, "at most 1 were let in flight" in late, "0.95 of a core" in busy) == (True, True, True)
+    assert ("p99 990 ms" in late, "at most 1 requests were allowed in flight" in late, "0.95 of a CPU core" in busy) == (True, True, True)
     closed = Load(Synthetic("w", 2), ClosedLoop(1))
     assert reading_notes(closed, summarize(records), 0, client_cpu_s=0.1) == []
-    assert "3 in flight were cut off" in reading_notes(closed, summarize(records), 3, client_cpu_s=0.1)[0]
+    assert "3 requests in flight were cut off" in reading_notes(closed, summarize(records), 3, client_cpu_s=0.1)[0]
 
 
-def test_arrivals_are_described_in_words() -> None:
+def test_describe_names_each_kind_of_arrivals() -> None:
     loads = (Load(Synthetic("w", 2), each) for each in (ClosedLoop(2), OpenLoop(1.5, 2.0), Replay(4.0)))
-    said = [describe(load) for load in loads]
-    assert said == ["closed loop of 2 streams", "open loop at 1.5 requests/s, gaps with CV 2", "open loop at 4 x the recorded speed"]
+    descriptions = [describe(load) for load in loads]
+    assert descriptions == [
+        "closed loop of 2 streams",
+        "open loop at 1.5 requests/s, gaps with CV 2",
+        "open loop at 4 x the recorded speed",
+    ]
 
 
 @pytest.mark.parametrize("records", [[], [answered(0.0, 0.0, 1.0), answered(0.0, 1.0, 2.0)]])
-def test_plot_is_written_as_the_name_asks(tmp_path: Path, records: list[Record]) -> None:
+def test_plot_suffix_decides_the_format(tmp_path: Path, records: list[Record]) -> None:
     plot(records, "m", tmp_path / "p.svg")
     plot(records, "m", tmp_path / "p.png")
     assert b"<svg" in (tmp_path / "p.svg").read_bytes()

@@ -1,4 +1,4 @@
-"""`neox-serve simulate`: its figures, its pages, and what it says of bad input."""
+"""`neox-serve simulate`: its figures, its report, and its messages about invalid input."""
 
 import json
 import re
@@ -17,36 +17,36 @@ COMMANDS = re.findall(r"^    neox-serve (.+)$", PAGE, flags=re.MULTILINE)
 QUICK = ["simulate", "--rate", "2", "--duration", "300", "--warm-up", "60", "--startup", "20"]
 
 
-def test_simulate_names_the_policies_that_there_are() -> None:
+def test_policy_names_are_those_of_the_simulator() -> None:
     assert [name.value for name in PolicyName] == list(COMPARED_POLICIES)
 
 
-def test_simulate_one_knob_tells_figures_and_draws_a_report(tmp_path: Path) -> None:
+def test_simulate_with_one_value_writes_figures_and_a_report(tmp_path: Path) -> None:
     figures, report = tmp_path / "figures.json", tmp_path / "report"
     arguments = [*QUICK, "--policy", "token-aware", "--policy", "oracle", "--knob", "1.0", "--json", str(figures), "--report", str(report)]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "token-aware" in done.output
-    told = json.loads(figures.read_text())
-    assert {row["policy"] for row in told["policies"]} == {"token-aware", "oracle"}
-    assert all(0 <= row["attainment_fraction"] <= 1 and row["gpu_hours"] > 0 for row in told["policies"])
+    written = json.loads(figures.read_text())
+    assert {row["policy"] for row in written["policies"]} == {"token-aware", "oracle"}
+    assert all(0 <= row["attainment_fraction"] <= 1 and row["gpu_hours"] > 0 for row in written["policies"])
     page = (report / "report.html").read_text()
-    (least,) = re.findall(r"Computing alone takes ([0-9.]+) GPU-hours", page)
-    assert 0 < float(least) < min(row["gpu_hours"] for row in told["policies"])
+    (lower_bound,) = re.findall(r"Lower bound of any policy: ([0-9.]+) GPU-hours", page)
+    assert 0 < float(lower_bound) < min(row["gpu_hours"] for row in written["policies"])
     assert page.count("data:image/png;base64,") == 3
     assert {path.name for path in report.glob("*.png")} == {"attainment.png", "replicas.png", "latencies.png"}
 
 
-def test_simulate_curve_finds_the_cheapest_setting_that_keeps_the_promise(tmp_path: Path) -> None:
+def test_simulate_curve_finds_the_cheapest_setting_that_meets_the_targets(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     arguments = [*QUICK, "--policy", "static", "--points", "3", "--refinements", "2", "--processes", "1", "--json", str(figures)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    told = json.loads(figures.read_text())
-    assert len(told["curves"]["static"]) >= 3
-    row = told["policies"][0]
-    keeping = [one for one in told["curves"]["static"] if one["attainment_fraction"] >= 0.99]
-    assert row["gpu_hours"] == min(one["gpu_hours"] for one in keeping)
+    written = json.loads(figures.read_text())
+    assert len(written["curves"]["static"]) >= 3
+    row = written["policies"][0]
+    meeting = [one for one in written["curves"]["static"] if one["attainment_fraction"] >= 0.99]
+    assert row["gpu_hours"] == min(one["gpu_hours"] for one in meeting)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_simulate_curve_finds_the_cheapest_setting_that_keeps_the_promise(tmp_pa
         (["--json", "/nowhere/figures.json"], "--json"),
     ],
 )
-def test_simulate_bad_input_is_named(arguments: list[str], named: str) -> None:
+def test_simulate_invalid_option_is_named(arguments: list[str], named: str) -> None:
     done = CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": "200"})
     assert done.exit_code != 0
     assert named in done.output
