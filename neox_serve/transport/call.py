@@ -174,7 +174,7 @@ class Requests:
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WAITING_MESSAGES} request messages already wait for the handler")
         self._messages.put_nowait(message)
 
-    async def one(self) -> bytes:
+    async def only(self) -> bytes:
         """Returns the only message. Raises StatusError if there is none, or more than one."""
         message = await self._messages.get()
         if message is None or await self._messages.get() is not None:

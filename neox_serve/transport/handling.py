@@ -35,7 +35,7 @@ async def handle(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodH
 
 async def _answer(call: ServerCall, requests: Requests, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
     method = _method(handler)
-    request = _stream_of(requests, handler) if handler.request_streaming else _read(await requests.one(), handler)
+    request = _stream_of(requests, handler) if handler.request_streaming else _read(await requests.only(), handler)
     answer = method(request, call)
     if not handler.response_streaming:
         call.put(await answer)

@@ -35,7 +35,7 @@ class Path:
     stubs: Stubs
     engines: tuple[FakeEngine, ...]
     replicas: tuple[ReplicaServer, ...]
-    asked: list[GenerationRequest]
+    requests: list[GenerationRequest]
 
     def engines_idle(self) -> bool:
         """Returns whether no engine has a request."""
@@ -71,10 +71,10 @@ async def whole_path(
     **gateway: Any,
 ) -> AsyncIterator[Path]:
     """Starts all parts, and stops them when the block ends. `policy` is the routing policy."""
-    asked: list[GenerationRequest] = []
+    requests: list[GenerationRequest] = []
 
     def noted(request: GenerationRequest) -> Fault | None:
-        asked.append(request)
+        requests.append(request)
         return faults(request)
 
     async with LinkCluster() as cluster:
@@ -86,7 +86,7 @@ async def whole_path(
         dispatcher = await cluster.dispatcher(replicas=len(servers))
         model = {"name": MODEL, "adapters": [{"name": name, "path": name} for name in adapters]}
         async with running_gateway(dispatcher, model=model, gateway=gateway) as server, connected(server.port) as stubs:
-            yield Path(cluster, router, dispatcher, server, stubs, engines, servers, asked)
+            yield Path(cluster, router, dispatcher, server, stubs, engines, servers, requests)
         for one in engines:
             await one.close()
 

@@ -31,8 +31,8 @@ class Estimation:
         """Returns the estimate. Raises ServeError as the generation would, and NO_READY_REPLICA if the router does not respond."""
         limits = await self._preparer.check_unary(call, message)
         prepared = await self._preparer.unary(call, message, limits)
-        prompt_tokens = sum(len(one.request.prompt_token_ids) for one in prepared)
-        output_tokens = sum(one.request.max_output_tokens for one in prepared)
+        prompt_tokens = sum(len(prompt.request.prompt_token_ids) for prompt in prepared)
+        output_tokens = sum(prompt.request.max_output_tokens for prompt in prepared)
         terms = call.terms(asyncio.get_running_loop().time())
         demand = Demand(Pool.GENERATION, self._model, prompt_tokens, output_tokens, terms=terms)
         wait_s, state = await self._dispatcher.estimate(demand, _ROUTER_TIMEOUT_S)

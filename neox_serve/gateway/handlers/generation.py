@@ -127,12 +127,12 @@ class _OutputStream:
 
     def _chunks_of(self, deltas: Iterable[Delta]) -> list[bytes]:
         """Records the progress in deltas and returns their serialized chunks."""
-        news = self.progress.take(deltas)
-        for sequence in news:
+        sequences = self.progress.take(deltas)
+        for sequence in sequences:
             if sequence.token_ids:
                 self._call.progress.tokens_arrived(self._clock())
                 break
-        return self._chunks.write_sequences(news)
+        return self._chunks.write_sequences(sequences)
 
     def close(self) -> None:
         """Stops the timer and frees the engine, however the call ended."""

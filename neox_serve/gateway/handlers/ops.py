@@ -65,7 +65,7 @@ class Ops:
                 )
                 for gateway in view.gateways
             ],
-            tenants=[ops_service_pb2.TenantStatus(**{name: getattr(one, name) for name in one.__slots__}) for one in view.tenants],
+            tenants=[ops_service_pb2.TenantStatus(**{name: getattr(tenant, name) for name in tenant.__slots__}) for tenant in view.tenants],
             conditions=[ops_service_pb2.Condition(reason=condition.reason, message=condition.message) for condition in self._conditions()],
         )
 
@@ -74,22 +74,22 @@ def _check_drainable(view: ClusterView, replica_id: str) -> None:
     """Raises ServeError if the replica cannot be drained."""
     if not view.from_router:
         raise ServeError(Reason.NO_READY_REPLICA, "the router does not respond, so no replica can be drained", {}, NOT_READY_RETRY_S)
-    if replica_id not in {one.replica.replica_id for one in view.replicas}:
+    if replica_id not in {replica.replica.replica_id for replica in view.replicas}:
         raise invalid("replica_id", f"got {replica_id!r}, must be the id of a replica")
 
 
 def _pool(pool: Pool, view: ClusterView) -> ops_service_pb2.PoolStatus:
-    members = [one for one in view.replicas if one.replica.pool is pool]
-    scaling = next((one for one in view.scaling if one.pool is pool), None)
+    replicas = [replica for replica in view.replicas if replica.replica.pool is pool]
+    scaling = next((scaling for scaling in view.scaling if scaling.pool is pool), None)
     return ops_service_pb2.PoolStatus(
-        draining_replicas=sum(one.replica.phase is ReplicaPhase.DRAINING for one in members),
+        draining_replicas=sum(replica.replica.phase is ReplicaPhase.DRAINING for replica in replicas),
         wanted_replicas=scaling.wanted_replicas if scaling else None,
         scaling_reason=scaling.reason if scaling else "",
         scaling_alarm=scaling.alarm if scaling else False,
         kind=_POOL_KINDS[pool],
-        ready_replicas=sum(one.ready for one in members),
-        requests_in_flight=sum(one.outstanding.requests for one in members),
-        outstanding_tokens=sum(one.outstanding.tokens for one in members),
+        ready_replicas=sum(replica.ready for replica in replicas),
+        requests_in_flight=sum(replica.outstanding.requests for replica in replicas),
+        outstanding_tokens=sum(replica.outstanding.tokens for replica in replicas),
     )
 
 

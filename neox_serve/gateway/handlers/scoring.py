@@ -70,8 +70,8 @@ class Scoring:
         return context or end_of_text, continuation
 
     def _prepared(self, call: Call, message: pb.ScoreRequest, pairs: Sequence[Pair], limits: ModelLimits) -> list[Prepared]:
-        what = f"the context of {limits.max_model_len} tokens and one generated token"
-        room, prepared = prompts.Room(limits.max_model_len - 1, what, message.truncation), []
+        explanation = f"the context of {limits.max_model_len} tokens and one generated token"
+        room, prepared = prompts.Room(limits.max_model_len - 1, explanation, message.truncation), []
         for index, (context, continuation) in enumerate(pairs):
             ids, truncated = prompts.fit_pair(context, continuation, f"items[{index}]", room)
             request = GenerationRequest(

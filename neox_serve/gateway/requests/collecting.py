@@ -31,7 +31,7 @@ class StreamProgress:
 
     def take(self, deltas: Iterable[Delta]) -> list[SequenceDelta]:
         """Records the deltas and returns their sequence deltas in order. Raises ServeError if a delta reports a failure."""
-        news: list[SequenceDelta] = []
+        sequences: list[SequenceDelta] = []
         for delta in deltas:
             if delta.prompt is not None:
                 self._take_prompt(delta.prompt)
@@ -39,10 +39,10 @@ class StreamProgress:
                 self.tokens.completion += len(sequence.token_ids)
                 if sequence.finish is not None:
                     self.finishes[sequence.index] = sequence.finish
-            news.extend(delta.sequences)
+            sequences.extend(delta.sequences)
             if delta.end:
                 self._take_end(delta)
-        return news
+        return sequences
 
     def finish_messages(self) -> list[generation_pb2.Finish]:
         """Returns how each completion ended. Unfinished ones are reported as ended by the deadline."""
@@ -69,12 +69,12 @@ class _Completion:
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     score: float | None = None
 
-    def take(self, news: SequenceDelta) -> None:
-        self.texts.append(news.text)
-        self.token_ids.extend(news.token_ids)
-        self.logprobs.extend(news.logprobs)
-        if news.score is not None:
-            self.score = news.score
+    def take(self, delta: SequenceDelta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        if delta.score is not None:
+            self.score = delta.score
 
     def message(self, finish: generation_pb2.Finish) -> generation_pb2.Completion:
         return generation_pb2.Completion(
@@ -96,10 +96,10 @@ class PromptCollector:
 
     def take(self, deltas: Iterable[Delta]) -> bool:
         """Adds deltas and returns whether they contain tokens."""
-        news = self.progress.take(deltas)
-        for sequence in news:
+        sequences = self.progress.take(deltas)
+        for sequence in sequences:
             self._completions[sequence.index].take(sequence)
-        return any(sequence.token_ids for sequence in news)
+        return any(sequence.token_ids for sequence in sequences)
 
     def message(self) -> inference_service_pb2.PromptResult:
         """Returns the result of the prompt so far."""

@@ -22,14 +22,15 @@ class Completer:
 
     async def complete(self, call: Call, prepared: Sequence[Prepared], collectors: Sequence[PromptCollector]) -> None:
         """Runs all requests of a call concurrently, each into its collector. Raises the ServeError of the first that fails."""
-        for one, collector in zip(prepared, collectors, strict=True):
-            collector.progress.tokens = one.tokens
+        pairs = list(zip(prepared, collectors, strict=True))
+        for prompt, collector in pairs:
+            collector.progress.tokens = prompt.tokens
         await self.reserve(call, prepared)
-        await side_by_side([self._collect(call, one, collector) for one, collector in zip(prepared, collectors, strict=True)])
+        await side_by_side([self._collect(call, prompt, collector) for prompt, collector in pairs])
 
     async def reserve(self, call: Call, prepared: Sequence[Prepared]) -> None:
         """Reserves the maximum tokens that the call may use. Raises ServeError."""
-        max_tokens = sum(len(one.request.prompt_token_ids) + one.request.max_output_tokens for one in prepared)
+        max_tokens = sum(len(prompt.request.prompt_token_ids) + prompt.request.max_output_tokens for prompt in prepared)
         call.accounting.reservation = await self._dispatcher.reserve(call.tenant, max_tokens)
 
     async def open(self, call: Call, prepared: Prepared) -> TokenStream:

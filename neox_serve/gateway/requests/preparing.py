@@ -67,7 +67,7 @@ class Preparer:
             or message.parameters.on_deadline == generation_pb2.DEADLINE_BEHAVIOR_RETURN_PARTIAL
         ):
             return prepared
-        return [replace(one, request=replace(one.request, tokens_per_delta=UNREAD_TOKENS_PER_DELTA)) for one in prepared]
+        return [replace(prompt, request=replace(prompt.request, tokens_per_delta=UNREAD_TOKENS_PER_DELTA)) for prompt in prepared]
 
     async def stream(self, call: Call, message: inference_service_pb2.StreamGenerateRequest, limits: ModelLimits) -> Prepared:
         """Returns the request for the prompt of a validated message. Raises ServeError."""

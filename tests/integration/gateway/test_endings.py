@@ -91,7 +91,7 @@ kinds = pytest.mark.parametrize("start", [unary, stream, embed])
 scripts = pytest.mark.parametrize("script", [SLOW, SILENT, Script(admission_s=30)], ids=["generating", "silent", "in admission"])
 
 
-def begun(dispatcher: ScriptedDispatcher) -> bool:
+def started(dispatcher: ScriptedDispatcher) -> bool:
     return bool(dispatcher.opened or dispatcher.embedded)
 
 
@@ -114,7 +114,7 @@ async def test_cancelled_call_leaves_no_resources(
 ) -> None:
     dispatcher.script = script
     task = start(stubs)
-    await until(lambda: begun(dispatcher))
+    await until(lambda: started(dispatcher))
     task.cancel()
     await until(lambda: nothing_left(server, dispatcher))
 
@@ -125,7 +125,7 @@ async def test_lost_client_leaves_no_resources(start: Start, script: Script, ser
     dispatcher.script = script
     async with connected(server.port) as stubs:
         task = start(stubs)
-        await until(lambda: begun(dispatcher))
+        await until(lambda: started(dispatcher))
     await until(lambda: nothing_left(server, dispatcher))
     await asyncio.gather(task, return_exceptions=True)
 
@@ -176,7 +176,7 @@ async def test_drain_finishes_running_calls_and_refuses_new_ones(start: Start, d
     dispatcher.script = Script(tokens=5, interval_s=0.05, first_s=0.2)
     async with running_gateway(dispatcher) as server, connected(server.port) as stubs:
         running = start(stubs)
-        await until(lambda: begun(dispatcher))
+        await until(lambda: started(dispatcher))
         drained = asyncio.ensure_future(server.drain(10))
         await asyncio.sleep(0.01)
         error = await failure(start(stubs))
@@ -193,7 +193,7 @@ async def test_shutdown_fails_calls_that_outlast_the_drain(start: Start, script:
     dispatcher = ScriptedDispatcher(script=script if start is not embed else SILENT)
     async with running_gateway(dispatcher) as server, connected(server.port) as stubs:
         running = start(stubs)
-        await until(lambda: begun(dispatcher))
+        await until(lambda: started(dispatcher))
         await server.drain(0.05)
         assert (await failure(running)).reason is Reason.DRAINING
         await until(lambda: nothing_left(server, dispatcher))

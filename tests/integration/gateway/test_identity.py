@@ -182,12 +182,12 @@ async def test_tenant_sees_only_the_models_and_adapters_it_may_use(dispatcher: S
 async def test_class_above_the_ceiling_is_lowered_and_reported(dispatcher: ScriptedDispatcher, platform: Platform) -> None:
     key = await make(platform, Tenant("acme", class_ceiling=PriorityClass.DEFAULT))
     async with closed_gateway(dispatcher, platform) as address, grpc.aio.insecure_channel(address) as channel:
-        for asked, said in ((generation_pb2.PRIORITY_CLASS_SYSTEM, "default"), (generation_pb2.PRIORITY_CLASS_BULK, None)):
-            request = inference_service_pb2.GenerateRequest(prompts=[PROMPT], priority=asked)
+        for requested, lowered in ((generation_pb2.PRIORITY_CLASS_SYSTEM, "default"), (generation_pb2.PRIORITY_CLASS_BULK, None)):
+            request = inference_service_pb2.GenerateRequest(prompts=[PROMPT], priority=requested)
             call = InferenceServiceStub(channel).Generate(request, metadata=(("authorization", f"Bearer {key}"),))
             await call
             trailing: dict[str, Any] = dict(await call.trailing_metadata())
-            assert trailing.get("neox-priority") == said
+            assert trailing.get("neox-priority") == lowered
 
 
 async def test_token_of_an_identity_provider_authenticates_its_tenant(
@@ -351,20 +351,20 @@ def written() -> Iterator[io.StringIO]:
 async def test_secrets_are_never_in_logs_or_errors(dispatcher: ScriptedDispatcher, platform: Platform, written: io.StringIO) -> None:
     good, boss = await make(platform, Tenant("acme")), await make(platform, Tenant("boss", role=Role.ADMIN))
     bad = good[:-4] + "0000"
-    told: list[str] = []
+    reported: list[str] = []
     async with closed_gateway(dispatcher, platform) as address:
         for key in (good, bad):
             async with AsyncClient(address, api_key=key) as client:
                 wrong = client.generate("a", temperature=9.0)
                 for call in (client.generate("a"), wrong, client.status(), client.admin(pb.ListTenantsRequest())):
                     try:
-                        told.append(repr(await call))
+                        reported.append(repr(await call))
                     except ServeError as error:
-                        told.append(repr(error))
+                        reported.append(repr(error))
         async with AsyncClient(address, api_key=boss) as admin:
             made = await admin.admin(pb.CreateKeyRequest(tenant="acme"))
-            told += [str(await admin.admin(request)) for request in (pb.ListKeysRequest(tenant="acme"), pb.ListAuditEntriesRequest())]
-    everything = "".join([written.getvalue(), *told])
+            reported += [str(await admin.admin(request)) for request in (pb.ListKeysRequest(tenant="acme"), pb.ListAuditEntriesRequest())]
+    everything = "".join([written.getvalue(), *reported])
     assert "UNAUTHENTICATED" in written.getvalue()
     for key in (good, bad, boss, made.secret):
         assert key.rsplit("_", 1)[1] not in everything

@@ -65,8 +65,8 @@ async def test_log_of_a_call_shows_each_of_its_prompts_and_inputs(grep: Callable
         await path.stubs.inference.Embed(inference_service_pb2.EmbedRequest(request_id="mine-3", inputs=inputs))
     for request_id in ("mine-2", "mine-3"):
         parts = [f"{request_id}#0", f"{request_id}#1"]
-        wanted = [(event, part) for event in ("request_placed", "request_accepted") for part in parts]
-        assert sorted(events(grep(request_id))) == sorted([*wanted, ("call", request_id)])
+        expected = [(event, part) for event in ("request_placed", "request_accepted") for part in parts]
+        assert sorted(events(grep(request_id))) == sorted([*expected, ("call", request_id)])
 
 
 async def test_log_of_a_failed_call_shows_the_engine_error_hidden_from_the_client(grep: Callable[[str], Lines]) -> None:

@@ -49,10 +49,10 @@ async def test_score_sums_only_the_tokens_of_the_continuation(path: Path, client
 
 async def test_texts_are_tokenized_together_and_an_empty_context_is_end_of_text(path: Path, client: AsyncClient) -> None:
     await client.score([("def main( ", "argv):"), ("", "import os")])
-    whole = (await client.tokenize(["def main( argv):", "import os"]))[0].token_ids
-    asked = {request.prompt_token_ids for request in path.asked}
-    assert whole in asked
-    assert (0, *(await client.tokenize("import os"))[0].token_ids) in asked
+    token_ids = (await client.tokenize(["def main( argv):", "import os"]))[0].token_ids
+    requested = {request.prompt_token_ids for request in path.requests}
+    assert token_ids in requested
+    assert (0, *(await client.tokenize("import os"))[0].token_ids) in requested
 
 
 async def test_item_that_does_not_fit_is_refused_or_cut_at_the_start_of_its_context(path: Path, client: AsyncClient) -> None:
@@ -62,7 +62,7 @@ async def test_item_that_does_not_fit_is_refused_or_cut_at_the_start_of_its_cont
     assert [violation.field for violation in error.violations] == ["items[1]"]
     result = await client.score([long], truncation="keep_end")
     assert result.usage.truncated_tokens == 1
-    assert path.asked[-1].prompt_token_ids == (*long[0][1:], *long[1])
+    assert path.requests[-1].prompt_token_ids == (*long[0][1:], *long[1])
     assert [token.token_id for token in result.scores[0].tokens] == [5, 6, 7]
     hopeless = [1], list(range(10, 10 + CONTEXT_TOKENS))
     assert (await refusal(client, hopeless, truncation="keep_end")).reason is Reason.PROMPT_TOO_LONG

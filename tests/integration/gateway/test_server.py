@@ -65,9 +65,9 @@ async def state(stubs: Stubs, service: str) -> int:
     return int(response.status)
 
 
-async def state_becomes(stubs: Stubs, service: str, wanted: int) -> None:
+async def state_becomes(stubs: Stubs, service: str, expected: int) -> None:
     async with asyncio.timeout(20):
-        while await state(stubs, service) != wanted:  # noqa: ASYNC110 - polls the server
+        while await state(stubs, service) != expected:  # noqa: ASYNC110 - polls the server
             await asyncio.sleep(0.01)
 
 

@@ -27,7 +27,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 
 
 class Served:
-    """A server on an event loop in a thread. Held calls wait for `gate`, and set `begun` and `cancelled`."""
+    """A server on an event loop in a thread. Held calls wait for `gate`, and set `started` and `cancelled`."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
@@ -35,7 +35,7 @@ class Served:
         self.server = Server(LIMITS)
         self.server.add_registered_method_handlers("t", self._handlers())
         self._gate = asyncio.Event()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.cancelled = threading.Event()
 
     def start(self, tls: ssl.SSLContext | None = None) -> int:
@@ -71,7 +71,7 @@ class Served:
         }
 
     async def _hold(self, request: bytes, _call: ServerCall) -> bytes:
-        self.begun.set()
+        self.started.set()
         try:
             await self._gate.wait()
         except asyncio.CancelledError:
@@ -202,7 +202,7 @@ def test_cancelled_call_cancels_its_handler(served: Served, address: str, way: s
     channel = grpc.insecure_channel(address)
     method: Any = channel.unary_unary("/t/Held")
     call = method.future(b"")
-    assert served.begun.wait(PATIENCE_S)
+    assert served.started.wait(PATIENCE_S)
     if way == "cancel":
         call.cancel()
     else:
@@ -215,7 +215,7 @@ def test_stop_waits_for_running_calls_and_refuses_new_ones(served: Served, addre
     with grpc.insecure_channel(address) as channel:
         held: Any = channel.unary_unary("/t/Held")
         running = held.future(b"done", timeout=PATIENCE_S)
-        assert served.begun.wait(PATIENCE_S)
+        assert served.started.wait(PATIENCE_S)
         stopped = served.stop(PATIENCE_S)
         served.soon(asyncio.sleep(0)).result(PATIENCE_S)  # after this, it has begun to stop
         late: Any = channel.unary_unary("/t/Echo")
@@ -233,7 +233,7 @@ def test_stop_cancels_calls_that_outlast_the_grace(served: Served, address: str)
     with grpc.insecure_channel(address) as channel:
         held: Any = channel.unary_unary("/t/Held")
         running = held.future(b"", timeout=PATIENCE_S)
-        assert served.begun.wait(PATIENCE_S)
+        assert served.started.wait(PATIENCE_S)
         served.stop(0.0).result(PATIENCE_S)
         assert running.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
         assert served.cancelled.wait(PATIENCE_S)

@@ -107,12 +107,12 @@ async def test_status_shows_a_draining_replica_and_one_with_a_dead_engine() -> N
         assert [condition.reason for condition in status.conditions] == ["NO_READY_REPLICA"]
 
 
-async def shown(path: Path, wanted: Callable[[ops_service_pb2.ReplicaStatus], bool]) -> ops_service_pb2.ReplicaStatus:
+async def shown(path: Path, expected: Callable[[ops_service_pb2.ReplicaStatus], bool]) -> ops_service_pb2.ReplicaStatus:
     """Returns the first replica that an operator sees in this state. Raises TimeoutError."""
     async with asyncio.timeout(20):
         while True:
             status = await path.stubs.ops.GetClusterStatus(ops_service_pb2.GetClusterStatusRequest())
-            if found := [replica for replica in status.replicas if wanted(replica)]:
+            if found := [replica for replica in status.replicas if expected(replica)]:
                 return found[0]
             await asyncio.sleep(0.01)
 
@@ -158,14 +158,14 @@ async def test_ended_calls_leave_no_slot_lease_or_engine_request(path: Path, way
         elif way == "shutdown":
             await path.server.drain(0.05)
         code = await ended
-        wanted = {
+        expected = {
             "cancel": grpc.StatusCode.CANCELLED,
             "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
             "error": grpc.StatusCode.INTERNAL,
             "shutdown": grpc.StatusCode.UNAVAILABLE,
             "loss": grpc.StatusCode.CANCELLED,
         }
-        assert code is wanted[way]
+        assert code is expected[way]
         await path.nothing_left()
 
 

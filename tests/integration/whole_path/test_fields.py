@@ -130,18 +130,18 @@ async def test_adapter_of_the_request_reaches_the_engine(path: Path, kind: str) 
             stream = stream_request(stopping={"maxTokens": 2})
             stream.adapter = adapter
             await events_of(path, stream)
-    assert [request.adapter for request in path.asked[-3:]] == ["legal", "medical", None]
+    assert [request.adapter for request in path.requests[-3:]] == ["legal", "medical", None]
 
 
 async def test_adapter_that_is_not_served_is_refused_with_those_that_are(path: Path) -> None:
-    asked_before = len(path.asked)
+    requests_before = len(path.requests)
     request = unary_request()
     request.adapter = "other"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await path.stubs.inference.Generate(request)
     error = from_rpc_error(caught.value)
     assert (error.reason, error.metadata["served"]) == (Reason.UNKNOWN_ADAPTER, "legal,medical")
-    assert len(path.asked) == asked_before
+    assert len(path.requests) == requests_before
 
 
 async def test_adapters_are_listed_with_the_model(path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_long_prompt_is_cut_to_make_room_for_max_tokens(path: Path, trunca
     unary = await path.stubs.inference.Generate(inference_service_pb2.GenerateRequest(prompts=[prompt], parameters=parameters))
     stream = inference_service_pb2.StreamGenerateRequest(prompt=prompt, parameters=parameters)
     final = (await events_of(path, stream))[-1].final
-    assert [request.prompt_token_ids for request in path.asked[-2:]] == [kept(LONG, room)] * 2
+    assert [request.prompt_token_ids for request in path.requests[-2:]] == [kept(LONG, room)] * 2
     for usage in (unary.usage, unary.results[0].usage, final.usage):
         assert (usage.prompt_tokens, usage.truncated_tokens, usage.completion_tokens) == (room, len(LONG) - room, 8)
 
@@ -176,8 +176,8 @@ async def test_long_input_is_cut_to_the_context_before_it_is_embedded(path: Path
     long, short = (generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)) for ids in (LONG, (5, 6)))
     request = inference_service_pb2.EmbedRequest(inputs=[long, short], truncation=truncation)
     response = await path.stubs.inference.Embed(request)
-    wanted = [embedding_of(ids) for ids in (kept(LONG, CONTEXT_TOKENS), (5, 6))]
-    assert [list(embedding.values) for embedding in response.embeddings] == wanted
+    expected = [embedding_of(ids) for ids in (kept(LONG, CONTEXT_TOKENS), (5, 6))]
+    assert [list(embedding.values) for embedding in response.embeddings] == expected
     assert [embedding.prompt_tokens for embedding in response.embeddings] == [CONTEXT_TOKENS, 2]
     assert (response.usage.prompt_tokens, response.usage.truncated_tokens) == (CONTEXT_TOKENS + 2, len(LONG) - CONTEXT_TOKENS)
 

@@ -76,8 +76,8 @@ async def test_equal_prompts_meet_the_replica_that_has_them_and_the_choice_is_ex
     async with parts() as cluster:
         assert (await cluster.ask(EXPLAIN))[0] == 0
         await cluster.indexed(6)
-        told = {await cluster.ask(EXPLAIN) for _ in range(6)}
-        ((cached, route),) = told
+        reported = {await cluster.ask(EXPLAIN) for _ in range(6)}
+        ((cached, route),) = reported
         assert cached == 5 * BLOCK_TOKENS
         words = dict(word.split("=") for word in route.split())
         assert words["replica"] in {replica.replica_id for replica in cluster.replicas}

@@ -44,7 +44,7 @@ async def undisturbed(request: GenerationRequest) -> list[Delta]:
 @pytest.mark.parametrize("after_tokens", [1, 2, 7, 20])
 async def test_stream_of_a_killed_replica_continues_without_repeated_or_missing_tokens(after_tokens: int) -> None:
     request = generation(30)
-    wanted = await undisturbed(request)
+    expected = await undisturbed(request)
     engines = [FakeEngine(TIMING), FakeEngine(TIMING)]
     async with LinkCluster() as cluster:
         router = await cluster.router()
@@ -58,7 +58,7 @@ async def test_stream_of_a_killed_replica_continues_without_repeated_or_missing_
         await replicas[first].stop()
         while not deltas[-1].end:
             deltas += await stream.next()
-        assert (token_ids(deltas), text_of(deltas)) == (token_ids(wanted), text_of(wanted))
+        assert (token_ids(deltas), text_of(deltas)) == (token_ids(expected), text_of(expected))
         assert sum(delta.prompt is not None for delta in deltas) == 1
         assert stream.replica_id != first
         assert len(stream.gaps_s) == 1
@@ -72,7 +72,7 @@ async def test_stream_of_a_killed_replica_continues_without_repeated_or_missing_
 @given(deaths=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 async def test_stream_that_loses_replica_after_replica_ends_as_if_undisturbed(deaths: list[int]) -> None:
     request, lost = generation(40), iter(deaths)
-    wanted = await undisturbed(request)
+    expected = await undisturbed(request)
 
     def fault(_request: GenerationRequest) -> Fault | None:
         after = next(lost, None)
@@ -86,7 +86,7 @@ async def test_stream_that_loses_replica_after_replica_ends_as_if_undisturbed(de
         dispatcher = await cluster.dispatcher(replicas=4)
         stream = await dispatcher.open_generation(MODEL, request)
         deltas = await read_all(stream)
-        assert (token_ids(deltas), text_of(deltas)) == (token_ids(wanted), text_of(wanted))
+        assert (token_ids(deltas), text_of(deltas)) == (token_ids(expected), text_of(expected))
         assert len(stream.gaps_s) == len(deaths)
     for engine in engines:
         await engine.close()
@@ -147,7 +147,7 @@ async def test_stream_whose_last_replica_is_gone_ends_with_unavailable() -> None
 
 async def test_draining_replica_hands_its_streams_on_when_its_time_is_over() -> None:
     request = generation(200)
-    wanted = await undisturbed(request)
+    expected = await undisturbed(request)
     engines = [FakeEngine(TIMING), FakeEngine(TIMING)]
     async with LinkCluster() as cluster:
         await cluster.router()
@@ -164,7 +164,7 @@ async def test_draining_replica_hands_its_streams_on_when_its_time_is_over() -> 
         gone = asyncio.create_task(leave())
         while not deltas[-1].end:
             deltas += await stream.next()
-        assert token_ids(deltas) == token_ids(wanted)
+        assert token_ids(deltas) == token_ids(expected)
         await gone
     for engine in engines:
         await engine.close()
@@ -173,7 +173,7 @@ async def test_draining_replica_hands_its_streams_on_when_its_time_is_over() -> 
 async def test_client_of_the_gateway_notices_nothing_and_is_charged_once() -> None:
     async with whole_path(replicas=2) as path:
         request = stream_request(stopping={"maxTokens": 30})
-        whole = await events_of(path, request)
+        uninterrupted = await events_of(path, request)
         again = stream_request(stopping={"maxTokens": 30})
         events: list[Any] = []
         async for event in path.stubs.inference.StreamGenerate(again):
@@ -181,8 +181,8 @@ async def test_client_of_the_gateway_notices_nothing_and_is_charged_once() -> No
             if len(events) == 5:
                 serving = next(one for one, engine in zip(path.replicas, path.engines, strict=True) if engine.stats().running_requests)
                 await serving.stop()
-        assert "".join(event.chunk.text for event in events[:-1]) == "".join(event.chunk.text for event in whole[:-1])
-        first, second = whole[-1].final, events[-1].final
+        assert "".join(event.chunk.text for event in events[:-1]) == "".join(event.chunk.text for event in uninterrupted[:-1])
+        first, second = uninterrupted[-1].final, events[-1].final
         assert second.usage.prompt_tokens == first.usage.prompt_tokens
         assert second.usage.completion_tokens == first.usage.completion_tokens == 30
         assert "neox_serve_gateway_continuation_gap_seconds_count 1.0" in path.server.metrics_text()

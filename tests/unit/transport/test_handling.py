@@ -135,10 +135,10 @@ async def test_initial_metadata_is_sent_with_the_headers() -> None:
     client.lose()
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_handler_that_aborts_sends_its_status_once(begun: bool) -> None:
+@pytest.mark.parametrize("started", [False, True])
+async def test_handler_that_aborts_sends_its_status_once(started: bool) -> None:
     async def fail(_request: bytes, call: ServerCall) -> bytes:
-        if begun:
+        if started:
             await call.send_initial_metadata(())
         await call.abort(grpc.StatusCode.NOT_FOUND, "no größe\n", (("why-bin", b"\0\1"),))
         return b"never sent"

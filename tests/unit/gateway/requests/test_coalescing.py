@@ -133,12 +133,12 @@ def test_infinity_releases_all_held_deltas() -> None:
 )
 def test_nothing_is_lost_or_reordered_and_minima_hold(policy: ChunkPolicy, steps: list[tuple[float, int, int]]) -> None:
     coalescer, now_s, numbers = Coalescer(policy), 0.0, count()
-    came: dict[int, list[int]] = defaultdict(list)
+    arrived: dict[int, list[int]] = defaultdict(list)
     chunks: dict[int, list[tuple[float, list[int]]]] = defaultdict(list)
     for pause_s, index, tokens in steps:
         now_s += pause_s
         ids = tuple(islice(numbers, tokens))
-        came[index] += ids
+        arrived[index] += ids
         coalescer.take([Delta("k", (SequenceDelta(index, "", ids),))])
         for leaving, its_ids in ids_by_completion(coalescer.release(now_s)).items():
             chunks[leaving].append((now_s, its_ids))
@@ -147,4 +147,4 @@ def test_nothing_is_lost_or_reordered_and_minima_hold(policy: ChunkPolicy, steps
             assert at_s >= before_s + policy.min_interval_s
             assert len(its_ids) >= policy.min_tokens
     rest = ids_by_completion(coalescer.release(math.inf))
-    assert {index: [*chain(*(ids for _, ids in chunks[index])), *rest.get(index, [])] for index in came} == came
+    assert {index: [*chain(*(ids for _, ids in chunks[index])), *rest.get(index, [])] for index in arrived} == arrived

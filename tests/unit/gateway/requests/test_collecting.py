@@ -46,11 +46,11 @@ async def test_partial_response_is_sent_a_margin_before_the_deadline(allowed_s: 
 
 
 async def test_expiry_interrupts_a_wait_and_calls_back() -> None:
-    told: list[bool] = []
-    expiry = Expiry(asyncio.get_running_loop().time(), lambda: told.append(True))
+    expirations: list[bool] = []
+    expiry = Expiry(asyncio.get_running_loop().time(), lambda: expirations.append(True))
     with pytest.raises(Expired):
         await expiry.wait(asyncio.Event().wait())
-    assert told == [True]
+    assert expirations == [True]
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 

@@ -56,8 +56,8 @@ def test_truncation_cuts_the_prompt_and_counts_the_tokens(
     assert 1 <= len(fitted.token_ids) <= CONTEXT - (max_tokens or 1)
     kept = len(fitted.token_ids)
     assert fitted.token_ids == (ids[:kept] if truncation == KEEP_START else ids[-kept:])
-    most = prompts.output_tokens(fitted, "prompts[0]", parameters(max_tokens).stopping, CONTEXT)
-    assert most == (max_tokens or CONTEXT - kept)
+    max_output_tokens = prompts.output_tokens(fitted, "prompts[0]", parameters(max_tokens).stopping, CONTEXT)
+    assert max_output_tokens == (max_tokens or CONTEXT - kept)
 
 
 def test_min_tokens_above_the_context_left_is_refused() -> None:
