@@ -1,4 +1,4 @@
-"""The checkpoint that ships: how large it is, and how well it predicts Python that it was not trained on."""
+"""The built-in checkpoint: its size, and how well it predicts Python code that it was not trained on."""
 
 import sysconfig
 from pathlib import Path
@@ -8,12 +8,12 @@ from tests.bench.view import View
 
 
 def size_mib() -> float:
-    """All files of the model folder."""
+    """Return the size of all files of the model folder, in MiB."""
     return sum(path.stat().st_size for path in locate(BUILTIN, None).iterdir()) / 2**20
 
 
 def bits_per_byte_over_xz(view: View) -> float:
-    """Bits per byte of the held-out modules, as the shipped weights predict them, over what `xz -9e` needs for the same bytes."""
+    """Return the model's bits per byte on the held-out modules relative to those of `xz -9e`."""
     import torch
     from transformers import AutoTokenizer, GPTNeoXForCausalLM
 

@@ -1,4 +1,4 @@
-"""Runs the same workloads on several systems, one system up at a time, in alternating order, and keeps what came of it."""
+"""Comparison of several systems on the same workloads. One system runs at a time, in alternating order."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,103 +22,111 @@ _SILENCE_S = 120.0
 
 
 class NotComparableError(RuntimeError):
-    """The systems did not do the same work, so a ratio would say nothing."""
+    """The systems did not do the same work, so a ratio would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One workload on one system in one round. resident_mib: memory of all its processes at the end, shared pages counted once."""
+    """One workload on one system in one round."""
 
     system: str
+    """Name of the system."""
     workload: Workload
+    """The workload."""
     summary: Summary
+    """Summary of the requests."""
     records: list[Record]
+    """Records of all requests."""
     resident_mib: float
+    """Memory of all processes at the end, with shared pages counted once."""
 
     def figure(self, name: str) -> float:
-        """A figure of the summary, or `resident_mib`. Raises KeyError."""
+        """Return a value of the summary, or `resident_mib`. Raises KeyError if the name is unknown."""
         value = self.figures()[name]
         assert isinstance(value, (int, float))
         return float(value)
 
     def figures(self) -> dict[str, object]:
-        """All figures by name."""
+        """Return all values by name."""
         return {**self.summary.figures(), "resident_mib": self.resident_mib}
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a system. rounds: those measured before it was stopped. first_token_s: from its first process until a token of a lone
-    request is at the client; the load generator's own start counts only where the system runs within it."""
+    """One start of a system."""
 
     system: str
+    """Name of the system."""
     rounds: tuple[int, ...]
+    """Rounds that were measured before it was stopped."""
     first_token_s: float
+    """Time from its first process until the first token of a single request reached the client, in seconds.
+
+    The start of the load generator counts only if the system runs within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Workloads that are made from what the first round found, and run in some of the rounds after it.
-
-    rounds: not the first two, which the last system runs without a stop in between.
-    """
+    """Workloads that depend on the results of the first round. Raises ValueError if `rounds` includes round 0 or 1."""
 
     make: "Callable[[Comparison], Sequence[Workload]]"
+    """Returns the workloads, given the results of the first round."""
     rounds: frozenset[int]
+    """Rounds in which the workloads run. The first two are excluded, because the last system runs them without a stop in between."""
 
     def __post_init__(self) -> None:
         if min(self.rounds, default=2) < 2:
-            raise ValueError(f"rounds {sorted(self.rounds)}: must not hold the first two, 0 and 1")
+            raise ValueError(f"rounds {sorted(self.rounds)} are invalid; they must not include 0 and 1")
 
     def of_round(self, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
-        """Those of a round, from all runs before it."""
+        """Return the workloads of a round, given all previous runs."""
         return self.make(Comparison([run for run in runs if run.workload.round == 0])) if number in self.rounds else ()
 
 
 class Comparison:
-    """All runs of one comparison. Raises KeyError for systems and workloads that were not in it."""
+    """All runs of a comparison. Methods raise KeyError for unknown systems and workloads."""
 
     def __init__(self, runs: Sequence[Run], starts: Sequence[Start] = ()) -> None:
         self.runs = tuple(runs)
         self.starts = tuple(starts)
 
     def of(self, system: str, workload: str) -> list[Run]:
-        """A system's runs of a workload, by round."""
+        """Return a system's runs of a workload in the order of rounds."""
         found = [run for run in self.runs if (run.system, run.workload.name) == (system, workload)]
         if not found:
-            raise KeyError(f"{workload} was not run on {system}")
+            raise KeyError(f"workload {workload} was not run on {system}")
         return sorted(found, key=lambda run: run.workload.round)
 
     def median(self, system: str, workload: str, figure: str) -> float:
-        """A summary's figure, median over rounds."""
+        """Return a value of the summary as the median over the rounds."""
         return median(self._figures(system, workload, figure))
 
     def ratio(self, system: str, over: str, workload: str, figure: str) -> Spread:
-        """A figure of one system over that of another, round by round. Raises NotComparableError where requests failed."""
+        """Return a value of one system relative to another within each round. Raises NotComparableError if requests failed."""
         self._require_complete(system, over, workload)
         return ratios(self._figures(system, workload, figure), self._figures(over, workload, figure))
 
     def difference(self, system: str, minus: str, workload: str, figure: str) -> Spread:
-        """A figure of one system minus that of another, round by round. Raises NotComparableError where requests failed."""
+        """Return a value of one system minus that of another within each round. Raises NotComparableError if requests failed."""
         self._require_complete(system, minus, workload)
         return differences(self._figures(system, workload, figure), self._figures(minus, workload, figure))
 
     def first_token_s(self, system: str) -> list[float]:
-        """Of each start of a system. Raises KeyError."""
+        """Return the time to the first token of each start of a system, in seconds. Raises KeyError if it was not started."""
         found = [start.first_token_s for start in self.starts if start.system == system]
         if not found:
             raise KeyError(f"{system} was not started")
         return found
 
     def start_ratio(self, system: str, over: str) -> Spread:
-        """Time from start to first token of one system over that of another, round by round: of the starts that the round was measured on.
+        """Return the time from start to first token of one system relative to another, for the starts of each round.
 
-        Raises KeyError where one was not started, ValueError where their rounds differ.
+        Raises KeyError if one was not started, and ValueError if their rounds differ.
         """
         return ratios(self._first_token_s_by_round(system), self._first_token_s_by_round(over))
 
     def identical(self, system: str, other: str, workload: str) -> float:
-        """Share of responses with the same tokens, over all rounds."""
+        """Return the fraction of responses with the same tokens over all rounds."""
         ours = [record for run in self.of(system, workload) for record in run.records]
         return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
 
@@ -134,19 +142,19 @@ class Comparison:
         for run in (*self.of(system, workload), *self.of(other, workload)):
             wrong = [record for record in run.records if record.error is None and len(record.token_ids) != workload_tokens(run)]
             if run.summary.failed or wrong:
-                first = next(iter(run.summary.errors), None) or f"{len(wrong)} responses of another length than asked"
+                first = next(iter(run.summary.errors), None) or f"{len(wrong)} responses have the wrong length"
                 raise NotComparableError(f"{run.system}, {workload}, round {run.workload.round}: {run.summary.failed} failed: {first}")
 
 
 def workload_tokens(run: Run) -> int:
-    """Tokens that each response of a run must have."""
+    """Return the number of tokens that each response of a run must have."""
     return run.workload.output_tokens
 
 
 def compare(
     systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View, later: Later | None = None
 ) -> Comparison:
-    """Every workload on every system, `rounds` times. Raises StartError where a system does not start."""
+    """Run every workload on every system in every round. Raises StartError if a system does not start."""
     by_name = {system.name: system for system in systems}
     visits = alternating(list(by_name), rounds)
     runs: list[Run] = []
@@ -165,28 +173,29 @@ def compare(
 
 
 def start_to_first_token_s(began_s: float, up_s: float | None, first: Record) -> float:
-    """Seconds from a system's start to its first token, without the load generator's own start after the system was up.
+    """Return the seconds from a system's start to its first token, without the start of the load generator.
 
-    up_s: when the system was ready; None where it runs within the load generator, whose start is then the system's. first: has a token.
+    `up_s` is the time at which the system was ready, or None if it runs within the load generator, whose start then counts. `first` is a
+    record with a token.
     """
     assert first.first_token_s is not None
     return first.first_token_s - began_s - (0.0 if up_s is None else first.intended_s - up_s)
 
 
 def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> tuple[Record, list[Run]]:
-    """Takes the first token of a started system, warms it up and measures it."""
+    """Measure the first token of a started system, warm it up, and run the workloads."""
     with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
         lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
         (first,) = generator.run(lone.load(), max_silence_s=_SILENCE_S).records
         if first.first_token_s is None:
-            raise NotComparableError(f"{system}: no first token: {first.error}")
+            raise NotComparableError(f"{system} returned no first token: {first.error}")
         for name in sorted({workload.name for workload in workloads}):
             generator.run(next(workload for workload in workloads if workload.name == name).warm_up(), max_silence_s=_SILENCE_S)
         return first, [_measure(generator, running, system, workload, view) for workload in workloads]
 
 
 def _measure(generator: LoadGenerator, running: Running, system: str, workload: Workload, view: View) -> Run:
-    """One run with its CPU time. Where the system runs within the load generator, all of it counts as the system's."""
+    """Measure one run with its CPU time. If the system runs within the load generator, all CPU time counts as the system's."""
     inside = running.processes is None
     whole = CpuMeter(running.processes or (lambda: family(generator.process)))
     client = CpuMeter(list if inside else lambda: [generator.process])

@@ -1,6 +1,6 @@
-"""Each system as its own documentation sets it up: the built-in model, and nothing said of its engine but vLLM's KV space.
+"""Comparison of the systems with the defaults of their documentation, as a user would get them.
 
-What a user gets.
+All serve the built-in model, and only the size of vLLM's KV cache is configured.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from tests.bench.workloads import Workload
 _ROUNDS = 3
 _OTHERS = (OPENAI, SERVE_LLM)
 _CHANNELS = 8
-"""Connections, so that each of the gateways that there are by default gets some."""
+"""Number of connections, so that each of the default gateways gets some."""
 
 
 def run(folder: Path, view: View) -> Comparison:
-    """Runs it, writes it, shows it."""
+    """Run the comparison, write result.json and show tables."""
     busy = busy_fraction()
     systems: list[System] = [
         NeoxServe({}, NEOX, channels=_CHANNELS, defaults=True),
@@ -35,13 +35,13 @@ def run(folder: Path, view: View) -> Comparison:
 
 
 def workload() -> Workload:
-    """64 streams."""
+    """Return a workload of 64 streams."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     return Workload(MANY, 64, 128, prompt_tokens=64, output_tokens=128, vocabulary_size=vocabulary_size)
 
 
 def ratios(comparison: Comparison) -> dict[str, Spread]:
-    """neox-serve over the others."""
+    """Return the values of neox-serve relative to the other systems."""
     found: dict[str, Spread] = {}
     for other in _OTHERS:
         found[f"tok/s over {other}, {MANY}"] = comparison.ratio(NEOX, other, MANY, "output_throughput")

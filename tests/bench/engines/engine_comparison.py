@@ -1,4 +1,4 @@
-"""Real engines side by side: the built-in model behind neox-serve, behind what users would pick instead, and in AsyncLLM alone."""
+"""Comparison on real engines: the built-in model behind neox-serve, behind other serving systems, and in AsyncLLM."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,29 +18,35 @@ NEOX, OPENAI, ASYNC_LLM = "neox-serve", "vLLM OpenAI server", "AsyncLLM in proce
 TWO_GATEWAYS, VLLM_GRPC = "neox-serve, two gateways", "vLLM gRPC server"
 SERVE_LLM, SERVE_LLM_UNBATCHED = "ray.serve.llm", "ray.serve.llm, 0 ms"
 MANY, MOST, ONE = "64 streams", "128 streams", "1 stream"
+"""Names of closed loops."""
 OPEN_SHARES = (0.3, 0.6, 0.8)
+"""Loads of the open loops relative to the throughput of the slowest system."""
 _MIN_REQUESTS = 64
-"""Of a closed loop: with two requests a stream, eight streams would be done in two seconds."""
+"""Minimum number of requests of a closed loop. With two requests per stream, eight streams would end after two seconds."""
 
 VALUES: dict[str, Any] = {"generation": {"engine": {"dtype": "auto", "max_num_seqs": 128, "kv_cache_gib": 0.5, "executor_backend": "uni"}}}
-"""The same engine for all: dtype by hardware, eager, prefix caching on, the worker in the engine core's process (but for ray.serve.llm,
-which takes vLLM's mp executor on CPUs whatever it is told). Everything else is the default."""
+"""Engine settings of all systems: dtype by hardware, eager mode, prefix caching, and the worker in the engine core's process (except for
+ray.serve.llm, which always uses vLLM's mp executor on CPUs). Everything else is the default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long a comparison takes. others: what neox-serve is measured against. streams: of the closed loops besides the lone stream.
-
-    open_rounds: the rounds, not the first two, that have open loops too, of open_s seconds each.
-    """
+    """The extent of a comparison."""
 
     rounds: int
+    """Number of rounds."""
     requests_per_stream: int
+    """Number of requests per stream of the closed loops."""
     lone_requests: int
+    """Number of requests of the closed loop with one stream."""
     others: tuple[str, ...]
+    """Names of the systems that neox-serve is compared with."""
     streams: tuple[int, ...] = (64,)
+    """Numbers of streams of the closed loops, in addition to one stream."""
     open_rounds: frozenset[int] = frozenset()
+    """Rounds that also have open loops; not the first two."""
     open_s: float = 8.0
+    """Duration of each open loop, in seconds."""
 
 
 EVERY_OTHER = (TWO_GATEWAYS, OPENAI, ASYNC_LLM, VLLM_GRPC, SERVE_LLM, SERVE_LLM_UNBATCHED)
@@ -50,7 +56,7 @@ SMOKE = Size(1, 2, 10, (OPENAI,))
 
 
 def systems(size: Size) -> list[System]:
-    """What is compared, neox-serve first."""
+    """Return the compared systems, neox-serve first."""
     two: dict[str, Any] = {**VALUES, "gateway": {"processes": 2}}
     every: list[System] = [
         NeoxServe(VALUES, NEOX),
@@ -65,7 +71,7 @@ def systems(size: Size) -> list[System]:
 
 
 def workloads(size: Size) -> list[Workload]:
-    """Many streams for throughput, one stream for the time that serving adds to the first token."""
+    """Return the closed loops: many streams for the throughput, and one stream for the TTFT."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     many = [
         Workload(f"{streams} streams", streams, max(_MIN_REQUESTS, streams * size.requests_per_stream), 64, 128, vocabulary_size)
@@ -75,7 +81,7 @@ def workloads(size: Size) -> list[Workload]:
 
 
 def run(size: Size, folder: Path, view: View) -> Comparison:
-    """Runs it, writes it, shows it."""
+    """Run the comparison, write result.json and engines.png, and show tables."""
     busy = busy_fraction()
     later = Later(lambda first_round: open_loops(first_round, size), size.open_rounds)
     comparison = compare(systems(size), workloads(size), rounds=size.rounds, folder=folder, view=view, later=later)
@@ -85,20 +91,20 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
 
 
 def open_loops(closed: Comparison, size: Size) -> list[Workload]:
-    """Poisson arrivals at shares of what the slowest system carries of 64 streams, the same for all systems."""
+    """Return open loops with Poisson arrivals, the same for all systems. Their rates are fractions of the slowest system's throughput."""
     slowest_tok_s = min(closed.median(system.name, MANY, "output_throughput") for system in systems(size))
-    alike = closed.of(NEOX, MANY)[0].workload
+    closed_loop = closed.of(NEOX, MANY)[0].workload
     found = []
     for share in OPEN_SHARES:
-        rate_rps = share * slowest_tok_s / alike.output_tokens
+        rate_rps = share * slowest_tok_s / closed_loop.output_tokens
         requests = max(1, round(rate_rps * size.open_s))
-        streams = min(alike.streams, requests)
-        found.append(replace(alike, name=f"open loop, {share:.0%}", streams=streams, requests=requests, rate_rps=rate_rps))
+        streams = min(closed_loop.streams, requests)
+        found.append(replace(closed_loop, name=f"open loop, {share:.0%}", streams=streams, requests=requests, rate_rps=rate_rps))
     return found
 
 
 def ratios(comparison: Comparison, size: Size) -> dict[str, Spread]:
-    """What the goals are about."""
+    """Return the ratios and differences that goals refer to."""
     found: dict[str, Spread] = {}
     for other in size.others:
         for streams in size.streams:

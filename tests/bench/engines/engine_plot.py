@@ -1,4 +1,4 @@
-"""A comparison of real engines as a picture, drawn from its result.json."""
+"""The picture of a comparison on real engines, drawn from its result.json."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,12 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Runs = Sequence[Mapping[str, Any]]
+"""Runs of a result.json."""
 
 _MANY_STREAMS = 64
 
 
 def write(result: Path) -> Path:
-    """Writes engines.png beside a result.json. Raises OSError, and KeyError where the file is of another bench."""
+    """Write engines.png next to a result.json and return its path.
+
+    Raises OSError if the file cannot be read, and KeyError if it belongs to another benchmark.
+    """
     content = json.loads(result.read_text(encoding="utf-8"))
     path = result.with_name("engines.png")
     draw(content["runs"], content["starts"], path)
@@ -24,7 +28,8 @@ def write(result: Path) -> Path:
 
 
 def draw(runs: Runs, starts: Runs, path: Path) -> None:
-    """Medians over rounds: throughput, TPOT and TTFT by streams, E2E of open loops, CPU and memory at 64 streams, and starts."""
+    """Draw medians over the rounds: throughput, TPOT and TTFT by streams, E2E latency of open loops, CPU time, memory, and start-up
+    time."""
     systems = list(dict.fromkeys(run["system"] for run in runs))
     closed = [run for run in runs if run["workload"]["rate_rps"] is None]
     opened = [run for run in runs if run["workload"]["rate_rps"] is not None]
@@ -32,14 +37,14 @@ def draw(runs: Runs, starts: Runs, path: Path) -> None:
     figure = Figure(figsize=(17, 9), layout="constrained")
     FigureCanvasAgg(figure)
     ((throughput, tpot, ttft), (e2e, cost, start)) = figure.subplots(2, 3)
-    _lines(throughput, systems, closed, _streams, "output_throughput", "tok/s", "Closed loop: tokens a second")
+    _lines(throughput, systems, closed, _streams, "output_throughput", "tok/s", "Closed loop: tokens per second")
     _lines(tpot, systems, closed, _streams, "median_tpot_ms", "ms", "Closed loop: TPOT p50")
     _lines(ttft, systems, closed, _streams, "median_ttft_ms", "ms", "Closed loop: TTFT p50")
     ttft.set_yscale("log")
     _lines(e2e, systems, opened, lambda run: run["workload"]["rate_rps"], "p99_e2el_ms", "ms", "Open loop: E2E p99")
-    e2e.set_xlabel("requests a second")
+    e2e.set_xlabel("requests per second")
     e2e.set_yscale("log")
-    _bars(cost, systems, {"CPU s / 1k tok": _medians(systems, many, "system_cpu_s_per_1k_tokens")}, "CPU at 64 streams")
+    _bars(cost, systems, {"CPU s / 1k tok": _medians(systems, many, "system_cpu_s_per_1k_tokens")}, "CPU time at 64 streams")
     _bars(
         start,
         systems,

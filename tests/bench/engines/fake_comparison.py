@@ -1,4 +1,4 @@
-"""What a token costs on its way, without a model: neox-serve whole on Ray against a Serve handle, both with the fake engine behind them."""
+"""The cost of a token without a model: the complete neox-serve on Ray compared with a Serve handle, both with the fake engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,19 @@ MANY = "256 streams"
 VALUES: dict[str, Any] = {
     "generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": {"ttft_s": 0.02, "itl_s": 0.02, "itl_per_request_s": 0.0}}}
 }
-"""50 tokens a second and stream, whatever the batch: more than either system can carry on a small machine."""
+"""Settings of the fake engine: 50 tokens per second and stream, which is more than either system can serve on a small machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long a comparison takes."""
+    """The extent of a comparison."""
 
     rounds: int
+    """Number of rounds."""
     requests_per_stream: int
+    """Number of requests per stream."""
     output_tokens: int
+    """Output tokens of each request."""
 
 
 FULL = Size(rounds=5, requests_per_stream=2, output_tokens=128)
@@ -37,7 +40,7 @@ SMOKE = Size(rounds=1, requests_per_stream=1, output_tokens=128)
 
 
 def run(size: Size, folder: Path, view: View) -> Comparison:
-    """Runs it, writes it, shows it."""
+    """Run the comparison, write result.json and show tables."""
     busy = busy_fraction()
     systems: list[System] = [NeoxServe(VALUES, NEOX), ServeHandle(VALUES, HANDLE)]
     comparison = compare(systems, [workload(size)], rounds=size.rounds, folder=folder, view=view)
@@ -46,7 +49,7 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
 
 
 def workload(size: Size) -> Workload:
-    """256 streams."""
+    """Return a workload of 256 streams."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     return Workload(
         MANY,
@@ -59,7 +62,7 @@ def workload(size: Size) -> Workload:
 
 
 def ratios(comparison: Comparison) -> dict[str, Spread]:
-    """What the goals are about."""
+    """Return the ratios that goals refer to."""
     return {
         f"tok/s over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "output_throughput"),
         f"CPU per token over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "system_cpu_s_per_1k_tokens"),

@@ -1,4 +1,4 @@
-"""A Ray cluster with one Serve deployment that holds the fake engine.
+"""A Ray cluster with one Serve deployment that contains the fake engine.
 
 `python -m tests.bench.engines.serve_handle_host <settings.json> <address file>` runs until SIGTERM. Ray and Serve are configured as
 neox-serve configures them, but requests and tokens go through deployment handles.
@@ -31,7 +31,7 @@ class FakeStreams:
         self._requests = 0
 
     async def stream(self, prompt: tuple[int, ...], output_tokens: int) -> AsyncIterator[tuple[int, ...]]:
-        """Yields each delta's token ids."""
+        """Yield the token ids of each delta."""
         self._requests += 1
         key, deltas = self._requests, Queue[Delta]()
 
@@ -49,7 +49,7 @@ class FakeStreams:
 
 
 def deploy(settings: Settings) -> str:
-    """Starts Ray and the deployment; returns the GCS address."""
+    """Start Ray and the deployment, and return the address of the GCS."""
     context = ray.init(
         address="local",
         include_dashboard=False,
@@ -66,15 +66,15 @@ def deploy(settings: Settings) -> str:
 
 
 def main() -> None:
-    """Deploys, writes the address, waits for SIGTERM."""
+    """Start the deployment, write the address, and wait for SIGTERM."""
     settings_file, address_file = map(Path, sys.argv[1:3])
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         address = deploy(restore(json.loads(settings_file.read_text(encoding="utf-8"))))
-        aside = address_file.with_suffix(".new")
-        aside.write_text(address, encoding="utf-8")
-        aside.replace(address_file)
+        partial = address_file.with_suffix(".new")
+        partial.write_text(address, encoding="utf-8")
+        partial.replace(address_file)
         while not stopped.wait(1.0):
             pass
     finally:

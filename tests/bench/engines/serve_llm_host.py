@@ -17,17 +17,17 @@ _LOGICAL_CPUS = 8
 
 
 def serve_model(arguments: dict[str, Any], port: int) -> None:
-    """Starts Ray and the application. arguments: of LLMConfig."""
+    """Start Ray and the application. `arguments` are those of LLMConfig."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    # More CPUs than a small machine has: ingress and replica each ask for some, and would wait for ever.
+    # More CPUs than a small machine has, because ingress and replica request some and would otherwise wait forever.
     ray.init(address="local", num_cpus=_LOGICAL_CPUS, include_dashboard=False, logging_level="warning")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_openai_app({"llm_configs": [LLMConfig(**arguments)]}), name="llm")
 
 
 def main() -> None:
-    """Deploys and waits for SIGTERM."""
+    """Start the application and wait for SIGTERM."""
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:

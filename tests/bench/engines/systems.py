@@ -1,6 +1,7 @@
-"""The systems that are compared, each a context manager that starts it whole and stops it whole. Only one is up at a time.
+"""The compared systems. Each has a context manager that starts and stops all its processes. Only one system runs at a time.
 
-All run the same checkpoint with the same engine settings: those of neox-serve's settings file, translated where a system wants flags.
+All serve the same checkpoint with the same engine settings: those of neox-serve's settings file, translated to flags if a system needs
+flags.
 """
 
 import json
@@ -36,9 +37,10 @@ from tests.clusters import free_port, running_cluster
 _START_S = 300.0
 
 DEFAULTS_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-"""KV space in GiB, the one thing said of vLLM's engine where it is left to its defaults: else it takes 92 % of the machine's memory."""
+"""Size of the KV cache in GiB, the only engine setting of systems with defaults. Otherwise, vLLM uses 92% of the machine's memory."""
 
 Values = Mapping[str, Any]
+"""Values of a settings file."""
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -47,39 +49,43 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A system that serves. client_environment: what the load generator's process needs.
-
-    processes: the system's own; None where it runs within the load generator.
-    """
+    """A running system."""
 
     target: TargetSpec
+    """How the load generator connects to it."""
     processes: Callable[[], list[psutil.Process]] | None
+    """Returns the system's processes; None if it runs within the load generator."""
     client_environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that the load generator's process needs."""
 
 
 class System(Protocol):
-    """Something that serves tokens."""
+    """A serving system."""
 
     @property
     def name(self) -> str:
-        """As tables print it."""
+        """Name in tables."""
 
     def running(self, folder: Path) -> AbstractContextManager[Running]:
-        """Starts it, with its files in the folder, and stops it at the end of the block. Raises StartError."""
+        """Run the system until the end of the block, with its files in the folder. Raises StartError if it does not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeoxServe:
-    """The whole of neox-serve on a Ray cluster of its own, started by `neox-serve up`. defaults: its own, whatever the values say."""
+    """The complete neox-serve on its own Ray cluster, started by `neox-serve up`."""
 
     values: Values
+    """Settings."""
     name: str = "neox-serve"
+    """Name in tables."""
     channels: int = 1
+    """Number of the load generator's connections."""
     defaults: bool = False
+    """Whether to use the defaults instead of the settings."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """One gateway and one engine replica, unless the values say otherwise."""
+        """Run one gateway and one engine replica unless the settings differ."""
         values = default_cluster_values() if self.defaults else cluster_values(self.values)
         with running_cluster(folder, values) as cluster:
             yield Running(GatewaySpec(cluster.address, self.channels), cluster.family)
@@ -87,15 +93,18 @@ class NeoxServe:
 
 @dataclass(frozen=True, slots=True)
 class OpenAiServer:
-    """vLLM's OpenAI server: `python -m vllm.entrypoints.openai.api_server`. defaults: its own, whatever the values say of the engine."""
+    """vLLM's OpenAI server: `python -m vllm.entrypoints.openai.api_server`."""
 
     values: Values
+    """Settings."""
     name: str = "vLLM OpenAI server"
+    """Name in tables."""
     defaults: bool = False
+    """Whether to use vLLM's defaults instead of the engine settings."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """With the flags that say what the settings say."""
+        """Run the server with flags equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
         flags = ["--host", "127.0.0.1", *flags_of(_named(settings))] if self.defaults else openai_server_flags(settings)
         command = ["-m", "vllm.entrypoints.openai.api_server", *flags, "--port", str(port)]
@@ -108,14 +117,16 @@ class OpenAiServer:
 
 @dataclass(frozen=True, slots=True)
 class VllmGrpcServer:
-    """vLLM's gRPC server: `python -m vllm.entrypoints.launchers.grpc_server`. It sends token ids; texts are its clients' business."""
+    """vLLM's gRPC server: `python -m vllm.entrypoints.launchers.grpc_server`. It sends token ids, which clients must decode."""
 
     values: Values
+    """Settings."""
     name: str = "vLLM gRPC server"
+    """Name in tables."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """With the flags that say what the settings say."""
+        """Run the server with flags equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "vllm-grpc.log"
         command = ["-m", "vllm.entrypoints.launchers.grpc_server", *engine_flags(settings), "--host", "127.0.0.1", "--port", str(port)]
         with system_process(command, _environment(settings), log) as process:
@@ -125,19 +136,20 @@ class VllmGrpcServer:
 
 @dataclass(frozen=True, slots=True)
 class RayServeLlm:
-    """`ray.serve.llm`: `build_openai_app` behind Serve's HTTP proxy. batching_ms: how long it gathers chunks; None: its default, 50.
-
-    defaults: its own, whatever the values say of the engine.
-    """
+    """`ray.serve.llm`: `build_openai_app` behind Serve's HTTP proxy."""
 
     values: Values
+    """Settings."""
     name: str = "ray.serve.llm"
+    """Name in tables."""
     batching_ms: float | None = None
+    """Interval in which chunks are batched, in ms; None for the default of 50."""
     defaults: bool = False
+    """Whether to use the defaults instead of the engine settings."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """One replica, with the engine arguments that say what the settings say."""
+        """Run one replica with engine arguments equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "serve-llm.log"
         arguments_file = folder / "llm-config.json"
         arguments = serve_llm_defaults(settings) if self.defaults else serve_llm_arguments(settings, self.batching_ms)
@@ -152,14 +164,16 @@ class RayServeLlm:
 
 @dataclass(frozen=True, slots=True)
 class AsyncLlm:
-    """vLLM's AsyncLLM within the load generator's process: no network, no other process but the engine's own."""
+    """vLLM's AsyncLLM within the load generator's process, without a network or processes other than the engine's."""
 
     values: Values
+    """Settings."""
     name: str = "AsyncLLM in process"
+    """Name in tables."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Nothing to start: the load generator does it."""
+        """Start nothing, because the load generator starts the engine."""
         settings = restore(dict(self.values))
         yield Running(
             AsyncLlmSpec(settings.model_dump(mode="json")),
@@ -170,14 +184,16 @@ class AsyncLlm:
 
 @dataclass(frozen=True, slots=True)
 class ServeHandle:
-    """A Serve deployment with the fake engine in it, called through its handle."""
+    """A Serve deployment that contains the fake engine, called through its handle."""
 
     values: Values
+    """Settings."""
     name: str = "Ray Serve handle"
+    """Name in tables."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """A Ray cluster of its own, with a token of its own: two drivers share it, the deployment's and the load generator's."""
+        """Run a separate Ray cluster with its own token. It has two drivers: the deployment and the load generator."""
         settings_file, address_file, log = folder / "settings.json", folder / "gcs-address", folder / "serve-handle.log"
         address_file.unlink(missing_ok=True)
         settings_file.write_text(json.dumps(restore(dict(self.values)).model_dump(mode="json")), encoding="utf-8")
@@ -189,7 +205,8 @@ class ServeHandle:
 
 @contextmanager
 def _ray_token(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment of every driver of one Ray cluster. Ray asks drivers for a token by default; this one ends with the block."""
+    """Yield the environment variables of the cluster's drivers. Ray requires a token by default, which is deleted at the end of the
+    block."""
     token = folder / "ray-token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -200,7 +217,7 @@ def _ray_token(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def cluster_values(values: Values) -> dict[str, Any]:
-    """Settings of a cluster whose ports are free now: one replica, one gateway, no embedding pool where nothing else is said."""
+    """Return settings with free ports and, unless the values differ, one replica, one gateway and no embedding pool."""
     one = {"min": 1, "initial": 1, "max": 1, "max_requests": 4096}
     return {
         **values,
@@ -214,23 +231,23 @@ def cluster_values(values: Values) -> dict[str, Any]:
 
 
 def default_cluster_values() -> dict[str, Any]:
-    """Settings of a cluster that says no more than which ports are free now."""
+    """Return default settings with free ports."""
     return {"gateway": {"port": free_port()}, "metrics": {"port": free_port()}, "ray": {"dashboard_port": free_port()}}
 
 
 def openai_server_flags(settings: Settings) -> list[str]:
-    """Flags that give vLLM's OpenAI server the engine that `build_engine_arguments` describes, on CPUs. Its request log is off, as ours."""
+    """Return flags of vLLM's OpenAI server for the same engine as `build_engine_arguments`, on CPUs, without a request log."""
     flags = ["--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"]
     return [*flags, *engine_flags(settings)]
 
 
 def engine_flags(settings: Settings) -> list[str]:
-    """The flags of all of vLLM's servers for the engine that the settings describe, on CPUs."""
+    """Return the engine flags that all of vLLM's servers share, on CPUs."""
     return flags_of(engine_values(settings))
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Arguments as vLLM's command lines take them."""
+    """Return arguments in the form of vLLM's command line."""
     flags: list[str] = []
     for argument, value in values.items():
         name = argument.replace("_", "-")
@@ -243,7 +260,7 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def engine_values(settings: Settings) -> dict[str, Any]:
-    """vLLM's arguments of an engine on CPUs; those that the settings leave to vLLM are not among them. All systems keep vLLM's metrics."""
+    """Return vLLM's engine arguments on CPUs, without those that the settings leave to vLLM. All systems keep vLLM's metrics."""
     engine = settings.generation.engine
     values = {
         **_named(settings),
@@ -263,13 +280,13 @@ def engine_values(settings: Settings) -> dict[str, Any]:
 
 
 def _named(settings: Settings) -> dict[str, Any]:
-    """The model, without a word of its engine."""
+    """Return the arguments that name the model."""
     folder = str(locate(settings.model.source, settings.model.revision))
     return {"model": folder, "tokenizer": folder, "served_model_name": settings.model.name}
 
 
 def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
-    """Arguments of `ray.serve.llm.LLMConfig` that say what to serve, that there is no GPU, and how much KV space to take."""
+    """Return arguments of `ray.serve.llm.LLMConfig` with the model, no GPU, and the size of the KV cache."""
     named = _named(settings)
     return {
         "model_loading_config": {"model_id": named["served_model_name"], "model_source": named["model"]},
@@ -280,7 +297,7 @@ def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
 
 
 def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[str, Any]:
-    """Arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the executor (mp) itself."""
+    """Return arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the mp executor itself."""
     engine = engine_values(settings)
     named = {"model", "served_model_name", "distributed_executor_backend"}
     environment = _environment(settings)

@@ -1,4 +1,4 @@
-"""The ladder's client: a load generator of its own for each load, with the CPU time that each kind of process used meanwhile."""
+"""The ladder's client: a separate load generator for each load, with the CPU time of each kind of process."""
 
 import contextlib
 from array import array
@@ -21,36 +21,40 @@ from tests.bench.workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What to run. channels: connections. stalled: a further client, which never reads, beside it.
-
-    ramp_tokens: first tokens of each response whose lag does not count, because all streams start at once as no real ones do.
-    """
+class LoadOrder:
+    """A load to run."""
 
     workload: Workload
+    """The requests."""
     channels: int = 1
+    """Number of connections."""
     stalled: bool = False
+    """Whether an additional client opens a stream and never reads from it."""
     ramp_tokens: int = 0
+    """Number of first tokens of each response whose lag is ignored, because all streams start at once, unlike real ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What came of an order. lags_s: of every token after the ramp, in no order. cpu_s: seconds that each role's processes used."""
+    """The result of a load."""
 
     records: list[Record]
+    """Records of all requests."""
     lags_s: "array[float]"
+    """Lag of every token after the ramp, in no particular order."""
     cpu_s: Mapping[str, float]
+    """CPU seconds of the processes by role."""
 
 
 class Client:
-    """A client of one running system. Its log is load.log in the folder."""
+    """A client of one running system. Its log is load.log in `folder`."""
 
     def __init__(self, running: Running, folder: Path) -> None:
         self._running = running
         self._folder = folder
 
-    def run(self, order: Order, on_progress: Callable[[int], None]) -> Sample:
-        """Carries an order out. Raises StartError where the load generator dies."""
+    def run(self, order: LoadOrder, on_progress: Callable[[int], None]) -> Sample:
+        """Run a load. Raises StartError if the load generator ends unexpectedly."""
         gateway = self._running.target
         assert isinstance(gateway, GatewaySpec)
         spec = StampedSpec(replace(gateway, channels=order.channels), self._folder / "lags", order.ramp_tokens, order.stalled)
@@ -62,7 +66,7 @@ class Client:
 
 
 def role_meters(running: Running) -> dict[str, CpuMeter]:
-    """A meter for each role of a system's processes but the client."""
+    """Return a CPU meter for each role of a system's processes except the client."""
     return {role: _meter(running, role) for role in ROLES if role != CLIENT}
 
 

@@ -1,4 +1,4 @@
-"""Measures the rungs: one up at a time, in alternating order, with the same loads on each."""
+"""Measurement of the rungs. One rung runs at a time, in alternating order, and all get the same loads."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from neox_serve.loadgen.summaries import summarize
 from neox_serve.model.model_files import locate_tokenizer, read_facts
 from tests.bench.engines.systems import System
-from tests.bench.ladder.client import Client, Order, Sample
+from tests.bench.ladder.client import Client, LoadOrder, Sample
 from tests.bench.ladder.figures import Climb, FanIn, Ladder, Measured, Stall, require_complete
 from tests.bench.ladder.rungs import BARE, CLIENT, EVERYTHING, GATEWAY, ITL_S, LINK, ROUTER, all_rungs, values
 from tests.bench.ladder.search import highest_carried
@@ -19,9 +19,9 @@ from tests.bench.view import View
 from tests.bench.workloads import Workload
 
 TOPS = (ROUTER, EVERYTHING)
-"""The rungs with every part, on which a stalled client and the fan-in are tried."""
-
+"""The complete rungs, on which a stalled client and the fan-in are measured."""
 STEADY_STREAMS = 64
+"""Number of streams for the token lag."""
 _CALLERS = 64
 _WARM_UP_TOKENS = 16
 _FAN_IN_ITL_S = 0.5
@@ -31,22 +31,28 @@ _FAN_IN_CHANNELS = 8
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long it takes. rungs: names of those that are measured. levels: streams to try, fewest first.
-
-    steady_s: length of each response of steady streams; ramp_s: of its beginning, which does not count for lag.
-    fan_in_streams: None for no fan-in.
-    """
+    """The extent of the benchmark."""
 
     rounds: int
+    """Number of rounds."""
     rungs: tuple[str, ...]
+    """Names of the measured rungs."""
     lone_requests: int
+    """Number of requests of the load with a single stream."""
     one_token_requests: int
+    """Number of requests with one output token."""
     many_requests_per_stream: int
+    """Number of requests per stream of the load with 256 streams."""
     many_tokens: int
+    """Output tokens of each request of the load with 256 streams."""
     ramp_s: float
+    """Beginning of each steady response whose lag is ignored, in seconds."""
     steady_s: float
+    """Duration of each steady response, in seconds."""
     levels: tuple[int, ...]
+    """Numbers of streams to try, in ascending order."""
     fan_in_streams: int | None
+    """Number of streams of the fan-in; None for no fan-in."""
 
 
 FULL = Size(
@@ -88,39 +94,39 @@ SMOKE = Size(
 
 
 class Loads:
-    """What is asked of every rung alike."""
+    """The loads of every rung."""
 
     def __init__(self, size: Size) -> None:
         self._size = size
         self._vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
 
     def lone(self) -> Workload:
-        """A request at a time, for the time to the first token."""
+        """Return one request at a time, for the TTFT."""
         return self._load("1 stream", 1, self._size.lone_requests, 1)
 
     def steady(self, streams: int = STEADY_STREAMS) -> Workload:
-        """One long response a stream, all at the engine's pace."""
+        """Return one long response per stream, all at the pace of the engine."""
         return self._load(f"{streams} steady streams", streams, streams, round(self._size.steady_s / ITL_S))
 
     @property
     def ramp_tokens(self) -> int:
-        """Of each response of steady streams."""
+        """Number of ignored first tokens of each steady response."""
         return round(self._size.ramp_s / ITL_S)
 
     def one_token(self) -> Workload:
-        """Requests of one token, for what a request costs."""
+        """Return requests with one output token, for the cost of a request."""
         return self._load("1-token requests", _CALLERS, self._size.one_token_requests, 1)
 
     def many(self) -> Workload:
-        """More tokens than a small machine carries."""
+        """Return more streams than a small machine can serve."""
         return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, self._size.many_tokens)
 
     def fan_in(self, streams: int) -> Workload:
-        """Very many slow streams."""
+        """Return a very large number of slow streams."""
         return self._load("fan-in", streams, streams, _FAN_IN_TOKENS)
 
     def warm_up(self) -> Workload:
-        """A short response a stream."""
+        """Return one short response per stream."""
         return self._load("warm-up", 256, 256, _WARM_UP_TOKENS)
 
     def _load(self, name: str, streams: int, requests: int, output_tokens: int) -> Workload:
@@ -128,7 +134,7 @@ class Loads:
 
 
 def climb(size: Size, folder: Path, view: View) -> Ladder:
-    """Every rung, `size.rounds` times, then the fan-in on the tops. Raises StartError where a rung does not start."""
+    """Measure every rung in every round, then the fan-in on the complete rungs. Raises StartError if a rung does not start."""
     rungs = {rung.name: rung for rung in all_rungs(values()) if rung.name in size.rungs}
     loads, climbs, stalls = Loads(size), list[Climb](), list[Stall]()
     for number, visit in enumerate(alternating(list(rungs), size.rounds)):
@@ -158,7 +164,7 @@ def _fan_ins(size: Size, loads: Loads, folder: Path, view: View) -> Iterator[Fan
 
 
 class _Rung:
-    """One rung that is up."""
+    """A running rung."""
 
     def __init__(self, name: str, client: Client, loads: Loads, view: View) -> None:
         self._name = name
@@ -167,7 +173,7 @@ class _Rung:
         self._view = view
 
     def visited(self, visit: Visit, levels: Sequence[int]) -> tuple[list[Climb], list[Stall]]:
-        """All rounds of a visit, after a warm-up."""
+        """Measure all rounds of a visit after a warm-up."""
         self.measure(self._loads.warm_up())
         climbs, stalls = [], []
         for number in visit.rounds:
@@ -177,12 +183,12 @@ class _Rung:
         return climbs, stalls
 
     def measure(self, workload: Workload, channels: int = 1) -> Measured:
-        """One load."""
-        return _measured(workload, self._run(Order(workload, channels)))
+        """Measure one load."""
+        return _measured(workload, self._run(LoadOrder(workload, channels)))
 
     def _steady(self, number: int, streams: int = STEADY_STREAMS) -> Measured:
         workload = self._loads.steady(streams).in_round(number)
-        return _measured(workload, self._run(Order(workload, ramp_tokens=self._loads.ramp_tokens)))
+        return _measured(workload, self._run(LoadOrder(workload, ramp_tokens=self._loads.ramp_tokens)))
 
     def _climb(self, number: int, levels: Sequence[int]) -> Climb:
         loads = self._loads
@@ -197,18 +203,18 @@ class _Rung:
         )
 
     def _stall(self, number: int) -> Stall:
-        """Without, with, with, without; the other way round in every second round."""
+        """Measure without, with, with and without a stalled client, and the other way round in every second round."""
         lags: dict[bool, array[float]] = {False: array("d"), True: array("d")}
         workload = self._loads.steady().in_round(number)
         for stalled in (False, True, True, False) if number % 2 == 0 else (True, False, False, True):
-            sample = self._run(Order(workload, stalled=stalled, ramp_tokens=self._loads.ramp_tokens))
+            sample = self._run(LoadOrder(workload, stalled=stalled, ramp_tokens=self._loads.ramp_tokens))
             require_complete(_measured(workload, sample), self._name)
             lags[stalled].extend(sample.lags_s)
         return Stall(self._name, number, lag(lags[False]), lag(lags[True]))
 
-    def _run(self, order: Order) -> Sample:
+    def _run(self, order: LoadOrder) -> Sample:
         workload = order.workload
-        beside = " beside a stalled client" if order.stalled else ""
+        beside = " with a stalled client" if order.stalled else ""
         what = f"{self._name}: {workload.name}{beside}, round {workload.round + 1}"
         with self._view.progress(what, workload.requests) as on_progress:
             return self._client.run(order, on_progress)

@@ -1,4 +1,4 @@
-"""A gateway's dispatcher on an engine in its own process: what the gateway costs, without a link or a router."""
+"""A dispatcher with the engine in the gateway's process, to measure the gateway without a link or a router."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from neox_serve.gateway.dispatch.reservations import OpenReservation
 
 
 class EngineStream:
-    """Implements `neox_serve.gateway.dispatch.protocol.TokenStream`. on_cancel: frees the engine's request."""
+    """Implements `neox_serve.gateway.dispatch.protocol.TokenStream`. `on_cancel` aborts the request in the engine."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         self._on_cancel = on_cancel
@@ -28,7 +28,7 @@ class EngineStream:
         self.predicted_cached_tokens: int | None = None
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
-        """All deltas since the last call. Raises ServeError where the request failed."""
+        """Wait for deltas and return all since the previous call. Raises ServeError if the request failed."""
         await self._news.wait()
         self._news.clear()
         deltas, self._deltas = self._deltas, []
@@ -37,13 +37,13 @@ class EngineStream:
         return deltas
 
     def push(self, delta: Delta) -> None:
-        """Takes a delta from the engine."""
+        """Add a delta from the engine."""
         self._ended |= delta.end
         self._deltas.append(delta)
         self._news.set()
 
     def cancel(self) -> None:
-        """Frees the engine's request, unless it has ended."""
+        """Abort the request in the engine unless it has ended."""
         if not self._ended:
             self._ended = True
             self._on_cancel()
@@ -59,27 +59,27 @@ class EngineDispatcher:
         self._keys = count(1)
         self._streams: dict[Hashable, EngineStream] = {}
         self._aborts: set[asyncio.Task[None]] = set()
-        # One object for good: the engine groups a step's deltas by sink.
+        # Always the same object, because the engine groups the deltas of a step by sink.
         self._sink = self._take
 
     def ready_replicas(self, pool: Pool) -> int:
-        """The engine."""
+        """Return 1 for the generation pool."""
         return int(pool is Pool.GENERATION)
 
     def may_wake(self, pool: Pool) -> bool:
-        """No pool is ever at zero here."""
+        """Return False, because no pool scales to zero."""
         return False
 
     async def reserve(self, _tenant: Tenant, _tokens: int) -> OpenReservation:
-        """Nobody has quotas here."""
+        """Return a reservation without a quota."""
         return OpenReservation(lambda _used: None)
 
     async def estimate(self, _demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
-        """Nothing waits here."""
+        """Return no queue wait and no quota."""
         return 0.0, QuotaState(0, 0, 0, 0, 0)
 
     async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> EngineStream:
-        """Hands the request to the engine. Raises ServeError."""
+        """Pass the request to the engine. Raises ServeError if the engine rejects it."""
         key, started_s = next(self._keys), time.monotonic()
         stream = self._streams[key] = EngineStream(lambda: self._abort(key))
         try:
@@ -91,14 +91,14 @@ class EngineDispatcher:
         return stream
 
     async def embed(self, _model: str, request: EmbeddingRequest, _terms: Terms) -> EmbeddingResult:
-        """The engine's vector. Raises ServeError."""
+        """Return the engine's embedding. Raises ServeError if the request fails."""
         return await self._engine.embed(next(self._keys), request)
 
     def drain_replica(self, _replica_id: str) -> None:
-        """There is no other."""
+        """Do nothing, because there is no other replica."""
 
     async def cluster_view(self, timeout_s: float) -> ClusterView:
-        """Nobody but this process."""
+        """Return an empty cluster."""
         return ClusterView((), (), from_router=False)
 
     def _take(self, deltas: Sequence[Delta]) -> None:

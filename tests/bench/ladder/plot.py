@@ -1,4 +1,4 @@
-"""The ladder as a picture: lag by rung, and what each process spends on a token."""
+"""The picture of the ladder: lag by rung, and CPU time per token by process."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _BAR_WIDTH = 0.38
 
 
 def write(folder: Path, ladder: Ladder) -> Path:
-    """Writes ladder.png."""
+    """Write ladder.png to the folder and return its path."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     lag_axes, cpu_axes = figure.subplots(1, 2)
@@ -34,7 +34,7 @@ def _plot_lag(axes: Axes, ladder: Ladder) -> None:
         axes.bar(places, [each.median for each in spreads], _BAR_WIDTH, yerr=_errors(spreads), capsize=3, label=name.removesuffix(" ms"))
     axes.set_xticks(range(len(ladder.rungs)), ladder.rungs)
     axes.set_ylabel("ms")
-    axes.set_title("Token lag, 64 streams of 50 tokens a second")
+    axes.set_title("Token lag, 64 streams of 50 tokens per second")
     axes.legend()
 
 

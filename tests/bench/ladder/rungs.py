@@ -1,11 +1,9 @@
-"""The rungs, each a System that starts its processes and stops them.
+"""The rungs. Each is a System that starts and stops its processes.
 
-1. `grpc.aio`: a bare grpc.aio server that holds the engine.
-2. `+ gateway`: the gateway with the engine in its own process, without a link.
-3. `+ link`: gateway and replica, each a process, joined by the link. A router introduces them and then leaves, so the gateway goes on as it
-   does in any cluster whose router is gone: it leases by itself.
-4. `+ router`: gateway, replica and router, each a process.
-5. `everything`: `neox-serve up` on Ray.
+1. `grpc.aio`: a bare grpc.aio server with the engine in its process. 2. `+ gateway`: the gateway with the engine in its process, without a
+link. 3. `+ link`: gateway and replica as separate processes, connected by the link. A router connects them and then stops, so the gateway
+grants leases itself, as in any cluster whose router is unavailable. 4. `+ router`: gateway, replica and router as separate processes. 5.
+`everything`: `neox-serve up` on Ray.
 """
 
 import json
@@ -27,32 +25,37 @@ from tests.clusters import GENERATION as RAY_REPLICA
 from tests.clusters import ROUTER as RAY_ROUTER
 
 BARE, GATEWAY, LINK, ROUTER, EVERYTHING = "grpc.aio", "+ gateway", "+ link", "+ router", "everything"
-
+"""Names of the rungs."""
 TTFT_S = 0.02
+"""Time to first token of the fake engine, in seconds."""
 ITL_S = 0.02
-"""50 tokens a second and stream, whatever the batch."""
+"""Time between two tokens of a stream of the fake engine, in seconds, independent of the batch."""
 
 _START_S = 60.0
 
 
 def values(*, itl_s: float = ITL_S) -> Values:
-    """Settings of every rung: the fake engine, stamping."""
+    """Return the settings of every rung: the fake engine with timestamps as text."""
     fake = {"ttft_s": TTFT_S, "itl_s": itl_s, "itl_per_request_s": 0.0, "timestamp_text": True}
     return {"generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": fake}}}
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRung:
-    """Processes of this machine without Ray. hosts: modules by part; the last serves clients. router_leaves: once all are linked."""
+    """A rung of local processes without Ray."""
 
     name: str
+    """Name of the rung."""
     hosts: tuple[str, ...]
+    """Modules of `hosts` that run as processes. The last one serves clients."""
     values: Values
+    """Settings."""
     router_leaves: bool = False
+    """Whether the router stops once the gateway and the replica are connected."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Starts all at once: each looks for the router until it is there. Raises StartError."""
+        """Start all processes at once. Each waits for the router. Raises StartError if one does not start."""
         settings = cluster_values(self.values)
         front = self.hosts[-1]
         settings_file, ready = folder / "settings.json", address_file(folder, front)
@@ -67,7 +70,7 @@ class LocalRung:
 
 
 def all_rungs(of: Values) -> tuple[System, ...]:
-    """Lowest first."""
+    """Return all rungs, from the lowest to the highest."""
     cluster = ("router", "replica", "gateway")
     return (
         LocalRung(BARE, ("bare",), of),
@@ -90,11 +93,11 @@ _ROLE_OF_TITLE = {
 }
 CLIENT, RAY_REST = "client", "ray rest"
 ROLES = (CLIENT, "server", "gateway", "replica", "router", RAY_REST)
-"""What the processes of all rungs do; `server` is the bare one, and `ray rest` all that Ray runs beside our three."""
+"""Roles of the processes: `server` is the bare gRPC server, and `ray rest` all processes of Ray except the gateway, replica and router."""
 
 
 def role_of(command_line: Sequence[str]) -> str:
-    """The role of a system's process."""
+    """Return the role of a process."""
     shown = " ".join(command_line)
     return next((role for title, role in _ROLE_OF_TITLE.items() if title in shown), RAY_REST)
 

@@ -1,4 +1,4 @@
-"""Climbs the ladder, writes what came of it and shows it."""
+"""Run of the ladder: measurement, result file and tables."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ from tests.bench.view import View
 
 
 def run(size: Size, folder: Path, view: View) -> Ladder:
-    """Raises StartError where a rung does not start, NotComparableError where requests fail."""
+    """Measure the ladder, write result.json and ladder.png, and show tables.
+
+    Raises StartError if a rung does not start, and NotComparableError if requests fail.
+    """
     busy = busy_fraction()
     ladder = climb(size, folder, view)
     written = report.write(folder, ladder, values(), busy)

@@ -1,4 +1,4 @@
-"""The highest load that is still carried, found by raising it step by step."""
+"""Search for the highest load that a system sustains, by increasing it step by step."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -7,11 +7,11 @@ Load = TypeVar("Load")
 Measured = TypeVar("Measured")
 
 _ATTEMPTS = 2
-"""A level counts as not carried when it fails this often in a row: one failure may be the machine's."""
+"""Number of failures in a row after which a load counts as not sustained. A single failure may be caused by the machine."""
 
 
 def highest_carried(loads: Iterable[Load], measure: Callable[[Load], Measured], carried: Callable[[Measured], bool]) -> Measured | None:
-    """Measures loads, lowest first, until one is not carried; returns the last that was. None: not even the first."""
+    """Measure loads in ascending order until one is not sustained, and return the result of the last sustained one, or None."""
     highest: Measured | None = None
     for load in loads:
         attempts = (measure(load) for _ in range(_ATTEMPTS))

@@ -1,4 +1,4 @@
-"""What the load generator drives on the ladder: a gateway target that reads stamps, and a client that never reads."""
+"""The target of the load generator on the ladder, which reads timestamps from tokens, and a client that never reads."""
 
 import asyncio
 from array import array
@@ -19,17 +19,17 @@ from tests.bench.ladder.stamps import lags
 
 _METHOD = "/neox_serve.v1.InferenceService/StreamGenerate"
 
-# The least that HTTP/2 lets a client take in without reading, and no growing of it.
+# The smallest HTTP/2 window of a client, without dynamic growth.
 _SMALL_WINDOW = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 _STALLED_TOKENS = 1_900
 _STALLED_SEQUENCES = 8
 _STALLED_LOGPROBS = 10
-"""Some 90 kB a second, of which the window takes the first moment's."""
+"""Length, number and log-probabilities of the stalled client's sequences: about 90 kB/s, which fills the window almost at once."""
 _STALLED_BEFORE_S = 0.5
 
 
 class StampedTarget:
-    """Finds the lags of what it decodes, in no order. ramp_tokens: those that do not count, of each response."""
+    """Computes the lags of the tokens that it decodes. The first `ramp_tokens` of each response are ignored."""
 
     def __init__(self, target: Target, ramp_tokens: int = 0) -> None:
         self._target = target
@@ -37,11 +37,11 @@ class StampedTarget:
         self.lags_s = array("d")
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """As the target does."""
+        """Send a request to the wrapped target."""
         await self._target.send(prompt, output_tokens, stamp)
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """As the target does. Raises ValueError where a token has no stamp."""
+        """Decode a response with the wrapped target and record its lags. Raises ValueError if a token has no timestamp."""
         answer, lags_s = self._target.decode(stamped), list[float]()
         for arrival, (_, message) in zip(answer.arrivals, stamped, strict=True):
             lags_s += lags(arrival.at_s, StreamGenerateResponse.FromString(message).chunk.text, len(arrival.token_ids))
@@ -51,16 +51,20 @@ class StampedTarget:
 
 @dataclass(frozen=True, slots=True)
 class StampedSpec:
-    """stalled: a further client, which never reads, beside the others. lags_file: gets all lags, when the load generator disconnects."""
+    """Specification of a StampedTarget."""
 
     gateway: GatewaySpec
+    """The gateway."""
     lags_file: Path
+    """File to which all lags are written when the load generator disconnects."""
     ramp_tokens: int = 0
+    """Number of ignored first tokens of each response."""
     stalled: bool = False
+    """Whether an additional client opens a stream and never reads from it."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """As the gateway's; beside it, the window of the client that never reads is full. Raises TargetError where it is refused."""
+        """Connect to the gateway. The window of the stalled client is full by then. Raises TargetError if its call is refused."""
         async with self.gateway.connect() as target:
             stamped = StampedTarget(target, self.ramp_tokens)
             if self.stalled:
@@ -71,7 +75,7 @@ class StampedSpec:
         self.lags_file.write_bytes(stamped.lags_s.tobytes())
 
     def lags_s(self) -> "array[float]":
-        """Of every token after the ramp, once the load generator has disconnected."""
+        """Return the lag of every token after the ramp. The load generator must have disconnected."""
         return array("d", self.lags_file.read_bytes())
 
 
@@ -90,7 +94,7 @@ async def _stalled_client(address: str) -> AsyncIterator[None]:
 
 
 def _large_request() -> bytes:
-    """Asks for more than a client takes that does not read."""
+    """Return a request whose response is larger than the window of a client that does not read."""
     request = stream_request(next(Synthetic("stalled", 1).requests()).prompt, _STALLED_TOKENS)
     request.parameters.n = _STALLED_SEQUENCES
     request.parameters.logprobs = _STALLED_LOGPROBS

@@ -1,4 +1,4 @@
-"""Token lag: how much later than its engine emitted it a token is at the client. Both moments are CLOCK_MONOTONIC seconds."""
+"""Token lag: the time from the emission of a token in the engine until its arrival at the client, both in CLOCK_MONOTONIC seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,27 +8,31 @@ from neox_serve.loadgen.summaries import percentile
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Lag over all tokens of a load."""
+    """The distribution of the lag over all tokens of a load."""
 
     tokens: int
+    """Number of tokens."""
     p50_s: float
+    """Median, in seconds."""
     p99_s: float
+    """99th percentile, in seconds."""
     highest_s: float
+    """Maximum, in seconds."""
 
 
 def stamps_of(text: str, tokens: int) -> tuple[float, ...]:
-    """The moments of a chunk's tokens. Raises ValueError where there is not one for each."""
+    """Return the timestamps of a chunk's tokens. Raises ValueError if there is not exactly one for each token."""
     stamps = tuple(map(float, text.split()))
     if len(stamps) != tokens:
-        raise ValueError(f"{len(stamps)} stamps for {tokens} tokens: {text[:80]!r}")
+        raise ValueError(f"{len(stamps)} timestamps for {tokens} tokens: {text[:80]!r}")
     return stamps
 
 
 def lags(at_s: float, text: str, tokens: int) -> list[float]:
-    """The lag of each token of a chunk that arrived at this moment. Raises ValueError as `stamps_of` does."""
+    """Return the lag of each token of a chunk that arrived at `at_s`. Raises ValueError as `stamps_of` does."""
     return [at_s - stamp_s for stamp_s in stamps_of(text, tokens)]
 
 
 def lag(lags_s: Sequence[float]) -> Lag:
-    """Its figures; zeros of nothing."""
+    """Return the distribution of the lags, with zeros if there are none."""
     return Lag(len(lags_s), percentile(lags_s, 0.5), percentile(lags_s, 0.99), max(lags_s, default=0.0))

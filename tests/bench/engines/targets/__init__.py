@@ -1,1 +1,1 @@
-"""Targets that only the benches drive."""
+"""Targets of the load generator that only the benchmarks use."""

@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM in the load generator's own process: what an application gets that embeds the engine."""
+"""vLLM's AsyncLLM in the load generator's process, as in an application that embeds the engine."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AsyncLlmSpec:
-    """settings: as dumped; its generation engine's arguments are used as neox-serve would use them."""
+    """Specification of an AsyncLlmTarget."""
 
     settings: dict[str, Any]
+    """Dumped settings, whose generation engine is configured as in neox-serve."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Starts the engine; its environment must be set already."""
+        """Start the engine. Its environment variables must be set already."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from neox_serve.engine.vllm.arguments import build_engine_arguments
@@ -43,22 +44,22 @@ class AsyncLlmSpec:
 
 
 class AsyncLlmTarget:
-    """Streams of AsyncLLM.generate, token deltas only."""
+    """Streams token deltas from AsyncLLM.generate."""
 
     def __init__(self, llm: "AsyncLLM") -> None:
         self._llm = llm
         self._ids = count()
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """One request. Raises what vLLM raises."""
+        """Send one request. Raises vLLM's exceptions."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
-        asked = prompt if isinstance(prompt, str) else TokensPrompt(prompt_token_ids=list(prompt))
-        async for output in self._llm.generate(asked, params, f"bench-{next(self._ids)}"):
+        vllm_prompt = prompt if isinstance(prompt, str) else TokensPrompt(prompt_token_ids=list(prompt))
+        async for output in self._llm.generate(vllm_prompt, params, f"bench-{next(self._ids)}"):
             stamp(output.outputs[0].token_ids)
 
     def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> Response:
-        """One arrival an output."""
+        """Return one arrival for each output."""
         return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

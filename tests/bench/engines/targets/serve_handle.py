@@ -1,4 +1,4 @@
-"""A Ray Serve deployment, called through its handle with streaming: how Serve applications call each other."""
+"""A Ray Serve deployment, called through its handle with streaming, as Serve applications call each other."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,18 +11,21 @@ from neox_serve.loadgen.targets import Stamp, Target
 from neox_serve.loadgen.workloads import Prompt
 
 APPLICATION = "bench-fake"
+"""Name of the Serve application."""
 DEPLOYMENT = "FakeStreams"
+"""Name of the Serve deployment."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeHandleSpec:
-    """ray_address: of the cluster's GCS."""
+    """Specification of a ServeHandleTarget."""
 
     ray_address: str
+    """Address of the cluster's GCS."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Joins the cluster as a driver of its own."""
+        """Connect to the cluster as a separate driver."""
         import ray
         from ray import serve
 
@@ -34,16 +37,16 @@ class ServeHandleSpec:
 
 
 class ServeHandleTarget:
-    """Streams of the deployment's `stream` method."""
+    """Streams from the deployment's `stream` method."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """One call. Raises Ray's errors."""
+        """Make one call. Raises Ray's exceptions."""
         async for token_ids in self._handle.stream.remote(prompt, output_tokens):
             stamp(token_ids)
 
     def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> Response:
-        """One arrival an item."""
+        """Return one arrival for each item."""
         return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

@@ -1,4 +1,4 @@
-"""vLLM's gRPC server (smg-grpc-servicer), by bare grpc.aio calls. It streams token ids, no text."""
+"""vLLM's gRPC server (smg-grpc-servicer), called with plain grpc.aio. It streams token ids without text."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,13 +17,14 @@ _METHOD = "/vllm.grpc.engine.VllmEngine/Generate"
 
 @dataclass(frozen=True, slots=True)
 class VllmGrpcSpec:
-    """address: host:port."""
+    """Specification of a VllmGrpcTarget."""
 
     address: str
+    """Address as host:port."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Opens the connection first, so that no request pays for it."""
+        """Open the connection in advance, so that no request includes its time."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(self.address, options) as channel:
             await channel.channel_ready()
@@ -31,21 +32,21 @@ class VllmGrpcSpec:
 
 
 class VllmGrpcTarget:
-    """Streams of Generate."""
+    """Streams from Generate."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._ids = count()
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """One Generate call. Raises AioRpcError."""
+        """Make one Generate call. Raises AioRpcError if it fails."""
         assert not isinstance(prompt, str)
         call = self._method(generate_request(f"bench-{next(self._ids)}", prompt, output_tokens).SerializeToString())
         while (message := await call.read()) is not grpc.aio.EOF:
             stamp(message)
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """One arrival a chunk; the last message says all tokens once more."""
+        """Return one arrival for each chunk. The last message, which repeats all tokens, contributes none."""
         from smg_grpc_proto import vllm_engine_pb2
 
         parse = vllm_engine_pb2.GenerateResponse.FromString
@@ -53,7 +54,7 @@ class VllmGrpcTarget:
 
 
 def generate_request(request_id: str, prompt: Sequence[int], output_tokens: int) -> Any:
-    """Exactly this many greedy tokens."""
+    """Return a request for exactly `output_tokens` greedy tokens."""
     from smg_grpc_proto import vllm_engine_pb2
 
     return vllm_engine_pb2.GenerateRequest(

@@ -1,0 +1,1 @@
+"""Processes of the ladder's rungs. `hosting.py` has what they share."""

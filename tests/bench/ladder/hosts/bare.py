@@ -1,4 +1,4 @@
-"""The lowest rung: the fake engine behind a bare grpc.aio server, as short a way to the client as Python has."""
+"""The lowest rung: the fake engine behind a bare grpc.aio server, the shortest path to a client that Python has."""
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable, Sequence
@@ -21,11 +21,11 @@ from tests.bench.ladder.hosts import hosting
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _OPTIONS = (("grpc.server.max_pending_requests", 100_000), ("grpc.server.max_pending_requests_hard_limit", 100_000))
-"""As the gateway's: a burst of calls waits for the loop instead of being cancelled by grpc."""
+"""Options as in the gateway: a burst of calls waits for the event loop instead of being cancelled by grpc."""
 
 
 class _Stream:
-    """What an engine has for one call."""
+    """Deltas of one call that are not sent yet."""
 
     def __init__(self) -> None:
         self.deltas: list[Delta] = []
@@ -33,17 +33,17 @@ class _Stream:
 
 
 class BareServicer:
-    """StreamGenerate and nothing else: no checks, no deadlines, no errors but grpc's own."""
+    """Serves StreamGenerate without validation, deadlines, or error details."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._keys = count(1)
         self._streams: dict[Hashable, _Stream] = {}
-        # One object for good: the engine groups a step's deltas by sink.
+        # Always the same object, because the engine groups the deltas of a step by sink.
         self._sink = self._take
 
     async def stream_generate(self, raw: bytes, context: Context) -> None:
-        """Chunks as they come, then the final event."""
+        """Write the chunks as they are generated, then the final event."""
         message = StreamGenerateRequest.FromString(raw)
         key, stream = next(self._keys), _Stream()
         self._streams[key] = stream
@@ -68,7 +68,7 @@ class BareServicer:
 
 
 async def _write_chunks(stream: _Stream, context: Context, prompt_tokens: int) -> bytes:
-    """Writes a stream's deltas to its end; returns the final event."""
+    """Write the chunks of a stream until its end, and return the final event."""
     chunks, final, ended = ChunkWriter(), StreamFinal(), False
     completion_tokens = 0
     while not ended:
@@ -87,7 +87,7 @@ async def _write_chunks(stream: _Stream, context: Context, prompt_tokens: int) -
 
 @asynccontextmanager
 async def bare(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """The engine and the server, in one process."""
+    """Run the engine and the server, and yield the server's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = grpc.aio.server(options=_OPTIONS)
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareServicer(engine).stream_generate)

@@ -1,4 +1,4 @@
-"""The second rung: the gateway with the fake engine in its own process."""
+"""The second rung: the gateway with the fake engine in its process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ from tests.bench.ladder.hosts.gateway import gateway_server
 
 @asynccontextmanager
 async def engine_gateway(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """Engine and gateway."""
+    """Run the engine and the gateway, and yield the gateway's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = gateway_server(settings, EngineDispatcher(engine))
     await server.start()

@@ -1,4 +1,4 @@
-"""A gateway process, as its Serve deployment sets it up, without Ray."""
+"""A gateway process, configured like the Serve deployment, without Ray."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ _READY_S = 60.0
 
 
 def gateway_server(settings: Settings, dispatcher: protocol.Dispatcher) -> GatewayServer:
-    """A gateway's server on a dispatcher, not started."""
+    """Return a gateway server for a dispatcher. The server is not started."""
     folder = locate_tokenizer(settings.model.source, settings.model.revision)
     return GatewayServer(
         settings=GatewayProcessSettings.from_settings(settings),
@@ -32,7 +32,7 @@ def gateway_server(settings: Settings, dispatcher: protocol.Dispatcher) -> Gatew
 
 @asynccontextmanager
 async def gateway(settings: Settings, folder: Path) -> AsyncIterator[str]:
-    """Gateway and dispatcher, once the replica is linked."""
+    """Run the gateway and its dispatcher, and yield the address once the replica is connected."""
 
     def metrics_text() -> str:
         return server.metrics_text()

@@ -1,7 +1,7 @@
-"""What the ladder's processes have in common: `python -m tests.bench.ladder.hosts.<part> <settings.json> <folder>` runs until SIGTERM.
+"""Common code of the ladder's processes: `python -m tests.bench.ladder.hosts.<part> <settings.json> <folder>` runs until SIGTERM.
 
-A part that serves leaves its host:port in `<folder>/<part>.address` while it does. Peers read the router's there, at every attempt, as
-they would ask Ray Serve for it; where there is no file, there is no router.
+A part that serves has its host:port in `<folder>/<part>.address`. Peers read the router's address there at every attempt, instead of asking
+Ray Serve. If the file is missing, there is no router.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from neox_serve.settings import Settings, restore
 from neox_serve.telemetry import logs
 
 Start = Callable[[Settings, Path], AbstractAsyncContextManager[str]]
-"""Runs a part, in a folder, for as long as the block lasts; gives its host:port."""
+"""Runs a part with its files in a folder until the end of the block, and yields its host:port."""
 
 
 def run(part: str, start: Start) -> None:
-    """The main function of a host."""
+    """Run a part as the main function of its process."""
     settings_file, folder = map(Path, sys.argv[1:3])
     settings = restore(json.loads(settings_file.read_text(encoding="utf-8")))
     logs.configure(settings.log, part)
@@ -31,12 +31,12 @@ def run(part: str, start: Start) -> None:
 
 
 def address_file(folder: Path, part: str) -> Path:
-    """Where a part's host:port stands while it serves."""
+    """Return the file that contains a part's host:port while it serves."""
     return folder / f"{part}.address"
 
 
 def router_lookup(folder: Path) -> ResolveRouter:
-    """Gives the host:port of the router in this folder; raises FileNotFoundError where there is none."""
+    """Return a function that returns the router's host:port. It raises FileNotFoundError if there is no router."""
 
     async def resolve() -> str:
         return address_file(folder, "router").read_text(encoding="utf-8")
@@ -54,10 +54,10 @@ async def _serve(part: AbstractAsyncContextManager[str], file: Path) -> None:
 
 @contextmanager
 def _published(address: str, file: Path) -> Iterator[None]:
-    """Others read the file at any moment: it is whole or not there."""
-    aside = file.with_suffix(".new")
-    aside.write_text(address, encoding="utf-8")
-    aside.replace(file)
+    """Write the file atomically, because others may read it at any time."""
+    partial = file.with_suffix(".new")
+    partial.write_text(address, encoding="utf-8")
+    partial.replace(file)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""An engine replica's process, as its Serve deployment sets it up, without Ray."""
+"""An engine replica's process, configured like the Serve deployment, without Ray."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from tests.bench.ladder.hosts import hosting
 
 @asynccontextmanager
 async def replica(settings: Settings, folder: Path) -> AsyncIterator[str]:
-    """The engine and its links."""
+    """Run the engine and its links, and yield the replica's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = ReplicaServer(
         engine=engine,

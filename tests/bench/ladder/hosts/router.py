@@ -1,4 +1,4 @@
-"""The router's process, as its Serve deployment sets it up, without Ray."""
+"""The router's process, configured like the Serve deployment, without Ray."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from tests.bench.ladder.hosts import hosting
 
 @asynccontextmanager
 async def router(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """The router and the metrics page."""
+    """Run the router and its metrics page, and yield the router's address."""
     server = RouterServer(settings=settings.router, metrics=settings.metrics)
     await server.start()
     try:
