@@ -1,4 +1,4 @@
-"""What is said of systems that are measured with their own defaults."""
+"""The configuration of systems that are measured with their defaults."""
 
 from neox_serve.settings import Settings, restore
 from tests.bench.engines.systems import DEFAULTS_ENVIRONMENT, default_cluster_values, serve_llm_defaults
@@ -6,7 +6,7 @@ from tests.bench.engines.systems import DEFAULTS_ENVIRONMENT, default_cluster_va
 PORTS = {"gateway": {"port"}, "metrics": {"port"}, "ray": {"dashboard_port"}}
 
 
-def test_cluster_with_defaults_differs_from_the_settings_only_in_its_ports() -> None:
+def test_default_cluster_values_differ_from_the_defaults_only_in_ports() -> None:
     settings, defaults = restore(default_cluster_values()).model_dump(), restore({}).model_dump()
     changed = {
         section: {name for name, value in settings[section].items() if value != defaults[section][name]}
@@ -16,7 +16,7 @@ def test_cluster_with_defaults_differs_from_the_settings_only_in_its_ports() -> 
     assert changed == PORTS
 
 
-def test_serve_llm_with_defaults_is_told_nothing_of_its_engine_but_the_kv_space() -> None:
+def test_serve_llm_defaults_configure_only_the_kv_cache() -> None:
     arguments = serve_llm_defaults(restore({}))
     assert "engine_kwargs" not in arguments
     assert arguments["runtime_env"] == {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}

@@ -1,4 +1,4 @@
-"""The overhead ladder's pure parts, on stamps and figures made by hand, and the gateway's dispatcher on an engine."""
+"""The overhead ladder: timestamps, search, results and roles, and the dispatcher on an engine."""
 
 import asyncio
 import json
@@ -30,44 +30,44 @@ from tests.fakes.virtual_clock import VirtualClock
 TOKENS = 10
 
 
-def test_stamps_of_a_coalesced_chunk_are_one_a_token() -> None:
+def test_stamps_of_coalesced_chunk_returns_one_per_token() -> None:
     assert stamps_of("12.250000 12.500000 ", 2) == (12.25, 12.5)
 
 
-def test_stamps_of_a_message_without_tokens_are_none() -> None:
+def test_stamps_of_message_without_tokens_is_empty() -> None:
     assert stamps_of("", 0) == ()
 
 
-def test_stamps_fewer_than_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 stamps for 2 tokens"):
+def test_stamps_of_fewer_stamps_than_tokens_is_rejected() -> None:
+    with pytest.raises(ValueError, match="1 timestamps for 2 tokens"):
         stamps_of("12.250000 ", 2)
 
 
-def test_stamps_of_another_text_are_refused() -> None:
+def test_stamps_of_other_text_is_rejected() -> None:
     with pytest.raises(ValueError):
         stamps_of("def main", 2)
 
 
-def test_lags_of_a_coalesced_chunk_differ_by_token() -> None:
+def test_lags_of_coalesced_chunk_differ_by_token() -> None:
     assert lags(13.0, "12.250000 12.500000 ", 2) == [0.75, 0.5]
 
 
-def test_lag_of_many_tokens_has_interpolated_percentiles() -> None:
+def test_lag_percentiles_are_interpolated() -> None:
     found = lag([0.001 * number for number in range(101)])
     assert found.tokens == 101
     assert [found.p50_s, found.p99_s, found.highest_s] == pytest.approx([0.05, 0.099, 0.1])
 
 
-def test_lag_of_nothing_is_zeros() -> None:
+def test_lag_without_tokens_is_zero() -> None:
     assert lag([]) == Lag(0, 0.0, 0.0, 0.0)
 
 
 def chunk(text: str, *token_ids: int) -> bytes:
-    """A message of a stream."""
+    """Return a message of a stream."""
     return pb.StreamGenerateResponse(chunk=pb.StreamChunk(text=text, token_ids=token_ids)).SerializeToString()
 
 
-def test_stamped_target_leaves_each_responses_ramp_out_of_the_lags() -> None:
+def test_stamped_target_ignores_the_ramp_of_each_response() -> None:
     target = StampedTarget(GatewayTarget([]), ramp_tokens=2)
     stamped = [(1.5, chunk("1.000000 ", 7)), (2.0, chunk("1.250000 1.500000 ", 8, 9)), (2.5, chunk(""))]
     answers = [target.decode(stamped) for _ in range(2)]
@@ -76,7 +76,7 @@ def test_stamped_target_leaves_each_responses_ramp_out_of_the_lags() -> None:
 
 
 class Measurer:
-    """Carries as many streams as the test says, but for hiccups at some of its measurements."""
+    """Sustains a given number of streams, except in some of its measurements."""
 
     def __init__(self, most: int, hiccups: tuple[int, ...] = ()) -> None:
         self._most, self._hiccups = most, hiccups
@@ -88,35 +88,35 @@ class Measurer:
 
 
 def highest(measurer: Measurer) -> int | None:
-    """Streams of the highest of four levels that was carried."""
+    """Return the highest of four levels that was sustained."""
     found = highest_carried((16, 32, 64, 96), measurer, lambda measured: measured[1])
     return found and found[0]
 
 
-def test_search_stops_at_the_first_level_that_fails_twice() -> None:
+def test_highest_carried_stops_at_the_first_level_that_fails_twice() -> None:
     measurer = Measurer(most=32)
     assert highest(measurer) == 32
     assert measurer.asked == [16, 32, 64, 64]
 
 
-def test_search_one_failure_of_a_level_is_forgiven() -> None:
+def test_highest_carried_single_failure_of_a_level_is_ignored() -> None:
     measurer = Measurer(most=64, hiccups=(2,))
     assert highest(measurer) == 64
     assert measurer.asked == [16, 32, 32, 64, 96, 96]
 
 
-def test_search_every_level_carried_gives_the_last() -> None:
+def test_highest_carried_all_levels_sustained_returns_the_last() -> None:
     assert highest(Measurer(most=1000)) == 96
 
 
-def test_search_first_level_not_carried_gives_none() -> None:
+def test_highest_carried_first_level_not_sustained_returns_none() -> None:
     measurer = Measurer(most=0)
     assert highest(measurer) is None
     assert measurer.asked == [16, 16]
 
 
 def measured(*, itl_s: float = ITL_S, p99_s: float = 0.005, failed: int = 0, number: int = 0) -> Measured:
-    """Two requests on an engine that steps at this interval."""
+    """Return the result of two requests on an engine with this step interval."""
     times_s = [itl_s * step for step in range(TOKENS)]
     arrivals = [Arrival(at_s, (1,)) for at_s in times_s]
     errors = ["lost" if index < failed else None for index in range(2)]
@@ -126,25 +126,25 @@ def measured(*, itl_s: float = ITL_S, p99_s: float = 0.005, failed: int = 0, num
     return Measured(workload, summarize(records, max_concurrency=2), Lag(2 * TOKENS, 0.001, p99_s, 0.02), cpu_s)
 
 
-def test_load_on_schedule_with_little_lag_is_carried() -> None:
+def test_carried_load_on_schedule_with_little_lag_is_true() -> None:
     assert measured().carried
 
 
-def test_load_with_too_much_lag_is_not_carried() -> None:
+def test_carried_too_much_lag_is_false() -> None:
     assert not measured(p99_s=0.011).carried
 
 
-def test_load_whose_engine_falls_behind_is_not_carried_whatever_its_lag() -> None:
+def test_carried_engine_behind_schedule_is_false() -> None:
     behind = measured(itl_s=1.1 * ITL_S)
     assert behind.pace_fraction == pytest.approx(1 / 1.1)
     assert not behind.carried
 
 
-def test_load_with_a_failed_request_is_not_carried() -> None:
+def test_carried_failed_request_is_false() -> None:
     assert not measured(failed=1).carried
 
 
-def test_cpu_is_shared_among_tokens_and_requests() -> None:
+def test_measured_cpu_time_is_per_token_and_per_request() -> None:
     one = measured()
     assert one.cpu_us_per_token("gateway") == pytest.approx(100.0)
     assert one.cpu_us_per_request("gateway") == pytest.approx(1000.0)
@@ -152,12 +152,12 @@ def test_cpu_is_shared_among_tokens_and_requests() -> None:
 
 
 def climb(rung: str, number: int, many: Measured) -> Climb:
-    """One rung in one round."""
+    """Return the results of one rung in one round."""
     return Climb(rung, number, measured(), measured(), measured(), many, None if number else measured())
 
 
 def ladder(many_on_router: Measured | None = None) -> Ladder:
-    """Two rungs, two rounds; 256 streams are half as fast on the higher one."""
+    """Return a ladder of two rungs and two rounds. 256 streams are half as fast on the higher rung."""
     slow = many_on_router or measured(itl_s=2 * ITL_S)
     climbs = [climb(rung, number, many) for number in range(2) for rung, many in ((BARE, measured()), (ROUTER, slow))]
     healthy = Lag(100, 0.001, 0.004, 0.01)
@@ -165,39 +165,39 @@ def ladder(many_on_router: Measured | None = None) -> Ladder:
     return Ladder((BARE, ROUTER), tuple(climbs), tuple(stalls), (FanIn(ROUTER, measured()),))
 
 
-def test_ladder_throughput_of_the_top_is_over_that_of_the_bare_server() -> None:
+def test_ladder_throughput_of_the_top_is_relative_to_the_bare_server() -> None:
     assert ladder().fake_over_bare_grpc().median == pytest.approx(0.5)
 
 
-def test_ladder_lag_beside_a_stalled_client_is_over_that_without_round_by_round() -> None:
+def test_ladder_stalled_lag_is_relative_to_the_same_round() -> None:
     found = ladder().stalled_over_healthy_lag()
     assert [found.low, found.high] == pytest.approx([1.0, 1.5])
 
 
-def test_ladder_round_that_carried_nothing_counts_as_zero() -> None:
+def test_ladder_round_without_sustained_level_counts_as_zero() -> None:
     found = ladder().max_carried()
     assert found.low == 0.0
     assert found.high > 0.0
 
 
-def test_ladder_with_a_failed_request_gives_no_ratio() -> None:
+def test_ladder_failed_request_raises_instead_of_a_ratio() -> None:
     with pytest.raises(NotComparableError, match="1 failed"):
         ladder(measured(failed=1)).fake_over_bare_grpc()
 
 
-def test_ladder_figure_of_a_rung_that_was_not_climbed_is_refused() -> None:
+def test_ladder_rung_that_was_not_measured_is_rejected() -> None:
     with pytest.raises(KeyError):
         ladder().added_ttft_ms("everything")
 
 
-def test_ladder_is_written_with_every_rung_and_ratio(tmp_path: Path) -> None:
+def test_write_includes_every_rung_and_ratio(tmp_path: Path) -> None:
     content = json.loads(report.write(tmp_path, ladder(), {}, 0.0).read_text(encoding="utf-8"))
     assert list(content["rungs"]) == [BARE, ROUTER]
     assert content["rungs"][ROUTER]["CPU us/token"]["gateway"]["median"] == pytest.approx(100.0)
     assert [value["rounds"] for value in content["ratios"].values()] == [2, 2]
 
 
-def test_ladder_plot_is_a_picture(tmp_path: Path) -> None:
+def test_plot_writes_a_picture(tmp_path: Path) -> None:
     assert plot.write(tmp_path, ladder()).read_bytes().startswith(b"\x89PNG")
 
 
@@ -211,13 +211,13 @@ def test_ladder_plot_is_a_picture(tmp_path: Path) -> None:
         ((), "ray rest"),
     ],
 )
-def test_role_of_a_process_is_in_its_command_line(command_line: tuple[str, ...], role: str) -> None:
+def test_role_of_is_derived_from_the_command_line(command_line: tuple[str, ...], role: str) -> None:
     assert role_of(command_line) == role
 
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    """One whose time passes only while it waits."""
+    """An engine whose time passes only while it waits."""
     return FakeEngine(FakeTiming(ttft_s=0.5, itl_s=0.1), clock=VirtualClock().clock)
 
 

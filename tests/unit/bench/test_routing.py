@@ -1,4 +1,4 @@
-"""The simulated engines that routing is measured on: what they compute is what is asked and not cached."""
+"""The simulated engines of the routing benchmark compute exactly the tokens that are not cached."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ def work(blocks: tuple[tuple[int, ...], ...], rest_tokens: int, output_tokens: i
 
 @settings(max_examples=100, deadline=None)
 @given(WORKS, st.integers(8, 40), st.integers(20, 200))
-def test_engine_ends_every_request_and_computes_each_token_once(
+def test_engine_completes_every_request_and_computes_each_token_once(
     asked: list[tuple[tuple[tuple[int, ...], ...], int, int]], capacity_blocks: int, step_tokens: int
 ) -> None:
     engine = SimulatedEngine(Speed(step_tokens=step_tokens), capacity_blocks, BLOCK_TOKENS)
@@ -39,7 +39,7 @@ def test_engine_ends_every_request_and_computes_each_token_once(
     assert engine.computed_tokens == sum(each.computed_tokens + each.output_tokens - 1 for each in works)
 
 
-def test_step_takes_what_its_tokens_take() -> None:
+def test_step_duration_is_the_sum_of_its_tokens() -> None:
     engine = SimulatedEngine(Speed(step_s=1.0, prompt_token_s=0.1, sequence_s=0.01, step_tokens=100), 40, BLOCK_TOKENS)
     engine.submit(Work(0.0, (), 130, 3))
     assert [engine.step(0.0).ends_s for _ in range(4)] == [1 + 10, 1 + 3, 1.01, 1.01]
