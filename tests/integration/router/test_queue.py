@@ -38,7 +38,8 @@ async def run(dispatcher: LinkDispatcher, terms: Terms, order: list[str], tokens
 async def test_tenants_take_turns_although_one_floods_the_queue() -> None:
     async with cluster_of(2) as (_, router, dispatcher, _):
         order: list[str] = []
-        flood = [asyncio.create_task(run(dispatcher, Terms("flood"), order)) for _ in range(40)]
+        tokens = [200, 200, *[20] * 38]  # the first two still run when all others are queued
+        flood = [asyncio.create_task(run(dispatcher, Terms("flood"), order, each)) for each in tokens]
         await until(lambda: len(router.queue) == 38)
         few = [asyncio.create_task(run(dispatcher, Terms("few"), order)) for _ in range(5)]
         await asyncio.gather(*few)
