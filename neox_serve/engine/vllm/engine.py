@@ -69,9 +69,9 @@ class VllmEngine:
         self._eos_token_id = eos_token_id
         self._loop = asyncio.get_running_loop()
         self._active: dict[Hashable, ActiveRequest] = {}
-        self._updated: dict[int, ActiveRequest] = {}
-        self._to_stop: list[str] = []
-        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
+        self._updated: dict[int, ActiveRequest] = {}  # requests with output in the current step
+        self._to_stop: list[str] = []  # vLLM requests to abort after the current step
+        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}  # embeddings and beam searches
         self._background: set[asyncio.Task[None]] = set()
         self._step_buffer = StepBuffer()
         self._output_tokens_total = 0
