@@ -21,13 +21,13 @@ from deployments.jobs.reports import ReportFile
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does the run that the arguments describe, and returns the exit code."""
-    described, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
-    work = described.work
+    spec, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    work = spec.work
     try:
-        progress, exit_code = asyncio.run(_run_until_signalled(described, survey(described.kind, work), console))
+        progress, exit_code = asyncio.run(_run_until_signalled(spec, survey(spec.kind, work), console))
     except JobError as error:
-        if described.report:
-            ReportFile(described.report).record_failure(str(error))
+        if spec.report:
+            ReportFile(spec.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     if progress is None:
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-async def _run_until_signalled(described: BulkRun, keys: Mapping[int, str], console: Console) -> tuple[JobProgress | None, int]:
+async def _run_until_signalled(spec: BulkRun, keys: Mapping[int, str], console: Console) -> tuple[JobProgress | None, int]:
     """Returns the counts and 0; or None and the exit code if a signal interrupted the run."""
-    task = asyncio.create_task(run(described, keys, console))
+    task = asyncio.create_task(run(spec, keys, console))
     received: list[int] = []
 
     def stop(number: int) -> None:

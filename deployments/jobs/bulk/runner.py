@@ -4,7 +4,7 @@
 rows are complete, it puts them in place, in the order of the input. If it is interrupted at any point, the same run continues where it
 stopped and repeats no complete row. It waits for engines that are busy or missing, and fails once no row completes for `max_stall_s`.
 
-Rows are described in `rows`, and files in `files.formats`.
+Rows are spec in `rows`, and files in `files.formats`.
 """
 
 import asyncio
@@ -68,71 +68,71 @@ def survey(kind: str, work: RowsWork) -> dict[int, str]:
     return keys
 
 
-async def run(described: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
+async def run(spec: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Completes the surveyed rows and returns the counts. Raises JobError. If it is cancelled, it keeps the rows that are complete."""
-    progress = await _complete(described, keys, console)
-    if described.work.into:
-        with usable(described.work.into), open_store(VectorTarget.parse(described.work.into)) as store:
-            written = store.write(_vectors(described))
-        console.print(f"{written:,} vectors in {described.work.into}", markup=False, highlight=False)
+    progress = await _complete(spec, keys, console)
+    if spec.work.into:
+        with usable(spec.work.into), open_store(VectorTarget.parse(spec.work.into)) as store:
+            written = store.write(_vectors(spec))
+        console.print(f"{written:,} vectors in {spec.work.into}", markup=False, highlight=False)
     return progress
 
 
-async def _complete(described: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
-    work = described.work
+async def _complete(spec: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
+    work = spec.work
     with contextlib.ExitStack() as stack:
         stack.enter_context(usable(work.output))
-        output = await _open(stack, described, console)
+        output = await _open(stack, spec, console)
         if exists(work.output):
-            return _completed_before(described, keys, console)
+            return _completed_before(spec, keys, console)
         foreign = foreign_row(output.completed.keys, keys)
         if foreign is not None:
             raise JobError(
                 f"{partial_of(work.output)}: row {foreign} was made from another input; choose another output, or remove this file", 2
             )
-        report = ReportFile(described.report) if described.report else None
+        report = ReportFile(spec.report) if spec.report else None
         if report:
             stack.callback(report.flush)
         before = output.completed
         progress = JobProgress(console, len(keys), len(before.positions), errors=before.errors, report=report.record if report else None)
         stack.enter_context(progress)
-        await _complete_rows(described, keys, output, progress)
+        await _complete_rows(spec, keys, output, progress)
         output.publish()
     return progress
 
 
-def _vectors(described: BulkRun) -> Iterator[VectorRow]:
+def _vectors(spec: BulkRun) -> Iterator[VectorRow]:
     """Yields the vectors of a published output, which has every good row of the input, in order. Rows without an id use their number."""
-    work = described.work
-    rows = (row for row in input_rows(KINDS[described.kind], work.input) if isinstance(row, Row))
+    work = spec.work
+    rows = (row for row in input_rows(KINDS[spec.kind], work.input) if isinstance(row, Row))
     for row, vector in zip(rows, output_vectors(work.output), strict=True):
         if vector is not None:
             yield VectorRow(row.id or str(row.number), row.content if isinstance(row.content, str) else "", vector)
 
 
-def _completed_before(described: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
+def _completed_before(spec: BulkRun, keys: Mapping[int, str], console: Console) -> JobProgress:
     """Returns the counts of an output that exists already. Raises JobError if it was made from another input."""
-    work = described.work
+    work = spec.work
     found = output_keys(work.output)
     if found.keys != keys:
         wrong = foreign_row(found.keys, keys) or next(iter(keys.keys() - found.keys.keys()))
         raise JobError(f"{work.output} exists, and its row {wrong} was not made from {work.input}; choose another output, or remove it", 2)
     remove(partial_of(work.output))
-    report = ReportFile(described.report).record if described.report else None
+    report = ReportFile(spec.report).record if spec.report else None
     with JobProgress(console, len(keys), len(keys), errors=found.errors, report=report) as progress:
         return progress
 
 
-async def _complete_rows(described: BulkRun, keys: Mapping[int, str], output: Output, progress: JobProgress) -> None:
-    rows = grouped_by_prefix(row for row in _good_rows(described, keys) if row.number not in output.completed.positions)
+async def _complete_rows(spec: BulkRun, keys: Mapping[int, str], output: Output, progress: JobProgress) -> None:
+    rows = grouped_by_prefix(row for row in _good_rows(spec, keys) if row.number not in output.completed.positions)
     left = progress.total - progress.done
     if not left:
         return
-    max_stall_s = described.work.max_stall_s
+    max_stall_s = spec.work.max_stall_s
     try:
-        async with _backend(described) as (backend, max_requests), asyncio.timeout(max_stall_s) as stall_timeout:
+        async with _backend(spec) as (backend, max_requests), asyncio.timeout(max_stall_s) as stall_timeout:
             progress.restart_rates()
-            worker = _Worker(described, backend, output, progress, stall_timeout)
+            worker = _Worker(spec, backend, output, progress, stall_timeout)
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(max_requests, left)):
                     group.create_task(worker.work(rows))
@@ -143,16 +143,16 @@ async def _complete_rows(described: BulkRun, keys: Mapping[int, str], output: Ou
 
 
 @contextlib.asynccontextmanager
-async def _backend(described: BulkRun) -> AsyncIterator[tuple[Any, int]]:
+async def _backend(spec: BulkRun) -> AsyncIterator[tuple[Any, int]]:
     """Opens the client or the engine, whose methods have the kinds' names; also yields the number of requests in flight.
 
     Raises JobError.
     """
-    work, access = described.work, described.access
+    work, access = spec.work, spec.access
     if work.own_engine:
         from deployments.jobs.bulk.own_engine import own_engine
 
-        async with own_engine(KINDS[described.kind].pool, _settings(described)) as engine:
+        async with own_engine(KINDS[spec.kind].pool, _settings(spec)) as engine:
             yield engine, engine.max_requests
         return
     policy = RetryPolicy(max_attempts=_UNLIMITED_ATTEMPTS, max_wait_s=work.max_stall_s, unreachable_delay_s=1.0)
@@ -160,9 +160,9 @@ async def _backend(described: BulkRun) -> AsyncIterator[tuple[Any, int]]:
         yield client, work.concurrency
 
 
-def _settings(described: BulkRun) -> JobEngineSettings:
+def _settings(spec: BulkRun) -> JobEngineSettings:
     try:
-        return JobEngineSettings.load(described.config)
+        return JobEngineSettings.load(spec.config)
     except SettingsError as error:
         raise JobError(f"--config: {error}", 2) from error
 
@@ -171,7 +171,7 @@ def _settings(described: BulkRun) -> JobEngineSettings:
 class _Worker:
     """Takes rows from a shared iterator until none are left."""
 
-    described: BulkRun
+    spec: BulkRun
     backend: Any
     output: Output
     progress: JobProgress
@@ -182,7 +182,7 @@ class _Worker:
         for row in rows:
             outcome = await self._outcome(row)
             self.output.append(output_line(self.kind, row, outcome))
-            self.stall_timeout.reschedule(asyncio.get_running_loop().time() + self.described.work.max_stall_s)
+            self.stall_timeout.reschedule(asyncio.get_running_loop().time() + self.spec.work.max_stall_s)
             if isinstance(outcome, ServeError):
                 self.progress.complete_row(tokens=0, error=True)
             else:
@@ -192,26 +192,26 @@ class _Worker:
     @property
     def kind(self) -> Kind:
         """What to do with each row."""
-        return KINDS[self.described.kind]
+        return KINDS[self.spec.kind]
 
     async def _outcome(self, row: Row) -> Any:
         """Returns the result of a row, or the ServeError that completes it."""
-        options = request_options(row, self.described.work.options)
+        options = request_options(row, self.spec.work.options)
         call = getattr(self.backend, self.kind.name)
         try:
-            return await call(row.content, **options, request_id=request_id(self.described.job_id, row))
+            return await call(row.content, **options, request_id=request_id(self.spec.job_id, row))
         except ServeError as error:
             if error.reason in STOPPING_REASONS:
                 raise JobError(f"row {row.number}: {error}", 1) from error
             return error
 
 
-def _good_rows(described: BulkRun, keys: Mapping[int, str]) -> Iterator[Row]:
+def _good_rows(spec: BulkRun, keys: Mapping[int, str]) -> Iterator[Row]:
     """Yields the surveyed rows. Raises JobError if the input has changed since the survey."""
-    source = described.work.input
+    source = spec.work.input
     left = len(keys)
     with usable(source):
-        for row in input_rows(KINDS[described.kind], source):
+        for row in input_rows(KINDS[spec.kind], source):
             if isinstance(row, Row):
                 if keys.get(row.number) != row.key:
                     raise JobError(f"{source} changed while it was read: row {row.number} is different now", 1)
@@ -221,13 +221,13 @@ def _good_rows(described: BulkRun, keys: Mapping[int, str]) -> Iterator[Row]:
         raise JobError(f"{source} changed while it was read: {left} rows are missing now", 1)
 
 
-async def _open(stack: contextlib.ExitStack, described: BulkRun, console: Console) -> Output:
+async def _open(stack: contextlib.ExitStack, spec: BulkRun, console: Console) -> Output:
     """Opens the output; waits if another run still writes to it."""
-    file, deadline_s = described.work.output, asyncio.get_running_loop().time() + described.work.max_stall_s
+    file, deadline_s = spec.work.output, asyncio.get_running_loop().time() + spec.work.max_stall_s
     announced = False
     while True:
         try:
-            return stack.enter_context(output_of(KINDS[described.kind], file))
+            return stack.enter_context(output_of(KINDS[spec.kind], file))
         except BlockingIOError as error:
             if asyncio.get_running_loop().time() > deadline_s:
                 raise JobError(f"{file}: another job is writing to it", 1) from error

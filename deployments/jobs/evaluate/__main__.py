@@ -26,16 +26,18 @@ from deployments.jobs.reports import ReportFile
 _RESULT_KEYS = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "samples")
 
 
-def run(job: EvaluateRun, console: Console) -> Mapping[str, Any]:
+def run(spec: EvaluateRun, console: Console) -> Mapping[str, Any]:
     """Does the run and returns the harness's results. Raises JobError."""
-    work = job.work
-    manager = TaskManager("ERROR", include_path=job.tasks_folder)
+    work = spec.work
+    manager = TaskManager("ERROR", include_path=spec.tasks_folder)
     if unknown := [task for task in work.tasks if task not in manager.all_tasks]:
         raise JobError(f"--tasks: there is no task {unknown[0]!r}; `lm-eval ls tasks` lists the tasks of the harness", 2)
-    report = ReportFile(job.report) if job.report else None
+    report = ReportFile(spec.report) if spec.report else None
     with JobProgress(console, 0, 0, report=report.record if report else None, noun="questions") as progress:
-        model = ClusterModel(job.access, adapter=work.adapter, concurrency=work.concurrency, max_stall_s=job.max_stall_s, progress=progress)
-        results = _evaluate(job, manager, model)
+        model = ClusterModel(
+            spec.access, adapter=work.adapter, concurrency=work.concurrency, max_stall_s=spec.max_stall_s, progress=progress
+        )
+        results = _evaluate(spec, manager, model)
     if report:
         report.flush()
     with usable(work.output), writing(work.output) as stream:
@@ -43,16 +45,16 @@ def run(job: EvaluateRun, console: Console) -> Mapping[str, Any]:
     return results
 
 
-def _evaluate(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
+def _evaluate(spec: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Mapping[str, Any]:
     """Returns the results of the tasks. Raises JobError."""
-    work = job.work
+    work = spec.work
     try:
         found = simple_evaluate(
             model,
             tasks=list(work.tasks),
             num_fewshot=work.shots,
             limit=work.limit or None,
-            use_cache=str(job.cache) if job.cache else None,
+            use_cache=str(spec.cache) if spec.cache else None,
             task_manager=manager,
             verbosity="ERROR",
         )
@@ -65,21 +67,21 @@ def _evaluate(job: EvaluateRun, manager: TaskManager, model: ClusterModel) -> Ma
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does the run that the arguments describe, and returns the exit code."""
-    job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    spec, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
-        results = run(job, console)
+        results = run(spec, console)
     except JobError as error:
-        if job.report:
-            ReportFile(job.report).record_failure(str(error))
+        if spec.report:
+            ReportFile(spec.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        hint = "The same command continues from there." if job.cache else "Without --cache, the same command starts again."
+        hint = "The same command continues from there." if spec.cache else "Without --cache, the same command starts again."
         console.print(f"Stopped. {hint}", markup=False, highlight=False)
         return signalled.exit_code
     console.print(make_table(results), markup=False, highlight=False)
-    console.print(f"Done: results of {len(job.work.tasks)} tasks in {job.work.output}.", markup=False, highlight=False)
+    console.print(f"Done: results of {len(spec.work.tasks)} tasks in {spec.work.output}.", markup=False, highlight=False)
     return 0
 
 

@@ -53,32 +53,34 @@ class Survey:
     """Identifies the examples and the options."""
 
 
-def survey(job: FinetuneRun) -> Survey:
+def survey(spec: FinetuneRun) -> Survey:
     """Reads the model's facts and every example. Raises JobError if they cannot be used."""
     try:
-        folder = model_files.locate(job.model, job.revision, setting="--model")
+        folder = model_files.locate(spec.model, spec.revision, setting="--model")
         facts = model_files.read_facts(folder, setting="--model")
     except SettingsError as error:
         raise JobError(str(error), 2) from error
     tokenizer, template = Tokenizer(folder), read_template(folder) or DEFAULT_TEMPLATE
     reader = Reader(tokenizer.encode, template, tokenizer.decode([facts.eos_token_id]), facts.positions)
-    with usable(job.work.input):
-        rows = list(reader.read(job.work.input))
+    with usable(spec.work.input):
+        rows = list(reader.read(spec.work.input))
     examples = [row for row in rows if isinstance(row, Example)]
-    reject_bad_rows(job.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), job.work.rejects)
+    reject_bad_rows(spec.work.input, [row for row in rows if isinstance(row, BadRow)], len(examples), spec.work.rejects)
     if len(examples) < 2:
-        raise JobError(f"{job.work.input}: has {len(examples)} examples; at least 2 are needed", 2)
-    shaping = json.dumps([shaping_options(job.work), template, [example.token_ids for example in examples]], sort_keys=True)
+        raise JobError(f"{spec.work.input}: has {len(examples)} examples; at least 2 are needed", 2)
+    shaping = json.dumps([shaping_options(spec.work), template, [example.token_ids for example in examples]], sort_keys=True)
     fingerprint = hashlib.sha256(shaping.encode()).hexdigest()
-    if job.output.exists() and published_fingerprint(job.output) != fingerprint:
-        raise JobError(f"{job.output} exists, from a training with other examples or options; choose another adapter name, or remove it", 2)
+    if spec.output.exists() and published_fingerprint(spec.output) != fingerprint:
+        raise JobError(
+            f"{spec.output} exists, from a training with other examples or options; choose another adapter name, or remove it", 2
+        )
     return Survey(folder, template, examples, fingerprint)
 
 
-def data_of(found: Survey, job: FinetuneRun, padding_id: int) -> Data:
+def data_of(found: Survey, spec: FinetuneRun, padding_id: int) -> Data:
     """Splits the examples by the seed into training and evaluation, and packs them."""
-    order = np.random.default_rng(job.work.seed).permutation(len(found.examples)).tolist()
-    held_out = round(job.work.evaluation_fraction * len(order))
+    order = np.random.default_rng(spec.work.seed).permutation(len(found.examples)).tolist()
+    held_out = round(spec.work.evaluation_fraction * len(order))
     training, evaluation = order[held_out:], order[:held_out]
     return Data(
         pack([found.examples[index] for index in training], padding_id),
@@ -86,17 +88,17 @@ def data_of(found: Survey, job: FinetuneRun, padding_id: int) -> Data:
     )
 
 
-def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> None:
+def train(spec: FinetuneRun, found: Survey, share: Share, console: Console) -> None:
     """Trains to the end; the first process publishes the adapter. Raises JobError or OSError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     logging.disable_progress_bar()
     base = GPTNeoXForCausalLM.from_pretrained(found.folder, dtype=dtype)
-    model = adapted(base, job.work, job.model).to(device)
+    model = adapted(base, spec.work, spec.model).to(device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    data = data_of(found, job, base.config.pad_token_id or 0)
-    report = ReportFile(job.report) if job.report and share.rank == 0 else None
-    total = data.training.examples() * job.work.epochs
+    data = data_of(found, spec, base.config.pad_token_id or 0)
+    report = ReportFile(spec.report) if spec.report and share.rank == 0 else None
+    total = data.training.examples() * spec.work.epochs
     with JobProgress(console, total, 0, report=report.record if report else None, noun="examples") as progress:
         before: list[int] = []
 
@@ -106,13 +108,13 @@ def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> No
             progress.update(state.examples, tokens=state.tokens - before[0])
 
         run = Training(
-            job.work,
+            spec.work,
             model,
             device,
             parameters,
             lambda: weights_of(model),
             lambda weights: restore(model, weights),
-            job.unfinished / "checkpoint",
+            spec.unfinished / "checkpoint",
             found.fingerprint,
             on_step,
             share,
@@ -121,43 +123,45 @@ def train(job: FinetuneRun, found: Survey, share: Share, console: Console) -> No
     if report:
         report.flush()
     if share.rank == 0:
-        publish(model, job.work, state, found.fingerprint, template=found.template, temporary=job.unfinished / "whole", output=job.output)
+        publish(
+            model, spec.work, state, found.fingerprint, template=found.template, temporary=spec.unfinished / "whole", output=spec.output
+        )
 
 
-def run(job: FinetuneRun, console: Console) -> None:
+def run(spec: FinetuneRun, console: Console) -> None:
     """Does the run. Raises JobError."""
-    found = survey(job)
-    with usable(str(job.unfinished)), file_lock(job.unfinished, "training this adapter"):
-        if job.output.exists():
-            console.print(f"{job.output} exists already, from this training", markup=False, highlight=False)
-        elif job.work.workers == 1:
-            train(job, found, Share(), console)
+    found = survey(spec)
+    with usable(str(spec.unfinished)), file_lock(spec.unfinished, "training this adapter"):
+        if spec.output.exists():
+            console.print(f"{spec.output} exists already, from this training", markup=False, highlight=False)
+        elif spec.work.workers == 1:
+            train(spec, found, Share(), console)
         else:
-            absolute = replace(job, report=job.report.absolute() if job.report else None, registry=job.registry.absolute())
+            absolute = replace(spec, report=spec.report.absolute() if spec.report else None, registry=spec.registry.absolute())
             train_together(
                 lambda share: train(absolute, found, share, Console(stderr=True, soft_wrap=True)),
-                job.work.workers,
-                folder=job.unfinished,
-                ray_address=job.ray_address,
+                spec.work.workers,
+                folder=spec.unfinished,
+                ray_address=spec.ray_address,
             )
-    shutil.rmtree(job.unfinished, ignore_errors=True)
+    shutil.rmtree(spec.unfinished, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does the run that the arguments describe, and returns the exit code."""
-    job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    spec, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
-        run(job, console)
+        run(spec, console)
     except JobError as error:
-        if job.report:
-            ReportFile(job.report).record_failure(str(error))
+        if spec.report:
+            ReportFile(spec.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        console.print(f"Stopped; the same command continues from {job.unfinished}.", markup=False, highlight=False)
+        console.print(f"Stopped; the same command continues from {spec.unfinished}.", markup=False, highlight=False)
         return signalled.exit_code
-    console.print(f"Done: adapter {job.work.adapter} is in {job.output}.", markup=False, highlight=False)
+    console.print(f"Done: adapter {spec.work.adapter} is in {spec.output}.", markup=False, highlight=False)
     return 0
 
 

@@ -41,27 +41,27 @@ from neox_serve.settings import SettingsError
 from neox_serve.settings.slices import JobEngineSettings
 
 
-def run(job: QuantizeRun, console: Console) -> Mapping[str, Any]:
+def run(spec: QuantizeRun, console: Console) -> Mapping[str, Any]:
     """Does the run and returns the content of the report. Raises JobError."""
-    folder, facts = _model(job, SCHEMES[job.work.scheme])
-    texts = read_texts(job.work, Tokenizer(folder), facts.eos_token_id, facts.positions)
-    fingerprint = _fingerprint(job, folder, texts)
-    if job.output.exists():
-        return _existing_report(job, fingerprint)
-    with usable(str(job.unfinished)), file_lock(job.unfinished, "making this checkpoint"):
-        _claim(job, fingerprint)
-        unfinished = UnfinishedCheckpoint(job.unfinished / "checkpoint", facts.layers + 1)
-        report = {"fingerprint": fingerprint, **_quantize(job, folder, facts, texts, unfinished, console)}
-        unfinished.publish(job.output, report)
-        shutil.rmtree(job.unfinished, ignore_errors=True)
+    folder, facts = _model(spec, SCHEMES[spec.work.scheme])
+    texts = read_texts(spec.work, Tokenizer(folder), facts.eos_token_id, facts.positions)
+    fingerprint = _fingerprint(spec, folder, texts)
+    if spec.output.exists():
+        return _existing_report(spec, fingerprint)
+    with usable(str(spec.unfinished)), file_lock(spec.unfinished, "making this checkpoint"):
+        _claim(spec, fingerprint)
+        unfinished = UnfinishedCheckpoint(spec.unfinished / "checkpoint", facts.layers + 1)
+        report = {"fingerprint": fingerprint, **_quantize(spec, folder, facts, texts, unfinished, console)}
+        unfinished.publish(spec.output, report)
+        shutil.rmtree(spec.unfinished, ignore_errors=True)
     return report
 
 
-def _model(job: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
-    if is_remote(job.work.output):
-        raise JobError(f"{job.work.output} is a URL; it must be a folder, because engines read weights from a folder", 2)
+def _model(spec: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
+    if is_remote(spec.work.output):
+        raise JobError(f"{spec.work.output} is a URL; it must be a folder, because engines read weights from a folder", 2)
     try:
-        folder = model_files.locate(job.model, job.revision, setting="--model")
+        folder = model_files.locate(spec.model, spec.revision, setting="--model")
         facts = model_files.read_facts(folder, setting="--model")
     except SettingsError as error:
         raise JobError(str(error), 2) from error
@@ -69,44 +69,44 @@ def _model(job: QuantizeRun, scheme: Scheme) -> tuple[Path, ModelFacts]:
         if scheme.group and inputs % scheme.group:
             raise JobError(f"--scheme {scheme.name}: the model's {inputs} inputs are not a multiple of the group size {scheme.group}", 2)
     if "quantization_config" in model_files.read_json(folder / "config.json", setting="--model"):
-        raise JobError(f"--model: {job.model} is quantized already", 2)
+        raise JobError(f"--model: {spec.model} is quantized already", 2)
     return folder, facts
 
 
-def _fingerprint(job: QuantizeRun, folder: Path, texts: Texts) -> str:
+def _fingerprint(spec: QuantizeRun, folder: Path, texts: Texts) -> str:
     """Returns a digest that changes if the result would change."""
     sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
-    identity = json.dumps([job.work.scheme, job.model, job.revision, sizes, texts.fingerprint()])
+    identity = json.dumps([spec.work.scheme, spec.model, spec.revision, sizes, texts.fingerprint()])
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _existing_report(job: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
+def _existing_report(spec: QuantizeRun, fingerprint: str) -> Mapping[str, Any]:
     """Returns the report of an existing checkpoint. Raises JobError if it was made from something else."""
     try:
-        report: Mapping[str, Any] = json.loads((job.output / REPORT_FILE).read_text(encoding="utf-8"))
+        report: Mapping[str, Any] = json.loads((spec.output / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
     if report.get("fingerprint") != fingerprint:
-        raise JobError(f"{job.output} exists, and was not made from this; choose another output, or remove it", 2)
+        raise JobError(f"{spec.output} exists, and was not made from this; choose another output, or remove it", 2)
     return report
 
 
-def _claim(job: QuantizeRun, fingerprint: str) -> None:
+def _claim(spec: QuantizeRun, fingerprint: str) -> None:
     """Marks the unfinished checkpoint as this run's. Raises JobError if its layers were made from something else."""
-    mark = job.unfinished / "fingerprint"
+    mark = spec.unfinished / "fingerprint"
     if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
-        raise JobError(f"{job.unfinished} has layers that were not made from this; choose another output, or remove it", 2)
+        raise JobError(f"{spec.unfinished} has layers that were not made from this; choose another output, or remove it", 2)
     put(str(mark.with_suffix(".new")), fingerprint.encode())
     mark.with_suffix(".new").replace(mark)
 
 
 def _quantize(
-    job: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, unfinished: UnfinishedCheckpoint, console: Console
+    spec: QuantizeRun, folder: Path, facts: ModelFacts, texts: Texts, unfinished: UnfinishedCheckpoint, console: Console
 ) -> dict[str, Any]:
     """Writes all files except the report, and returns the content of the report."""
     logging.disable_progress_bar()
-    tensors, scheme = Tensors(folder), SCHEMES[job.work.scheme]
-    report = ReportFile(job.report) if job.report else None
+    tensors, scheme = Tensors(folder), SCHEMES[spec.work.scheme]
+    report = ReportFile(spec.report) if spec.report else None
     with JobProgress(console, len(TARGETS) * facts.layers, 0, report=report.record if report else None, noun="matrices") as progress:
 
         def advance(tokens: int) -> None:
@@ -119,7 +119,7 @@ def _quantize(
     before, after = (cost.bits_per_byte(texts.held_out_bytes) for cost in (measured.before, measured.after))
     report_values: dict[str, Any] = {
         "scheme": scheme.name,
-        "model": job.model,
+        "model": spec.model,
         "held_out_bytes": texts.held_out_bytes,
         "bits_per_byte_before": before,
         "bits_per_byte_after": after,
@@ -128,33 +128,33 @@ def _quantize(
         "weight_bytes_before": weight_bytes(folder),
         "weight_bytes_after": weight_bytes(unfinished.folder),
     }
-    if job.work.serve_tokens:
-        report_values |= asdict(serving.compare(folder, unfinished.folder, texts, job.work.serve_tokens, _settings(job), console))
+    if spec.work.serve_tokens:
+        report_values |= asdict(serving.compare(folder, unfinished.folder, texts, spec.work.serve_tokens, _settings(spec), console))
     return report_values
 
 
-def _settings(job: QuantizeRun) -> JobEngineSettings:
+def _settings(spec: QuantizeRun) -> JobEngineSettings:
     try:
-        return JobEngineSettings.load(job.config)
+        return JobEngineSettings.load(spec.config)
     except SettingsError as error:
         raise JobError(f"--config: {error}", 2) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does the run that the arguments describe, and returns the exit code."""
-    job, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
+    spec, console = parse_arguments(arguments), Console(stderr=True, soft_wrap=True)
     raise_on_signals()
     try:
-        report = run(job, console)
+        report = run(spec, console)
     except JobError as error:
-        if job.report:
-            ReportFile(job.report).record_failure(str(error))
+        if spec.report:
+            ReportFile(spec.report).record_failure(str(error))
         console.print(f"Error: {error}", markup=False, highlight=False)
         return error.exit_code
     except InterruptedBySignal as signalled:
-        console.print(f"Stopped; the same command continues from {job.unfinished}.", markup=False, highlight=False)
+        console.print(f"Stopped; the same command continues from {spec.unfinished}.", markup=False, highlight=False)
         return signalled.exit_code
-    console.print(f"Done: {job.output}, {_summary(report)}", markup=False, highlight=False)
+    console.print(f"Done: {spec.output}, {_summary(report)}", markup=False, highlight=False)
     return 0
 
 

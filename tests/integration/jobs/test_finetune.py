@@ -160,7 +160,7 @@ def test_run_killed_after_publishing_is_finished_by_the_next_one(job: FinetuneRu
     run(short, QUIET)
     assert (job.output / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert not short.unfinished.exists()
-    with pytest.raises(JobError, match="name another adapter"):
+    with pytest.raises(JobError, match="choose another adapter"):
         run(replace(short, work=replace(short.work, seed=1)), QUIET)
 
 
