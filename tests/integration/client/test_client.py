@@ -25,8 +25,8 @@ async def gateway() -> AsyncIterator[ScriptedGateway]:
 
 
 @pytest.fixture(params=["sync", "async"])
-async def ask(request: Any, gateway: ScriptedGateway) -> AsyncIterator[Callable[..., Any]]:
-    """`await ask("method", ...)` calls that method of one client or the other."""
+async def call(request: Any, gateway: ScriptedGateway) -> AsyncIterator[Callable[..., Any]]:
+    """`await call("method", ...)` calls that method of one client or the other."""
     if request.param == "async":
         async with AsyncClient(gateway.address) as client:
             yield lambda method, *args, **options: getattr(client, method)(*args, **options)
@@ -35,8 +35,8 @@ async def ask(request: Any, gateway: ScriptedGateway) -> AsyncIterator[Callable[
             yield lambda method, *args, **options: asyncio.to_thread(getattr(blocking, method), *args, **options)
 
 
-async def test_generate_one_prompt_returns_text_usage_and_timings(ask: Any) -> None:
-    result = await ask("generate", "hello", n=2, request_id="mine")
+async def test_generate_one_prompt_returns_text_usage_and_timings(call: Any) -> None:
+    result = await call("generate", "hello", n=2, request_id="mine")
     assert (result.text, result.request_id, result.model, result.seed) == ("HELLO", "mine", "scripted", 7)
     assert [completion.index for completion in result.results[0].completions] == [0, 1]
     assert result.results[0].completions[1].finish == Finish(FinishReason.STOP, "!")
@@ -44,46 +44,46 @@ async def test_generate_one_prompt_returns_text_usage_and_timings(ask: Any) -> N
     assert (result.timings.first_token_s, result.timings.total_s) == (0.03, 0.4)
 
 
-async def test_generate_many_prompts_returns_them_in_order(ask: Any) -> None:
-    result = await ask("generate", ["a", [98], "c"])
+async def test_generate_many_prompts_returns_them_in_order(call: Any) -> None:
+    result = await call("generate", ["a", [98], "c"])
     assert result.texts == ("A", "B", "C")
     with pytest.raises(ValueError, match="too many"):
         _ = result.text
 
 
-async def test_score_returns_one_an_item(ask: Any) -> None:
-    result = await ask("score", [("abc", "de"), ("", "f")], truncation="keep_end", request_id="mine")
+async def test_score_returns_one_score_per_item(call: Any) -> None:
+    result = await call("score", [("abc", "de"), ("", "f")], truncation="keep_end", request_id="mine")
     assert [score.log_likelihood for score in result.scores] == [-3, 0]
     assert result.scores[0].tokens == (TokenLogprob(2, -0.5, 1, "de"),)
     assert (result.request_id, result.scores[1].is_greedy) == ("mine", True)
 
 
-async def test_embed_returns_an_array(ask: Any) -> None:
-    result = await ask("embed", ["abc", "de"])
+async def test_embed_returns_an_array(call: Any) -> None:
+    result = await call("embed", ["abc", "de"])
     assert result.vectors.dtype == np.float32
     np.testing.assert_array_equal(result.vectors, [[3, 1], [2, 1]])
     assert result.prompt_tokens == (3, 2)
     assert result.timings.first_token_s is None
 
 
-async def test_tokens_go_there_and_back(ask: Any) -> None:
-    (tokenized,) = await ask("tokenize", "hé", include_offsets=True)
+async def test_tokenize_and_detokenize_round_trip(call: Any) -> None:
+    (tokenized,) = await call("tokenize", "hé", include_offsets=True)
     assert (tokenized.token_ids, tokenized.offsets) == ((104, 233), ((0, 1), (1, 2)))
-    assert await ask("detokenize", tokenized.token_ids) == ("hé",)
-    assert await ask("detokenize", [[104], [233]]) == ("h", "é")
+    assert await call("detokenize", tokenized.token_ids) == ("hé",)
+    assert await call("detokenize", [[104], [233]]) == ("h", "é")
 
 
-async def test_models_tell_capabilities_and_limits(ask: Any) -> None:
-    (model,) = await ask("models")
-    assert model == await ask("model", "scripted")
+async def test_models_have_capabilities_and_limits(call: Any) -> None:
+    (model,) = await call("models")
+    assert model == await call("model", "scripted")
     assert (model.capabilities, model.limits.max_model_len) == (frozenset({"generate", "embed"}), 2048)
     assert (model.embedding.default_pooling, model.ready_generation_replicas) == (Pooling.MEAN, 2)
     with pytest.raises(ServeError) as caught:
-        await ask("model", "other")
+        await call("model", "other")
     assert caught.value.reason is Reason.UNKNOWN_MODEL
 
 
-async def test_status_and_health_are_read(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_status_and_health_are_converted(call: Any, gateway: ScriptedGateway) -> None:
     gateway.status = ops_service_pb2.GetClusterStatusResponse(
         version="1",
         gateway_id="g",
@@ -96,55 +96,55 @@ async def test_status_and_health_are_read(ask: Any, gateway: ScriptedGateway) ->
         gateways=[ops_service_pb2.GatewayStatus(gateway_id="g")],
         conditions=[ops_service_pb2.Condition(reason="ROUTER_DOWN", message="m")],
     )
-    status = await ask("status")
+    status = await call("status")
     assert (status.pools[0].pool, status.replicas[0].state, status.conditions[0].reason) == (Pool.EMBEDDING, "draining", "ROUTER_DOWN")
-    assert await ask("health") == "SERVING"
+    assert await call("health") == "SERVING"
 
 
-async def test_error_of_the_service_arrives_whole(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_error_of_the_service_keeps_its_violations(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", invalid("parameters.sampling.top_p", "must be in (0, 1], got 2"))
     with pytest.raises(ServeError) as caught:
-        await ask("generate", "hi", top_p=2)
+        await call("generate", "hi", top_p=2)
     assert caught.value.violations == (FieldViolation("parameters.sampling.top_p", "must be in (0, 1], got 2"),)
     assert len(gateway.received) == 1
 
 
-async def test_generate_while_busy_is_tried_again_with_the_same_request_id(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_generate_while_overloaded_is_retried_with_the_same_request_id(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", BUSY, BUSY)
-    assert (await ask("generate", "hi")).text == "HI"
+    assert (await call("generate", "hi")).text == "HI"
     ids = [request.request_id for request in gateway.requests("Generate")]
     assert len(ids) == 3
     assert len(set(ids)) == 1
 
 
-async def test_generate_always_busy_ends_with_the_last_error(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_generate_always_overloaded_raises_the_last_error(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", *[BUSY] * 5)
     with pytest.raises(ServeError) as caught:
-        await ask("generate", "hi")
+        await call("generate", "hi")
     assert (caught.value.reason, caught.value.retry_after_s) == (Reason.OVERLOADED, 0.01)
     assert len(gateway.received) == 4
 
 
-async def test_generate_busy_for_longer_than_its_timeout_fails_at_once(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_generate_with_a_retry_delay_beyond_its_timeout_fails_at_once(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", ServeError(Reason.OVERLOADED, "busy", retry_after_s=20.0))
     began_s = time.monotonic()
     with pytest.raises(ServeError) as caught:
-        await ask("generate", "hi", timeout_s=5.0)
+        await call("generate", "hi", timeout_s=5.0)
     assert caught.value.reason is Reason.OVERLOADED
     assert time.monotonic() - began_s < 4.0
 
 
-async def test_generate_past_its_timeout_is_a_deadline_error(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_generate_past_its_timeout_is_a_deadline_error(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", gateway.hang)
     with pytest.raises(ServeError) as caught:
-        await ask("generate", "hi", timeout_s=1.0)
+        await call("generate", "hi", timeout_s=1.0)
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
     await asyncio.wait_for(gateway.cancelled.wait(), 20)
 
 
-async def test_retry_sends_what_is_left_of_the_timeout(ask: Any, gateway: ScriptedGateway) -> None:
+async def test_retry_sends_the_remaining_timeout(call: Any, gateway: ScriptedGateway) -> None:
     gateway.script("Generate", ServeError(Reason.DRAINING, "going", retry_after_s=0.3))
-    await ask("generate", "hi", timeout_s=10.0)
+    await call("generate", "hi", timeout_s=10.0)
     first, second = (received.time_left_s for received in gateway.received)
     assert first is not None
     assert second is not None
@@ -157,7 +157,7 @@ async def test_unreachable_server_is_named() -> None:
     assert caught.value.metadata == {"unreachable": "127.0.0.1:1"}
 
 
-async def test_metadata_goes_with_every_call(gateway: ScriptedGateway) -> None:
+async def test_metadata_is_sent_with_every_call(gateway: ScriptedGateway) -> None:
     async with AsyncClient(gateway.address, metadata={"authorization": "Bearer t"}) as client:
         await client.generate("hi")
         async with client.stream("hi") as events:
@@ -166,18 +166,18 @@ async def test_metadata_goes_with_every_call(gateway: ScriptedGateway) -> None:
 
 
 def both(first: ScriptedGateway, second: ScriptedGateway) -> str:
-    """A target that stands for two gateways."""
+    """A gRPC target that resolves to two gateways."""
     return f"ipv4:{first.address},{second.address}"
 
 
-async def test_calls_are_shared_out_over_all_addresses(gateway: ScriptedGateway) -> None:
+async def test_calls_are_spread_over_all_addresses(gateway: ScriptedGateway) -> None:
     async with ScriptedGateway() as second, AsyncClient(both(gateway, second)) as client:
         async with asyncio.timeout(20):
             while not (gateway.received and second.received):
                 await client.tokenize("a")
 
 
-async def test_calls_avoid_an_unhealthy_gateway_where_health_is_checked(gateway: ScriptedGateway) -> None:
+async def test_calls_with_health_checks_avoid_an_unhealthy_gateway(gateway: ScriptedGateway) -> None:
     gateway.serving = False
     async with ScriptedGateway() as second, AsyncClient(both(gateway, second), health_checked=True) as client:
         for _ in range(20):
@@ -185,7 +185,7 @@ async def test_calls_avoid_an_unhealthy_gateway_where_health_is_checked(gateway:
     assert (len(gateway.received), len(second.received)) == (0, 20)
 
 
-async def test_call_whose_gateway_dies_is_tried_on_the_other_where_the_policy_says_so(gateway: ScriptedGateway) -> None:
+async def test_call_whose_gateway_dies_is_retried_on_the_other_if_the_policy_says_so(gateway: ScriptedGateway) -> None:
     policy = RetryPolicy(unreachable_delay_s=0.05)
     async with ScriptedGateway() as second, AsyncClient(both(gateway, second), retry=policy) as client:
         gateway.script("Generate", gateway.hang)
@@ -222,7 +222,7 @@ async def client(request: Any, gateway: ScriptedGateway) -> AsyncIterator[Client
     await chosen.close() if isinstance(chosen, AsyncClient) else chosen.close()
 
 
-async def test_stream_gives_chunks_and_then_one_final(client: Any) -> None:
+async def test_stream_yields_chunks_and_then_one_final(client: Any) -> None:
     *chunks, final = await read(client, "a bc d", request_id="s-1")
     assert "".join(chunk.text for chunk in chunks) == "A BC D"
     assert all(isinstance(chunk, StreamChunk) for chunk in chunks)
@@ -236,14 +236,14 @@ async def test_stream_options_reach_the_gateway(client: Any, gateway: ScriptedGa
     assert (request.options.min_chunk_interval.ToMilliseconds(), request.options.min_chunk_tokens) == (1500, 8)
 
 
-async def test_stream_while_busy_is_tried_again_before_its_first_event(client: Any, gateway: ScriptedGateway) -> None:
+async def test_stream_while_overloaded_is_retried_before_its_first_event(client: Any, gateway: ScriptedGateway) -> None:
     gateway.script("StreamGenerate", BUSY, BUSY)
     events = await read(client, "a b")
     assert "".join(event.text for event in events[:-1]) == "A B"
     assert len({request.request_id for request in gateway.requests("StreamGenerate")}) == 1
 
 
-async def test_stream_that_fails_after_its_first_event_is_not_tried_again(client: Any, gateway: ScriptedGateway) -> None:
+async def test_stream_that_fails_after_its_first_event_is_not_retried(client: Any, gateway: ScriptedGateway) -> None:
     async def lose_replica() -> None:
         raise RuntimeError("no final event")
 

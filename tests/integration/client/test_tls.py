@@ -21,7 +21,7 @@ def server(root: Path, pair: Pair, *, mutual: bool) -> ScriptedGateway:
     return ScriptedGateway(credentials=credentials)
 
 
-async def test_tls_with_the_right_root_is_served(tmp_path: Path) -> None:
+async def test_tls_with_the_right_root_succeeds(tmp_path: Path) -> None:
     root, pair = make_authority(tmp_path)
     tls = Tls(root_ca=root, server_name="neox.test")
     async with server(root, pair, mutual=False) as gateway, AsyncClient(gateway.address, tls=tls) as client:
@@ -30,7 +30,7 @@ async def test_tls_with_the_right_root_is_served(tmp_path: Path) -> None:
             assert (await asyncio.to_thread(blocking.generate, "hi", timeout_s=20)).text == "HI"
 
 
-async def test_tls_with_a_client_certificate_is_served_and_without_is_not(tmp_path: Path) -> None:
+async def test_tls_that_requires_a_client_certificate_refuses_calls_without_one(tmp_path: Path) -> None:
     root, pair = make_authority(tmp_path)
     own = Tls(root, pair.certificate, pair.key, server_name="neox.test")
     async with server(root, pair, mutual=True) as gateway:
@@ -43,7 +43,7 @@ async def test_tls_with_a_client_certificate_is_served_and_without_is_not(tmp_pa
 
 
 @pytest.mark.parametrize("wrong", ["another root", "plain text"])
-async def test_tls_server_refuses_what_is_not_its_kind(tmp_path: Path, wrong: str) -> None:
+async def test_tls_with_the_wrong_credentials_fails(tmp_path: Path, wrong: str) -> None:
     root, pair = make_authority(tmp_path)
     (tmp_path / "other").mkdir()
     other, _ = make_authority(tmp_path / "other")
@@ -54,7 +54,7 @@ async def test_tls_server_refuses_what_is_not_its_kind(tmp_path: Path, wrong: st
     assert "unreachable" in caught.value.metadata
 
 
-async def test_command_speaks_tls(tmp_path: Path) -> None:
+async def test_command_uses_tls(tmp_path: Path) -> None:
     root, pair = make_authority(tmp_path, hosts=("localhost",))
     async with server(root, pair, mutual=True) as gateway:
         port = gateway.address.rpartition(":")[2]

@@ -52,7 +52,7 @@ async def test_generate_without_a_terminal_does_not_stream(gateway: ScriptedGate
     assert [received.method for received in gateway.received] == ["Generate"]
 
 
-async def test_score_prints_the_likeliest_first(gateway: ScriptedGateway) -> None:
+async def test_score_prints_the_most_likely_first(gateway: ScriptedGateway) -> None:
     done = await call(gateway, "score", "abc", " one", " two")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [f"    -3.000     1 tokens  greedy  {text!r}" for text in (" one", " two")]
@@ -60,7 +60,7 @@ async def test_score_prints_the_likeliest_first(gateway: ScriptedGateway) -> Non
     assert [(item.context.text, item.continuation.text) for item in request.items] == [("abc", " one"), ("abc", " two")]
 
 
-async def test_classify_asks_for_each_label_with_and_without_the_text(gateway: ScriptedGateway, tmp_path: Path) -> None:
+async def test_classify_scores_each_label_with_and_without_the_text(gateway: ScriptedGateway, tmp_path: Path) -> None:
     rows = [{"text": "it rained", "label": "bad"}, {"text": "the sun shone", "label": "good"}]
     (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = await call(gateway, "classify", "it rained again", "--examples", str(tmp_path / "examples.jsonl"), "--json")
@@ -72,7 +72,7 @@ async def test_classify_asks_for_each_label_with_and_without_the_text(gateway: S
     assert [(item.context.text, item.continuation.text) for item in request.items] == expected
 
 
-async def test_classify_with_many_labels_asks_as_often_as_it_must(gateway: ScriptedGateway) -> None:
+async def test_classify_with_many_labels_splits_its_calls_at_the_limit(gateway: ScriptedGateway) -> None:
     labels = [f"label {number}" for number in range(45)]
     done = await call(gateway, "classify", "one", "two", *(argument for label in labels for argument in ("--label", label)), "--json")
     assert done.exit_code == 0, done.output
@@ -95,7 +95,7 @@ async def test_classify_with_many_labels_asks_as_often_as_it_must(gateway: Scrip
         (["--examples", "{folder}/bad.jsonl"], 'line 2: "label" must be a non-empty text'),
     ],
 )
-async def test_classify_says_what_is_wrong(gateway: ScriptedGateway, tmp_path: Path, arguments: list[str], problem: str) -> None:
+async def test_classify_invalid_input_is_named(gateway: ScriptedGateway, tmp_path: Path, arguments: list[str], problem: str) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "a"}\n')
     done = await call(gateway, "classify", "text", *(argument.replace("{folder}", str(tmp_path)) for argument in arguments))
     assert done.exit_code == 1
@@ -131,14 +131,14 @@ async def test_generate_with_beams_sends_them(gateway: ScriptedGateway) -> None:
     assert request.beam_search == generation_pb2.BeamSearch(beam_width=3, length_penalty=0.5, num_return=2)
 
 
-async def test_generate_with_stream_options_sends_them(gateway: ScriptedGateway) -> None:
+async def test_generate_with_chunk_options_sends_them(gateway: ScriptedGateway) -> None:
     done = await call(gateway, "generate", "a b", "--stream", "--chunk-interval", "0.25", "--chunk-tokens", "4")
     assert done.stdout == "A B\n"
     (request,) = gateway.requests("StreamGenerate")
     assert (request.options.min_chunk_interval.ToMilliseconds(), request.options.min_chunk_tokens) == (250, 4)
 
 
-async def test_generate_json_is_one_object_or_a_line_for_each_event(gateway: ScriptedGateway) -> None:
+async def test_generate_json_is_one_object_or_one_line_per_event(gateway: ScriptedGateway) -> None:
     whole = json.loads((await call(gateway, "generate", "hi", "--json")).stdout)
     assert whole["results"][0]["completions"][0]["text"] == "HI"
     lines = (await call(gateway, "generate", "a b", "--json", "--stream")).stdout.splitlines()
@@ -147,7 +147,7 @@ async def test_generate_json_is_one_object_or_a_line_for_each_event(gateway: Scr
     assert events[-1]["usage"]["completion_tokens"] == 2
 
 
-async def test_embed_tokenize_detokenize_models(gateway: ScriptedGateway) -> None:
+async def test_embed_tokenize_detokenize_and_models_print_their_results(gateway: ScriptedGateway) -> None:
     assert (await call(gateway, "embed", "abc", "d")).stdout.splitlines()[0] == "[+3.0000, +1.0000, ...]  2 dimensions, 3 tokens"
     assert json.loads((await call(gateway, "embed", "abc", "--json")).stdout)["vectors"] == [[3.0, 1.0]]
     assert (await call(gateway, "tokenize", "ab", "c")).stdout == "97 98\n99\n"
@@ -164,7 +164,7 @@ async def test_embed_sends_its_options(gateway: ScriptedGateway) -> None:
     assert (request.pooling, request.normalize, request.truncation, request.model) == (1, False, 2, "m")
 
 
-async def test_error_of_the_service_exits_with_1_and_tells_all(gateway: ScriptedGateway) -> None:
+async def test_error_of_the_service_exits_with_1_and_shows_the_field(gateway: ScriptedGateway) -> None:
     gateway.script("Generate", invalid("parameters.n", "must be 1 to 16, got 99"))
     done = await call(gateway, "generate", "hi")
     assert done.exit_code == 1
@@ -173,7 +173,7 @@ async def test_error_of_the_service_exits_with_1_and_tells_all(gateway: Scripted
 
 
 def full_status() -> ops_service_pb2.GetClusterStatusResponse:
-    """A status with everything in it."""
+    """A status with every kind of entry."""
     return ops_service_pb2.GetClusterStatusResponse(
         version="0.1",
         gateway_id="gateway-1",
@@ -203,7 +203,7 @@ async def test_status_shows_pools_replicas_gateways_and_conditions(gateway: Scri
     assert json.loads((await call(gateway, "status", "--json")).stdout)["gateways"][0]["requests_in_flight"] == 7
 
 
-async def test_status_watched_goes_on_until_interrupted(gateway: ScriptedGateway) -> None:
+async def test_status_watch_continues_until_interrupted(gateway: ScriptedGateway) -> None:
     gateway.status = full_status()
     gateway.script("GetClusterStatus", ServeError(Reason.DRAINING, "the gateway is going"))
     process = await start("status", "--watch", "--interval", "0.1", "--address", gateway.address)
@@ -228,7 +228,7 @@ async def test_top_shows_tenants_until_interrupted(gateway: ScriptedGateway) -> 
     assert b"1,234" in out
 
 
-def test_status_that_is_missing_says_why() -> None:
+def test_status_that_cannot_be_read_says_why() -> None:
     said = io.StringIO()
     Console(file=said).print(missing_view(ServeError(Reason.NO_READY_REPLICA, "gone")))
     assert "gone" in said.getvalue()
@@ -261,7 +261,7 @@ async def test_interrupted_unary_call_is_cancelled(gateway: ScriptedGateway) -> 
     await asyncio.wait_for(gateway.cancelled.wait(), 20)
 
 
-async def test_reader_that_goes_away_ends_the_command_quietly(gateway: ScriptedGateway) -> None:
+async def test_closed_output_pipe_ends_the_command_quietly(gateway: ScriptedGateway) -> None:
     text = " ".join(["word"] * 20_000)
     process = await start("generate", "-", "--stream", "--address", gateway.address)
     assert process.stdin is not None
@@ -277,7 +277,7 @@ async def test_reader_that_goes_away_ends_the_command_quietly(gateway: ScriptedG
 
 @pytest.fixture
 def metrics_page() -> Iterator[str]:
-    """A page of metrics on a free port."""
+    """A server with a metrics page. Returns its URL."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -286,7 +286,7 @@ def metrics_page() -> Iterator[str]:
             self.wfile.write(b"up 1\n")
 
         def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+            """Prints nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
     thread = threading.Thread(target=server.serve_forever)
@@ -303,7 +303,7 @@ def test_metrics_prints_the_page(metrics_page: str) -> None:
     assert CliRunner().invoke(app, ["metrics", "--url", f"{metrics_page}/metrics"]).stdout == "up 1\n"
 
 
-def test_metrics_that_are_off_or_away_are_an_error(metrics_page: str) -> None:
+def test_metrics_that_are_disabled_or_missing_are_an_error(metrics_page: str) -> None:
     off = CliRunner().invoke(app, ["metrics"], env={"NEOX_SERVE_METRICS__ENABLED": "false"})
     assert (off.exit_code, "metrics.enabled" in off.stderr) == (1, True)
     away = CliRunner().invoke(app, ["metrics", "--url", f"{metrics_page}/other"])

@@ -19,7 +19,7 @@ def test_counters_of_a_replica_are_summed_over_its_engines() -> None:
     assert engine_counters(PAGE) == {"r1": EngineCounters(120, 50), "r2": EngineCounters(5, 0)}
 
 
-def test_replicas_that_are_gone_or_have_no_records_are_left_out() -> None:
+def test_reconciled_excludes_replicas_that_are_gone_or_have_no_records() -> None:
     recorded = [
         ReplicaUsage(replica_id="r1", prompt_tokens=110, completion_tokens=50),
         ReplicaUsage(replica_id="gone", completion_tokens=9),
@@ -27,7 +27,7 @@ def test_replicas_that_are_gone_or_have_no_records_are_left_out() -> None:
     assert reconciled(recorded, engine_counters(PAGE)) == [Reconciled("r1", EngineCounters(110, 50), EngineCounters(120, 50))]
 
 
-def test_more_tokens_recorded_than_generated_is_found() -> None:
+def test_overcharged_finds_replicas_with_more_recorded_than_generated_tokens() -> None:
     compared = [
         Reconciled("fair", EngineCounters(1, 50), EngineCounters(1, 50)),
         Reconciled("wrong", EngineCounters(1, 51), EngineCounters(1, 50)),

@@ -1,4 +1,4 @@
-"""Requests are built without a server, whole and with errors that name the field."""
+"""The requests that the client builds, and errors that name the wrong field. No server is needed."""
 
 import inspect
 import json
@@ -85,7 +85,7 @@ def test_generate_with_every_option_fills_every_field() -> None:
     assert request.beam_search == generation_pb2.BeamSearch(beam_width=3, length_penalty=0.5, num_return=2)
 
 
-def test_every_field_of_the_parameters_can_be_given() -> None:
+def test_generation_options_cover_every_field_of_the_parameters() -> None:
     request: Any = calls.generate("hi", EVERY_OPTION).request
     parameters = request.parameters
     for message in (parameters, parameters.sampling, parameters.stopping, request.beam_search, request):
@@ -111,7 +111,7 @@ def test_generate_without_options_leaves_all_fields_absent() -> None:
         ([], []),
     ],
 )
-def test_prompts_one_or_many_texts_or_ids_are_told_apart(prompts: Any, expected: list[generation_pb2.Prompt]) -> None:
+def test_prompts_of_each_form_become_their_messages(prompts: Any, expected: list[generation_pb2.Prompt]) -> None:
     request: Any = calls.generate(prompts, {}).request
     assert list(request.prompts) == expected
     assert all(prompt.WhichOneof("content") for prompt in request.prompts)
@@ -132,7 +132,7 @@ def test_prompts_one_or_many_texts_or_ids_are_told_apart(prompts: Any, expected:
         ({"beam_width": -2}, "beam_search.beam_width"),
     ],
 )
-def test_generate_with_a_value_its_field_cannot_hold_names_the_field(options: Any, field: str) -> None:
+def test_generate_with_an_unrepresentable_value_names_the_field(options: Any, field: str) -> None:
     with pytest.raises(ServeError) as caught:
         calls.generate("hi", options)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
@@ -153,13 +153,13 @@ def test_generate_with_an_unknown_option_is_a_type_error() -> None:
         calls.stream("hi", {"beam_width": 3})  # type: ignore[typeddict-unknown-key]
 
 
-def test_stream_options_become_their_fields() -> None:
+def test_stream_with_chunk_options_sets_their_fields() -> None:
     request: Any = calls.stream("hi", {"min_chunk_interval_s": 0.25, "min_chunk_tokens": 4}).request
     assert request.options.min_chunk_interval.ToMilliseconds() == 250
     assert request.options.min_chunk_tokens == 4
 
 
-def test_stream_without_stream_options_leaves_them_absent() -> None:
+def test_stream_without_chunk_options_leaves_them_absent() -> None:
     request: Any = calls.stream("hi", {"max_tokens": 3}).request
     assert not request.HasField("options")
 
@@ -174,13 +174,13 @@ def test_stream_without_stream_options_leaves_them_absent() -> None:
         ({"min_chunk_tokens": -1}, "options.min_chunk_tokens"),
     ],
 )
-def test_stream_option_that_its_field_cannot_hold_is_named(options: Any, field: str) -> None:
+def test_stream_with_an_unrepresentable_value_names_the_field(options: Any, field: str) -> None:
     with pytest.raises(ServeError) as caught:
         calls.stream("hi", options)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_embed_takes_pooling_as_word_or_enum() -> None:
+def test_embed_accepts_pooling_as_word_or_enum() -> None:
     for pooling in ("last", Pooling.LAST):
         request: Any = calls.embed(["a", "b"], {"pooling": pooling, "normalize": False}).request
         assert request.pooling == inference_service_pb2.POOLING_LAST
@@ -188,12 +188,12 @@ def test_embed_takes_pooling_as_word_or_enum() -> None:
         assert not request.normalize
 
 
-def test_score_sends_no_context_that_is_empty() -> None:
+def test_score_with_an_empty_context_leaves_it_absent() -> None:
     request: Any = calls.score([("", "a"), ([], [5]), ("b", "c")], {}).request
     assert [item.HasField("context") for item in request.items] == [False, False, True]
 
 
-def test_tokens_take_one_or_many() -> None:
+def test_tokenize_and_detokenize_accept_one_or_many() -> None:
     one: Any = calls.tokenize("ab", include_offsets=True, options={}).request
     assert (list(one.texts), one.include_offsets) == (["ab"], True)
     many: Any = calls.detokenize([[1], [2, 3]], {}).request
@@ -202,7 +202,7 @@ def test_tokens_take_one_or_many() -> None:
     assert [list(sequence.ids) for sequence in single.sequences] == [[1, 2]]
 
 
-def test_clients_sync_and_async_have_the_same_surface() -> None:
+def test_blocking_and_asyncio_client_have_the_same_methods() -> None:
     def surface(kind: type) -> dict[str, list[str]]:
         methods = {name: value for name, value in vars(kind).items() if not name.startswith("_") and callable(value)}
         return {name: [str(it) for it in inspect.signature(value).parameters.values()] for name, value in methods.items()}
@@ -211,18 +211,18 @@ def test_clients_sync_and_async_have_the_same_surface() -> None:
     assert [*inspect.signature(Client).parameters] == [*inspect.signature(AsyncClient).parameters]
 
 
-def test_generate_and_stream_options_differ_in_beams_and_chunks() -> None:
+def test_generate_and_stream_options_differ_only_in_beams_and_chunks() -> None:
     generate, stream = GenerateOptions.__annotations__.keys(), StreamOptions.__annotations__.keys()
     assert generate - stream == {"beam_width", "length_penalty", "num_return"}
     assert stream - generate == {"min_chunk_interval_s", "min_chunk_tokens"}
 
 
-def test_default_address_is_where_the_default_settings_listen() -> None:
+def test_default_address_is_that_of_the_default_settings() -> None:
     gateway = GatewaySettings()
     assert f"{gateway.host}:{gateway.port}" == DEFAULT_ADDRESS
 
 
-def test_service_config_checks_health_only_on_request() -> None:
+def test_service_config_checks_health_only_if_requested() -> None:
     assert service_config(health_checked=False) == {"loadBalancingConfig": [{"round_robin": {}}]}
     assert service_config(health_checked=True)["healthCheckConfig"] == {"serviceName": "neox_serve.v1.InferenceService"}
 

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -71,11 +73,11 @@ def test_address_comes_from_the_settings(tmp_path: Path) -> None:
     assert "127.0.0.1:4" in invoke("models", "--config", str(tmp_path / "s.yaml")).stderr
 
 
-def test_dialled_hosts_can_be_dialled() -> None:
+def test_connect_address_replaces_wildcard_hosts() -> None:
     assert [connect_address(host, 1) for host in ("0.0.0.0", "::", "::1", "a.b")] == ["127.0.0.1:1", "[::1]:1", "[::1]:1", "a.b:1"]
 
 
-def test_config_show_prints_a_file_that_makes_the_same_settings(tmp_path: Path) -> None:
+def test_config_show_prints_a_file_with_the_same_settings(tmp_path: Path) -> None:
     done = invoke("config", "show", "--set", "generation.replicas.max=3", "--set", "model.name=other")
     assert done.exit_code == 0
     shown = restore(yaml.safe_load(done.stdout))
@@ -85,36 +87,36 @@ def test_config_show_prints_a_file_that_makes_the_same_settings(tmp_path: Path) 
     assert Settings.model_validate(json.loads(invoke("config", "show", "--json").stdout)) == restore({})
 
 
-def test_set_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+def test_set_overrides_the_environment_which_overrides_the_file(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("gateway: {port: 1}\nrouter: {port: 1}\nmetrics: {port: 1}")
     environment = {"NEOX_SERVE_GATEWAY__PORT": "2", "NEOX_SERVE_ROUTER__PORT": "2"}
     shown = yaml.safe_load(invoke("config", "show", "-c", str(tmp_path / "s.yaml"), "--set", "gateway.port=3", **environment).stdout)
     assert [shown[section]["port"] for section in ("gateway", "router", "metrics")] == [3, 2, 1]
 
 
-@pytest.mark.parametrize(("override", "said"), [("gateway.port=99999", "gateway.port: "), ("a.b=1", "a: unknown key")])
-def test_bad_settings_are_named(override: str, said: str) -> None:
+@pytest.mark.parametrize(("override", "message"), [("gateway.port=99999", "gateway.port: "), ("a.b=1", "a: unknown key")])
+def test_invalid_settings_are_named(override: str, message: str) -> None:
     done = invoke("config", "show", "--set", override)
     assert done.exit_code == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_failure_of_the_service_is_told_whole() -> None:
-    told = explain(invalid("parameters.n", "must be 1 to 16, got 99"))
-    assert told is not None
-    assert "INVALID_ARGUMENT" in told
-    assert "\n  parameters.n: must be 1 to 16, got 99" in told
+def test_explain_shows_all_of_a_service_error() -> None:
+    explanation = explain(invalid("parameters.n", "must be 1 to 16, got 99"))
+    assert explanation is not None
+    assert "INVALID_ARGUMENT" in explanation
+    assert "\n  parameters.n: must be 1 to 16, got 99" in explanation
     quota = ServeError(Reason.QUOTA_EXCEEDED, "m", {"limit": "5"}, 1.25, quota_violations=(QuotaViolation("tenant a", "tokens"),))
-    told = explain(quota)
-    assert told is not None
-    assert told.splitlines() == ["Error: QUOTA_EXCEEDED: m", "  tenant a: tokens", "  limit: 5", "  Try again in 1.2 s."]
+    explanation = explain(quota)
+    assert explanation is not None
+    assert explanation.splitlines() == ["Error: QUOTA_EXCEEDED: m", "  tenant a: tokens", "  limit: 5", "  Try again in 1.2 s."]
 
 
-def test_failure_that_is_a_bug_keeps_its_trace() -> None:
+def test_explain_of_a_bug_is_none() -> None:
     assert explain(ValueError("a bug")) is None
 
 
-def test_job_submit_with_bad_rows_names_them_before_anything_else(tmp_path: Path) -> None:
+def test_job_submit_with_invalid_rows_names_them_first(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     done = invoke("job", "submit", "generate", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert done.exit_code == 1
@@ -125,7 +127,20 @@ def test_age_shows_two_units() -> None:
     assert [age(seconds) for seconds in (5.9, 65, 3_700, 90_000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
 
 
-def test_help_names_no_option_twice() -> None:
+def test_help_lists_no_option_twice() -> None:
     for command in ("generate", "embed", "status"):
         names = re.findall(r"^│ (--[a-z-]+) ", invoke(command, "--help", COLUMNS="200").output, flags=re.MULTILINE)
         assert len(names) == len(set(names))
+
+
+def parameters(command: Any, path: str = "neox-serve") -> Iterator[tuple[str, Any]]:
+    """Every parameter of a command and of its subcommands, with its name."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from parameters(inner, f"{path} {name}")
+    yield from ((f"{path}: {parameter.name}", parameter) for parameter in command.params)
+
+
+def test_every_option_and_argument_has_help() -> None:
+    found = list(parameters(get_command(app)))
+    assert len(found) > 300
+    assert [name for name, parameter in found if not parameter.help and not getattr(parameter, "hidden", False)] == []

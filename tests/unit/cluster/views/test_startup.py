@@ -37,7 +37,7 @@ class Shown:
         return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
-def test_view_in_a_file_says_every_change_once() -> None:
+def test_view_in_a_file_prints_every_change_once() -> None:
     shown = Shown(terminal=False)
     with shown.view as view:
         view.show([waiting("router: no process yet", "router"), waiting("engine: 1 starting")])
@@ -54,14 +54,14 @@ def test_view_in_a_file_says_every_change_once() -> None:
     ]
 
 
-def test_view_in_a_file_says_what_failed() -> None:
+def test_view_in_a_file_prints_failures() -> None:
     shown = Shown(terminal=False)
     with shown.view as view:
         view.show([failed("no memory")])
     assert shown.lines == ["generation: failed: no memory"]
 
 
-def test_view_on_a_terminal_ends_with_a_row_a_part_and_the_seconds() -> None:
+def test_view_on_a_terminal_ends_with_one_row_per_part_and_the_time() -> None:
     shown = Shown(terminal=True)
     with shown.view as view:
         view.show([waiting("router: no process yet", "router"), waiting("engine: 1 starting")])
@@ -73,7 +73,7 @@ def test_view_on_a_terminal_ends_with_a_row_a_part_and_the_seconds() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
-def test_view_shows_brackets_as_they_are(terminal: bool) -> None:
+def test_view_prints_brackets_unchanged(terminal: bool) -> None:
     shown = Shown(terminal=terminal)
     with shown.view as view:
         view.show([waiting("cannot read [/models/neox] or [bold]")])
