@@ -35,6 +35,7 @@ class _Completion:
     """When the last chunk was sent; None before the first."""
 
     def take(self, sequence: SequenceDelta) -> None:
+        """Adds a delta."""
         self.held.append(sequence)
         self.tokens += len(sequence.token_ids)
 
@@ -47,6 +48,7 @@ class _Completion:
         return self.sent_at_s + policy.min_interval_s if self.tokens >= policy.min_tokens else math.inf
 
     def release(self, now_s: float) -> list[SequenceDelta]:
+        """Returns all held deltas."""
         if self.tokens:
             self.sent_at_s = now_s
         released, self.held, self.tokens = self.held, [], 0

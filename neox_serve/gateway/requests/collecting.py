@@ -64,12 +64,15 @@ class StreamProgress:
 
 @dataclass(slots=True)
 class _Completion:
+    """The output of one completion so far."""
+
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     score: float | None = None
 
     def take(self, delta: SequenceDelta) -> None:
+        """Adds a delta."""
         self.texts.append(delta.text)
         self.token_ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs)
@@ -77,6 +80,7 @@ class _Completion:
             self.score = delta.score
 
     def message(self, finish: generation_pb2.Finish) -> generation_pb2.Completion:
+        """Returns the public message."""
         return generation_pb2.Completion(
             index=finish.index,
             text="".join(self.texts),
