@@ -29,7 +29,7 @@ class SimulationConfig:
     """Time between two calls of the policy, in seconds."""
     timeout_s: float = 120.0
     """Deadline of requests, in seconds after their arrival."""
-    queue: QueueLimits = QueueLimits(max_requests=200_000, max_tokens=1 << 40, longest_wait_s=60.0)  # noqa: RUF009 - frozen
+    queue: QueueLimits = QueueLimits(max_requests=200_000, max_tokens=1 << 40, max_wait_s=60.0)  # noqa: RUF009 - frozen
     """Limits of the router's queue."""
     failures_per_gpu_hour: float = 0.0
     """Rate at which GPUs fail."""

@@ -28,7 +28,7 @@ STEP_PER_REQUEST_S = 0.0005
 PROMPT_TOKENS_PER_S = 20_000.0
 START_S = 20_000 * DAY_S
 NO_QUOTAS = Quotas()
-NO_LIMITS = QueueLimits(max_requests=100_000, max_tokens=1 << 40, longest_wait_s=1e9)
+NO_LIMITS = QueueLimits(max_requests=100_000, max_tokens=1 << 40, max_wait_s=1e9)
 _TICK_S = 0.1
 
 

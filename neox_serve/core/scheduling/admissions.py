@@ -271,7 +271,7 @@ class Admissions:
         return _overloaded("shed: the queue is full of higher-priority requests", self._drained_in_s(waiting.lane, now_s))
 
     def _time_is_over(self, waiting: QueuedRequest, now_s: float) -> ServeError:
-        waited_s = now_s - waiting.came_s
+        waited_s = now_s - waiting.arrival_s
         return _overloaded(f"no replica became free within {waited_s:.1f} s", self._drained_in_s(waiting.lane, now_s))
 
     def _drained_in_s(self, lane: Lane, now_s: float) -> float:
@@ -291,7 +291,7 @@ def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack
         priority=terms.priority,
         prompt_tokens=demand.prompt_tokens,
         max_output_tokens=demand.output_tokens,
-        came_s=now_s - terms.waited_s,
+        arrival_s=now_s - terms.waited_s,
         deadline_s=now_s + terms.time_left_s - slack_s,
     )
 

@@ -15,16 +15,16 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 class BulkLimits:
     """Maximum number of running BULK requests per ready replica."""
 
-    alone: int
+    per_replica: int
     """While no other class has requests."""
-    beside: int
+    per_replica_contended: int
     """While other classes have running requests, or had some within `quiet_s`."""
     quiet_s: float = 2.0
-    """How long the pool must have been free of other requests before `alone` applies, in seconds."""
+    """How long the pool must have been free of other requests before `per_replica` applies, in seconds."""
 
     def __post_init__(self) -> None:
-        if self.alone < 1 or self.beside < 1 or self.quiet_s < 0:
-            raise ValueError(f"{self}: alone and beside must be at least 1, quiet_s at least 0")
+        if self.per_replica < 1 or self.per_replica_contended < 1 or self.quiet_s < 0:
+            raise ValueError(f"{self}: per_replica and per_replica_contended must be at least 1, quiet_s at least 0")
 
 
 class BulkShare:
@@ -37,24 +37,24 @@ class BulkShare:
         self._others: Counter[Lane] = Counter()
         self._others_s: dict[Lane, float] = {}
 
-    def began(self, waiting: QueuedRequest, now_s: float) -> None:
+    def began(self, request: QueuedRequest, now_s: float) -> None:
         """Records that a request was granted a replica."""
-        self._count(waiting, 1, now_s)
+        self._count(request, 1, now_s)
 
-    def ended(self, waiting: QueuedRequest, now_s: float) -> None:
+    def ended(self, request: QueuedRequest, now_s: float) -> None:
         """Records that a granted request has ended."""
-        self._count(waiting, -1, now_s)
+        self._count(request, -1, now_s)
 
     def has_room(self, lane: Lane, replicas: int, now_s: float) -> bool:
         """Returns whether one more BULK request may run. replicas: number of ready replicas."""
         if self._limits is None:
             return True
         quiet = not self._others[lane] and now_s - self._others_s.get(lane, float("-inf")) >= self._limits.quiet_s
-        return self._bulk[lane] < (self._limits.alone if quiet else self._limits.beside) * replicas
+        return self._bulk[lane] < (self._limits.per_replica if quiet else self._limits.per_replica_contended) * replicas
 
-    def _count(self, waiting: QueuedRequest, change: int, now_s: float) -> None:
-        if waiting.priority is PriorityClass.BULK:
-            self._bulk[waiting.lane] += change
+    def _count(self, request: QueuedRequest, change: int, now_s: float) -> None:
+        if request.priority is PriorityClass.BULK:
+            self._bulk[request.lane] += change
         else:
-            self._others[waiting.lane] += change
-            self._others_s[waiting.lane] = now_s
+            self._others[request.lane] += change
+            self._others_s[request.lane] = now_s

@@ -51,7 +51,7 @@ class QueuedRequest:
     priority: PriorityClass
     prompt_tokens: int
     max_output_tokens: int
-    came_s: float
+    arrival_s: float
     """When the request arrived."""
     deadline_s: float = math.inf
     """Latest start that still lets the response meet its deadline; infinite without a deadline."""
@@ -72,7 +72,7 @@ class QueueLimits:
     """Maximum number of waiting requests."""
     max_tokens: int = 8_000_000
     """Maximum number of tokens of the waiting requests, prompts plus maximum outputs."""
-    longest_wait_s: float = 60.0
+    max_wait_s: float = 60.0
     """A request that has waited this long is refused."""
 
 
@@ -80,7 +80,7 @@ class QueueLimits:
 class _Entry:
     """A queued request in a heap."""
 
-    waiting: QueuedRequest
+    request: QueuedRequest
     order: int
     """Sequence number of the arrival."""
     work: float
@@ -103,16 +103,16 @@ class _Class:
     requests: int = 0
 
     def put(self, entry: _Entry) -> None:
-        tenant = entry.waiting.tenant
-        heapq.heappush(self.by_tenant.setdefault(tenant, []), (entry.waiting.deadline_s, entry.order, entry))
+        tenant = entry.request.tenant
+        heapq.heappush(self.by_tenant.setdefault(tenant, []), (entry.request.deadline_s, entry.order, entry))
         self.work[tenant] = self.work.get(tenant, 0.0) + entry.work
-        self.weights[tenant] = entry.waiting.weight
+        self.weights[tenant] = entry.request.weight
         self.requests += 1
 
     def leave(self, entry: _Entry) -> None:
         """Marks an entry as gone. The heap drops it when it reaches the top."""
         entry.gone = True
-        self.work[entry.waiting.tenant] -= entry.work
+        self.work[entry.request.tenant] -= entry.work
         self.requests -= 1
 
     def of(self, tenant: str) -> list[_Entry]:
@@ -162,7 +162,7 @@ class FairQueue:
 
     def waiting(self) -> Iterator[QueuedRequest]:
         """Iterates over all waiting requests, in no particular order."""
-        return (entry.waiting for entry in self._entries.values())
+        return (entry.request for entry in self._entries.values())
 
     def counter(self, tenant: str) -> float:
         """Returns the weighted service that a tenant has received, in prompt tokens."""
@@ -170,13 +170,13 @@ class FairQueue:
 
     # Waiting
 
-    def put(self, waiting: QueuedRequest, now_s: float) -> tuple[QueuedRequest, ...]:
+    def put(self, request: QueuedRequest, now_s: float) -> tuple[QueuedRequest, ...]:
         """Adds a request. Returns the requests shed to stay within the limits, lowest priority first. The new one may be among them."""
-        entry = _Entry(waiting, next(self._orders), waiting.prompt_tokens + self._output(waiting))
-        self._entries[waiting.key] = entry
-        self._classes.setdefault((waiting.lane, waiting.priority), _Class(now_s)).put(entry)
-        self._count(waiting, 1)
-        return tuple(self._shed(waiting.lane))
+        entry = _Entry(request, next(self._orders), request.prompt_tokens + self._output(request))
+        self._entries[request.key] = entry
+        self._classes.setdefault((request.lane, request.priority), _Class(now_s)).put(entry)
+        self._count(request, 1)
+        return tuple(self._shed(request.lane))
 
     def any_waits(self, lane: Lane, *, skip_bulk: bool = False) -> bool:
         """Returns whether any request waits in a lane. skip_bulk: ignore BULK requests."""
@@ -192,7 +192,7 @@ class FairQueue:
         entry = chosen.by_tenant[tenant][0][2]
         chosen.unserved_since_s = now_s
         self._take_out(entry)
-        return entry.waiting
+        return entry.request
 
     def remove(self, key: RequestKey) -> QueuedRequest | None:
         """Removes and returns a request; None if it is not in the queue."""
@@ -200,17 +200,17 @@ class FairQueue:
         if entry is None:
             return None
         self._take_out(entry)
-        return entry.waiting
+        return entry.request
 
     def expire(self, now_s: float) -> tuple[QueuedRequest, ...]:
         """Removes and returns the requests that have waited too long or whose latest start has passed."""
-        longest_s = self._limits.longest_wait_s
-        late = [one for one in self.waiting() if now_s >= one.deadline_s or now_s - one.came_s >= longest_s]
+        longest_s = self._limits.max_wait_s
+        late = [one for one in self.waiting() if now_s >= one.deadline_s or now_s - one.arrival_s >= longest_s]
         for one in late:
             self.remove(one.key)
         return tuple(late)
 
-    def expected_wait_s(self, waiting: QueuedRequest, tokens_per_second: float) -> float:
+    def expected_wait_s(self, request: QueuedRequest, tokens_per_second: float) -> float:
         """Returns how long a request would wait, given the lane's service rate; infinite if the rate is 0.
 
         All requests of higher classes go first. Within its class, every other tenant is served its weighted share in the meantime, but no
@@ -218,31 +218,31 @@ class FairQueue:
         """
         if tokens_per_second <= 0:
             return math.inf
-        classes = {priority: self._classes.get((waiting.lane, priority)) for priority in PriorityClass}
-        ahead = sum(sum(each.work.values()) for priority, each in classes.items() if each and priority < waiting.priority)
-        same, own = classes[waiting.priority], waiting.prompt_tokens + self._output(waiting)
+        classes = {priority: self._classes.get((request.lane, priority)) for priority in PriorityClass}
+        ahead = sum(sum(each.work.values()) for priority, each in classes.items() if each and priority < request.priority)
+        same, own = classes[request.priority], request.prompt_tokens + self._output(request)
         if same is None:
             return (ahead + own) / tokens_per_second
-        mine = sum(one.work for one in same.of(waiting.tenant) if one.waiting.deadline_s <= waiting.deadline_s)
-        shares = ((work, same.weights[tenant]) for tenant, work in same.work.items() if tenant != waiting.tenant)
-        others = sum(min(work, (mine + own) / waiting.weight * weight) for work, weight in shares)
+        mine = sum(one.work for one in same.of(request.tenant) if one.request.deadline_s <= request.deadline_s)
+        shares = ((work, same.weights[tenant]) for tenant, work in same.work.items() if tenant != request.tenant)
+        others = sum(min(work, (mine + own) / request.weight * weight) for work, weight in shares)
         return (ahead + mine + others + own) / tokens_per_second
 
     # Accounting
 
-    def charge_dispatch(self, waiting: QueuedRequest) -> float:
+    def charge_dispatch(self, request: QueuedRequest) -> float:
         """Charges the tenant the expected cost of a dispatched request. Returns the amount."""
-        charged = cost(waiting.prompt_tokens, waiting.cached_tokens, self._output(waiting))
-        self._counters.charge(waiting.tenant, waiting.weight, charged)
+        charged = cost(request.prompt_tokens, request.cached_tokens, self._output(request))
+        self._counters.charge(request.tenant, request.weight, charged)
         return charged
 
-    def charge_end(self, waiting: QueuedRequest, charged: float, cached_tokens: int, output_tokens: int) -> None:
+    def charge_end(self, request: QueuedRequest, charged: float, cached_tokens: int, output_tokens: int) -> None:
         """Corrects the charge for a request that has ended to its actual cost, and updates the tenant's expected output."""
-        actual = cost(waiting.prompt_tokens, min(cached_tokens, waiting.prompt_tokens), output_tokens)
-        self._counters.charge(waiting.tenant, waiting.weight, actual - charged)
-        if waiting.max_output_tokens:
-            before = self._expected.get(waiting.tenant, float(output_tokens))
-            self._expected[waiting.tenant] = before + _FORGETTING * (output_tokens - before)
+        actual = cost(request.prompt_tokens, min(cached_tokens, request.prompt_tokens), output_tokens)
+        self._counters.charge(request.tenant, request.weight, actual - charged)
+        if request.max_output_tokens:
+            before = self._expected.get(request.tenant, float(output_tokens))
+            self._expected[request.tenant] = before + _FORGETTING * (output_tokens - before)
 
     # Internals
 
@@ -250,26 +250,26 @@ class FairQueue:
         """Returns how many tokens a tenant's request is expected to generate, based on its earlier requests."""
         return min(self._expected.get(tenant, float(max_output_tokens)), max_output_tokens)
 
-    def _output(self, waiting: QueuedRequest) -> float:
-        return self.expected_output(waiting.tenant, waiting.max_output_tokens)
+    def _output(self, request: QueuedRequest) -> float:
+        return self.expected_output(request.tenant, request.max_output_tokens)
 
     def _next_class(self, lane: Lane, now_s: float, *, skip_bulk: bool) -> _Class | None:
         """Returns the class that is furthest past its patience, or else the highest class with waiting requests."""
         considered = [priority for priority in PriorityClass if not (skip_bulk and priority is PriorityClass.BULK)]
-        waiting = [(priority, each) for priority in considered if (each := self._classes.get((lane, priority))) and each.requests]
+        nonempty = [(priority, each) for priority in considered if (each := self._classes.get((lane, priority))) and each.requests]
         overdue = [
             (now_s - each.unserved_since_s - patience_s, each)
-            for priority, each in waiting
+            for priority, each in nonempty
             if (patience_s := self._patience_s.get(priority)) is not None and now_s - each.unserved_since_s >= patience_s
         ]
         if overdue:
             return max(overdue, key=lambda item: item[0])[1]
-        return waiting[0][1] if waiting else None
+        return nonempty[0][1] if nonempty else None
 
-    def _count(self, waiting: QueuedRequest, sign: int) -> None:
-        lane, tenant = waiting.lane, waiting.tenant
+    def _count(self, request: QueuedRequest, sign: int) -> None:
+        lane, tenant = request.lane, request.tenant
         self._requests[lane] = self._requests.get(lane, 0) + sign
-        self._tokens[lane] = self._tokens.get(lane, 0) + sign * waiting.tokens
+        self._tokens[lane] = self._tokens.get(lane, 0) + sign * request.tokens
         if not self._requests[lane]:
             del self._requests[lane], self._tokens[lane]
         self._waiting_of[tenant] = self._waiting_of.get(tenant, 0) + sign
@@ -280,13 +280,13 @@ class FairQueue:
             self._counters.end_waiting(tenant)
 
     def _take_out(self, entry: _Entry) -> None:
-        waiting = entry.waiting
-        key = (waiting.lane, waiting.priority)
+        request = entry.request
+        key = (request.lane, request.priority)
         self._classes[key].leave(entry)
         if not self._classes[key].requests:
             del self._classes[key]
-        del self._entries[waiting.key]
-        self._count(waiting, -1)
+        del self._entries[request.key]
+        self._count(request, -1)
 
     def _shed(self, lane: Lane) -> Iterator[QueuedRequest]:
         while True:
@@ -295,7 +295,7 @@ class FairQueue:
                 return
             entry = self._lowest_priority(lane)
             self._take_out(entry)
-            yield entry.waiting
+            yield entry.request
 
     def _lowest_priority(self, lane: Lane) -> _Entry:
         """Returns the newest request of the tenant with the largest counter in the lowest class."""

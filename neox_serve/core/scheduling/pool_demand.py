@@ -58,17 +58,17 @@ class DemandMeter:
         self._counts: dict[tuple[Pool, PriorityClass], ClassCounts] = {}
         self._ended_timings: dict[Pool, deque[RequestTimings]] = {}
 
-    def record_arrival(self, waiting: QueuedRequest, output_tokens: float) -> None:
+    def record_arrival(self, request: QueuedRequest, output_tokens: float) -> None:
         """Records the first arrival of a request. output_tokens: its expected output."""
-        counts = self._counts.setdefault((waiting.lane[0], waiting.priority), ClassCounts())
+        counts = self._counts.setdefault((request.lane[0], request.priority), ClassCounts())
         counts.requests += 1
-        counts.input_tokens += waiting.prompt_tokens
+        counts.input_tokens += request.prompt_tokens
         counts.output_tokens += output_tokens
 
-    def record_end(self, waiting: QueuedRequest, timings: RequestTimings) -> None:
+    def record_end(self, request: QueuedRequest, timings: RequestTimings) -> None:
         """Records a completed response."""
-        if waiting.priority is not PriorityClass.BULK:
-            self._ended_timings.setdefault(waiting.lane[0], deque(maxlen=_MAX_TIMINGS)).append(timings)
+        if request.priority is not PriorityClass.BULK:
+            self._ended_timings.setdefault(request.lane[0], deque(maxlen=_MAX_TIMINGS)).append(timings)
 
     def snapshot(
         self, replicas: Iterable[ReplicaView], queue: Iterable[tuple[QueuedRequest, float]], now_s: float
@@ -77,10 +77,10 @@ class DemandMeter:
         counts, self._counts = self._counts, {}
         timings, self._ended_timings = self._ended_timings, {}
         seconds, self._since_s = max(1e-3, now_s - self._since_s), now_s
-        for waiting, output_tokens in queue:
-            one = counts.setdefault((waiting.lane[0], waiting.priority), ClassCounts())
+        for request, output_tokens in queue:
+            one = counts.setdefault((request.lane[0], request.priority), ClassCounts())
             one.waiting_requests += 1
-            one.waiting_tokens += waiting.prompt_tokens + output_tokens
+            one.waiting_tokens += request.prompt_tokens + output_tokens
         seen = list(replicas)
         return {
             pool: replace(

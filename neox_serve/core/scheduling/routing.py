@@ -166,14 +166,14 @@ def kv_aware(offer: Offer, rng: Random) -> Pick:
     If that replica exceeds the imbalance threshold, picks the one that would finish its outstanding tokens and this prompt first.
     """
     drawn = _drawn_of(offer.candidates, SAMPLE, rng)
-    least = min(drawn, key=score)
+    least_loaded = min(drawn, key=score)
     if not offer.holdings:
-        return least, RoutingReason.FEWEST_TOKENS
+        return least_loaded, RoutingReason.FEWEST_TOKENS
     found = [(cached_tokens(each, offer.demand, offer.holdings), each) for each in (*drawn, *_holders(offer, rng))]
     cached, best = min(found, key=lambda one: (-one[0], *score(one[1])))
     if not cached:
-        return least, RoutingReason.FEWEST_TOKENS
-    if is_balanced(best, least, offer.imbalance_threshold_tokens):
+        return least_loaded, RoutingReason.FEWEST_TOKENS
+    if is_balanced(best, least_loaded, offer.imbalance_threshold_tokens):
         return best, RoutingReason.LONGEST_PREFIX
     _, soonest = min(found, key=lambda one: (one[1].outstanding.tokens - one[0], one[1].outstanding.requests))
     return soonest, RoutingReason.LONGEST_PREFIX if soonest is best else RoutingReason.BALANCE
@@ -208,12 +208,10 @@ def _picked(policy: Policy, offer: Offer, rng: Random) -> Pick:
     if not loaded or len(loaded) == len(offer.candidates):
         return policy(offer, rng)
     candidate, _ = policy(Offer(loaded, offer.members, offer.demand, offer.holdings, offer.imbalance_threshold_tokens), rng)
-    least = min(_drawn_of(offer.candidates, SAMPLE, rng), key=score)
-    return (
-        (candidate, RoutingReason.ADAPTER)
-        if is_balanced(candidate, least, offer.imbalance_threshold_tokens)
-        else (least, RoutingReason.BALANCE)
-    )
+    least_loaded = min(_drawn_of(offer.candidates, SAMPLE, rng), key=score)
+    if is_balanced(candidate, least_loaded, offer.imbalance_threshold_tokens):
+        return candidate, RoutingReason.ADAPTER
+    return least_loaded, RoutingReason.BALANCE
 
 
 def _drawn_of(candidates: Sequence[Candidate], count: int, rng: Random) -> Sequence[Candidate]:
@@ -239,9 +237,9 @@ def _owner(offer: Offer, key: int) -> Candidate:
     Each replica gets a fixed number for the key, and the highest number wins. Adding or removing a replica moves only the keys that map to
     it. Source: Thaler and Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 6(1), 1998.
     """
-    least = min(offer.candidates, key=score)
+    least_loaded = min(offer.candidates, key=score)
     return max(
-        (each for each in offer.candidates if is_balanced(each, least, offer.imbalance_threshold_tokens)),
+        (each for each in offer.candidates if is_balanced(each, least_loaded, offer.imbalance_threshold_tokens)),
         key=lambda each: _drawn(each, key),
     )
 

@@ -18,7 +18,7 @@ from neox_serve.core.scheduling.fair_queue import QueueLimits
 from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
-LIMITS = QueueLimits(max_requests=4, longest_wait_s=30.0)
+LIMITS = QueueLimits(max_requests=4, max_wait_s=30.0)
 
 
 def demand(tenant: str = "a", **terms: Any) -> Demand:

@@ -14,7 +14,7 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 LANE = (Pool.GENERATION, "m")
-LIMITS = QueueLimits(max_requests=10, max_tokens=10_000, longest_wait_s=60.0)
+LIMITS = QueueLimits(max_requests=10, max_tokens=10_000, max_wait_s=60.0)
 DEMAND = Demand(Pool.GENERATION, "m", 100, 50, terms=Terms(tenant="a", time_left_s=30.0))
 
 

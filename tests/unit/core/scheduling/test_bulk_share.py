@@ -15,7 +15,7 @@ from neox_serve.core.tenancy.tenants import PriorityClass
 from neox_serve.core.types import Pool
 
 BULK, OTHER = PriorityClass.BULK, PriorityClass.INTERACTIVE
-LIMITS = BulkLimits(alone=4, beside=1, quiet_s=2.0)
+LIMITS = BulkLimits(per_replica=4, per_replica_contended=1, quiet_s=2.0)
 
 
 class Router:
@@ -118,7 +118,7 @@ def test_other_classes_run_at_once_and_bulk_never_starts_beyond_its_limit(events
         elif (priority := BULK if event == "end bulk" else OTHER) in router.running.values():
             router.end(priority, now_s)
             before -= priority is BULK
-        most = LIMITS.beside if router.count(OTHER) else LIMITS.alone
+        most = LIMITS.per_replica_contended if router.count(OTHER) else LIMITS.per_replica
         assert router.count(BULK) <= max(before, most)
     now_s += 10.0
     for _ in range(router.count(OTHER)):

@@ -19,7 +19,7 @@ _keys = count()
 G, E = (Pool.GENERATION, "m"), (Pool.EMBEDDING, "m")
 
 
-def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> QueuedRequest:
+def request(tenant: str = "a", arrival_s: float = 0.0, **changes: Any) -> QueuedRequest:
     values: dict[str, Any] = {
         "lane": G,
         "weight": 1.0,
@@ -27,13 +27,13 @@ def request(tenant: str = "a", came_s: float = 0.0, **changes: Any) -> QueuedReq
         "prompt_tokens": 10,
         "max_output_tokens": 10,
     }
-    return QueuedRequest(key=("gateway", next(_keys)), tenant=tenant, came_s=came_s, **(values | changes))
+    return QueuedRequest(key=("gateway", next(_keys)), tenant=tenant, arrival_s=arrival_s, **(values | changes))
 
 
 def queue(*waiting: QueuedRequest, limits: QueueLimits = QueueLimits()) -> FairQueue:  # noqa: B008 - frozen
     made = FairQueue(limits)
     for one in waiting:
-        made.put(one, one.came_s)
+        made.put(one, one.arrival_s)
     return made
 
 
@@ -133,7 +133,7 @@ def test_queue_over_its_token_limit_sheds() -> None:
 
 
 def test_request_past_its_deadline_leaves_the_queue() -> None:
-    limits = QueueLimits(longest_wait_s=10.0)
+    limits = QueueLimits(max_wait_s=10.0)
     fair = queue(patient := request(), hurried := request(deadline_s=5.0), limits=limits)
     assert fair.expire(4.9) == ()
     assert fair.expire(5.0) == (hurried,)
@@ -205,7 +205,7 @@ class Fair(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.fair = FairQueue(QueueLimits(max_requests=8, max_tokens=200, longest_wait_s=50.0))
+        self.fair = FairQueue(QueueLimits(max_requests=8, max_tokens=200, max_wait_s=50.0))
         self.now_s = 0.0
         self.here: dict[Any, tuple[QueuedRequest, int]] = {}
         self.unserved: dict[tuple[Lane, PriorityClass], float] = {}
@@ -263,7 +263,7 @@ class Fair(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
         gone = {one.key for one in self.fair.expire(self.now_s)}
-        late = {k for k, (one, _) in self.here.items() if self.now_s >= one.deadline_s or self.now_s - one.came_s >= 50.0}
+        late = {k for k, (one, _) in self.here.items() if self.now_s >= one.deadline_s or self.now_s - one.arrival_s >= 50.0}
         assert gone == late
         for key in gone:
             self.leave(key)
