@@ -1,5 +1,8 @@
 """Fixtures and settings that all tests share."""
 
+import signal
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.engines", "tests.databases"]
@@ -7,3 +10,12 @@ pytest_plugins = ["tests.engines", "tests.databases"]
 # A wall-clock limit per example would make tests fail on a busy machine.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the tests independent of how they are started.
+
+    A shell ignores SIGINT in its background jobs, and the processes that a test starts inherit that: they could not be interrupted.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
