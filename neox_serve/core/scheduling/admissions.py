@@ -61,7 +61,7 @@ class Notification:
 class _Running:
     """A request that was granted a replica."""
 
-    waiting: QueuedRequest
+    request: QueuedRequest
     charged: float
     """Cost that was charged to its tenant when it was granted."""
     granted_s: float
@@ -102,21 +102,21 @@ class Admissions:
 
     def admit(self, gateway_id: str, lease_id: int, demand: Demand, now_s: float) -> list[Notification]:
         """Grants, queues or refuses a request. Returns a notification about it, then those about requests that it displaces."""
-        waiting = _waiting(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
+        request = _queued_request(gateway_id, lease_id, demand, now_s, self._slack_s(demand))
         if not demand.terms.waited_s and not demand.excluded:
-            self._meter.record_arrival(waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens))
-        if self._is_next(waiting, now_s):
-            answer = self._state.try_admit(gateway_id, lease_id, demand)
-            if isinstance(answer, Grant):
-                self._granted(waiting, now_s)
-                return [Notification(gateway_id, lease_id, answer)]
-            if answer is not RoutingFailure.FULL and not self._will_wake(waiting, demand):
-                return [Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))]
+            self._meter.record_arrival(request, self._queue.expected_output(request.tenant, request.max_output_tokens))
+        if self._is_next(request, now_s):
+            decision = self._state.try_admit(gateway_id, lease_id, demand)
+            if isinstance(decision, Grant):
+                self._granted(request, now_s)
+                return [Notification(gateway_id, lease_id, decision)]
+            if decision is not RoutingFailure.FULL and not self._starts_replica(request, demand):
+                return [Notification(gateway_id, lease_id, self._state.refuse(decision, demand, now_s))]
         if not self._limits.max_requests:
             return [Notification(gateway_id, lease_id, self._state.refuse(RoutingFailure.FULL, demand, now_s))]
-        if (late := self._too_late(waiting, now_s)) is not None:
+        if (late := self._too_late(request, now_s)) is not None:
             return [Notification(gateway_id, lease_id, late)]
-        return self._wait(waiting, demand, now_s)
+        return self._enqueue(request, demand, now_s)
 
     def settle(self, gateway_id: str, settled: Settled, now_s: float) -> None:
         """Ends a request that has finished or was withdrawn. Ignores unknown ones."""
@@ -126,42 +126,42 @@ class Admissions:
         self._state.settle(gateway_id, [settled.lease_id])
         running = self._running.pop(key, None)
         if running is not None:
-            waiting = running.waiting
-            self._share.ended(waiting, now_s)
-            self._queue.charge_end(waiting, running.charged, settled.cached_tokens, settled.output_tokens)
-            served = waiting.prompt_tokens + settled.output_tokens
-            self._rates.setdefault(waiting.lane, DrainRate()).add(served, now_s)
+            request = running.request
+            self._share.ended(request, now_s)
+            self._queue.charge_end(request, running.charged, settled.cached_tokens, settled.output_tokens)
+            served = request.prompt_tokens + settled.output_tokens
+            self._rates.setdefault(request.lane, DrainRate()).add(served, now_s)
             if settled.timings is not None:
-                self._meter.record_end(waiting, settled.timings)
+                self._meter.record_end(request, settled.timings)
             if settled.output_tokens:
-                self._note_speed(waiting.lane, (now_s - running.granted_s) / settled.output_tokens)
+                self._record_speed(request.lane, (now_s - running.granted_s) / settled.output_tokens)
 
     def grant_next(self, now_s: float) -> list[Notification]:
         """Grants the places that have become free to queued requests."""
-        answers: list[Notification] = []
+        notifications: list[Notification] = []
         for lane in self._queue.lanes():
             while self._state.has_room(*lane):
-                waiting = self._queue.pop(lane, now_s, skip_bulk=self._holds_bulk(lane, now_s))
-                if waiting is None:
+                request = self._queue.pop(lane, now_s, skip_bulk=self._holds_bulk(lane, now_s))
+                if request is None:
                     break
-                answers.append(self._grant(waiting, now_s))
-        return answers
+                notifications.append(self._grant(request, now_s))
+        return notifications
 
     def expire(self, now_s: float) -> list[Notification]:
         """Refuses the queued requests that have waited too long."""
-        return [self._refused(waiting, self._time_is_over(waiting, now_s)) for waiting in self._queue.expire(now_s)]
+        return [self._refused(request, self._timed_out(request, now_s)) for request in self._queue.expire(now_s)]
 
     def drop_gateway_queue(self, gateway_id: str) -> None:
         """Removes a gateway's queued requests after its stream ended: it admits them again on the next stream, if they are still wanted."""
-        for waiting in tuple(self._queue.waiting()):
-            if _gateway_of(waiting) == gateway_id:
-                self._queue.remove(waiting.key)
-                del self._demands[waiting.key]
+        for request in tuple(self._queue.waiting()):
+            if _gateway_of(request) == gateway_id:
+                self._queue.remove(request.key)
+                del self._demands[request.key]
 
     def forget(self, gateway_ids: tuple[str, ...], now_s: float) -> None:
         """Ends the requests of gateways that will not return. What was charged for them is not refunded."""
-        for key in [key for key, running in self._running.items() if _gateway_of(running.waiting) in gateway_ids]:
-            self._share.ended(self._running.pop(key).waiting, now_s)
+        for key in [key for key, running in self._running.items() if _gateway_of(running.request) in gateway_ids]:
+            self._share.ended(self._running.pop(key).request, now_s)
 
     def tokens_per_second(self, lane: Lane, now_s: float) -> float | None:
         """Returns how fast a lane's requests are served; None if that is not known yet."""
@@ -170,34 +170,35 @@ class Admissions:
 
     def expected_wait_s(self, demand: Demand, now_s: float) -> float | None:
         """Returns how long a request would wait now: 0 if it would be granted at once, None if unknown."""
-        waiting = _waiting("", 0, demand, now_s)
-        if self._is_next(waiting, now_s) and self._state.has_room(demand.pool, demand.model):
+        request = _queued_request("", 0, demand, now_s)
+        if self._is_next(request, now_s) and self._state.has_room(demand.pool, demand.model):
             return 0.0
-        rate = self.tokens_per_second(waiting.lane, now_s)
-        return None if not rate else self._queue.expected_wait_s(waiting, rate)
+        rate = self.tokens_per_second(request.lane, now_s)
+        return None if not rate else self._queue.expected_wait_s(request, rate)
 
     def tenants(self, max_tenants: int) -> tuple[TenantView, ...]:
         """Returns the tenants that have requests, the busiest first."""
         sums: dict[str, list[int]] = {}
-        for place, waiting in self._all_requests():
-            counts = sums.setdefault(waiting.tenant, [0, 0, 0, 0])
+        for place, request in self._all_requests():
+            counts = sums.setdefault(request.tenant, [0, 0, 0, 0])
             counts[place] += 1
-            counts[place + 1] += waiting.tokens
+            counts[place + 1] += request.tokens
         busiest = sorted(sums.items(), key=lambda item: (-item[1][1] - item[1][3], item[0]))[:max_tenants]
         return tuple(TenantView(name, c[0], c[1], c[2], c[3], self._queue.counter(name)) for name, c in busiest)
 
     def demand(self, now_s: float) -> dict[Pool, PoolDemand]:
         """Returns the demand on each pool: what arrived since the previous call, what waits and what runs."""
-        queue = ((waiting, self._queue.expected_output(waiting.tenant, waiting.max_output_tokens)) for waiting in self._queue.waiting())
+        queue = ((request, self._queue.expected_output(request.tenant, request.max_output_tokens)) for request in self._queue.waiting())
         return self._meter.snapshot(self._state.view(now_s).replicas, queue, now_s)
 
-    def _will_wake(self, waiting: QueuedRequest, demand: Demand) -> bool:
-        return waiting.lane in self._waking and not demand.excluded
+    def _starts_replica(self, request: QueuedRequest, demand: Demand) -> bool:
+        """Returns whether a replica will be started for the request if there is none."""
+        return request.lane in self._waking and not demand.excluded
 
-    def _is_next(self, waiting: QueuedRequest, now_s: float) -> bool:
+    def _is_next(self, request: QueuedRequest, now_s: float) -> bool:
         """Returns whether a request that arrives now would be the next to be granted."""
-        held = self._holds_bulk(waiting.lane, now_s)
-        return not (held and waiting.priority is PriorityClass.BULK) and not self._queue.any_waits(waiting.lane, skip_bulk=held)
+        held = self._holds_bulk(request.lane, now_s)
+        return not (held and request.priority is PriorityClass.BULK) and not self._queue.any_waits(request.lane, skip_bulk=held)
 
     def _holds_bulk(self, lane: Lane, now_s: float) -> bool:
         """Returns whether BULK requests must wait although there are replicas."""
@@ -207,18 +208,18 @@ class Admissions:
     def _all_requests(self) -> Iterator[tuple[int, QueuedRequest]]:
         """Yields (0, request) for running and (2, request) for queued requests; the number is an offset in a tenant's sums."""
         for running in self._running.values():
-            yield 0, running.waiting
-        for waiting in self._queue.waiting():
-            yield 2, waiting
+            yield 0, running.request
+        for request in self._queue.waiting():
+            yield 2, request
 
-    def _wait(self, waiting: QueuedRequest, demand: Demand, now_s: float) -> list[Notification]:
-        self._demands[waiting.key] = demand
-        shed = self._queue.put(waiting, now_s)
-        answers = [] if waiting in shed else [Notification(*waiting.key, Queued())]
-        answers += [self._refused(one, self._shed(one, now_s)) for one in shed]
-        return answers + self._preemptions(waiting)
+    def _enqueue(self, request: QueuedRequest, demand: Demand, now_s: float) -> list[Notification]:
+        self._demands[request.key] = demand
+        shed = self._queue.put(request, now_s)
+        notifications = [] if request in shed else [Notification(*request.key, Queued())]
+        notifications += [self._refused(one, self._shed(one, now_s)) for one in shed]
+        return notifications + self._preemptions(request)
 
-    def _note_speed(self, lane: Lane, seconds_per_token: float) -> None:
+    def _record_speed(self, lane: Lane, seconds_per_token: float) -> None:
         before = self._seconds_per_token.get(lane, seconds_per_token)
         self._seconds_per_token[lane] = before + _SPEED_SMOOTHING * (seconds_per_token - before)
 
@@ -227,52 +228,52 @@ class Admissions:
         expected = self._queue.expected_output(demand.terms.tenant, demand.output_tokens)
         return expected * self._seconds_per_token.get((demand.pool, demand.model), 0.0)
 
-    def _preemptions(self, waiting: QueuedRequest) -> list[Notification]:
+    def _preemptions(self, request: QueuedRequest) -> list[Notification]:
         """Preempts one running BULK request for each waiting request of a higher class, the newest first."""
-        bulk = self._bulk.get(waiting.lane, [])
-        while waiting.priority < PriorityClass.BULK and bulk:
+        bulk = self._bulk.get(request.lane, [])
+        while request.priority < PriorityClass.BULK and bulk:
             key = bulk.pop()
             if key in self._running:
                 return [Notification(*key, Preempt())]
         return []
 
-    def _granted(self, waiting: QueuedRequest, now_s: float) -> None:
-        self._running[waiting.key] = _Running(waiting, self._queue.charge_dispatch(waiting), now_s)
-        self._share.began(waiting, now_s)
-        if waiting.priority is PriorityClass.BULK:
-            bulk = self._bulk.setdefault(waiting.lane, [])
-            bulk.append(waiting.key)
+    def _granted(self, request: QueuedRequest, now_s: float) -> None:
+        self._running[request.key] = _Running(request, self._queue.charge_dispatch(request), now_s)
+        self._share.began(request, now_s)
+        if request.priority is PriorityClass.BULK:
+            bulk = self._bulk.setdefault(request.lane, [])
+            bulk.append(request.key)
             if len(bulk) > 2 * len(self._running):
-                self._bulk[waiting.lane] = [key for key in bulk if key in self._running]
+                self._bulk[request.lane] = [key for key in bulk if key in self._running]
 
-    def _grant(self, waiting: QueuedRequest, now_s: float) -> Notification:
-        gateway_id, lease_id = waiting.key
-        demand = self._demands.pop(waiting.key)
-        answer = self._state.try_admit(gateway_id, lease_id, demand)
-        if isinstance(answer, Grant):
-            self._granted(waiting, now_s)
-            return Notification(gateway_id, lease_id, answer)
-        return Notification(gateway_id, lease_id, self._state.refuse(answer, demand, now_s))
+    def _grant(self, request: QueuedRequest, now_s: float) -> Notification:
+        gateway_id, lease_id = request.key
+        demand = self._demands.pop(request.key)
+        decision = self._state.try_admit(gateway_id, lease_id, demand)
+        if isinstance(decision, Grant):
+            self._granted(request, now_s)
+            return Notification(gateway_id, lease_id, decision)
+        return Notification(gateway_id, lease_id, self._state.refuse(decision, demand, now_s))
 
-    def _refused(self, waiting: QueuedRequest, error: ServeError) -> Notification:
-        del self._demands[waiting.key]
-        return Notification(*waiting.key, error)
+    def _refused(self, request: QueuedRequest, error: ServeError) -> Notification:
+        del self._demands[request.key]
+        return Notification(*request.key, error)
 
-    def _too_late(self, waiting: QueuedRequest, now_s: float) -> ServeError | None:
+    def _too_late(self, request: QueuedRequest, now_s: float) -> ServeError | None:
         """Returns the refusal of a request that would not be granted in time for its deadline; None if it may wait."""
-        rate, left_s = self.tokens_per_second(waiting.lane, now_s), waiting.deadline_s - now_s
+        rate, left_s = self.tokens_per_second(request.lane, now_s), request.deadline_s - now_s
         allowed_s = _MAX_WAIT_FRACTION * left_s
-        if not rate or (wait_s := self._queue.expected_wait_s(waiting, rate)) <= allowed_s:
+        if not rate or (wait_s := self._queue.expected_wait_s(request, rate)) <= allowed_s:
             return None
         message = f"estimated queue wait {wait_s:.1f} s exceeds the {max(0.0, allowed_s):.1f} s that the deadline allows"
         return _overloaded(message, wait_s)
 
-    def _shed(self, waiting: QueuedRequest, now_s: float) -> ServeError:
-        return _overloaded("shed: the queue is full of higher-priority requests", self._drained_in_s(waiting.lane, now_s))
+    def _shed(self, request: QueuedRequest, now_s: float) -> ServeError:
+        return _overloaded("shed: the queue is full of requests of the same or a higher priority", self._drained_in_s(request.lane, now_s))
 
-    def _time_is_over(self, waiting: QueuedRequest, now_s: float) -> ServeError:
-        waited_s = now_s - waiting.arrival_s
-        return _overloaded(f"no replica became free within {waited_s:.1f} s", self._drained_in_s(waiting.lane, now_s))
+    def _timed_out(self, request: QueuedRequest, now_s: float) -> ServeError:
+        waited_s = now_s - request.arrival_s
+        return _overloaded(f"no replica became free within {waited_s:.1f} s", self._drained_in_s(request.lane, now_s))
 
     def _drained_in_s(self, lane: Lane, now_s: float) -> float:
         """Returns the seconds until a lane's queue is empty at its present rate; 1 if the rate is unknown."""
@@ -280,8 +281,8 @@ class Admissions:
         return tokens / rate if rate else 1.0
 
 
-def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> QueuedRequest:
-    """slack_s: how long before its deadline the request must be granted."""
+def _queued_request(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack_s: float = 0.0) -> QueuedRequest:
+    """Returns the queue entry of a request. slack_s: how long before its deadline it must be granted."""
     terms = demand.terms
     return QueuedRequest(
         key=(gateway_id, lease_id),
@@ -296,8 +297,8 @@ def _waiting(gateway_id: str, lease_id: int, demand: Demand, now_s: float, slack
     )
 
 
-def _gateway_of(waiting: QueuedRequest) -> str:
-    return waiting.key[0]
+def _gateway_of(request: QueuedRequest) -> str:
+    return request.key[0]
 
 
 def _overloaded(message: str, wait_s: float) -> ServeError:
