@@ -116,7 +116,8 @@ def _range(entry: Mapping[str, Any]) -> str:
         for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if name in entry
     ]
-    lengths = [f"{word} {entry[name]} characters" for name, word in (("minLength", "at least"), ("maxLength", "at most")) if name in entry]
+    lengths = ["not empty"] if entry.get("minLength") == 1 else []
+    lengths += [f"at most {entry['maxLength']} characters"] if "maxLength" in entry else []
     pattern = [f"matching `{entry['pattern']}`"] if "pattern" in entry else []
     return "".join(f", {text}" for text in (*limits, *lengths, *pattern)).replace("<", "&lt;")
 

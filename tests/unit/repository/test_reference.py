@@ -1,6 +1,7 @@
 """The generated pages of docs/reference are what today's settings, protos and commands give."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def test_configuration_page_has_every_setting_with_its_variable() -> None:
     for key in keys(Settings):
         assert f"### `{key}`" in page
         assert f"`NEOX_SERVE_{key.upper().replace('.', '__')}`" in page
+
+
+def test_every_setting_has_a_description() -> None:
+    page = (FOLDER / "configuration.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^### `(\S+)` \S+\n\n(.*)$", page, flags=re.MULTILINE)
+    assert len(entries) > 100
+    assert [key for key, first_line in entries if first_line.startswith("* Type:")] == []
+
+
+def test_every_option_of_every_command_has_a_help_text() -> None:
+    page = (FOLDER / "cli.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(-[^|]*)` \|.*\|\s+\|$", page, flags=re.MULTILINE) == []
+
+
+def test_every_field_of_the_public_protocol_has_a_comment() -> None:
+    page = (FOLDER / "api.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z_]+)` \| .* \| \d+ \|\s+\|$", page, flags=re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "config").glob("*.yaml")), ids=lambda path: path.name)
