@@ -77,7 +77,7 @@ class WantedReplicas:
 
         try:
             return parse_verdict(_internal_kv_get(self._pool.encode(), namespace=VERDICT_NAMESPACE), time.time())
-        except Exception:  # noqa: BLE001 - whatever fails, the cluster keeps its size
+        except Exception:  # noqa: BLE001 - if anything fails, the pool keeps its size
             _log.exception("scaling_verdict_unreadable pool=%s", self._pool)
             return None
 

@@ -24,7 +24,7 @@ TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 GPUS = ("a100-80", "h100-80")
 """GPUs with step times."""
 KV_TOKENS = {1: 15 * 2048, 2: 49 * 2048, 4: 116 * 2048, 8: 251 * 2048}
-"""KV cache size in tokens by tensor-parallel size: in fp16 beside the weights, at 0.90 of 80 GB per GPU with 1.5 GiB kept free on each."""
+"""KV cache size in tokens by tensor-parallel size: in fp16 next to the weights, at 0.90 of 80 GB per GPU with 1.5 GiB kept free on each."""
 FITTED: Mapping[tuple[str, int], StepTime] = {
     ("a100-80", 1): StepTime(0.02689, 5.175e-05, 6.52e-07, 0.000179),
     ("a100-80", 2): StepTime(0.01813, 6.266e-05, 3.644e-07, 0.0001055),

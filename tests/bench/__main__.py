@@ -21,6 +21,27 @@ from tests.bench.view import View
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    chosen, view = _parse(arguments), View()
+    match chosen.size:
+        case "plot":
+            is_growth = "points" in json.loads(chosen.result.read_text(encoding="utf-8"))
+            view.say(str((growth_plot.write if is_growth else engine_plot.write)(chosen.result)))
+        case "ladder":
+            size, name = (SMOKE, "ladder-smoke") if chosen.smoke else (FULL, "ladder")
+            ladder.run(size, results.new_folder(name), view)
+        case "growth":
+            curves, name = (points.SMOKE, "growth-smoke") if chosen.smoke else (points.FULL, "growth")
+            growth.run(curves, results.new_folder(name), view)
+        case "router":
+            router_scale.run(results.new_folder("router"), view)
+        case "routing":
+            routing_policies.measure(results.new_folder("routing"), view)
+        case _:
+            _compare(chosen.size, chosen.part, view)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description="Compare neox-serve with other serving systems and measure its parts."
     )
@@ -41,34 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("defaults requires full")
     if (chosen.result is not None) != (chosen.size == "plot"):
         parser.error("--result and plot require each other")
-    full, view = chosen.size == "full", View()
-    if chosen.size == "plot":
-        draw = growth_plot.write if "points" in json.loads(chosen.result.read_text(encoding="utf-8")) else engine_plot.write
-        view.say(str(draw(chosen.result)))
-        return 0
-    if chosen.size == "ladder":
-        ladder_size, name = (SMOKE, "ladder-smoke") if chosen.smoke else (FULL, "ladder")
-        ladder.run(ladder_size, results.new_folder(name), view)
-        return 0
-    if chosen.size == "growth":
-        curves, name = (points.SMOKE, "growth-smoke") if chosen.smoke else (points.FULL, "growth")
-        growth.run(curves, results.new_folder(name), view)
-        return 0
-    if chosen.size == "router":
-        router_scale.run(results.new_folder("router"), view)
-        return 0
-    if chosen.size == "routing":
-        routing_policies.measure(results.new_folder("routing"), view)
-        return 0
-    if chosen.part in {None, "fake"}:
-        size = fake_comparison.FULL if full else fake_comparison.SMOKE
-        fake_comparison.run(size, results.new_folder(f"{chosen.size}-fake"), view)
-    if chosen.part in {None, "engines"}:
+    return chosen
+
+
+def _compare(size: str, part: str | None, view: View) -> None:
+    """Run the comparisons of `full` or `smoke`, or only one of them."""
+    full = size == "full"
+    if part in {None, "fake"}:
+        fake = fake_comparison.FULL if full else fake_comparison.SMOKE
+        fake_comparison.run(fake, results.new_folder(f"{size}-fake"), view)
+    if part in {None, "engines"}:
         engines = engine_comparison.FULL if full else engine_comparison.SMOKE
-        engine_comparison.run(engines, results.new_folder(f"{chosen.size}-engines"), view)
-    if full and chosen.part in {None, "defaults"}:
+        engine_comparison.run(engines, results.new_folder(f"{size}-engines"), view)
+    if full and part in {None, "defaults"}:
         defaults_comparison.run(results.new_folder("full-defaults"), view)
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,12 +10,19 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 4096
+"""Number of tokens, including special and added ones."""
 END_OF_TEXT = "<|endoftext|>"
+"""Token before each document."""
 PADDING = "<|padding|>"
+"""Padding token."""
 END_OF_TEXT_ID = 0
+"""Id of END_OF_TEXT."""
 PADDING_ID = 1
+"""Id of PADDING."""
 MAX_SPACE_RUN = 24
+"""Length of the longest run of spaces that is one token."""
 SPACE_RUNS: tuple[str, ...] = tuple(" " * length for length in range(MAX_SPACE_RUN, 1, -1))
+"""Runs of spaces that are one token each, the longest first."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:

@@ -50,9 +50,13 @@ class Size:
 
 
 EVERY_OTHER = (TWO_GATEWAYS, OPENAI, ASYNC_LLM, VLLM_GRPC, SERVE_LLM, SERVE_LLM_UNBATCHED)
+"""Names of all systems that neox-serve is compared with."""
 FULL = Size(5, 2, 12, EVERY_OTHER, (8, 32, 64, 128), open_rounds=frozenset({2}))
+"""Five rounds of everything."""
 GOALS = Size(3, 3, 30, (OPENAI, ASYNC_LLM, SERVE_LLM, SERVE_LLM_UNBATCHED), (64, 128))
+"""The part that the goals need."""
 SMOKE = Size(1, 2, 10, (OPENAI,))
+"""One round against vLLM's OpenAI server."""
 
 
 def systems(size: Size) -> list[System]:

@@ -15,6 +15,7 @@ from tests.bench.workloads import Workload
 
 NEOX, HANDLE = "neox-serve", "Ray Serve handle"
 MANY = "256 streams"
+"""Name of the closed loop."""
 
 VALUES: dict[str, Any] = {
     "generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": {"ttft_s": 0.02, "itl_s": 0.02, "itl_per_request_s": 0.0}}}
@@ -35,8 +36,11 @@ class Size:
 
 
 FULL = Size(rounds=5, requests_per_stream=2, output_tokens=128)
+"""Five rounds."""
 GOALS = Size(rounds=3, requests_per_stream=2, output_tokens=128)
+"""The rounds that the goals need."""
 SMOKE = Size(rounds=1, requests_per_stream=1, output_tokens=128)
+"""One short round."""
 
 
 def run(size: Size, folder: Path, view: View) -> Comparison:

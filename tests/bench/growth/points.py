@@ -48,6 +48,7 @@ FULL = Size(
     routed_to=(10, 100, 1000),
     real=True,
 )
+"""All curves, in about ten minutes."""
 SMOKE = Size(
     rounds=1,
     streams=(16, 64),
@@ -59,6 +60,7 @@ SMOKE = Size(
     routed_to=(10, 100),
     real=False,
 )
+"""A few points, in about a minute."""
 
 WIDE_STREAMS = 256
 """Number of streams in the curves over gateways and replicas, at 50 tokens per second each."""

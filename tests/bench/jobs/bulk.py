@@ -76,8 +76,8 @@ def run(folder: Path, view: View) -> Bulk:
             with running_cluster(here, cluster_values(VALUES)) as cluster:
                 _warm_up(cluster.address)
                 job = _job_rate(cluster.address, rows, here)
-                alone, beside = _interactive(cluster.address, endless, here)
-            found.append((job, beside, alone))
+                without_job_ms, with_job_ms = _interactive(cluster.address, endless, here)
+            found.append((job, with_job_ms, without_job_ms))
             progress(number + 1)
     offline = median(offline for offline, _ in turns)
     view.table(
@@ -89,13 +89,16 @@ def run(folder: Path, view: View) -> Bulk:
     view.table(
         f"A job through the cluster; LLM.generate {offline:.0f} tok/s",
         ["job tok/s", "ratio", "p99 TTFT with a job, ms", "without, ms", "ratio"],
-        [[f"{job:.0f}", f"{job / offline:.3f}", f"{beside:.1f}", f"{alone:.1f}", f"{beside / alone:.2f}"] for job, beside, alone in found],
+        [
+            [f"{job:.0f}", f"{job / offline:.3f}", f"{with_job_ms:.1f}", f"{without_job_ms:.1f}", f"{with_job_ms / without_job_ms:.2f}"]
+            for job, with_job_ms, without_job_ms in found
+        ],
     )
     return Bulk(
         median(job / offline for job, _, _ in found),
         median(own / offline for offline, own in turns),
         median(own for _, own in turns) / ray_data,
-        median(beside / alone for _, beside, alone in found),
+        median(with_job_ms / without_job_ms for _, with_job_ms, without_job_ms in found),
     )
 
 
@@ -168,10 +171,10 @@ def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
             return 1e3 * percentile([one.ttft_s for one in records if one.ttft_s is not None and one.intended_s >= since_s], 0.99)
 
         p99_ms(0)
-        alone = p99_ms(1)
+        without_job_ms = p99_ms(1)
         with _job(address, rows, folder / "endless.jsonl") as process:
             time.sleep(8.0)
-            beside = p99_ms(2)
+            with_job_ms = p99_ms(2)
             if process.poll() is not None:
                 raise NotMeasuredError("the job ended before the interactive load")
-    return alone, beside
+    return without_job_ms, with_job_ms

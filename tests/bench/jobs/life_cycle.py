@@ -49,12 +49,12 @@ class LifeCycle:
 
 def run(folder: Path, view: View) -> LifeCycle:
     """Measure all parts. Raises StartError if the cluster does not start, and NotMeasuredError if a job fails."""
-    registry, asked = folder / "registry", questions()
+    registry, all_questions = folder / "registry", questions()
     engine = {**VALUES["generation"]["engine"], "dtype": "float32"}  # so that likelihoods can be compared with those of transformers
     values = cluster_values({**VALUES, "generation": {"engine": engine}}) | {"model": {"registry": str(registry)}}
     with view.progress("life cycle: parts", 2 + len(SCHEME_NAMES)) as progress:
         with running_cluster(folder, values) as cluster, Client(cluster.address) as client:
-            before, after = _fine_tuned(client, asked, folder)
+            before, after = _fine_tuned(client, all_questions, folder)
             progress(1)
             error, different = _evaluated(cluster.address, folder)
             progress(2)
@@ -66,10 +66,10 @@ def run(folder: Path, view: View) -> LifeCycle:
     return LifeCycle(before, after, card["parameters_fraction"], error, different, quality)
 
 
-def _fine_tuned(client: Client, asked: Sequence[Question], folder: Path) -> tuple[float, float]:
+def _fine_tuned(client: Client, all_questions: Sequence[Question], folder: Path) -> tuple[float, float]:
     """Return the accuracy on questions that the adapter was not trained on, without and with the adapter."""
-    source, tested = folder / "lines.jsonl", asked[_TRAINED:]
-    source.write_text("".join(f"{json.dumps(one.example)}\n" for one in asked[:_TRAINED]), encoding="utf-8")
+    source, tested = folder / "lines.jsonl", all_questions[_TRAINED:]
+    source.write_text("".join(f"{json.dumps(one.example)}\n" for one in all_questions[:_TRAINED]), encoding="utf-8")
     targets = ["query_key_value", "dense", "dense_h_to_4h"]
     job = client.create_finetune(str(source), "lines", rank=4, targets=targets, epochs=5, learning_rate=5e-3, batch_tokens=2048)
     last = list(client.watch_job(job.job_id))[-1]
@@ -78,8 +78,10 @@ def _fine_tuned(client: Client, asked: Sequence[Question], folder: Path) -> tupl
     wait_until(lambda: "lines" in client.models()[0].adapters)
     texts = [render(DEFAULT_TEMPLATE, one.asked, end_of_text="<|endoftext|>") for one in tested]
     plain = [client.generate(text, max_tokens=8, temperature=0).results[0].completions[0].text.split("\n")[0] for text in texts]
-    taught = [client.generate([one.asked], adapter="lines", max_tokens=8, temperature=0).results[0].completions[0].text for one in tested]
-    return right_fraction(tested, plain), right_fraction(tested, taught)
+    fine_tuned = [
+        client.generate([one.asked], adapter="lines", max_tokens=8, temperature=0).results[0].completions[0].text for one in tested
+    ]
+    return right_fraction(tested, plain), right_fraction(tested, fine_tuned)
 
 
 def _evaluated(address: str, folder: Path) -> tuple[float, float]:

@@ -67,6 +67,7 @@ FULL = Size(
     levels=(16, 32, 64, 96, 128, 192, 256, 384, 512),
     fan_in_streams=2_000,
 )
+"""All rungs in five rounds, in about half an hour."""
 GOALS = Size(
     rounds=3,
     rungs=(BARE, EVERYTHING),
@@ -79,6 +80,7 @@ GOALS = Size(
     levels=(64,),
     fan_in_streams=None,
 )
+"""The part that the goals need."""
 SMOKE = Size(
     rounds=1,
     rungs=(BARE, GATEWAY, LINK, ROUTER),
@@ -91,6 +93,7 @@ SMOKE = Size(
     levels=(32, 96),
     fan_in_streams=500,
 )
+"""The rungs without Ray in one round."""
 
 
 class Loads:

@@ -43,6 +43,7 @@ VALUES: Mapping[str, object] = {
         }
     }
 }
+"""Settings of the cluster."""
 _SHAPES = ((16, 48), (128, 96), (400, 64), (800, 48))
 _BATCHES = (1, 4, 12, 32)
 _WAVES = 2

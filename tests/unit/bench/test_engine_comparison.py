@@ -51,17 +51,17 @@ def test_start_ratio_system_that_was_not_started_is_rejected() -> None:
         Comparison([], [Start(NEOX, (0,), 20.0)]).start_ratio(NEOX, OPENAI)
 
 
-def lone(intended_s: float, first_token_s: float) -> Record:
+def first_record(intended_s: float, first_token_s: float) -> Record:
     """Return the record of the first request of a started system."""
     return Record(64, intended_s, intended_s, first_token_s, first_token_s, (1,), 1, 0.0)
 
 
 def test_start_to_first_token_of_a_server_excludes_the_load_generators_start() -> None:
-    assert start_to_first_token_s(100.0, 112.0, lone(intended_s=112.5, first_token_s=112.75)) == 12.25
+    assert start_to_first_token_s(100.0, 112.0, first_record(intended_s=112.5, first_token_s=112.75)) == 12.25
 
 
 def test_start_to_first_token_within_the_load_generator_includes_its_start() -> None:
-    assert start_to_first_token_s(100.0, None, lone(intended_s=110.0, first_token_s=110.25)) == 10.25
+    assert start_to_first_token_s(100.0, None, first_record(intended_s=110.0, first_token_s=110.25)) == 10.25
 
 
 def test_run_figures_include_memory() -> None:

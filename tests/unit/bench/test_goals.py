@@ -11,7 +11,8 @@ from tests.bench.engines.comparison import Comparison, Start
 from tests.bench.engines.engine_comparison import NEOX, OPENAI
 from tests.bench.goal import Goal
 from tests.bench.goal_runs import Runs
-from tests.bench.goals import GOALS, LONG_GOALS, OPERATORS, holds, measure_all, measured_line, unmeasured_line
+from tests.bench.goal_table import GOALS, LONG_GOALS
+from tests.bench.goals import OPERATORS, holds, measure_all, measured_line, unmeasured_line
 from tests.bench.processes import ROOT
 from tests.bench.view import View
 

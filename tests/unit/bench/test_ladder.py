@@ -78,13 +78,13 @@ def test_stamped_target_ignores_the_ramp_of_each_response() -> None:
 class Measurer:
     """Sustains a given number of streams, except in some of its measurements."""
 
-    def __init__(self, most: int, hiccups: tuple[int, ...] = ()) -> None:
-        self._most, self._hiccups = most, hiccups
-        self.asked: list[int] = []
+    def __init__(self, max_streams: int, hiccups: tuple[int, ...] = ()) -> None:
+        self._max_streams, self._hiccups = max_streams, hiccups
+        self.measured: list[int] = []
 
     def __call__(self, streams: int) -> tuple[int, bool]:
-        self.asked.append(streams)
-        return streams, streams <= self._most and len(self.asked) not in self._hiccups
+        self.measured.append(streams)
+        return streams, streams <= self._max_streams and len(self.measured) not in self._hiccups
 
 
 def highest(measurer: Measurer) -> int | None:
@@ -94,25 +94,25 @@ def highest(measurer: Measurer) -> int | None:
 
 
 def test_highest_carried_stops_at_the_first_level_that_fails_twice() -> None:
-    measurer = Measurer(most=32)
+    measurer = Measurer(max_streams=32)
     assert highest(measurer) == 32
-    assert measurer.asked == [16, 32, 64, 64]
+    assert measurer.measured == [16, 32, 64, 64]
 
 
 def test_highest_carried_single_failure_of_a_level_is_ignored() -> None:
-    measurer = Measurer(most=64, hiccups=(2,))
+    measurer = Measurer(max_streams=64, hiccups=(2,))
     assert highest(measurer) == 64
-    assert measurer.asked == [16, 32, 32, 64, 96, 96]
+    assert measurer.measured == [16, 32, 32, 64, 96, 96]
 
 
 def test_highest_carried_all_levels_sustained_returns_the_last() -> None:
-    assert highest(Measurer(most=1000)) == 96
+    assert highest(Measurer(max_streams=1000)) == 96
 
 
 def test_highest_carried_first_level_not_sustained_returns_none() -> None:
-    measurer = Measurer(most=0)
+    measurer = Measurer(max_streams=0)
     assert highest(measurer) is None
-    assert measurer.asked == [16, 16]
+    assert measurer.measured == [16, 16]
 
 
 def measured(*, itl_s: float = ITL_S, p99_s: float = 0.005, failed: int = 0, number: int = 0) -> Measured:

@@ -17,10 +17,10 @@ def work(blocks: tuple[tuple[int, ...], ...], rest_tokens: int, output_tokens: i
 @settings(max_examples=100, deadline=None)
 @given(WORKS, st.integers(8, 40), st.integers(20, 200))
 def test_engine_completes_every_request_and_computes_each_token_once(
-    asked: list[tuple[tuple[tuple[int, ...], ...], int, int]], capacity_blocks: int, step_tokens: int
+    requests: list[tuple[tuple[tuple[int, ...], ...], int, int]], capacity_blocks: int, step_tokens: int
 ) -> None:
     engine = SimulatedEngine(Speed(step_tokens=step_tokens), capacity_blocks, BLOCK_TOKENS)
-    works = [work(*one) for one in asked]
+    works = [work(*one) for one in requests]
     for each in works:
         engine.submit(each)
     now_s, ended, there = 0.0, list[Work](), set[int]()

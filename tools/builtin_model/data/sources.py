@@ -78,6 +78,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("werkzeug", "3.1.3", "BSD-3-Clause"),
     Package("xarray", "2025.7.1", "Apache-2.0"),
 )
+"""Packages whose code is in the training text."""
 
 
 def download_package(package: Package, folder: Path) -> Path:
