@@ -12,7 +12,7 @@ UNREACHABLE = "unreachable"
 
 
 class CommandError(Exception):
-    """A command cannot do what it was told to do. The message is shown to the user."""
+    """A command cannot do its work. The message is shown to the user."""
 
 
 class ExplainingGroup(TyperGroup):

@@ -20,7 +20,8 @@ AdminCall = Callable[["Message"], Any]
 """Calls the AdminService method that takes this request, and returns its response."""
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "50051"
-SERVER_HINT = "install the server on this machine: `pip install neox-serve`"
+SERVER_HINT = 'install the server: `pip install "neox-serve[cpu]"`, or neox-serve[gpu] on a machine with GPUs'
+"""Ends the messages about what only the server can do."""
 
 
 @dataclass(frozen=True, slots=True)

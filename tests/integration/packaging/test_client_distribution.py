@@ -77,7 +77,7 @@ def test_help_lists_commands_and_says_which_need_the_server(bin_folder: Path) ->
 def test_what_needs_the_server_names_the_distribution_to_install(bin_folder: Path, arguments: list[str]) -> None:
     done = run(bin_folder, "neox-serve", *arguments)
     assert done.returncode == 1
-    assert "pip install neox-serve" in done.stderr
+    assert 'pip install "neox-serve[cpu]"' in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -33,7 +33,7 @@ def test_server_command_on_a_client_says_what_to_install(command: str) -> None:
     done = invoke(command, "anything", "--option", "1")
     assert done.exit_code == 1
     assert f"`neox-serve {command}` is a command of the server" in done.stderr
-    assert "pip install neox-serve" in done.stderr
+    assert 'pip install "neox-serve[cpu]"' in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["models", "--config", "s.yaml"], ["tenant", "list", "--direct"], ["metrics"]])
