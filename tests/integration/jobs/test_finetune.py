@@ -142,7 +142,7 @@ def test_checkpoint_of_other_examples_is_refused(job: FinetuneRun) -> None:
     job.unfinished.mkdir(parents=True)
     parameter = torch.nn.Parameter(torch.zeros(1))
     checkpoint.save(job.unfinished / "checkpoint", "another", checkpoint.TrainingState(), {}, torch.optim.AdamW([parameter]))
-    with pytest.raises(JobError, match="is of a training with other examples or options"):
+    with pytest.raises(JobError, match="belongs to a training with other examples or options"):
         run(job, QUIET)
 
 
