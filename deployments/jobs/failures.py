@@ -62,7 +62,7 @@ def reject_bad_rows(path: str, bad: Sequence[BadRow], good: int, rejects: str) -
 
 
 def _refusal(path: str, bad: Sequence[BadRow], good: int) -> str:
-    lines = [f"{path}: {len(bad)} rows are bad and {good} are good; nothing was started (--rejects FILE runs the good ones)"]
+    lines = [f"{path}: {len(bad)} bad and {good} good rows; nothing was started (--rejects FILE runs the good ones)"]
     lines += [f"  line {row.number}: {row.problem}" for row in bad[:_MAX_SHOWN_BAD_ROWS]]
     if len(bad) > _MAX_SHOWN_BAD_ROWS:
         lines.append(f"  and {len(bad) - _MAX_SHOWN_BAD_ROWS} more")

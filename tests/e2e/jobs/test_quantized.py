@@ -96,8 +96,8 @@ async def test_engine_serves_the_quantized_checkpoint(made: Made) -> None:
         ({"--calibration": "/nowhere/text"}, "/nowhere/text: No such file"),
         ({"--model": "/nowhere/model"}, "--model: '/nowhere/model' is"),
         ({"--output": os.sep}, "/ exists, and was not made from this"),
-        ({"--output": "s3://bucket/model"}, "must be a folder, since engines read weights from one"),
-        ({"--sequence-tokens": "2048"}, "a sequence takes 2048 (--sequence-tokens)"),
+        ({"--output": "s3://bucket/model"}, "it must be a folder, because engines read weights from a folder"),
+        ({"--sequence-tokens": "2048"}, "a sequence needs 2048 (--sequence-tokens)"),
     ],
 )
 def test_unusable_argument_is_named(change: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_killed_run_continues_and_makes_the_same_checkpoint(tmp_path: Path, caps
     def arguments(name: str) -> list[str]:
         return ["--scheme", "w4a16", "--output", str(tmp_path / name), *files]
 
-    growing = tmp_path / ".killed.partial" / "whole"
+    growing = tmp_path / ".killed.partial" / "checkpoint"
     killed = [sys.executable, "-m", "deployments.jobs.quantize", *arguments("killed")]
     with subprocess.Popen(killed, stderr=subprocess.DEVNULL) as process:
         until_s = time.monotonic() + 100
@@ -149,7 +149,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     weights.write_bytes(weights.read_bytes()[:-1_000])
     files = ["--calibration", str(text), "--held-out", str(text), "--sequence-tokens", "64"]
     assert main(["--scheme", "w8a8", "--model", str(model), "--output", str(tmp_path / "out"), *files]) == 2
-    assert f"{weights}: is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert f"{weights} is damaged" in capsys.readouterr().err.replace("\n", "")
     assert not (tmp_path / "out").exists()
 
 

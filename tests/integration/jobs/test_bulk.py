@@ -149,7 +149,7 @@ async def test_run_with_bad_rows_sends_nothing_and_names_them(tmp_path: Path, ga
     with pytest.raises(JobError) as caught:
         await do(job)
     assert caught.value.exit_code == 2
-    assert "2 rows are bad and 1 are good" in str(caught.value)
+    assert "2 bad and 1 good rows" in str(caught.value)
     assert "line 2: not JSON" in str(caught.value)
     assert "line 3: unknown keys: top" in str(caught.value)
     assert not gateway.received

@@ -167,7 +167,7 @@ def test_run_killed_after_publishing_is_finished_by_the_next_one(job: FinetuneRu
 def test_bad_rows_stop_the_run_or_are_written_to_the_rejects_file(job: FinetuneRun, tmp_path: Path) -> None:
     with Path(job.work.input).open("a") as stream:
         stream.write('{"prompt": "a"}\n')
-    with pytest.raises(JobError, match=r"1 bad rows beside 60 good ones(.|\n)*line 61: completion: got None"):
+    with pytest.raises(JobError, match=r"1 bad and 60 good rows(.|\n)*line 61: completion: got None"):
         survey(job)
     aside = tmp_path / "bad.jsonl"
     found = survey(replace(job, work=replace(job.work, rejects=str(aside))))
