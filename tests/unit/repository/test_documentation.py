@@ -60,6 +60,12 @@ def test_page_names_modules_and_folders_that_exist(page: Path) -> None:
     assert [name for name in names if not (ROOT / name).exists() and not (ROOT / "protos" / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "developer").glob("*.md")), ids=lambda page: page.name)
+def test_developer_page_names_modules_that_exist(page: Path) -> None:
+    modules = {path.name for package in ("neox_serve", "autoscaling", "deployments") for path in (ROOT / package).rglob("*.py")}
+    assert set(re.findall(r"`([a-z_]+\.py)`", page.read_text(encoding="utf-8"))) <= modules
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_names_make_targets_that_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
