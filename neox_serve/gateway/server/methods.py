@@ -44,6 +44,7 @@ def methods(
 ) -> tuple[Method, ...]:
     """Returns all methods. Calls of operators are not bounded, because they are needed most when the gateway is full."""
     max_bytes = served.limits[Pool.GENERATION].request_bytes
+    stream_decoder = Decoder(inference.StreamGenerateRequest, max_bytes)
     salts = _salts(platform)
     generation = Generation(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
     embedding = Embedding(served=served, tokenizer=tokenizer, dispatcher=dispatcher, salts=salts)
@@ -55,13 +56,7 @@ def methods(
     ops = Ops(gateway_id=gateway_id, pools=tuple(served.limits), dispatcher=dispatcher, conditions=conditions)
     return (
         Method(INFERENCE, "Generate", Decoder(inference.GenerateRequest, max_bytes), unary=generation.generate, metered=True),
-        Method(
-            INFERENCE,
-            "StreamGenerate",
-            Decoder(inference.StreamGenerateRequest, max_bytes),
-            stream=generation.stream_generate,
-            metered=True,
-        ),
+        Method(INFERENCE, "StreamGenerate", stream_decoder, stream=generation.stream_generate, metered=True),
         Method(INFERENCE, "Embed", Decoder(inference.EmbedRequest, max_bytes), unary=embedding.embed, metered=True),
         Method(INFERENCE, "Score", Decoder(inference.ScoreRequest, max_bytes), unary=scoring.score, metered=True),
         Method(INFERENCE, "Estimate", Decoder(inference.EstimateRequest, max_bytes), unary=estimation.estimate),
@@ -69,14 +64,7 @@ def methods(
         Method(TOKENS, "Detokenize", Decoder(token.DetokenizeRequest, max_bytes), unary=tokens.detokenize),
         Method(MODELS, "ListModels", Decoder(model.ListModelsRequest, max_bytes), unary=models.list_models, bounded=False),
         Method(MODELS, "GetModel", Decoder(model.GetModelRequest, max_bytes), unary=models.get_model, bounded=False),
-        Method(OPS, "DrainReplica", Decoder(operations.DrainReplicaRequest, max_bytes), unary=ops.drain_replica, bounded=False),
-        Method(
-            OPS,
-            "GetClusterStatus",
-            Decoder(operations.GetClusterStatusRequest, max_bytes),
-            unary=ops.get_cluster_status,
-            bounded=False,
-        ),
+        *_ops_methods(ops, max_bytes),
         *(_admin_methods(platform, max_bytes) if platform else ()),
         *(_batch_methods(Batch(platform.jobs, served, draining), max_bytes) if platform else ()),
     )
@@ -88,6 +76,14 @@ def _salts(platform: Platform | None) -> Salts:
         return unsalted
     secret = platform.secret
     return lambda tenant: cache_salt(secret, tenant.name)
+
+
+def _ops_methods(service: Ops, max_bytes: int) -> tuple[Method, ...]:
+    drain, status = Decoder(operations.DrainReplicaRequest, max_bytes), Decoder(operations.GetClusterStatusRequest, max_bytes)
+    return (
+        Method(OPS, "DrainReplica", drain, unary=service.drain_replica, bounded=False),
+        Method(OPS, "GetClusterStatus", status, unary=service.get_cluster_status, bounded=False),
+    )
 
 
 def _batch_methods(service: Batch, max_bytes: int) -> tuple[Method, ...]:

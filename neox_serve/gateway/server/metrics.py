@@ -34,43 +34,11 @@ class GatewayMetrics:
         self._registry = registry = CollectorRegistry()
         self._calls = Counter("neox_serve_gateway_calls", "Calls that ended", ["method", "code", "reason"], registry=registry)
         self._in_flight = Gauge("neox_serve_gateway_calls_in_flight", "Calls that have not ended", ["method"], registry=registry)
-        self._ttft = Histogram(
-            "neox_serve_gateway_time_to_first_token_seconds",
-            "Time from the arrival of a call to its first token",
-            ["method"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._tpot = Histogram(
-            "neox_serve_gateway_time_per_output_token_seconds",
-            "Mean time between the tokens of a call, after the first",
-            ["method"],
-            buckets=_TPOT_BUCKETS_S,
-            registry=registry,
-        )
-        self._duration = Histogram(
-            "neox_serve_gateway_call_duration_seconds",
-            "Time from the arrival of a call to its end",
-            ["method"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._gaps = Histogram(
-            "neox_serve_gateway_continuation_gap_seconds",
-            "Time without output after a stream lost its replica, until another replica continued it",
-            buckets=_LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._tenants = HeavyHitters(max_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
-        self._tenant_calls = Counter("neox_serve_gateway_tenant_calls", "Calls by tenant", ["tenant", "code"], registry=registry)
-        self._tenant_tokens = Counter("neox_serve_gateway_tenant_tokens", "Tokens by tenant", ["tenant", "kind"], registry=registry)
-        self._tenant_ttft = Histogram(
-            "neox_serve_gateway_tenant_time_to_first_token_seconds",
-            "Time from the arrival of a call to its first token, by tenant",
-            ["tenant"],
-            buckets=_TENANT_BUCKETS_S,
-            registry=registry,
-        )
+        self._ttft = self._latency("time_to_first_token", "Time from the arrival of a call to its first token")
+        self._tpot = self._latency("time_per_output_token", "Mean time between the tokens of a call, after the first", _TPOT_BUCKETS_S)
+        self._duration = self._latency("call_duration", "Time from the arrival of a call to its end")
+        gap = "Time without output after a stream lost its replica, until another replica continued it"
+        self._gaps = self._latency("continuation_gap", gap, labels=())
         self._tokens = Counter("neox_serve_gateway_tokens", "Tokens of calls that ended", ["kind"], registry=registry)
         self._prefixes = Counter(
             "neox_serve_gateway_prefix_tokens",
@@ -78,6 +46,11 @@ class GatewayMetrics:
             ["kind"],
             registry=registry,
         )
+        self._tenants = HeavyHitters(max_tenants, candidates=_TENANT_CANDIDATES, half_life_s=_TENANT_HALF_LIFE_S)
+        self._tenant_calls = Counter("neox_serve_gateway_tenant_calls", "Calls by tenant", ["tenant", "code"], registry=registry)
+        self._tenant_tokens = Counter("neox_serve_gateway_tenant_tokens", "Tokens by tenant", ["tenant", "kind"], registry=registry)
+        tenant_ttft = "Time from the arrival of a call to its first token, by tenant"
+        self._tenant_ttft = self._latency("tenant_time_to_first_token", tenant_ttft, _TENANT_BUCKETS_S, labels=("tenant",))
         self._watch(dispatcher)
 
     def began(self, call: Call) -> None:
@@ -107,6 +80,11 @@ class GatewayMetrics:
             self._tenant_ttft.labels(tenant).observe(ttft_s)
             if tokens.completion > 1:
                 self._tpot.labels(method).observe((progress.last_token_at_s - progress.first_token_at_s) / (tokens.completion - 1))
+
+    def _latency(
+        self, name: str, description: str, buckets_s: tuple[float, ...] = _LATENCY_BUCKETS_S, labels: tuple[str, ...] = ("method",)
+    ) -> Histogram:
+        return Histogram(f"neox_serve_gateway_{name}_seconds", description, labels, buckets=buckets_s, registry=self._registry)
 
     def _label(self, tenant: str, tokens: int, now_s: float) -> str:
         """Returns the label value of a tenant, and adds the call to its recent use. A call without tokens counts as one."""
