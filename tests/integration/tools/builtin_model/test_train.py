@@ -1,4 +1,4 @@
-"""Training resumes as if it had not stopped, and the fast loss is the reference loss."""
+"""Training: a resumed run equals an uninterrupted one, and the fast loss equals the reference loss."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ BUDGET = Budget(steps=4)
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """One thread: sums then have one order, so runs can be compared bit for bit."""
+    """Use one thread, so that sums have one order and runs can be compared exactly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +42,7 @@ def stop_after(trainer: Trainer, steps: int) -> bool:
     return trainer.progress.steps >= steps
 
 
-def test_training_interrupted_and_resumed_ends_as_an_uninterrupted_run(tmp_path: Path, streams: Streams) -> None:
+def test_run_training_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, streams: Streams) -> None:
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = start_trainer(tmp_path / "whole" / "checkpoint.pt", OPTIONS, SCHEDULE)
@@ -58,7 +58,7 @@ def test_training_interrupted_and_resumed_ends_as_an_uninterrupted_run(tmp_path:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_training_on_repeated_text_lowers_the_loss(streams: Streams) -> None:
+def test_run_training_repeated_text_lowers_the_loss(streams: Streams) -> None:
     repeated = Streams(np.tile(np.arange(2, 10, dtype=np.uint16), 256 * 8), streams.annealing)
     model = new_model(0)
     with ThreadPoolExecutor(2) as workers:
@@ -67,7 +67,7 @@ def test_training_on_repeated_text_lowers_the_loss(streams: Streams) -> None:
     assert losses[-1] < losses[0] - 2.0
 
 
-def test_checkpoint_interrupted_while_writing_leaves_the_previous_one(tmp_path: Path) -> None:
+def test_save_checkpoint_interrupted_write_keeps_the_previous_one(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     model = new_model(1)
     save_checkpoint(path, model, torch.optim.AdamW(model.parameters()), Progress(steps=5))
@@ -90,7 +90,7 @@ def test_fast_loss_equals_the_reference_in_value_and_gradient() -> None:
 
 
 def perturbed_model() -> GPTNeoXForCausalLM:
-    """A model whose norms and biases are not at their neutral start, so an error in folding them would show."""
+    """Return a model whose norms and biases are not neutral, so that an error in folding them is detected."""
     model = new_model(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def perturbed_model() -> GPTNeoXForCausalLM:
     return model
 
 
-def test_config_divides_for_tensor_parallelism_and_group_quantisation() -> None:
+def test_built_in_config_widths_allow_tensor_parallelism_and_group_quantization() -> None:
     config = built_in_config()
     assert config.num_attention_heads % 2 == 0
     for width in (config.vocab_size, config.hidden_size, config.intermediate_size):
@@ -107,6 +107,6 @@ def test_config_divides_for_tensor_parallelism_and_group_quantisation() -> None:
         assert width % 128 == 0
 
 
-def test_options_with_micro_batches_that_do_not_divide_are_refused() -> None:
+def test_train_options_indivisible_micro_batches_are_rejected() -> None:
     with pytest.raises(ValueError, match="must divide"):
         TrainOptions(batch_tokens=100, micro_batch_tokens=64)
