@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, text
 
+from neox_serve import tenancy
 from neox_serve.core.errors import Reason, ServeError
+from neox_serve.core.jobs.evaluate import EvaluateWork
 from neox_serve.core.jobs.job import JobState, Progress
 from neox_serve.core.jobs.rows import RowsWork
 from neox_serve.tenancy.database import open_database
 from neox_serve.tenancy.job_store import JobStore
 
+_OLD_VALUES = "'QUEUED', '', 0, 0, 0, 0, 0, '', 0, 3, 0, '', 1.0"
 WORK = RowsWork("in.jsonl", "out.jsonl", {"logit_bias": {"5": 1.5}}, into="lancedb:vectors#words")
 
 
@@ -98,3 +104,27 @@ def test_requested_cancellation_survives_updates_of_progress(store: JobStore) ->
     done = store.create("acme", "generate", WORK)
     store.update(replace(done, state=JobState.SUCCEEDED))
     assert not store.request_cancel("acme", done.job_id).cancel_requested
+
+
+def test_job_of_an_older_database_is_converted_to_a_document(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/neox.db"
+    older = create_engine(url)
+    with older.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(tenancy.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        columns = "job_id, tenant, kind, work, state, message, cancel_asked, total, done, errors, tokens, run_id, runs, fruitless_runs"
+        work = '{"input": "in", "output": "out", "options": {}, "set_aside": "bad", "patience_s": 60.0}'
+        connection.execute(
+            text(f"INSERT INTO batch_jobs ({columns}, rows_before_run, key_id, created_s) VALUES (:id, 'a', :kind, :work, {_OLD_VALUES})"),
+            [
+                {"id": "job-1", "kind": "embed", "work": work},
+                {"id": "job-2", "kind": "evaluate", "work": '{"tasks": ["piqa"], "output": "out", "shots": -1}'},
+            ],
+        )
+        connection.commit()
+    older.dispose()
+    rows, evaluation = JobStore(open_database(url)).open_jobs()
+    assert (rows.work, rows.runs_without_progress) == (RowsWork("in", "out", rejects="bad", max_stall_s=60.0), 3)
+    assert evaluation.work == EvaluateWork(("piqa",), "out")
