@@ -7,12 +7,14 @@ that every later token is predicted from at least CONTEXT_TOKENS - STRIDE_TOKENS
 
 import lzma
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
+
+from neox_serve.model.windows import sliding_windows
 
 CONTEXT_TOKENS = 2048
 """Length of the window."""
@@ -29,18 +31,6 @@ PROMPTS: tuple[str, ...] = (
     "for key, value in self.",
 )
 """Prompts of the completions in the model card."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A part of a token stream that is evaluated in one forward pass. All fields are indices of the stream."""
-
-    start: int
-    """First token of the window."""
-    end: int
-    """First token after the window."""
-    scored_from: int
-    """First token that is scored. The tokens before it are only context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +52,6 @@ class DocumentScore:
         return self.nats / math.log(2) / self.size_bytes
 
 
-def sliding_windows(length: int, context: int = CONTEXT_TOKENS, stride: int = STRIDE_TOKENS) -> Iterator[Window]:
-    """Yield windows that score every token of a stream of `length` tokens exactly once, except for the first token."""
-    scored_from = 1
-    while scored_from < length:
-        end = context if scored_from == 1 else scored_from + stride
-        end = min(end, length)
-        yield Window(max(end - context, 0), end, scored_from)
-        scored_from = end
-
-
 def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> DocumentScore:
     """Return the cost of `text`, preceded by `<|endoftext|>`.
 
@@ -82,7 +62,7 @@ def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase
         raise ValueError(f"{name}: decoding its tokens does not reproduce the text, so its bits per byte cannot be measured")
     stream = torch.tensor([tokenizer.eos_token_id, *ids])
     nats = 0.0
-    for window in sliding_windows(len(stream)):
+    for window in sliding_windows(len(stream), CONTEXT_TOKENS, STRIDE_TOKENS):
         scored = window.end - window.scored_from
         with torch.inference_mode():
             output = model(input_ids=stream[None, window.start : window.end], use_cache=False, logits_to_keep=scored + 1)

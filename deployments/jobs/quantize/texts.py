@@ -12,7 +12,7 @@ from deployments.jobs.failures import JobError, usable
 from deployments.jobs.files.storage import reading
 from neox_serve.core.jobs.quantize import QuantizeWork
 from neox_serve.model.tokenizer import Tokenizer
-from tools.builtin_model.evaluate import Window, sliding_windows
+from neox_serve.model.windows import Window, sliding_windows
 
 
 @dataclass(frozen=True, slots=True)
