@@ -49,7 +49,7 @@ class Attainment:
         self._reports: deque[_ReportSums] = deque()
 
     def report(self, ttfts_s: Sequence[float], tpots_s: Sequence[float], now_s: float) -> Attained:
-        """Add the latencies measured since the previous report and return the attainment over the window."""
+        """Adds the latencies measured since the previous report and returns the attainment over the window."""
         ttft_met_count = sum(ttft_s <= self._targets.ttft_s for ttft_s in ttfts_s)
         tpot_met_count = sum(tpot_s <= self._targets.tpot_s for tpot_s in tpots_s)
         self._reports.append(_ReportSums(now_s, len(ttfts_s), ttft_met_count, sum(ttfts_s), len(tpots_s), tpot_met_count, sum(tpots_s)))

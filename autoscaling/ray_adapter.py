@@ -61,7 +61,7 @@ class WantedReplicas:
         self._wanted: int | None = None
 
     def __call__(self, context: ServeContext) -> tuple[int, dict[str, Any]]:
-        """Return the wanted replica count and an empty state."""
+        """Returns the wanted replica count and an empty state."""
         if time.monotonic() - self._read_at_s >= _READ_INTERVAL_S:
             self._read_at_s = time.monotonic()
             self._wanted = self._read_verdict()
@@ -83,12 +83,12 @@ class WantedReplicas:
 
 
 def requests_in_flight(context: ServeContext) -> float:
-    """Return the number of requests in flight that the replicas last reported."""
+    """Returns the number of requests in flight that the replicas last reported."""
     return sum(series[-1].value for series in context.raw_metrics.get(REQUESTS_METRIC, {}).values() if series)
 
 
 def parse_verdict(stored: bytes | None, now_s: float) -> int | None:
-    """Return the replica count of a stored verdict, or None if it is missing or too old. `now_s` is in seconds since the epoch."""
+    """Returns the replica count of a stored verdict, or None if it is missing or too old. `now_s` is in seconds since the epoch."""
     if not stored:
         return None
     verdict = json.loads(stored)
@@ -96,5 +96,5 @@ def parse_verdict(stored: bytes | None, now_s: float) -> int | None:
 
 
 def serialize_verdict(replicas: int, reason: str, at_s: float) -> bytes:
-    """Return a verdict in the form that `parse_verdict` reads. `at_s` is in seconds since the epoch."""
+    """Returns a verdict in the form that `parse_verdict` reads. `at_s` is in seconds since the epoch."""
     return json.dumps({"replicas": replicas, "reason": reason, "at_s": at_s}).encode()

@@ -38,7 +38,7 @@ class Scaler:
     """The scaler of one cluster."""
 
     def __init__(self, policy: Policy, specs: Mapping[str, PoolSpec], initial: Mapping[str, int], gpu_budget: float | None = None) -> None:
-        """Create the scaler.
+        """Creates the scaler.
 
         `specs` holds the pools that scale, by name, and `initial` their current replica counts. `gpu_budget` is the number of GPUs that all
         pools may use together (None: no limit). Raises ValueError if the pools' minimum sizes exceed the budget.
@@ -51,7 +51,7 @@ class Scaler:
         self._pools = {name: _Pool(spec, {}, spec.bounded(initial[name])) for name, spec in specs.items()}
 
     def decide(self, signals: Mapping[str, PoolSignals], now_s: float) -> dict[str, Verdict]:
-        """Return a verdict for each pool that has signals. `now_s` comes from a clock that all runs of this cluster's scaler share."""
+        """Returns a verdict for each pool that has signals. `now_s` comes from a clock that all runs of this cluster's scaler share."""
         wanted = {}
         for name in self._pools.keys() & signals.keys():
             pool = self._pools[name]
@@ -65,7 +65,7 @@ class Scaler:
         return wanted
 
     def dump(self) -> dict[str, Any]:
-        """Return the complete state as a JSON-serializable mapping."""
+        """Returns the complete state as a JSON-serializable mapping."""
         return {
             name: {
                 "state": dict(pool.state),
@@ -77,14 +77,14 @@ class Scaler:
         }
 
     def restore(self, dumped: Mapping[str, Any]) -> None:
-        """Continue from the state that `dump` returned. Unknown pools are ignored, and targets are clamped to the current bounds."""
+        """Continues from the state that `dump` returned. Unknown pools are ignored, and targets are clamped to the current bounds."""
         for name in self._pools.keys() & dumped.keys():
             pool, kept = self._pools[name], dumped[name]
             pool.state, pool.target = kept["state"], pool.spec.bounded(kept["target"])
             pool.scale_up_began_s, pool.startup_s = kept["scale_up_began_s"], kept["startup_s"]
 
     def _with_startup(self, pool: _Pool, signals: PoolSignals, now_s: float) -> PoolSignals:
-        """Return the signals with starting_replicas and startup_s filled in. Start-up is measured from a scale-up until all are ready."""
+        """Returns the signals with starting_replicas and startup_s filled in. Start-up is measured from a scale-up until all are ready."""
         starting = max(0, pool.target - signals.ready_replicas)
         if pool.scale_up_began_s is not None and not starting:
             pool.startup_s, pool.scale_up_began_s = max(1.0, now_s - pool.scale_up_began_s), None
@@ -102,7 +102,7 @@ class Scaler:
         return _verdict(decision, pool.spec)
 
     def _within_budget(self, wanted: Mapping[str, Verdict], signals: Mapping[str, PoolSignals]) -> dict[str, Verdict]:
-        """Reduce the verdicts if the pools together want more GPUs than the budget.
+        """Reduces the verdicts if the pools together want more GPUs than the budget.
 
         Each pool gets its minimum, then GPUs for the replicas it already has, then one replica at a time goes to the pool that has the
         smallest fraction of what it wants.

@@ -23,7 +23,7 @@ class ClassDemand:
     """Output tokens that the arrived requests are expected to generate, per second of arrivals."""
 
     def plus(self, other: "ClassDemand") -> "ClassDemand":
-        """Return the sum of both demands."""
+        """Returns the sum of both demands."""
         return ClassDemand(
             self.waiting_requests + other.waiting_requests,
             self.waiting_tokens + other.waiting_tokens,
@@ -124,7 +124,7 @@ class Capacity:
             )
 
     def request_work_s(self, input_tokens: float, output_tokens: float) -> float:
-        """Return the time that a request adds to all its steps together, in seconds. The shared fixed_s is not included.
+        """Returns the time that a request adds to all its steps together, in seconds. The shared fixed_s is not included.
 
         A request pays for its prompt once. For each output token it pays for its place in the batch and for reading its KV cache, which
         grows from the prompt's length to the total length.
@@ -133,7 +133,7 @@ class Capacity:
         return self.per_prompt_token_s * input_tokens + output_tokens * (self.per_sequence_s + self.per_resident_token_s * resident)
 
     def replicas_of_request(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
-        """Return the number of replicas that one such request per second keeps busy.
+        """Returns the number of replicas that one such request per second keeps busy.
 
         The step time is chosen to suit the request best and is at most tpot_s. The result is the largest of three demands:
 
@@ -154,7 +154,7 @@ class Capacity:
         return max(work_s / (1 - self.fixed_s / step_s), prefill)
 
     def replicas_of_prompt(self, input_tokens: float, output_tokens: float, tpot_s: float) -> float:
-        """Return the part of `replicas_of_request` that the prompt needs immediately. The rest is spread over the time of decoding."""
+        """Returns the part of `replicas_of_request` that the prompt needs immediately. The rest is spread over the time of decoding."""
         total = self.replicas_of_request(input_tokens, output_tokens, tpot_s)
         share = 1 - self.fixed_s / tpot_s
         return min(total, self.per_prompt_token_s * input_tokens / share) if share > 0 else total
@@ -198,5 +198,5 @@ class PoolSpec:
             raise ValueError(f"replicas must satisfy 0 <= min <= max and max >= 1, got min {self.min_replicas} and max {self.max_replicas}")
 
     def bounded(self, replicas: int) -> int:
-        """Return the allowed replica count nearest to `replicas`."""
+        """Returns the allowed replica count nearest to `replicas`."""
         return max(self.min_replicas, min(self.max_replicas, replicas))

@@ -28,5 +28,5 @@ class Policy(Protocol):
     """
 
     def __call__(self, signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
-        """Return a decision within the spec's bounds and the state for the next call. All calls take `now_s` from one monotonic clock."""
+        """Returns a decision within the spec's bounds and the state for the next call. All calls take `now_s` from one monotonic clock."""
         ...

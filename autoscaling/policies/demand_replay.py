@@ -30,7 +30,7 @@ _MAX_CANDIDATES = 10
 def add_demand(
     bins: list[float], place: int, bin_s: float, requests: float, lengths: tuple[float, float], capacity: Capacity, tpot_s: float
 ) -> None:
-    """Add the demand of requests that arrive in bin `place`.
+    """Adds the demand of requests that arrive in bin `place`.
 
     `lengths` are the input and output tokens of each request. The prompt's demand falls in the bin of arrival. The answer's demand is
     spread over the bins in which it is generated, because during that time the request is one of many sequences in every step.
@@ -45,7 +45,7 @@ def add_demand(
 
 
 def extrapolate_rise(newest: float, before: float, earlier: float, ahead_windows: float) -> float:
-    """Return the demand expected `ahead_windows` windows from now, given the means of the last three windows.
+    """Returns the demand expected `ahead_windows` windows from now, given the means of the last three windows.
 
     Demand that has risen twice is extrapolated by the smaller rise, up to a limit that such rises rarely exceed.
     """
@@ -58,7 +58,7 @@ def extrapolate_rise(newest: float, before: float, earlier: float, ahead_windows
 
 
 def reactive_replicas(demand: Sequence[float], *, window: int, delay: int, hold: int, ahead_windows: float) -> list[float]:
-    """Return the replicas that a reactive policy has ready in each bin.
+    """Returns the replicas that a reactive policy has ready in each bin.
 
     This is the maximum demand that `extrapolate_rise` predicted between `delay` and `delay + hold` bins earlier. All lengths are in bins.
     """
@@ -89,7 +89,7 @@ class ReplayResult:
 
 
 def replay(demand: Sequence[float], base: float, reactive: Sequence[float], bin_s: float, patience_s: float) -> ReplayResult:
-    """Replay the demand against `base` replicas, or against the reactive replicas in bins in which these are clearly more.
+    """Replays the demand against `base` replicas, or against the reactive replicas in bins in which these are clearly more.
 
     `demand` holds means over bins of `bin_s` seconds. `reactive` is the result of `reactive_replicas`.
     """
@@ -107,7 +107,7 @@ def replicas_needed(
     max_replicas: int,
     reactive: Sequence[float] | None = None,
 ) -> int:
-    """Return the base count that misses at most `miss_fraction` of the demand and costs the least, including reactive replicas.
+    """Returns the base count that misses at most `miss_fraction` of the demand and costs the least, including reactive replicas.
 
     `reactive` is the result of `reactive_replicas`; None means that the policy does not react. The result is at most `max_replicas`, even
     if that count misses more, and 0 if there is no demand.
@@ -138,13 +138,13 @@ def replicas_needed(
 
 
 def _provided(base: float, reactive: Sequence[float]) -> list[float]:
-    """Return the replicas in each bin."""
+    """Returns the replicas in each bin."""
     threshold = REACTION_THRESHOLD * base
     return [ready if ready > threshold else base for ready in reactive]
 
 
 def _total(series: Sequence[float]) -> float:
-    """Return the sum in order. The built-in sum compensates rounding errors, and so would prefer other candidates among equal ones."""
+    """Returns the sum in order. The built-in sum compensates rounding errors, and so would prefer other candidates among equal ones."""
     return reduce(add, series, 0.0)
 
 
@@ -159,7 +159,7 @@ class _Replayer:
         self._max_missed_fraction = max_missed_fraction
 
     def missed_fraction(self, provided: Sequence[float]) -> float:
-        """Return the fraction of the demand that waits longer than the patience; an incomplete value above the maximum if it stopped."""
+        """Returns the fraction of the demand that waits longer than the patience; an incomplete value above the maximum if it stopped."""
         total, bin_s, patience_s = self._total, self._bin_s, self._patience_s
         backlog = missed = 0.0
         for each, replicas in zip(self._demand, provided, strict=True):

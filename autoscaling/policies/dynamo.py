@@ -16,7 +16,7 @@ _LEVEL, _TREND = 0.6, 0.3
 
 
 def forecast(headroom: float = 1.0, interval_s: float = _INTERVAL_S) -> Policy:
-    """Return a policy that provides replicas for `headroom` times the forecast load."""
+    """Returns a policy that provides replicas for `headroom` times the forecast load."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         demand = signals.urgent

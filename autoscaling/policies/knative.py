@@ -19,7 +19,7 @@ _MAX_UP, _MAX_DOWN = 1000.0, 2.0
 
 
 def kpa(target_concurrency: float) -> Policy:
-    """Return a policy that keeps the concurrent requests of each replica at 0.7 times `target_concurrency`."""
+    """Returns a policy that keeps the concurrent requests of each replica at 0.7 times `target_concurrency`."""
     target = _UTILIZATION * target_concurrency
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:

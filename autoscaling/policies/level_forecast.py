@@ -17,7 +17,7 @@ _BLOCKS = 6
 
 
 def factors_to_expected_level(series: Sequence[float], width: int, ahead_bins: float) -> list[float]:
-    """Return for each bin the factor from the level at its time to the level expected `ahead_bins` bins from now.
+    """Returns for each bin the factor from the level at its time to the level expected `ahead_bins` bins from now.
 
     A level is a mean over `width` bins. If levels do not predict the following levels, as in bursty traffic, the factors approach 1.
     """
@@ -34,7 +34,7 @@ def factors_to_expected_level(series: Sequence[float], width: int, ahead_bins: f
 
 
 def _centered_means(sums: Sequence[float], width: int) -> list[float]:
-    """Return for each bin the mean over about `width` bins around it, fewer at both ends. `sums` are cumulative sums from 0 on."""
+    """Returns for each bin the mean over about `width` bins around it, fewer at both ends. `sums` are cumulative sums from 0 on."""
     half, count = width // 2, len(sums) - 1
     full = 2 * half + 1
     middle = [(last - first) / full for first, last in zip(sums, sums[full:], strict=False)]
@@ -44,7 +44,7 @@ def _centered_means(sums: Sequence[float], width: int) -> list[float]:
 
 
 def steadiness(levels: Sequence[float]) -> float:
-    """Return how well each level predicts the next, from 0 to 1.
+    """Returns how well each level predicts the next, from 0 to 1.
 
     The result is 1 if each level resembles the previous one, and 0 if the mean square difference between neighbours is at least the
     variance (for independent levels, it is twice the variance). It is 0.5 if there are too few levels to tell.
@@ -61,7 +61,7 @@ def steadiness(levels: Sequence[float]) -> float:
 
 
 def _expected_level(sums: Sequence[float], width: int, ahead_bins: float) -> float:
-    """Return the newest level, extrapolated by the rise over the last two widths.
+    """Returns the newest level, extrapolated by the rise over the last two widths.
 
     The rise is the median of the differences between consecutive blocks. A jump changes at most two of the five differences and therefore
     does not count as a rise. Falling levels are not extrapolated, because keeping capacity a little too long is the safer error.
@@ -73,11 +73,11 @@ def _expected_level(sums: Sequence[float], width: int, ahead_bins: float) -> flo
 
 
 def highest_mean(series: Sequence[float], width: int) -> float:
-    """Return the highest mean of any `width` consecutive bins, or 0 if the series is shorter than that."""
+    """Returns the highest mean of any `width` consecutive bins, or 0 if the series is shorter than that."""
     sums = [0.0, *accumulate(series)]
     return max(map(sub, sums[width:], sums), default=0.0) / width
 
 
 def round_up(replicas: float) -> int:
-    """Return the replica count rounded up, ignoring an excess of less than a thousandth."""
+    """Returns the replica count rounded up, ignoring an excess of less than a thousandth."""
     return math.ceil(replicas - 1e-3)

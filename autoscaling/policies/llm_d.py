@@ -15,7 +15,7 @@ _INTERVAL_S = 30.0
 
 
 def saturation(kv_threshold: float = 0.80) -> Policy:
-    """Return a policy that keeps the KV usage below `kv_threshold` minus 0.10 and the queues short."""
+    """Returns a policy that keeps the KV usage below `kv_threshold` minus 0.10 and the queues short."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         target = state.get("target", signals.replicas)

@@ -26,7 +26,7 @@ class Delays:
 
 
 def target_ongoing_requests(target_requests: float, delays: Delays = Delays()) -> Policy:
-    """Return a policy that keeps the running and waiting requests per replica at `target_requests`."""
+    """Returns a policy that keeps the running and waiting requests per replica at `target_requests`."""
 
     def metric_ratio(signals: PoolSignals, _spec: PoolSpec) -> float | None:
         return signals.requests / (target_requests * max(1, signals.ready_replicas))
@@ -35,7 +35,7 @@ def target_ongoing_requests(target_requests: float, delays: Delays = Delays()) -
 
 
 def target_ttft(target_fraction: float = 1.0, delays: Delays = Delays()) -> Policy:
-    """Return a policy that keeps the mean TTFT at `target_fraction` of the pool's target.
+    """Returns a policy that keeps the mean TTFT at `target_fraction` of the pool's target.
 
     It applies Serve's proportional rule to a TTFT metric, as Serve's guide to custom policies does with engine metrics.
     """

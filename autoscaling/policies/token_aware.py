@@ -69,7 +69,7 @@ class Tuning:
     """Time without requests until the pool scales to zero, in seconds. At least two start-up times are waited."""
 
     def hold_s(self, startup_s: float) -> float:
-        """Return how long fewer replicas must have been sufficient before the policy scales down, in seconds."""
+        """Returns how long fewer replicas must have been sufficient before the policy scales down, in seconds."""
         return self.hold_startups * startup_s + self.hold_beyond_s
 
 
@@ -108,7 +108,7 @@ class _Memory:
 
     @classmethod
     def restore(cls, state: State, signals: PoolSignals, now_s: float) -> "_Memory":
-        """Return the memory kept in `state`, or a new one if the state is empty."""
+        """Returns the memory kept in `state`, or a new one if the state is empty."""
         if state:
             lists = {name: list(state[name]) for name in ("arrived_demand", "spread_demand", "future_demand", "recent_wants")}
             return cls(**{**state, **lists})
@@ -116,12 +116,12 @@ class _Memory:
         return cls([0.0], [], [0.0], now_s, now_s, now_s, now_s, 0, replicas, now_s - 1e9, [[now_s, replicas]], now_s - 1e9, 1.0, replicas)
 
     def state(self) -> State:
-        """Return the memory as a JSON-serializable mapping."""
+        """Returns the memory as a JSON-serializable mapping."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def token_aware(tuning: Tuning = Tuning()) -> Policy:
-    """Return the policy with the given parameters."""
+    """Returns the policy with the given parameters."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         memory = _Memory.restore(state, signals, now_s)
@@ -141,7 +141,7 @@ def token_aware(tuning: Tuning = Tuning()) -> Policy:
 
 
 def _record(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning, now_s: float) -> None:
-    """Record the demand since the previous call, and close the bins that have ended."""
+    """Records the demand since the previous call, and closes the bins that have ended."""
     rate = demand.arrived_requests_per_s
     if rate > 0 or demand.waiting_requests:
         memory.last_request_s = now_s
@@ -161,7 +161,7 @@ def _record(memory: _Memory, demand: ClassDemand, spec: PoolSpec, tuning: Tuning
 
 
 def _replay(memory: _Memory, spec: PoolSpec, tuning: Tuning, startup_s: float) -> None:
-    """Find the replicas that keep the promise, with and without spare demand, if history repeats itself at the expected level."""
+    """Finds the replicas that keep the promise, with and without spare demand, if history repeats itself at the expected level."""
     factors = factors_to_expected_level(memory.spread_demand, round(tuning.level_s / BIN_S), startup_s / BIN_S)
     arrived = [each * by for each, by in zip(memory.arrived_demand[-len(factors) - 1 :], factors, strict=False)]
     delay, hold = math.ceil(startup_s / BIN_S), round(tuning.hold_s(startup_s) / BIN_S)
@@ -180,12 +180,12 @@ def _replay(memory: _Memory, spec: PoolSpec, tuning: Tuning, startup_s: float) -
 
 
 def _ahead_windows(startup_s: float) -> float:
-    """Return by how many windows a rise is extrapolated."""
+    """Returns by how many windows a rise is extrapolated."""
     return 0.5 + min(startup_s, _MAX_RISE_S) / (_REACTION_WINDOW_BINS * BIN_S)
 
 
 def _replicas_for_rise(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
-    """Return the replicas for the current demand and queue, or 0 if that is not clearly more than the replay found necessary."""
+    """Returns the replicas for the current demand and queue, or 0 if that is not clearly more than the replay found necessary."""
     bins = memory.arrived_demand[-1 - 3 * _REACTION_WINDOW_BINS : -1]
     if len(bins) < 3 * _REACTION_WINDOW_BINS:
         return 0
@@ -200,7 +200,7 @@ def _replicas_for_rise(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tu
 
 
 def _backlog_replica_s(signals: PoolSignals, spec: PoolSpec) -> float:
-    """Return the work of the waiting requests in replica-seconds. Their prompts are assumed to be three quarters of their tokens."""
+    """Returns the work of the waiting requests in replica-seconds. Their prompts are assumed to be three quarters of their tokens."""
     waiting = signals.urgent
     if not waiting.waiting_requests:
         return 0.0
@@ -210,7 +210,7 @@ def _backlog_replica_s(signals: PoolSignals, spec: PoolSpec) -> float:
 
 
 def _replicas_for_new_level(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tuning, startup_s: float) -> int:
-    """Return the replicas for a demand level that has not occurred before, or 0 if the current demand is not new."""
+    """Returns the replicas for a demand level that has not occurred before, or 0 if the current demand is not new."""
     complete, known = memory.arrived_demand[:-1], max(memory.needed, signals.ready_replicas)
     level = max(
         _new_level(complete, known, min(_MAX_NEW_LEVEL_S, _MIN_NEW_LEVEL_S + fraction * startup_s), factor)
@@ -224,7 +224,7 @@ def _replicas_for_new_level(memory: _Memory, signals: PoolSignals, spec: PoolSpe
 
 
 def _new_level(demand: list[float], known: float, duration_s: float, factor: float) -> float:
-    """Return the level of the last `duration_s` seconds if it exceeds `factor` times the known level and all earlier demand, otherwise
+    """Returns the level of the last `duration_s` seconds if it exceeds `factor` times the known level and all earlier demand, otherwise
     0."""
     width = max(1, round(duration_s / BIN_S))
     mean = highest_mean(demand[-width:], width)
@@ -254,7 +254,7 @@ def _decide(memory: _Memory, signals: PoolSignals, spec: PoolSpec, tuning: Tunin
 
 
 def _adapt_caution(memory: _Memory, replicas: int, hold_s: float, now_s: float) -> None:
-    """Double the caution if a scale-down was soon reversed, and halve it if none was for a long time."""
+    """Doubles the caution if a scale-down was soon reversed, and halve it if none was for a long time."""
     if replicas > memory.target and now_s - memory.scaled_down_s < 2 * hold_s:
         memory.caution, memory.scaled_down_s = min(_MAX_CAUTION, 2 * memory.caution), now_s - 1e9
     elif replicas < memory.target:
@@ -265,7 +265,7 @@ def _adapt_caution(memory: _Memory, replicas: int, hold_s: float, now_s: float) 
 
 
 def _recent_max(memory: _Memory, want: int, hold_s: float, now_s: float) -> int:
-    """Return the maximum of `want` over the last `hold_s` seconds, including now."""
+    """Returns the maximum of `want` over the last `hold_s` seconds, including now."""
     while memory.recent_wants and memory.recent_wants[-1][1] <= want:
         memory.recent_wants.pop()
     memory.recent_wants = [entry for entry in memory.recent_wants if entry[0] > now_s - hold_s] + [[now_s, want]]
@@ -273,6 +273,6 @@ def _recent_max(memory: _Memory, want: int, hold_s: float, now_s: float) -> int:
 
 
 def _replicas_for_running(signals: PoolSignals, spec: PoolSpec) -> int:
-    """Return the number of replicas that the running requests fit on."""
+    """Returns the number of replicas that the running requests fit on."""
     tokens, requests = signals.running_tokens / spec.capacity.kv_tokens, signals.running_requests / spec.capacity.max_requests
     return math.ceil(max(tokens, requests) / _MAX_FILL_FRACTION)

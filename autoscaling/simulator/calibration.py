@@ -78,7 +78,7 @@ class Fit:
 
 
 def read_latencies(path: Path, tensor_parallel_size: int) -> list[Latency]:
-    """Read FasterTransformer's table, without the rows that ran out of memory.
+    """Reads FasterTransformer's table, without the rows that ran out of memory.
 
     Raises OSError if the file cannot be read, and ValueError if it has no column for the tensor-parallel size.
     """
@@ -95,13 +95,13 @@ def read_latencies(path: Path, tensor_parallel_size: int) -> list[Latency]:
 
 
 def predicted_s(step_time: StepTime, batch: int, input_tokens: int, output_tokens: int) -> float:
-    """Return how long a batch takes, in seconds: one step for all prompts, then one step per token with a growing KV cache."""
+    """Returns how long a batch takes, in seconds: one step for all prompts, then one step per token with a growing KV cache."""
     resident = batch * (input_tokens + output_tokens / 2)
     return step_time.prefill_s(batch * input_tokens) + output_tokens * step_time.decode_s(batch, resident)
 
 
 def fit(latencies: Sequence[Latency]) -> Fit:
-    """Fit step times by least squares of the relative errors.
+    """Fits step times by least squares of the relative errors.
 
     For the held-out errors, each (input, output) shape is left out in turn, with all its batch sizes.
     Raises ValueError if there are fewer than three shapes.
@@ -121,7 +121,7 @@ def fit(latencies: Sequence[Latency]) -> Fit:
 
 
 def step_time(folder: Path | None, gpu: str, tensor_parallel_size: int) -> StepTime:
-    """Return the step times of GPT-NeoX-20B in fp16.
+    """Returns the step times of GPT-NeoX-20B in fp16.
 
     `folder` holds the calibration tables to fit; None uses the stored fit. `gpu` is one of GPUS.
     Raises ValueError if the GPU or the tensor-parallel size is unknown, and OSError if a table cannot be read.
@@ -164,7 +164,7 @@ def _errors(found: StepTime, latencies: Sequence[Latency]) -> list[float]:
 
 
 def _layer_ratio(folder: Path, tokens: int, tensor_parallel_size: int) -> float:
-    """Return the H100's time for the operators of one layer divided by the A100's."""
+    """Returns the H100's time for the operators of one layer divided by the A100's."""
     h100, a100 = (_layer_ms(folder / f"vidur_{gpu}_internlm-20b_mlp.csv", tokens, tensor_parallel_size) for gpu in ("h100", "a100"))
     return h100 / a100
 

@@ -66,7 +66,7 @@ def simulate(
     duration_s: float,
     progress: Callable[[float], None] = lambda _seconds: None,
 ) -> SimulationResult:
-    """Simulate the pool until all requests that arrive within `duration_s` have ended.
+    """Simulates the pool until all requests that arrive within `duration_s` have ended.
 
     `requests` must be sorted by arrival. `progress` is called with the simulated time in seconds, once per interval.
     """
@@ -76,7 +76,7 @@ def simulate(
 
 @contextmanager
 def _garbage_collection_disabled() -> Iterator[None]:
-    """Disable the garbage collector, which would spend a seventh of the time on live objects without finding garbage."""
+    """Disables the garbage collector, which would spend a seventh of the time on live objects without finding garbage."""
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -169,7 +169,7 @@ class _Simulation:
         self._request_admission(request, now_s)
 
     def _request_admission(self, request: Request, now_s: float) -> None:
-        """Ask the router for a replica. A request that has lost its replica is admitted again."""
+        """Asks the router for a replica. A request that has lost its replica is admitted again."""
         request.lease_id = next(self._leases)
         self._open[request.lease_id] = request
         self._collector.began_waiting(request)
@@ -188,7 +188,7 @@ class _Simulation:
         self._apply(self._admissions.admit(_GATEWAY, request.lease_id, demand, now_s), now_s)
 
     def _fresh_terms(self, tenant: int, urgency: Urgency) -> Terms:
-        """Return the terms of a request that has just arrived."""
+        """Returns the terms of a request that has just arrived."""
         left_s = self._config.timeout_s if urgency is not Urgency.BULK else float("inf")
         return Terms(tenant=str(tenant), priority=_PRIORITIES[urgency], time_left_s=left_s)
 
@@ -312,7 +312,7 @@ class _Simulation:
         self._result.gpu_s += max(0.0, ended_s - began_s) * self._config.spec.gpus_per_replica
 
     def _lose(self, replica: _SimulatedReplica, now_s: float) -> None:
-        """Remove a replica. Its requests continue on other replicas."""
+        """Removes a replica. Its requests continue on other replicas."""
         lost = replica.engine.stop()
         self._remove(replica, now_s)
         for request in lost:
@@ -388,5 +388,5 @@ class _Simulation:
 
 
 def _in_removal_order(live: list[_SimulatedReplica]) -> list[_SimulatedReplica]:
-    """Return the replicas in the order in which they are removed: starting replicas, newest first, then those with the fewest requests."""
+    """Returns the replicas in the order in which they are removed: starting replicas, newest first, then those with the fewest requests."""
     return sorted(live, key=lambda one: (one.phase is not _Phase.STARTING, one.engine.requests, -one.began_s))

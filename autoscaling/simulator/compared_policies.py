@@ -31,7 +31,7 @@ class ComparedPolicy:
 
 
 def static(replicas: float) -> Policy:
-    """Return a policy that always wants the same number of replicas, within the bounds of the pool."""
+    """Returns a policy that always wants the same number of replicas, within the bounds of the pool."""
 
     def policy(signals: PoolSignals, spec: PoolSpec, state: State, now_s: float) -> tuple[Decision, State]:
         return Decision(spec.bounded(round(replicas)), "fixed count"), state

@@ -60,7 +60,7 @@ class Point:
 
 
 def run(task: ComparisonTask, progress: Callable[[float], None] = lambda _seconds: None) -> Point:
-    """Run one simulation. `progress` is called with the simulated time in seconds."""
+    """Runs one simulation. `progress` is called with the simulated time in seconds."""
     config = task.config
     policy = COMPARED_POLICIES[task.policy].make(task.knob, task.workload, config.spec, config.startup_s, config.seed)
     result = simulate(task.workload.requests(config.seed), policy, config, task.workload.duration_s, progress)
@@ -68,7 +68,7 @@ def run(task: ComparisonTask, progress: Callable[[float], None] = lambda _second
 
 
 def cheapest(points: Iterable[Point], attainment_fraction: float) -> Point | None:
-    """Return the point with the fewest GPU-hours among those that reach the attainment, or None if none does."""
+    """Returns the point with the fewest GPU-hours among those that reach the attainment, or None if none does."""
     return min(
         (point for point in points if point.attainment_fraction >= attainment_fraction), key=lambda point: point.gpu_hours, default=None
     )
@@ -90,7 +90,7 @@ class Curve:
     """Number of times the search has left its initial range."""
 
     def next_knobs(self, coarse: int, fine: int, attainment_fraction: float) -> list[float]:
-        """Return the knob values to simulate next; an empty list ends the search.
+        """Returns the knob values to simulate next; an empty list ends the search.
 
         The search starts with a grid of `coarse` values, or with three values around a known knob. If the cheapest point still reaches the
         attainment, or if no point around a known knob does, the search goes beyond the range. Otherwise it bisects the interval between the
@@ -112,19 +112,19 @@ class Curve:
         return [math.sqrt(best.knob * self.points[place + 1].knob)]
 
     def _widened(self, best: Point | None) -> list[float]:
-        """Return a knob beyond the range, twice as far each time: beyond the cheapest if it suffices, else beyond the most expensive."""
+        """Returns a knob beyond the range, twice as far each time: beyond the cheapest if it suffices, else beyond the most expensive."""
         if self.widenings >= _MAX_WIDENINGS or (best is None and self.around is None):
             return []
         self.widenings += 1
         return [self._shifted(best.knob if best else self.points[0].knob, (1 if best else -1) * 2**self.widenings)]
 
     def _shifted(self, knob: float, steps: int) -> float:
-        """Return the knob moved towards cheaper values, or towards more expensive ones if `steps` is negative."""
+        """Returns the knob moved towards cheaper values, or towards more expensive ones if `steps` is negative."""
         compared = COMPARED_POLICIES[self.policy]
         return knob * math.exp(math.log(compared.cheapest_knob / compared.most_expensive_knob) * steps * _FIRST_STEP)
 
     def add(self, points: Iterable[Point]) -> None:
-        """Insert points in order."""
+        """Inserts points in order."""
         compared = COMPARED_POLICIES[self.policy]
         towards_cheap = 1 if compared.cheapest_knob > compared.most_expensive_knob else -1
         self.points = sorted([*self.points, *points], key=lambda point: towards_cheap * point.knob)
@@ -140,7 +140,7 @@ def compare(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     around: Mapping[str, float] | None = None,
 ) -> dict[str, Curve]:
-    """Return the curves of all policies.
+    """Returns the curves of all policies.
 
     `coarse` is the number of points of the first grid and `fine` the maximum number of bisections. `progress` is called with the number of
     finished simulations and the expected total. `around` holds knobs that suited similar traffic, by policy.
@@ -173,7 +173,7 @@ def compare(
 
 
 def process_pool(count: int) -> ProcessPoolExecutor:
-    """Return an executor whose worker processes end with this process, however it ends.
+    """Returns an executor whose worker processes end with this process, however it ends.
 
     Workers are spawned, because a process has only one fork server and the engines preload theirs with modules of their own.
     """
@@ -181,7 +181,7 @@ def process_pool(count: int) -> ProcessPoolExecutor:
 
 
 def _exit_with_parent() -> None:
-    """Watch the parent process: if it is killed, a worker would otherwise continue for hours."""
+    """Watches the parent process: if it is killed, a worker would otherwise continue for hours."""
     parent = parent_process()
     if parent is not None:
         Thread(target=_exit_after, args=(parent.sentinel,), name="exit-with-parent", daemon=True).start()

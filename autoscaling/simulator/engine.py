@@ -92,7 +92,7 @@ class Request:
         """Its blocks, if the engine has a prefix cache."""
 
     def restart(self) -> None:
-        """Discard everything that was computed. Tokens that the client already has become part of the prompt."""
+        """Discards everything that was computed. Tokens that the client already has become part of the prompt."""
         self.prompt_left = self.prompt_tokens + self.written_tokens
         self.held_tokens = self.cached_tokens = 0
         self.allocation = None
@@ -190,22 +190,22 @@ class SimulatedEngine:
         return self.prefill_tokens
 
     def all_requests(self) -> list[Request]:
-        """Return all requests in the engine, in no particular order."""
+        """Returns all requests in the engine, in no particular order."""
         return [*self._waiting, *self._prefilling, *(request for _, _, request in self._ends)]
 
     def take_changes(self) -> CacheChanges:
-        """Return the changes of the prefix cache since the previous call."""
+        """Returns the changes of the prefix cache since the previous call."""
         return self._cache.take_changes() if self._cache else CacheChanges()
 
     # Steps
 
     def submit(self, request: Request) -> None:
-        """Add a request to the queue."""
+        """Adds a request to the queue."""
         self.prefill_tokens += request.prompt_left
         self._waiting.append(request)
 
     def begin(self, now_s: float) -> float:
-        """Begin a run of steps. Return the time at which it ends, or infinity if there is nothing to do."""
+        """Begins a run of steps. Return the time at which it ends, or infinity if there is nothing to do."""
         self._began_s = now_s
         self._admit()
         if not self._prefilling:
@@ -224,7 +224,7 @@ class SimulatedEngine:
         return now_s + self._step.decode_s(self._decoding, self.held_tokens) + self._step.prefill_s(tokens)
 
     def cut(self, now_s: float) -> float:
-        """Shorten the current run of steps because a request has arrived at `now_s`.
+        """Shortens the current run of steps because a request has arrived at `now_s`.
 
         Return when the current step ends, or infinity if the run cannot be shortened, because it is a single step with prompts.
         """
@@ -235,7 +235,7 @@ class SimulatedEngine:
         return self._began_s + self._decode_s(self._steps)
 
     def finish(self, now_s: float) -> list[Request]:
-        """End the current run of steps and return the requests that have completed."""
+        """Ends the current run of steps and returns the requests that have completed."""
         self.busy_s += now_s - self._began_s
         if self._parts:
             ended = self._finish_mixed(now_s)
@@ -247,7 +247,7 @@ class SimulatedEngine:
         return self._complete_ended(ended, now_s)
 
     def stop(self) -> list[Request]:
-        """Stop the engine and return its requests, which must be recomputed elsewhere."""
+        """Stops the engine and returns its requests, which must be recomputed elsewhere."""
         lost = self.all_requests()
         for request in lost:
             if request.end_step:
@@ -264,7 +264,7 @@ class SimulatedEngine:
     # Internals
 
     def _admit(self) -> None:
-        """Start requests in order while there is space for their prompts and one more token."""
+        """Starts requests in order while there is space for their prompts and one more token."""
         while self._waiting and self._decoding + len(self._prefilling) < self._shape.max_sequences:
             request = self._waiting[0]
             needed = request.prompt_left + 1
@@ -278,7 +278,7 @@ class SimulatedEngine:
             self._prefilling.append(request)
 
     def _look_up(self, request: Request, cache: PrefixCache) -> bool:
-        """Allocate blocks and skip the cached part of the prompt. Return False if there is not enough space yet."""
+        """Allocates blocks and skip the cached part of the prompt. Return False if there is not enough space yet."""
         cached = request.blocks[: cache.cached_blocks(request.blocks)]
         tokens = request.prompt_tokens + request.output_tokens
         allocation = cache.allocate(cached, max(0, -(-tokens // self._shape.block_tokens) - len(cached)))
@@ -291,7 +291,7 @@ class SimulatedEngine:
         return True
 
     def _begin_decoding(self) -> float:
-        """Begin steps in which the batch does not change, and return how long they take."""
+        """Begins steps in which the batch does not change, and returns how long they take."""
         self._preempt(1)
         steps = self._ends[0][0] - self._order
         steps_with_space = (self._shape.kv_tokens - self.held_tokens) // self._decoding
@@ -299,12 +299,12 @@ class SimulatedEngine:
         return self._decode_s(self._steps)
 
     def _decode_s(self, steps: int) -> float:
-        """Return the duration of `steps` steps, in each of which every sequence adds a token to the KV cache."""
+        """Returns the duration of `steps` steps, in each of which every sequence adds a token to the KV cache."""
         first = self._step.decode_s(self._decoding, self.held_tokens)
         return steps * first + self._step.per_resident_token_s * self._decoding * steps * (steps - 1) / 2
 
     def _steps_within(self, seconds: float) -> float:
-        """Return the number of steps in a time, with a fraction: the inverse of `_decode_s`."""
+        """Returns the number of steps in a time, with a fraction: the inverse of `_decode_s`."""
         first = self._step.decode_s(self._decoding, self.held_tokens)
         growth = self._step.per_resident_token_s * self._decoding / 2
         if growth <= 1e-15:
@@ -332,7 +332,7 @@ class SimulatedEngine:
         return request.output_tokens - (request.end_step - self._order)
 
     def _release(self, request: Request) -> None:
-        """Release the memory of a running sequence."""
+        """Releases the memory of a running sequence."""
         self._decoding -= 1
         self.held_tokens -= request.held_tokens + self._order - request.join_step
         if self._cache is not None and request.allocation is not None:
@@ -354,7 +354,7 @@ class SimulatedEngine:
         return ended
 
     def _begin_decode(self, request: Request, now_s: float, ended: list[Request]) -> None:
-        """Start decoding: the prompt is computed, and the step has produced the next token."""
+        """Starts decoding: the prompt is computed, and the step has produced the next token."""
         if request.first_token_s < 0:
             request.first_token_s = now_s
             self.first_tokens.append(request)

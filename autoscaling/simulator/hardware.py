@@ -24,18 +24,18 @@ class Hardware:
     """Folder with the calibration tables; None uses the stored fit."""
 
     def shape(self) -> EngineShape:
-        """Return the simulated engine. Raises ValueError if the GPU or the tensor-parallel size is unknown."""
+        """Returns the simulated engine. Raises ValueError if the GPU or the tensor-parallel size is unknown."""
         step = step_time(self.tables, self.gpu, self.tensor_parallel_size)
         return EngineShape(step, KV_TOKENS[self.tensor_parallel_size], step_tokens=_STEP_TOKENS)
 
     def spec(self, min_replicas: int, max_replicas: int, startup_s: float, targets: Targets) -> PoolSpec:
-        """Return the specification of a pool of such replicas."""
+        """Returns the specification of a pool of such replicas."""
         capacity = capacity_of(self.shape(), _MAX_REQUESTS)
         return PoolSpec(min_replicas, max_replicas, capacity, targets, startup_s, float(self.tensor_parallel_size))
 
 
 def capacity_of(shape: EngineShape, max_requests: int) -> Capacity:
-    """Return the capacity of an engine as a policy sees it. `max_requests` is the router's limit of concurrent requests per replica."""
+    """Returns the capacity of an engine as a policy sees it. `max_requests` is the router's limit of concurrent requests per replica."""
     step = shape.step_time
     return Capacity(
         step.fixed_s,

@@ -7,7 +7,7 @@ from autoscaling.simulator.engine import Request, Urgency
 
 
 def min_gpu_hours(requests: Iterable[Request], spec: PoolSpec, begin_s: float, end_s: float) -> float:
-    """Return the GPU-hours that the requests between two times need on ideal replicas: never idle, started instantly, and divisible.
+    """Returns the GPU-hours that the requests between two times need on ideal replicas: never idle, started instantly, and divisible.
 
     Steps are as slow as the targets allow, so that reading the weights takes the smallest share. The most expensive requests are left out,
     as many as may miss the targets. BULK requests do not count. The result is infinite if the TPOT target cannot be met.

@@ -16,7 +16,7 @@ _BIN_S = 1.0
 
 
 def oracle(requests: Iterable[Request], spec: PoolSpec, startup_s: float, headroom: float = 1.0, segment_s: float = 30.0) -> Policy:
-    """Return a policy that provides the fewest replicas for each segment of time, requested one start-up time ahead.
+    """Returns a policy that provides the fewest replicas for each segment of time, requested one start-up time ahead.
 
     `headroom` scales the demand; the comparison searches for the smallest value that meets the targets.
     """

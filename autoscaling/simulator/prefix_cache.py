@@ -39,14 +39,14 @@ class PrefixCache:
         self._changes = CacheChanges()
 
     def cached_blocks(self, blocks: Sequence[int]) -> int:
-        """Return how many of the first blocks are cached, up to the first that is not."""
+        """Returns how many of the first blocks are cached, up to the first that is not."""
         return next((number for number, block in enumerate(blocks) if block not in self), len(blocks))
 
     def __contains__(self, block: int) -> bool:
         return block in self._users or block in self._idle
 
     def allocate(self, cached: Sequence[int], own_blocks: int) -> Allocation | None:
-        """Use the cached blocks and allocate `own_blocks` more, evicting others if needed. Return None if there is not enough space."""
+        """Uses the cached blocks and allocate `own_blocks` more, evicting others if needed. Return None if there is not enough space."""
         self._use(cached)
         if own_blocks > self._free_blocks + len(self._idle):
             self._unuse(cached)
@@ -59,7 +59,7 @@ class PrefixCache:
         return Allocation(list(cached), own_blocks)
 
     def share(self, allocation: Allocation, blocks: Sequence[int]) -> None:
-        """Make the computed blocks of a request available to others. Blocks that another request has shared meanwhile stay private."""
+        """Makes the computed blocks of a request available to others. Blocks that another request has shared meanwhile stay private."""
         new = [block for block in blocks if block not in self]
         self._use(new)
         self._changes.stored += new
@@ -67,12 +67,12 @@ class PrefixCache:
         allocation.own_blocks -= len(new)
 
     def release(self, allocation: Allocation) -> None:
-        """Release the allocation of a request that has ended."""
+        """Releases the allocation of a request that has ended."""
         self._free_blocks += allocation.own_blocks
         self._unuse(allocation.shared)
 
     def take_changes(self) -> CacheChanges:
-        """Return the changes since the previous call."""
+        """Returns the changes since the previous call."""
         changes, self._changes = self._changes, CacheChanges()
         return changes
 

@@ -45,7 +45,7 @@ class Timeline:
     """Arrival rates, in requests per second."""
 
     def record(self, at_s: float, signals: PoolSignals) -> None:
-        """Append the state at one moment."""
+        """Appends the state at one moment."""
         demands = signals.by_class.values()
         self.at_s.append(at_s)
         self.ready.append(signals.ready_replicas)
@@ -92,7 +92,7 @@ class SimulationResult:
     """The pool's state over time."""
 
     def sort(self) -> None:
-        """Sort the requests, which are recorded when they end, by arrival."""
+        """Sorts the requests, which are recorded when they end, by arrival."""
         order = np.argsort(np.frombuffer(self.at_s, dtype=float), kind="stable")
         for name in ("at_s", "ttft_s", "tpot_s"):
             setattr(self, name, array("d", np.frombuffer(getattr(self, name), dtype=float)[order].tobytes()))
@@ -109,22 +109,22 @@ class SimulationResult:
         return self.gpu_s / 3600
 
     def met(self, targets: Targets) -> NDArray[np.bool_]:
-        """Return for each request whether it was within both targets."""
+        """Returns for each request whether it was within both targets."""
         ttft, tpot = np.frombuffer(self.ttft_s, dtype=float), np.frombuffer(self.tpot_s, dtype=float)
         return (ttft <= targets.ttft_s) & (tpot <= targets.tpot_s)
 
     def attainment_fraction(self, targets: Targets) -> float:
-        """Return the fraction of requests within both targets, or 1 if there were no requests."""
+        """Returns the fraction of requests within both targets, or 1 if there were no requests."""
         return float(np.mean(self.met(targets))) if self.requests else 1.0
 
     def quantile_s(self, values: Sequence[float], fraction: float) -> float:
-        """Return a quantile of ttft_s or tpot_s without refused requests, or NaN if there are none."""
+        """Returns a quantile of ttft_s or tpot_s without refused requests, or NaN if there are none."""
         found = np.asarray(values, dtype=float)
         found = found[np.isfinite(found)]
         return float(np.quantile(found, fraction)) if len(found) else math.nan
 
     def reversals(self, within_s: float) -> int:
-        """Return the number of actions that reverse the direction of the previous action within `within_s` seconds."""
+        """Returns the number of actions that reverse the direction of the previous action within `within_s` seconds."""
         found = 0
         for before, after in zip(self.actions, self.actions[1:], strict=False):
             opposite = (before.after - before.before) * (after.after - after.before) < 0
@@ -132,7 +132,7 @@ class SimulationResult:
         return found
 
     def recovery_s(self, step_s: float, targets: Targets, span_s: float = 60.0) -> float:
-        """Return how long after `step_s` the attainment recovers, in seconds.
+        """Returns how long after `step_s` the attainment recovers, in seconds.
 
         It has recovered at the first second after which the next `span_s` seconds meet the target. If it never does, the result is
         infinite.

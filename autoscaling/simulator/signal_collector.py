@@ -38,29 +38,29 @@ class SignalCollector:
         self._tpots_s: list[float] = []
 
     def arrived(self, request: Request) -> None:
-        """Record that a request has arrived for the first time."""
+        """Records that a request has arrived for the first time."""
         counts = self._counts[request.urgency]
         counts.requests += 1
         counts.input_tokens += request.prompt_tokens
         counts.output_tokens += self._expected_output(request)
 
     def began_waiting(self, request: Request) -> None:
-        """Record that a request waits for a replica."""
+        """Records that a request waits for a replica."""
         request.held_tokens = int(request.prompt_tokens + self._expected_output(request))
         self._count_waiting(request, 1)
 
     def ended_waiting(self, request: Request) -> None:
-        """Record that a waiting request was dispatched or refused."""
+        """Records that a waiting request was dispatched or refused."""
         self._count_waiting(request, -1)
 
     def completed(self, request: Request, tpot_s: float) -> None:
-        """Record that a request has its complete answer."""
+        """Records that a request has its complete answer."""
         before = self._expected_output(request)
         self._expected_output_tokens[request.tenant] = before + _NEWEST_WEIGHT * (request.output_tokens - before)
         self._tpots_s.append(tpot_s)
 
     def demand(self, seconds: float) -> dict[str, ClassDemand]:
-        """Return the demand by class over the `seconds` since the previous call."""
+        """Returns the demand by class over the `seconds` since the previous call."""
         found = {}
         for urgency, counts in self._counts.items():
             found[CLASS_NAMES[urgency]] = ClassDemand(
@@ -74,7 +74,7 @@ class SignalCollector:
         return found
 
     def attained(self, now_s: float) -> Attained:
-        """Return the recent attainment, including the latencies since the previous call."""
+        """Returns the recent attainment, including the latencies since the previous call."""
         ttfts_s = [request.first_token_s - request.at_s for request in self.first_tokens if request.urgency is not Urgency.BULK]
         attained = self._attainment.report(ttfts_s, self._tpots_s, now_s)
         self.first_tokens.clear()

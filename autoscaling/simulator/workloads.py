@@ -39,13 +39,13 @@ class Workload:
 
 
 def clipped(prompt_tokens: int, output_tokens: int, positions: int = POSITIONS) -> tuple[int, int]:
-    """Return a prompt and output length that fit the context. The output is limited to half of the context, the prompt to the rest."""
+    """Returns a prompt and output length that fit the context. The output is limited to half of the context, the prompt to the rest."""
     output = max(1, min(output_tokens, positions // 2))
     return max(1, min(prompt_tokens, positions - output)), output
 
 
 def azure(path: Path, scale: float = 1.0, jitter_s: float = 2.0) -> Workload:
-    """Return a recording in Azure's format (columns TIMESTAMP, ContextTokens, GeneratedTokens) with `scale` times as many requests.
+    """Returns a recording in Azure's format (columns TIMESTAMP, ContextTokens, GeneratedTokens) with `scale` times as many requests.
 
     The copies of a request arrive up to `jitter_s` seconds after it, which preserves bursts. Raises OSError if the file cannot be read, and
     ValueError if its contents are invalid.
@@ -85,7 +85,7 @@ def _copied(rows: Sequence[tuple[float, int, int]], scale: float, jitter_s: floa
 
 
 def servegen(folder: Path, begin_s: float, duration_s: float, mean_rate: float) -> Workload:
-    """Return the traffic of many tenants modelled on ServeGen's clients.
+    """Returns the traffic of many tenants modelled on ServeGen's clients.
 
     Each tenant has its rate, its burstiness (coefficient of variation of the gaps) and its lengths in windows of 600 s. `begin_s` is the
     start within the recorded two weeks. All rates are scaled to a total of `mean_rate` requests per second, and lengths are clipped to the
@@ -108,7 +108,7 @@ _QUANTILE_COLUMNS = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99"
 
 
 def _read_rates(path: Path, begin_s: float, duration_s: float) -> _Windows:
-    """Return by client, for each window: its start relative to begin_s, the rate, and the coefficient of variation of the gaps."""
+    """Returns by client, for each window: its start relative to begin_s, the rate, and the coefficient of variation of the gaps."""
     rates: _Windows = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -119,7 +119,7 @@ def _read_rates(path: Path, begin_s: float, duration_s: float) -> _Windows:
 
 
 def _read_quantiles(path: Path) -> _Lengths:
-    """Return the quantiles of the first window by client and field."""
+    """Returns the quantiles of the first window by client and field."""
     found: _Lengths = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -145,7 +145,7 @@ def _tenants(rates: _Windows, lengths: _Lengths, factor: float, duration_s: floa
 
 
 def _renewals(rng: np.random.Generator, rate: float, cv: float, begin_s: float, end_s: float) -> list[float]:
-    """Return arrival times with gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`.
+    """Returns arrival times with gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`.
 
     A window starts at a random position within a gap.
     """
@@ -172,7 +172,7 @@ class Lengths:
     """Standard deviation of the logarithm of both lengths."""
 
     def draw(self, rng: Random) -> tuple[int, int]:
-        """Return the prompt and output length of one request, which fit the context."""
+        """Returns the prompt and output length of one request, which fit the context."""
         prompt_tokens = self.prompt_tokens * math.exp(self.sigma * rng.gauss(0, 1))
         return clipped(int(prompt_tokens), int(self.output_tokens * math.exp(self.sigma * rng.gauss(0, 1))))
 
@@ -190,12 +190,12 @@ class Rate(Protocol):
         ...
 
     def __call__(self, now_s: float, seed: int) -> float:
-        """Return the rate at `now_s`, in requests per second."""
+        """Returns the rate at `now_s`, in requests per second."""
         ...
 
 
 def varying(name: str, duration_s: float, rate: Rate, lengths: Lengths = CHAT, tenants: int = 20, step_s: float | None = None) -> Workload:
-    """Return traffic with Poisson arrivals whose rate changes with time.
+    """Returns traffic with Poisson arrivals whose rate changes with time.
 
     Source: thinning, Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979.
     """
@@ -225,7 +225,7 @@ class Bursts:
     """Factor of the rate at the maximum."""
 
     def factor_at(self, since_s: float) -> float:
-        """Return the factor of the rate at a time after the start of a burst."""
+        """Returns the factor of the rate at a time after the start of a burst."""
         if not 0 <= since_s < self.duration_s:
             return 1.0
         return 1 + (self.factor - 1) * min(1.0, since_s / self.ramp_s, (self.duration_s - since_s) / self.ramp_s)
@@ -255,7 +255,7 @@ class _Wave:
 
 
 def diurnal(mean_rate: float, day_s: float = 86_400.0, days: float = 1.0, depth: float = 0.7, bursts: Bursts = Bursts()) -> Workload:
-    """Return traffic with a daily wave, lowest at the start of each day, and bursts at random times.
+    """Returns traffic with a daily wave, lowest at the start of each day, and bursts at random times.
 
     `mean_rate` is in requests per second. `depth` is the amplitude of the wave as a fraction of the mean.
     """
@@ -277,5 +277,5 @@ class _Jump:
 
 
 def step(before_rate: float, factor: float, step_s: float, duration_s: float) -> Workload:
-    """Return traffic with a steady rate that is multiplied by `factor` at `step_s`."""
+    """Returns traffic with a steady rate that is multiplied by `factor` at `step_s`."""
     return varying("step", duration_s, _Jump(before_rate, factor, step_s), step_s=step_s)

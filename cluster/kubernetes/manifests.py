@@ -61,18 +61,18 @@ class Target:
 
 
 def render_yaml(settings: Settings, target: Target) -> str:
-    """Return all manifests as one YAML stream. Raises SettingsError as `on_kubernetes` does."""
+    """Returns all manifests as one YAML stream. Raises SettingsError as `on_kubernetes` does."""
     return yaml.dump_all(render(settings, target), Dumper=_Dumper, sort_keys=False, width=140)
 
 
 def render(settings: Settings, target: Target) -> list[dict[str, Any]]:
-    """Return all manifests in the order in which they must be applied. Raises SettingsError as `on_kubernetes` does."""
+    """Returns all manifests in the order in which they must be applied. Raises SettingsError as `on_kubernetes` does."""
     manifests = [_ray_service(settings, target), _gateway_service(settings, target)]
     return [*manifests, _pod_monitor(target)] if settings.metrics.enabled else manifests
 
 
 def on_kubernetes(settings: Settings) -> Settings:
-    """Return the settings for the pods: reachable from other pods, each part on its own kind of node, and one database for all.
+    """Returns the settings for the pods: reachable from other pods, each part on its own kind of node, and one database for all.
 
     Raises SettingsError if the settings contain an SQLite database, which is a file in a single pod.
     """
@@ -116,7 +116,7 @@ def _ray_service(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _serve_config(settings: Settings, target: Target) -> dict[str, Any]:
-    """Return Serve's configuration as it is used locally, but with `gateway.processes` gateways for each gateway pod."""
+    """Returns Serve's configuration as it is used locally, but with `gateway.processes` gateways for each gateway pod."""
     config = serve_config(on_kubernetes(settings))
     for application in config["applications"]:
         if application["name"] == GATEWAY_APPLICATION:
@@ -140,7 +140,7 @@ def _head_group(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _gateway_group(settings: Settings, target: Target) -> dict[str, Any]:
-    """Return the group of gateway pods.
+    """Returns the group of gateway pods.
 
     The Ray resource is twice what the gateways need, because a rolling update stops an old gateway only after the new one is ready.
     """
@@ -157,7 +157,7 @@ def _gateway_group(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _gateway_probe(settings: Settings) -> dict[str, Any]:
-    """Return a gRPC health probe. Kubernetes has no gRPC probe over TLS, so with TLS the probe only checks that the port is open."""
+    """Returns a gRPC health probe. Kubernetes has no gRPC probe over TLS, so with TLS the probe only checks that the port is open."""
     port = settings.gateway.port
     return {"tcpSocket": {"port": port}} if settings.gateway.tls_certificate else {"grpc": {"port": port}}
 
@@ -178,18 +178,18 @@ def _engine_group(settings: Settings, pool: Pool, target: Target) -> dict[str, A
 
 
 def _pods_per_replica(chosen: GenerationSettings | EmbeddingSettings) -> int:
-    """Return the number of pods: one per worker with the `ray` executor; otherwise all workers are children of one process."""
+    """Returns the number of pods: one per worker with the `ray` executor; otherwise all workers are children of one process."""
     return chosen.engine.workers if executor_backend(chosen.engine, chosen.replicas) == "ray" else 1
 
 
 def _gpus_per_pod(chosen: GenerationSettings | EmbeddingSettings) -> int:
-    """Return a whole number, because Kubernetes does not divide GPUs."""
+    """Returns a whole number, because Kubernetes does not divide GPUs."""
     total = chosen.replicas.gpus_per_worker * chosen.engine.workers
     return -(-int(-(-total // 1)) // _pods_per_replica(chosen))
 
 
 def _worker_group(name: str, *, replicas: tuple[int, int, int], resources: dict[str, int], template: dict[str, Any]) -> dict[str, Any]:
-    """Return a worker group. `replicas` are the initial, minimum and maximum numbers of pods."""
+    """Returns a worker group. `replicas` are the initial, minimum and maximum numbers of pods."""
     initial, minimum, maximum = replicas
     return {
         "groupName": name,
@@ -229,7 +229,7 @@ def _container(name: str, target: Target, *, cpu: str, memory: str, gpus: int = 
 
 
 def _with_secret(pod: dict[str, Any], volume: str, secret: str, folder: str) -> dict[str, Any]:
-    """Add a Secret to the pod, mounted as files in all its containers, and return the pod."""
+    """Adds a Secret to the pod, mounted as files in all its containers, and returns the pod."""
     pod["spec"]["volumes"].append({"name": volume, "secret": {"secretName": secret}})
     for container in pod["spec"]["containers"]:
         container["volumeMounts"].append({"name": volume, "mountPath": folder, "readOnly": True})
@@ -237,7 +237,7 @@ def _with_secret(pod: dict[str, Any], volume: str, secret: str, folder: str) -> 
 
 
 def _gateway_service(settings: Settings, target: Target) -> dict[str, Any]:
-    """Return a headless Service, so that gRPC clients see every gateway pod and balance their calls (round_robin)."""
+    """Returns a headless Service, so that gRPC clients see every gateway pod and balance their calls (round_robin)."""
     port = {"name": "grpc", "port": settings.gateway.port, "targetPort": "grpc", "appProtocol": "grpc"}
     return {
         "apiVersion": "v1",
@@ -248,7 +248,7 @@ def _gateway_service(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _pod_monitor(target: Target) -> dict[str, Any]:
-    """Return the monitor of the router's metrics page.
+    """Returns the monitor of the router's metrics page.
 
     The page covers all processes and labels them by `instance`, which Prometheus must not overwrite (`honorLabels`).
     """
@@ -293,5 +293,5 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _ray_resources(resources: dict[str, int]) -> str:
-    """Return the resources as JSON in quotes, because KubeRay passes the value through a shell."""
+    """Returns the resources as JSON in quotes, because KubeRay passes the value through a shell."""
     return json.dumps(json.dumps(resources))

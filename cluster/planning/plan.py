@@ -213,7 +213,7 @@ class Plan:
 
 
 def plan(request: PlanRequest) -> Plan:
-    """Evaluate every layout and return those that serve the load and those that do not."""
+    """Evaluates every layout and returns those that serve the load and those that do not."""
     planned, rejected = list[PlannedLayout](), list[RejectedLayout]()
     for layout in layouts(request):
         found = _evaluate(request, layout)
@@ -226,7 +226,7 @@ def plan(request: PlanRequest) -> Plan:
 
 
 def layouts(request: PlanRequest) -> Iterator[Layout]:
-    """Yield all splits by powers of two for which there are enough GPUs."""
+    """Yields all splits by powers of two for which there are enough GPUs."""
     for gpu, count in request.gpus.items():
         for quantization in request.quantizations:
             for tensor in (1, 2, 4, 8):
@@ -236,7 +236,7 @@ def layouts(request: PlanRequest) -> Iterator[Layout]:
 
 
 def indivisible(facts: ModelFacts, layout: Layout) -> str:
-    """Return why the model cannot be split in this way, or an empty string if it can."""
+    """Returns why the model cannot be split in this way, or an empty string if it can."""
     tensor, pipeline = layout.tensor_parallel_size, layout.pipeline_parallel_size
     if facts.heads % tensor:
         return f"{facts.heads} heads are not divisible by tensor_parallel_size {tensor}"
@@ -250,12 +250,12 @@ def indivisible(facts: ModelFacts, layout: Layout) -> str:
 
 
 def kv_cache_tokens(request: PlanRequest, layout: Layout) -> int:
-    """Return how many tokens the KV cache of a replica holds. The result is not positive if the weights leave no memory."""
+    """Returns how many tokens the KV cache of a replica holds. The result is not positive if the weights leave no memory."""
     return kv_tokens_that_fit(_usable_bytes(request, layout), request.facts, weight_bytes(request.facts, layout.quantization))
 
 
 def step_time(facts: ModelFacts, layout: Layout) -> StepTime:
-    """Return the step times of one replica.
+    """Returns the step times of one replica.
 
     Pipeline stages do not shorten the time of a token, because it passes them one after another.
     """
@@ -273,7 +273,7 @@ def step_time(facts: ModelFacts, layout: Layout) -> StepTime:
 
 
 def _padded(vocabulary_size: int) -> int:
-    """Return the vocabulary size as vLLM stores it."""
+    """Returns the vocabulary size as vLLM stores it."""
     return math.ceil(vocabulary_size / _VOCABULARY_PADDING) * _VOCABULARY_PADDING
 
 
@@ -304,7 +304,7 @@ def _evaluate(request: PlanRequest, layout: Layout) -> PlannedLayout | RejectedL
 
 
 def _planned(request: PlanRequest, layout: Layout, step: StepTime, kv_tokens: int, replicas: int) -> PlannedLayout | None:
-    """Return the expected operation with a number of replicas, or None if they cannot serve the load."""
+    """Returns the expected operation with a number of replicas, or None if they cannot serve the load."""
     load, stages = request.load, layout.pipeline_parallel_size
     resident = load.input_tokens + load.output_tokens / 2
     per_token_s = step.per_sequence_s + step.per_resident_token_s * resident
@@ -338,7 +338,7 @@ def _planned(request: PlanRequest, layout: Layout, step: StepTime, kv_tokens: in
 
 
 def _alternative(request: PlanRequest) -> str:
-    """Return a sentence about what would serve the load: other quantizations, then more GPUs, then other GPUs."""
+    """Returns a sentence about what would serve the load: other quantizations, then more GPUs, then other GPUs."""
     any_gpu = dict.fromkeys(GPUS, 1024)
     alternatives = (
         ("With another quantization", replace(request, quantizations=tuple(Quantization))),
@@ -355,7 +355,7 @@ def _alternative(request: PlanRequest) -> str:
 
 
 def serve_settings(found: PlannedLayout, request: PlanRequest, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings for `neox-serve up`. `model` is their `model` section."""
+    """Returns settings for `neox-serve up`. `model` is their `model` section."""
     layout = found.layout
     quantized = {} if layout.quantization is Quantization.NONE else {"quantization": "compressed-tensors"}
     return {

@@ -69,7 +69,7 @@ class PoolOptions:
 
 
 def traffic(options: TrafficOptions) -> Workload:
-    """Return the traffic. Raises OptionError if an option is invalid or a file cannot be read."""
+    """Returns the traffic. Raises OptionError if an option is invalid or a file cannot be read."""
     for option, value in (("--rate", options.rate), ("--duration", options.duration_s), ("--step-factor", options.step_factor)):
         if value <= 0:
             raise OptionError(option, f"{value:g} is invalid; it must be positive")
@@ -88,7 +88,7 @@ def traffic(options: TrafficOptions) -> Workload:
 
 
 def simulation_config(options: PoolOptions, warmup_s: float, duration_s: float, seed: int) -> SimulationConfig:
-    """Return the simulated pool. Raises OptionError if an option is invalid or a calibration table cannot be read."""
+    """Returns the simulated pool. Raises OptionError if an option is invalid or a calibration table cannot be read."""
     if warmup_s >= duration_s:
         raise OptionError("--warm-up", f"{warmup_s:g} is invalid; it must be less than the length of the traffic, {duration_s:.0f} s")
     initial = max(1, options.min_replicas) if options.initial_replicas is None else options.initial_replicas

@@ -20,7 +20,7 @@ from tests.bench.view import View
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Runs the command and returns its exit code."""
     chosen, view = _parse(arguments), View()
     match chosen.size:
         case "plot":
@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _compare(size: str, part: str | None, view: View) -> None:
-    """Run the comparisons of `full` or `smoke`, or only one of them."""
+    """Runs the comparisons of `full` or `smoke`, or only one of them."""
     full = size == "full"
     if part in {None, "fake"}:
         fake = fake_comparison.FULL if full else fake_comparison.SMOKE

@@ -37,39 +37,39 @@ class Runs:
         self._made: dict[str, object] = {}
 
     def engines(self) -> Comparison:
-        """Compare neox-serve with other systems on real engines."""
+        """Compares neox-serve with other systems on real engines."""
         return self._once("engines", lambda folder: engine_comparison.run(engine_comparison.GOALS, folder, self._view))
 
     def fake(self) -> Comparison:
-        """Compare neox-serve with a Serve handle on the fake engine."""
+        """Compares neox-serve with a Serve handle on the fake engine."""
         return self._once("fake", lambda folder: fake_comparison.run(fake_comparison.GOALS, folder, self._view))
 
     def ladder(self) -> Ladder:
-        """Compare a bare gRPC server with the complete neox-serve on the fake engine."""
+        """Compares a bare gRPC server with the complete neox-serve on the fake engine."""
         return self._once("ladder", lambda folder: ladder.run(climbing.GOALS, folder, self._view))
 
     def router(self) -> Decisions:
-        """Measure the router's core with 1,000 replicas and a million blocks."""
+        """Measures the router's core with 1,000 replicas and a million blocks."""
         return self._once("router", lambda _: router_decisions.measure(1000, router_scale.DECISIONS))
 
     def cancellation(self) -> Freed:
-        """Measure how fast abandoned requests release the engine."""
+        """Measures how fast abandoned requests release the engine."""
         return self._once("cancellation", lambda folder: cancellation.run(folder, self._view))
 
     def rolling(self) -> Rolled:
-        """Measure a rolling update of an engine setting under load."""
+        """Measures a rolling update of an engine setting under load."""
         return self._once("rolling", lambda folder: rolling.run(folder, self._view))
 
     def bits_per_byte_over_xz(self) -> float:
-        """Evaluate the built-in model on held-out text."""
+        """Evaluates the built-in model on held-out text."""
         return self._once("builtin-model", lambda _: builtin_model.bits_per_byte_over_xz(self._view))
 
     def overload(self) -> Overloaded:
-        """Measure a load of four times the capacity, within this process."""
+        """Measures a load of four times the capacity, within this process."""
         return self._once("overload", lambda _: asyncio.run(overload.measure()))
 
     def bulk(self) -> Bulk:
-        """Compare bulk jobs with an offline engine, and measure their effect on interactive requests."""
+        """Compares bulk jobs with an offline engine, and measures their effect on interactive requests."""
         return self._once("bulk", lambda folder: bulk.run(folder, self._view))
 
     def life_cycle(self) -> LifeCycle:
@@ -77,11 +77,11 @@ class Runs:
         return self._once("life-cycle", lambda folder: life_cycle.run(folder, self._view))
 
     def layers(self) -> Layers:
-        """Compare embeddings from half of the layers with embeddings from all layers."""
+        """Compares embeddings from half of the layers with embeddings from all layers."""
         return self._once("layers", lambda folder: layers.run(folder, self._view))
 
     def validation(self) -> list[Validated]:
-        """Compare the simulator with a real cluster."""
+        """Compares the simulator with a real cluster."""
         return self._once("validation", lambda folder: scaling_validation.run(folder, self._view))
 
     def _once(self, name: str, make: Callable[[Path], T]) -> T:

@@ -12,7 +12,7 @@ from tests.simulation import fairness, mooncake
 
 
 def _throughput_over(*others: str, workloads: Sequence[str] = (engine_comparison.MANY,)) -> Callable[[Runs], float]:
-    """Return a measurement of neox-serve's tok/s relative to other systems: the lowest ratio over all systems and workloads."""
+    """Returns a measurement of neox-serve's tok/s relative to other systems: the lowest ratio over all systems and workloads."""
 
     def measure(runs: Runs) -> float:
         ours, engines = engine_comparison.NEOX, runs.engines()

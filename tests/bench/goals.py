@@ -26,23 +26,23 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=
 
 
 def holds(goal: Goal, value: float) -> bool:
-    """Return whether a value meets its goal."""
+    """Returns whether a value meets its goal."""
     return OPERATORS[goal.op](value, goal.target)
 
 
 def measured_line(goal: Goal, value: float) -> str:
-    """Return a goal's line, with as many digits as are needed to show on which side of the target the value is."""
+    """Returns a goal's line, with as many digits as are needed to show on which side of the target the value is."""
     shown = next((text for digits in (3, 4, 5) if holds(goal, float(text := f"{value:.{digits}g}")) == holds(goal, value)), repr(value))
     return f"goal {goal.id} {shown} {goal.op} {goal.target:g} {'ok' if holds(goal, value) else 'short'}"
 
 
 def unmeasured_line(goal: Goal, reason: str) -> str:
-    """Return the line of a goal that could not be measured, with the reason, which is shortened if it is long."""
+    """Returns the line of a goal that could not be measured, with the reason, which is shortened if it is long."""
     return f"goal {goal.id} unmeasured {goal.op} {goal.target:g} short ({shorten(reason, _MAX_REASON_CHARACTERS, placeholder=' ...')})"
 
 
 def measure_all(goals: Sequence[Goal], runs: Runs, print_line: Callable[[str], None]) -> bool:
-    """Print each goal's line as soon as it is measured, and return whether all goals are met."""
+    """Prints each goal's line as soon as it is measured, and returns whether all goals are met."""
     all_met = True
     for goal in goals:
         try:
@@ -57,7 +57,7 @@ def measure_all(goals: Sequence[Goal], runs: Runs, print_line: Callable[[str], N
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.goals", description="Measure the goals and print one line for each.")
     known = [*GOALS, *LONG_GOALS]
     parser.add_argument(

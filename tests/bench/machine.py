@@ -17,12 +17,12 @@ BUSY_FRACTION = 0.1
 
 
 def busy_fraction(over_s: float = 2.0) -> float:
-    """Return the fraction of all cores that is in use, measured over `over_s` seconds."""
+    """Returns the fraction of all cores that is in use, measured over `over_s` seconds."""
     return psutil.cpu_percent(over_s) / 100.0
 
 
 def machine_facts() -> Mapping[str, object]:
-    """Return the processor, cores, memory, versions, commit and date."""
+    """Returns the processor, cores, memory, versions, commit and date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit, with a plus sign if there are uncommitted changes, or None outside a repository."""
+    """Returns the commit, with a plus sign if there are uncommitted changes, or None outside a repository."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=10

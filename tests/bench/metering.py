@@ -13,7 +13,7 @@ _SILENCE_S = 120.0
 def run_metered(
     generator: LoadGenerator, load: Load, meters: Mapping[str, CpuMeter], on_progress: Callable[[int], None]
 ) -> tuple[list[Record], dict[str, float]]:
-    """Run a load. Return its records, and the CPU seconds of each meter until the end of the last request.
+    """Runs a load. Return its records, and the CPU seconds of each meter until the end of the last request.
 
     Raises StartError if the load generator fails.
     """

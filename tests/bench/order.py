@@ -15,7 +15,7 @@ class Visit:
 
 
 def alternating(systems: Sequence[str], rounds: int) -> list[Visit]:
-    """Return the visits in the order A B, B A, A B, and so on.
+    """Returns the visits in the order A B, B A, A B, and so on.
 
     Each round measures all systems in the reverse order of the previous round, so that drift of the machine favours none of them.
     Consecutive rounds of the same system share its processes, which halves the number of starts.

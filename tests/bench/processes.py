@@ -17,18 +17,18 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def system_process(arguments: list[str], environment: Mapping[str, str], log: Path) -> Iterator[psutil.Popen]:
-    """Run a Python process in the repository's root folder until the end of the block."""
+    """Runs a Python process in the repository's root folder until the end of the block."""
     with python_process(arguments, {**environment, **importing_tests()}, log, cwd=ROOT) as process:
         yield process
 
 
 def importing_tests() -> dict[str, str]:
-    """Return environment variables with which a Python process can import the tests."""
+    """Returns environment variables with which a Python process can import the tests."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 def wait_for(condition: Callable[[], bool], process: psutil.Popen, log: Path, timeout_s: float, what: str) -> None:
-    """Wait until the condition is true. Raises StartError if the process ends first or the timeout expires."""
+    """Waits until the condition is true. Raises StartError if the process ends first or the timeout expires."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline_s:
@@ -38,5 +38,5 @@ def wait_for(condition: Callable[[], bool], process: psutil.Popen, log: Path, ti
 
 
 def stop_on_sigterm() -> None:
-    """Make SIGTERM raise KeyboardInterrupt, so that all systems are stopped. Each runs in its own session."""
+    """Makes SIGTERM raise KeyboardInterrupt, so that all systems are stopped. Each runs in its own session."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -18,14 +18,14 @@ FOLDER = ROOT / "bench-results"
 
 
 def new_folder(name: str, base: Path = FOLDER) -> Path:
-    """Create a folder for logs and results, named after the current time."""
+    """Creates a folder for logs and results, named after the current time."""
     folder = base / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}"
     folder.mkdir(parents=True)
     return folder
 
 
 def write(folder: Path, comparison: Comparison, settings: Mapping[str, object], busy_before: float, ratios: Mapping[str, Spread]) -> Path:
-    """Write result.json without token ids, and return its path. `busy_before` is the CPU usage before the start, from 0 to 1."""
+    """Writes result.json without token ids, and returns its path. `busy_before` is the CPU usage before the start, from 0 to 1."""
     content = {
         "machine": machine_facts(),
         "busy_fraction_before": busy_before,
@@ -62,7 +62,7 @@ _OPEN_COLUMNS: tuple[_Column, ...] = (*_LATENCIES, ("late p50 ms", "median_late_
 
 
 def show(view: View, comparison: Comparison, systems: Sequence[str], workload: str) -> None:
-    """Show a table of one workload, with medians over the rounds and the fraction of responses that equal those of the first system."""
+    """Shows a table of one workload, with medians over the rounds and the fraction of responses that equal those of the first system."""
     example = comparison.of(systems[0], workload)[0].workload
     rounds = len(comparison.of(systems[0], workload))
     lengths = f"{example.prompt_tokens} tokens in, {example.output_tokens} out"
@@ -82,7 +82,7 @@ def show(view: View, comparison: Comparison, systems: Sequence[str], workload: s
 
 
 def show_starts(view: View, comparison: Comparison, systems: Sequence[str]) -> None:
-    """Show a table of the times from start to first token."""
+    """Shows a table of the times from start to first token."""
     rows = []
     for system in systems:
         found = spread(comparison.first_token_s(system))
@@ -98,7 +98,7 @@ def report(
     ratios: Callable[[Comparison], Mapping[str, Spread]],
     view: View,
 ) -> Path:
-    """Write and show a comparison, and return the path of result.json.
+    """Writes and shows a comparison, and returns the path of result.json.
 
     Raises NotComparableError if a ratio would be meaningless. The results without ratios have been written in that case.
     """
@@ -114,7 +114,7 @@ def report(
 
 
 def show_ratios(view: View, ratios: Mapping[str, Spread], path: Path, busy_before: float) -> None:
-    """Show a table of ratios with their spread over the rounds, the path of the results, and a warning if the machine was not idle."""
+    """Shows a table of ratios with their spread over the rounds, the path of the results, and a warning if the machine was not idle."""
     rows = [[name, f"{value.median:.3f}", f"{value.low:.3f}", f"{value.high:.3f}", str(value.rounds)] for name, value in ratios.items()]
     view.table("Ratios within each round", ["neox-serve", "median", "low", "high", "rounds"], rows)
     view.warn_if_busy(busy_before)

@@ -25,14 +25,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the median and range. Raises ValueError if there are no values."""
+    """Returns the median and range. Raises ValueError if there are no values."""
     if not values:
         raise ValueError("no round was measured")
     return Spread(median(values), min(values), max(values), len(values))
 
 
 def ratios(of: Sequence[float], over: Sequence[float]) -> Spread:
-    """Return the distribution of the ratios within each round, which cancels drift between rounds.
+    """Returns the distribution of the ratios within each round, which cancels drift between rounds.
 
     Raises ValueError if the lengths differ.
     """
@@ -40,12 +40,12 @@ def ratios(of: Sequence[float], over: Sequence[float]) -> Spread:
 
 
 def differences(of: Sequence[float], minus: Sequence[float]) -> Spread:
-    """Return the distribution of the differences within each round. Raises ValueError if the lengths differ."""
+    """Returns the distribution of the differences within each round. Raises ValueError if the lengths differ."""
     return spread([one - other for one, other in zip(of, minus, strict=True)])
 
 
 def identical_fraction(ours: Sequence[Record], theirs: Sequence[Record]) -> float:
-    """Return the fraction of requests with the same tokens from both systems, or 0 without requests.
+    """Returns the fraction of requests with the same tokens from both systems, or 0 without requests.
 
     Raises ValueError if the lengths differ.
     """

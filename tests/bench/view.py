@@ -22,13 +22,13 @@ class View:
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Print the name of a step when it begins."""
+        """Prints the name of a step when it begins."""
         self._log(what)
         yield
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a progress bar during the block. The yielded function takes the completed amount. Without a terminal, print a line at the
+        """Shows a progress bar during the block. The yielded function takes the completed amount. Without a terminal, prints a line at the
         end."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True, disable=self._plain) as bars:
@@ -37,7 +37,7 @@ class View:
         self._log(f"{what}: done")
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table. All columns except the first contain numbers."""
+        """Prints a table. All columns except the first contain numbers."""
         table = Table(title=title, title_justify="left")
         for number, header in enumerate(headers):
             table.add_column(header, justify="left" if number == 0 else "right")
@@ -46,11 +46,11 @@ class View:
         self.console.print(table)
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Prints a line."""
         self.console.print(text, highlight=False)
 
     def warn_if_busy(self, busy_before: float) -> None:
-        """Print a warning if the machine was not idle. `busy_before` is the CPU usage before the start, from 0 to 1."""
+        """Prints a warning if the machine was not idle. `busy_before` is the CPU usage before the start, from 0 to 1."""
         if busy_before > BUSY_FRACTION:
             self.say(f"[bold red]{busy_before:.0%} of the CPU was in use before the start; these results are not reliable.[/]")
 
@@ -59,6 +59,6 @@ class View:
 
 
 def _stderr() -> Console:
-    """Return a console on stderr that is wide enough for the tables if there is no terminal."""
+    """Returns a console on stderr that is wide enough for the tables if there is no terminal."""
     console = Console(stderr=True)
     return console if console.is_terminal else Console(stderr=True, width=_WIDTH_WITHOUT_TERMINAL)

@@ -33,20 +33,20 @@ class Workload:
             raise ValueError(f"{self} is invalid; it must have at least one request per stream")
 
     def in_round(self, number: int) -> "Workload":
-        """Return the same workload with the prompts of another round."""
+        """Returns the same workload with the prompts of another round."""
         return replace(self, round=number)
 
     def prompts(self) -> Synthetic:
-        """Return the prompts."""
+        """Returns the prompts."""
         values = {name: value for name, value in asdict(self).items() if name not in {"streams", "requests", "rate_rps"}}
         return Synthetic(count=self.requests, **values)
 
     def load(self) -> Load:
-        """Return the load for the load generator."""
+        """Returns the load for the load generator."""
         if self.rate_rps is not None:
             return Load(self.prompts(), OpenLoop(self.rate_rps), seed=self.round)
         return Load(self.prompts(), ClosedLoop(self.streams))
 
     def warm_up(self) -> Load:
-        """Return a load with one short request per stream."""
+        """Returns a load with one short request per stream."""
         return Load(self.prompts().warm_up(self.streams), ClosedLoop(self.streams))

@@ -34,7 +34,7 @@ _LIMITATIONS = """## Limitations
 
 
 def render_card(evaluation: dict[str, Any]) -> str:
-    """Return README.md of the model folder. `evaluation` is the content of evaluation.json."""
+    """Returns README.md of the model folder. `evaluation` is the content of evaluation.json."""
     sections = [_FRONT, _results(evaluation), _facts(evaluation), _data(evaluation), _completions(evaluation)]
     sections.append(
         _LIMITATIONS.format(parameters=evaluation["model"]["parameters"], tokens_millions=evaluation["training"]["tokens"] / 1e6)

@@ -28,7 +28,7 @@ class Progress:
     """Position in the annealing part of the corpus."""
 
     def after_step(self, tokens: int, duration_s: float, position: DataPosition, *, annealing: bool) -> "Progress":
-        """Return the progress after one more step. `position` refers to the annealing stream if `annealing` is true."""
+        """Returns the progress after one more step. `position` refers to the annealing stream if `annealing` is true."""
         return replace(
             self,
             steps=self.steps + 1,
@@ -40,7 +40,7 @@ class Progress:
 
 
 def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write everything that a resumed run needs to continue as if it had not stopped."""
+    """Writes everything that a resumed run needs to continue as if it had not stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "model": model.state_dict(),
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Restore `model` from `path`, and `optimizer` and the random state if an optimizer is given. Return the progress of the run.
+    """Restores `model` from `path`, and `optimizer` and the random state if an optimizer is given. Return the progress of the run.
 
     Raises FileNotFoundError if there is no checkpoint at `path`.
     """

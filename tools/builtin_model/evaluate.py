@@ -53,7 +53,7 @@ class DocumentScore:
 
 
 def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> DocumentScore:
-    """Return the cost of `text`, preceded by `<|endoftext|>`.
+    """Returns the cost of `text`, preceded by `<|endoftext|>`.
 
     Raises ValueError if decoding the tokens does not reproduce `text`, because the score would then be that of another text.
     """
@@ -72,13 +72,13 @@ def score_document(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase
 
 
 def xz_bits_per_byte(texts: Sequence[str]) -> float:
-    """Return the size of the concatenation of `texts` compressed by `xz -9e`, in bits per byte."""
+    """Returns the size of the concatenation of `texts` compressed by `xz -9e`, in bits per byte."""
     joined = "".join(texts).encode()
     return 8 * len(lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)) / len(joined)
 
 
 def total_bits_per_byte(scores: Sequence[DocumentScore]) -> float:
-    """Return the bits per byte of all documents together."""
+    """Returns the bits per byte of all documents together."""
     return sum(score.nats for score in scores) / math.log(2) / sum(score.size_bytes for score in scores)
 
 
@@ -89,7 +89,7 @@ def score_documents(
     advance: Callable[[DocumentScore], None],
     workers: int = 2,
 ) -> list[DocumentScore]:
-    """Return the scores of (name, text) pairs in order. `advance` is called with each score. Each worker thread scores whole documents."""
+    """Returns the scores of (name, text) pairs in order. `advance` is called with each score. Each worker thread scores whole documents."""
     scores = []
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for score in pool.map(lambda document: score_document(model, tokenizer, *document), documents):
@@ -99,7 +99,7 @@ def score_documents(
 
 
 def complete(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = COMPLETION_TOKENS) -> str:
-    """Return the greedy continuation of `prompt`, without the prompt."""
+    """Returns the greedy continuation of `prompt`, without the prompt."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     with torch.inference_mode():
         output = model.generate(

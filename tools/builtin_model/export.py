@@ -19,7 +19,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """Return the content of tokenizer_config.json, which AutoTokenizer needs in addition to tokenizer.json."""
+    """Returns the content of tokenizer_config.json, which AutoTokenizer needs in addition to tokenizer.json."""
     return {
         "tokenizer_class": "GPTNeoXTokenizerFast",
         "add_bos_token": False,
@@ -35,14 +35,14 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def model_config(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json as written by transformers, with the older names of the rotary fields added for other readers."""
+    """Returns config.json as written by transformers, with the older names of the rotary fields added for other readers."""
     rope = saved["rope_parameters"]
     extra = {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"], "use_cache": True}
     return {**saved, **extra}
 
 
 def export_model(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16) -> int:
-    """Write weights, configuration and tokenizer to `folder`, and return the folder's size in bytes.
+    """Writes weights, configuration and tokenizer to `folder`, and returns the folder's size in bytes.
 
     Raises ValueError if the folder would be larger than MAX_FOLDER_BYTES.
     """
@@ -63,7 +63,7 @@ def export_model(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path, 
 
 
 def _write_model(model: GPTNeoXForCausalLM, folder: Path, dtype: torch.dtype) -> None:
-    """Write the weights in `dtype`, config.json and generation_config.json. `model` is copied and does not change."""
+    """Writes the weights in `dtype`, config.json and generation_config.json. `model` is copied and does not change."""
     copied = GPTNeoXForCausalLM(built_in_config())
     copied.load_state_dict(model.state_dict())
     copied.to(dtype)

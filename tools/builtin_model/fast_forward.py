@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # tor
 
 
 def rotary_tables(sequence_tokens: int, rotary_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines, each float32 of shape (sequence_tokens, rotary_dim).
+    """Returns cosines and sines, each float32 of shape (sequence_tokens, rotary_dim).
 
     Source: RoFormer, with the halves rotated as in GPT-NeoX.
     """
@@ -58,7 +58,7 @@ def rotary_tables(sequence_tokens: int, rotary_dim: int, theta: float) -> tuple[
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary embeddings to the first dimensions of (..., sequence_tokens, head_dim)."""
+    """Applies rotary embeddings to the first dimensions of (..., sequence_tokens, head_dim)."""
     rotary_dim = cos.shape[-1]
     rotated, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
     first, second = rotated.chunk(2, dim=-1)
@@ -67,7 +67,7 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 def _attend(qkv: torch.Tensor, heads: int, tables: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Return the causal attention (..., width) of `qkv`, which is (sequences, sequence_tokens, 3 * width) ordered by head."""
+    """Returns the causal attention (..., width) of `qkv`, which is (sequences, sequence_tokens, 3 * width) ordered by head."""
     sequences, tokens, triple = qkv.shape
     head_dim = triple // 3 // heads
     query, key, value = qkv.view(sequences, tokens, heads, 3 * head_dim).transpose(1, 2).chunk(3, dim=-1)
@@ -79,12 +79,12 @@ def _attend(qkv: torch.Tensor, heads: int, tables: tuple[torch.Tensor, torch.Ten
 
 
 def _folded(norm: torch.nn.LayerNorm, linear: torch.nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a weight and bias that give the result of `linear(norm(.))` for the normalized input."""
+    """Returns a weight and bias that give the result of `linear(norm(.))` for the normalized input."""
     return linear.weight * norm.weight, torch.mv(linear.weight, norm.bias) + linear.bias
 
 
 def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torch.Tensor) -> torch.Tensor:
-    """Apply one parallel-residual layer to (sequences, sequence_tokens, width). The residual stream is float32."""
+    """Applies one parallel-residual layer to (sequences, sequence_tokens, width). The residual stream is float32."""
     dtype = mask.dtype
     attention_in = _folded(layer.input_layernorm, layer.attention.query_key_value)
     mlp_in = _folded(layer.post_attention_layernorm, layer.mlp.dense_h_to_4h)
@@ -99,7 +99,7 @@ def _layer(layer: Any, hidden: torch.Tensor, heads: int, tables: Any, mask: torc
 
 
 def fast_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Return the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens).
+    """Returns the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens).
 
     Matrix products use `dtype`. Weights, residual stream, norms and loss are float32.
     """

@@ -10,7 +10,7 @@ INITIALIZER_STD = 0.02
 
 
 def built_in_config() -> GPTNeoXConfig:
-    """Return a GPT-NeoX configuration with about 6.8 M parameters.
+    """Returns a GPT-NeoX configuration with about 6.8 M parameters.
 
     Every width is a multiple of 128, so that tensor parallelism over 2 GPUs and group-wise quantization are possible.
     """
@@ -33,7 +33,7 @@ def built_in_config() -> GPTNeoXConfig:
 
 
 def new_model(seed: int) -> GPTNeoXForCausalLM:
-    """Return a model with random weights. Layers that write to the residual stream have smaller weights.
+    """Returns a model with random weights. Layers that write to the residual stream have smaller weights.
 
     Source: GPT-NeoX's `wang_init` and GPT-2, which scale residual output layers down with the depth.
     """
@@ -50,13 +50,13 @@ def new_model(seed: int) -> GPTNeoXForCausalLM:
 
 
 def next_token_loss(model: GPTNeoXForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens)."""
+    """Returns the mean cross-entropy in nats of each token given the previous ones; `tokens` is (sequences, sequence_tokens)."""
     logits = model(input_ids=tokens).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return AdamW's parameter groups: weight decay applies to matrices, but not to biases and norms."""
+    """Returns AdamW's parameter groups: weight decay applies to matrices, but not to biases and norms."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -37,7 +37,7 @@ def make_corpus(work: Path) -> corpus.CorpusReport:
 
 
 def _candidates(work: Path, stdlib: Path) -> Iterator[corpus.Document]:
-    """Yield every candidate document in a fixed order. Of duplicates, the first one is kept."""
+    """Yields every candidate document in a fixed order. Of duplicates, the first one is kept."""
     yield from corpus.stdlib_documents(stdlib)
     documentation = sources.download_documentation(work / "documentation")
     if documentation is None:
@@ -50,7 +50,7 @@ def _candidates(work: Path, stdlib: Path) -> Iterator[corpus.Document]:
 
 
 def make_tokenizer(work: Path) -> int:
-    """Train the tokenizer on a sample of the corpus, and return the number of documents in the sample."""
+    """Trains the tokenizer on a sample of the corpus, and returns the number of documents in the sample."""
     texts = [document.text for document in corpus.read_documents(work / "corpus" / "train.jsonl")]
     sample = [text for text in texts if corpus.hash_fraction(text[:_SAMPLE_KEY_CHARS]) < TOKENIZER_SAMPLE_FRACTION]
     tokenizer = train_tokenizer(tracked(sample, "tokenizer", "documents"))
@@ -59,7 +59,7 @@ def make_tokenizer(work: Path) -> int:
 
 
 def make_streams(work: Path, seed: int) -> Streams:
-    """Encode and pack the corpus with the trained tokenizer, and return the packed tokens."""
+    """Encodes and packs the corpus with the trained tokenizer, and returns the packed tokens."""
     tokenizer = Tokenizer.from_file(str(work / "corpus" / "tokenizer.json"))
     documents = corpus.read_documents(work / "corpus" / "train.jsonl")
     texts: Iterable[str] = (document.text for document in documents)
@@ -78,13 +78,13 @@ def make_streams(work: Path, seed: int) -> Streams:
 
 
 def read_streams(work: Path) -> Streams:
-    """Return the packed tokens as memory-mapped files, of which only the blocks in use take memory."""
+    """Returns the packed tokens as memory-mapped files, of which only the blocks in use take memory."""
     everything, annealing = (np.load(work / "corpus" / f"{name}.npy", mmap_mode="r") for name in ("everything", "annealing"))
     return Streams(everything, annealing)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file."""
+    """Reads a JSON object from a file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 

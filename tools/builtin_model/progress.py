@@ -18,13 +18,13 @@ class _RateColumn(ProgressColumn):
 
 
 def progress_display() -> Progress:
-    """Return a display with rate and remaining time. Tasks may have the fields `unit`, `rate` and `note`."""
+    """Returns a display with rate and remaining time. Tasks may have the fields `unit`, `rate` and `note`."""
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _RateColumn()]
     return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), speed_estimate_period=60.0)
 
 
 def tracked(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` while showing their progress."""
+    """Yields `items` while showing their progress."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_display() as display:

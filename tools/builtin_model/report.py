@@ -37,7 +37,7 @@ CONTEXTS = (
 
 
 def evaluate_folder(work: Path, folder: Path, hardware: str, history: str) -> dict[str, Any]:
-    """Evaluate the model in `folder` on the held-out modules, write evaluation.json and README.md to it, and return the evaluation."""
+    """Evaluates the model in `folder` on the held-out modules, writes evaluation.json and README.md to it, and returns the evaluation."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     before_rounding = new_model(0)
@@ -129,7 +129,7 @@ def _training_facts(progress: Progress) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write to a temporary file and rename it, so that readers of the folder never see an incomplete file."""
+    """Writes to a temporary file and rename it, so that readers of the folder never see an incomplete file."""
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -32,7 +32,7 @@ class Schedule:
             raise ValueError(f"context_stages {self.context_stages} are invalid; their fractions must start at 0 and increase")
 
     def learning_rate(self, fraction: float) -> float:
-        """Return the learning rate at `fraction` of the budget: a linear rise, a constant, and a linear decay to zero at 1."""
+        """Returns the learning rate at `fraction` of the budget: a linear rise, a constant, and a linear decay to zero at 1."""
         if fraction < self.warmup_fraction:
             return self.peak_learning_rate * max(fraction / self.warmup_fraction, 0.01)
         if fraction < self.decay_from_fraction:
@@ -41,12 +41,12 @@ class Schedule:
         return self.peak_learning_rate * max(left, 0.0)
 
     def is_annealing(self, fraction: float) -> bool:
-        """Return whether the rate decays at `fraction` of the budget. This phase uses selected text, because it has the most lasting
+        """Returns whether the rate decays at `fraction` of the budget. This phase uses selected text, because it has the most lasting
         effect."""
         return fraction >= self.decay_from_fraction
 
     def sequence_tokens(self, fraction: float) -> int:
-        """Return the sequence length in tokens at `fraction` of the budget."""
+        """Returns the sequence length in tokens at `fraction` of the budget."""
         return [tokens for start, tokens in self.context_stages if fraction >= start][-1]
 
 
@@ -66,7 +66,7 @@ class Budget:
             raise ValueError(f"steps={self.steps}, seconds_s={self.seconds_s} is invalid; the budget must be positive")
 
     def spent_fraction(self, steps: int, elapsed_s: float) -> float:
-        """Return the fraction of the budget used after `steps` steps and `elapsed_s` seconds, at most 1."""
+        """Returns the fraction of the budget used after `steps` steps and `elapsed_s` seconds, at most 1."""
         if self.steps is not None:
             return min(steps / self.steps, 1.0)
         assert self.seconds_s is not None

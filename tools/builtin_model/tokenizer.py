@@ -26,7 +26,7 @@ SPACE_RUNS: tuple[str, ...] = tuple(" " * length for length in range(MAX_SPACE_R
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
-    """Train a tokenizer with exactly `vocab_size` tokens, including special and added ones.
+    """Trains a tokenizer with exactly `vocab_size` tokens, including special and added ones.
 
     Raises ValueError if there is too little text to fill the vocabulary.
     """
@@ -53,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write tokenizer.json atomically to `path`."""
+    """Writes tokenizer.json atomically to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     tokenizer.save(str(partial))
@@ -61,7 +61,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 256) -> Iterator[list[int]]:
-    """Yield the token ids of each text in order, without special tokens."""
+    """Yields the token ids of each text in order, without special tokens."""
     pending: list[str] = []
     for text in texts:
         pending.append(text)

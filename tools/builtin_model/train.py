@@ -79,7 +79,7 @@ class Trainer:
     """Threads that compute micro-batches."""
 
     def step(self, streams: Streams, fraction: float) -> float:
-        """Take one optimizer step at `fraction` of the budget, and return its mean loss in nats per token."""
+        """Takes one optimizer step at `fraction` of the budget, and returns its mean loss in nats per token."""
         started_s = time.monotonic()
         batch_tokens = self.options.batch_tokens
         annealing = self.schedule.is_annealing(fraction)
@@ -101,7 +101,7 @@ class Trainer:
         return loss
 
     def _accumulate(self, tokens: torch.Tensor) -> float:
-        """Add up the gradients of the batch in a fixed order, independent of the workers' timing, and return the mean loss."""
+        """Adds up the gradients of the batch in a fixed order, independent of the workers' timing, and returns the mean loss."""
         parts = tokens.split(max(self.options.micro_batch_tokens // tokens.shape[1], 1))
         weights = list(self.model.parameters())
 
@@ -118,7 +118,7 @@ class Trainer:
 
 
 def start_trainer(checkpoint: Path, options: TrainOptions, schedule: Schedule) -> Trainer:
-    """Return a new run, or the run of the checkpoint if there is one at `checkpoint`."""
+    """Returns a new run, or the run of the checkpoint if there is one at `checkpoint`."""
     model = new_model(options.seed)
     groups = parameter_groups(model, options.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=schedule.peak_learning_rate, betas=options.betas, fused=True)
@@ -130,7 +130,7 @@ def start_trainer(checkpoint: Path, options: TrainOptions, schedule: Schedule) -
 
 
 def run_training(trainer: Trainer, streams: Streams, budget: Budget, folder: Path, stop: Callable[[], bool]) -> bool:
-    """Train until the budget is used or `stop()` is true, and return whether the budget is used.
+    """Trains until the budget is used or `stop()` is true, and returns whether the budget is used.
 
     Checkpoints and a log are written to `folder`.
     """
@@ -173,7 +173,7 @@ def _log_line(trainer: Trainer, fraction: float, loss_nats: float) -> dict[str, 
 
 
 def stop_on_signal() -> Callable[[], bool]:
-    """Install handlers for SIGTERM and SIGINT, and return a function that tells whether one of them has been received."""
+    """Installs handlers for SIGTERM and SIGINT, and returns a function that tells whether one of them has been received."""
     received: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -185,7 +185,7 @@ def stop_on_signal() -> Callable[[], bool]:
 
 
 def keep_freed_memory() -> None:
-    """Configure glibc to reuse large freed blocks. Mapping new memory for activations in each step costs up to half of the time."""
+    """Configures glibc to reuse large freed blocks. Mapping new memory for activations in each step costs up to half of the time."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):

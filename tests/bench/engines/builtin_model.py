@@ -8,12 +8,12 @@ from tests.bench.view import View
 
 
 def size_mib() -> float:
-    """Return the size of all files of the model folder, in MiB."""
+    """Returns the size of all files of the model folder, in MiB."""
     return sum(path.stat().st_size for path in locate(BUILTIN, None).iterdir()) / 2**20
 
 
 def bits_per_byte_over_xz(view: View) -> float:
-    """Return the model's bits per byte on the held-out modules relative to those of `xz -9e`."""
+    """Returns the model's bits per byte on the held-out modules relative to those of `xz -9e`."""
     import torch
     from transformers import AutoTokenizer, GPTNeoXForCausalLM
 

@@ -41,13 +41,13 @@ class Run:
     """Memory of all processes at the end, with shared pages counted once."""
 
     def figure(self, name: str) -> float:
-        """Return a value of the summary, or `resident_mib`. Raises KeyError if the name is unknown."""
+        """Returns a value of the summary, or `resident_mib`. Raises KeyError if the name is unknown."""
         value = self.figures()[name]
         assert isinstance(value, (int, float))
         return float(value)
 
     def figures(self) -> dict[str, object]:
-        """Return all values by name."""
+        """Returns all values by name."""
         return {**self.summary.figures(), "resident_mib": self.resident_mib}
 
 
@@ -79,7 +79,7 @@ class Later:
             raise ValueError(f"rounds {sorted(self.rounds)} are invalid; they must not include 0 and 1")
 
     def of_round(self, number: int, runs: Sequence[Run]) -> Sequence[Workload]:
-        """Return the workloads of a round, given all previous runs."""
+        """Returns the workloads of a round, given all previous runs."""
         return self.make(Comparison([run for run in runs if run.workload.round == 0])) if number in self.rounds else ()
 
 
@@ -91,42 +91,42 @@ class Comparison:
         self.starts = tuple(starts)
 
     def of(self, system: str, workload: str) -> list[Run]:
-        """Return a system's runs of a workload in the order of rounds."""
+        """Returns a system's runs of a workload in the order of rounds."""
         found = [run for run in self.runs if (run.system, run.workload.name) == (system, workload)]
         if not found:
             raise KeyError(f"workload {workload} was not run on {system}")
         return sorted(found, key=lambda run: run.workload.round)
 
     def median(self, system: str, workload: str, figure: str) -> float:
-        """Return a value of the summary as the median over the rounds."""
+        """Returns a value of the summary as the median over the rounds."""
         return median(self._figures(system, workload, figure))
 
     def ratio(self, system: str, over: str, workload: str, figure: str) -> Spread:
-        """Return a value of one system relative to another within each round. Raises NotComparableError if requests failed."""
+        """Returns a value of one system relative to another within each round. Raises NotComparableError if requests failed."""
         self._require_complete(system, over, workload)
         return ratios(self._figures(system, workload, figure), self._figures(over, workload, figure))
 
     def difference(self, system: str, minus: str, workload: str, figure: str) -> Spread:
-        """Return a value of one system minus that of another within each round. Raises NotComparableError if requests failed."""
+        """Returns a value of one system minus that of another within each round. Raises NotComparableError if requests failed."""
         self._require_complete(system, minus, workload)
         return differences(self._figures(system, workload, figure), self._figures(minus, workload, figure))
 
     def first_token_s(self, system: str) -> list[float]:
-        """Return the time to the first token of each start of a system, in seconds. Raises KeyError if it was not started."""
+        """Returns the time to the first token of each start of a system, in seconds. Raises KeyError if it was not started."""
         found = [start.first_token_s for start in self.starts if start.system == system]
         if not found:
             raise KeyError(f"{system} was not started")
         return found
 
     def start_ratio(self, system: str, over: str) -> Spread:
-        """Return the time from start to first token of one system relative to another, for the starts of each round.
+        """Returns the time from start to first token of one system relative to another, for the starts of each round.
 
         Raises KeyError if one was not started, and ValueError if their rounds differ.
         """
         return ratios(self._first_token_s_by_round(system), self._first_token_s_by_round(over))
 
     def identical(self, system: str, other: str, workload: str) -> float:
-        """Return the fraction of responses with the same tokens over all rounds."""
+        """Returns the fraction of responses with the same tokens over all rounds."""
         ours = [record for run in self.of(system, workload) for record in run.records]
         return identical_fraction(ours, [record for run in self.of(other, workload) for record in run.records])
 
@@ -147,14 +147,14 @@ class Comparison:
 
 
 def workload_tokens(run: Run) -> int:
-    """Return the number of tokens that each response of a run must have."""
+    """Returns the number of tokens that each response of a run must have."""
     return run.workload.output_tokens
 
 
 def compare(
     systems: Sequence[System], workloads: Sequence[Workload], *, rounds: int, folder: Path, view: View, later: Later | None = None
 ) -> Comparison:
-    """Run every workload on every system in every round. Raises StartError if a system does not start."""
+    """Runs every workload on every system in every round. Raises StartError if a system does not start."""
     by_name = {system.name: system for system in systems}
     visits = alternating(list(by_name), rounds)
     runs: list[Run] = []
@@ -173,7 +173,7 @@ def compare(
 
 
 def start_to_first_token_s(began_s: float, up_s: float | None, first: Record) -> float:
-    """Return the seconds from a system's start to its first token, without the start of the load generator.
+    """Returns the seconds from a system's start to its first token, without the start of the load generator.
 
     `up_s` is the time at which the system was ready, or None if it runs within the load generator, whose start then counts. `first` is a
     record with a token.
@@ -183,7 +183,7 @@ def start_to_first_token_s(began_s: float, up_s: float | None, first: Record) ->
 
 
 def _visit(running: Running, system: str, workloads: Sequence[Workload], folder: Path, view: View) -> tuple[Record, list[Run]]:
-    """Measure the first token of a started system, warm it up, and run the workloads."""
+    """Measures the first token of a started system, warms it up, and runs the workloads."""
     with load_generator(running.target, folder, {**running.client_environment, **importing_tests()}) as generator:
         lone = replace(workloads[0], name="first token", streams=1, requests=1, output_tokens=1, rate_rps=None)
         (first,) = generator.run(lone.load(), max_silence_s=_SILENCE_S).records
@@ -195,7 +195,7 @@ def _visit(running: Running, system: str, workloads: Sequence[Workload], folder:
 
 
 def _measure(generator: LoadGenerator, running: Running, system: str, workload: Workload, view: View) -> Run:
-    """Measure one run with its CPU time. If the system runs within the load generator, all CPU time counts as the system's."""
+    """Measures one run with its CPU time. If the system runs within the load generator, all CPU time counts as the system's."""
     inside = running.processes is None
     whole = CpuMeter(running.processes or (lambda: family(generator.process)))
     client = CpuMeter(list if inside else lambda: [generator.process])

@@ -22,7 +22,7 @@ _CHANNELS = 8
 
 
 def run(folder: Path, view: View) -> Comparison:
-    """Run the comparison, write result.json and show tables."""
+    """Runs the comparison, writes result.json and shows tables."""
     busy = busy_fraction()
     systems: list[System] = [
         NeoxServe({}, NEOX, channels=_CHANNELS, defaults=True),
@@ -35,13 +35,13 @@ def run(folder: Path, view: View) -> Comparison:
 
 
 def workload() -> Workload:
-    """Return a workload of 64 streams."""
+    """Returns a workload of 64 streams."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     return Workload(MANY, 64, 128, prompt_tokens=64, output_tokens=128, vocabulary_size=vocabulary_size)
 
 
 def ratios(comparison: Comparison) -> dict[str, Spread]:
-    """Return the values of neox-serve relative to the other systems."""
+    """Returns the values of neox-serve relative to the other systems."""
     found: dict[str, Spread] = {}
     for other in _OTHERS:
         found[f"tok/s over {other}, {MANY}"] = comparison.ratio(NEOX, other, MANY, "output_throughput")

@@ -60,7 +60,7 @@ SMOKE = Size(1, 2, 10, (OPENAI,))
 
 
 def systems(size: Size) -> list[System]:
-    """Return the compared systems, neox-serve first."""
+    """Returns the compared systems, neox-serve first."""
     two: dict[str, Any] = {**VALUES, "gateway": {"processes": 2}}
     every: list[System] = [
         NeoxServe(VALUES, NEOX),
@@ -75,7 +75,7 @@ def systems(size: Size) -> list[System]:
 
 
 def workloads(size: Size) -> list[Workload]:
-    """Return the closed loops: many streams for the throughput, and one stream for the TTFT."""
+    """Returns the closed loops: many streams for the throughput, and one stream for the TTFT."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     many = [
         Workload(f"{streams} streams", streams, max(_MIN_REQUESTS, streams * size.requests_per_stream), 64, 128, vocabulary_size)
@@ -85,7 +85,7 @@ def workloads(size: Size) -> list[Workload]:
 
 
 def run(size: Size, folder: Path, view: View) -> Comparison:
-    """Run the comparison, write result.json and engines.png, and show tables."""
+    """Runs the comparison, writes result.json and engines.png, and shows tables."""
     busy = busy_fraction()
     later = Later(lambda first_round: open_loops(first_round, size), size.open_rounds)
     comparison = compare(systems(size), workloads(size), rounds=size.rounds, folder=folder, view=view, later=later)
@@ -95,7 +95,7 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
 
 
 def open_loops(closed: Comparison, size: Size) -> list[Workload]:
-    """Return open loops with Poisson arrivals, the same for all systems. Their rates are fractions of the slowest system's throughput."""
+    """Returns open loops with Poisson arrivals, the same for all systems. Their rates are fractions of the slowest system's throughput."""
     slowest_tok_s = min(closed.median(system.name, MANY, "output_throughput") for system in systems(size))
     closed_loop = closed.of(NEOX, MANY)[0].workload
     found = []
@@ -108,7 +108,7 @@ def open_loops(closed: Comparison, size: Size) -> list[Workload]:
 
 
 def ratios(comparison: Comparison, size: Size) -> dict[str, Spread]:
-    """Return the ratios and differences that goals refer to."""
+    """Returns the ratios and differences that goals refer to."""
     found: dict[str, Spread] = {}
     for other in size.others:
         for streams in size.streams:

@@ -17,7 +17,7 @@ _MANY_STREAMS = 64
 
 
 def write(result: Path) -> Path:
-    """Write engines.png next to a result.json and return its path.
+    """Writes engines.png next to a result.json and returns its path.
 
     Raises OSError if the file cannot be read, and KeyError if it belongs to another benchmark.
     """
@@ -28,7 +28,7 @@ def write(result: Path) -> Path:
 
 
 def draw(runs: Runs, starts: Runs, path: Path) -> None:
-    """Draw medians over the rounds: throughput, TPOT and TTFT by streams, E2E latency of open loops, CPU time, memory, and start-up
+    """Draws medians over the rounds: throughput, TPOT and TTFT by streams, E2E latency of open loops, CPU time, memory, and start-up
     time."""
     systems = list(dict.fromkeys(run["system"] for run in runs))
     closed = [run for run in runs if run["workload"]["rate_rps"] is None]

@@ -44,7 +44,7 @@ SMOKE = Size(rounds=1, requests_per_stream=1, output_tokens=128)
 
 
 def run(size: Size, folder: Path, view: View) -> Comparison:
-    """Run the comparison, write result.json and show tables."""
+    """Runs the comparison, writes result.json and shows tables."""
     busy = busy_fraction()
     systems: list[System] = [NeoxServe(VALUES, NEOX), ServeHandle(VALUES, HANDLE)]
     comparison = compare(systems, [workload(size)], rounds=size.rounds, folder=folder, view=view)
@@ -53,7 +53,7 @@ def run(size: Size, folder: Path, view: View) -> Comparison:
 
 
 def workload(size: Size) -> Workload:
-    """Return a workload of 256 streams."""
+    """Returns a workload of 256 streams."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     return Workload(
         MANY,
@@ -66,7 +66,7 @@ def workload(size: Size) -> Workload:
 
 
 def ratios(comparison: Comparison) -> dict[str, Spread]:
-    """Return the ratios that goals refer to."""
+    """Returns the ratios that goals refer to."""
     return {
         f"tok/s over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "output_throughput"),
         f"CPU per token over {HANDLE}, {MANY}": comparison.ratio(NEOX, HANDLE, MANY, "system_cpu_s_per_1k_tokens"),

@@ -31,7 +31,7 @@ class FakeStreams:
         self._requests = 0
 
     async def stream(self, prompt: tuple[int, ...], output_tokens: int) -> AsyncIterator[tuple[int, ...]]:
-        """Yield the token ids of each delta."""
+        """Yields the token ids of each delta."""
         self._requests += 1
         key, deltas = self._requests, Queue[Delta]()
 
@@ -49,7 +49,7 @@ class FakeStreams:
 
 
 def deploy(settings: Settings) -> str:
-    """Start Ray and the deployment, and return the address of the GCS."""
+    """Starts Ray and the deployment, and returns the address of the GCS."""
     context = ray.init(
         address="local",
         include_dashboard=False,
@@ -66,7 +66,7 @@ def deploy(settings: Settings) -> str:
 
 
 def main() -> None:
-    """Start the deployment, write the address, and wait for SIGTERM."""
+    """Starts the deployment, writes the address, and waits for SIGTERM."""
     settings_file, address_file = map(Path, sys.argv[1:3])
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())

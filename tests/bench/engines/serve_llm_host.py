@@ -17,7 +17,7 @@ _LOGICAL_CPUS = 8
 
 
 def serve_model(arguments: dict[str, Any], port: int) -> None:
-    """Start Ray and the application. `arguments` are those of LLMConfig."""
+    """Starts Ray and the application. `arguments` are those of LLMConfig."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
     # More CPUs than a small machine has, because ingress and replica request some and would otherwise wait forever.
@@ -27,7 +27,7 @@ def serve_model(arguments: dict[str, Any], port: int) -> None:
 
 
 def main() -> None:
-    """Start the application and wait for SIGTERM."""
+    """Starts the application and waits for SIGTERM."""
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:

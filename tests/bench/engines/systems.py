@@ -67,7 +67,7 @@ class System(Protocol):
         """Name in tables."""
 
     def running(self, folder: Path) -> AbstractContextManager[Running]:
-        """Run the system until the end of the block, with its files in the folder. Raises StartError if it does not start."""
+        """Runs the system until the end of the block, with its files in the folder. Raises StartError if it does not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class NeoxServe:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Run one gateway and one engine replica unless the settings differ."""
+        """Runs one gateway and one engine replica unless the settings differ."""
         values = default_cluster_values() if self.defaults else cluster_values(self.values)
         with running_cluster(folder, values) as cluster:
             yield Running(GatewaySpec(cluster.address, self.channels), cluster.family)
@@ -104,7 +104,7 @@ class OpenAiServer:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Run the server with flags equivalent to the settings."""
+        """Runs the server with flags equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "openai.log"
         flags = ["--host", "127.0.0.1", *flags_of(_named(settings))] if self.defaults else openai_server_flags(settings)
         command = ["-m", "vllm.entrypoints.openai.api_server", *flags, "--port", str(port)]
@@ -126,7 +126,7 @@ class VllmGrpcServer:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Run the server with flags equivalent to the settings."""
+        """Runs the server with flags equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "vllm-grpc.log"
         command = ["-m", "vllm.entrypoints.launchers.grpc_server", *engine_flags(settings), "--host", "127.0.0.1", "--port", str(port)]
         with system_process(command, _environment(settings), log) as process:
@@ -149,7 +149,7 @@ class RayServeLlm:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Run one replica with engine arguments equivalent to the settings."""
+        """Runs one replica with engine arguments equivalent to the settings."""
         settings, port, log = restore(dict(self.values)), free_port(), folder / "serve-llm.log"
         arguments_file = folder / "llm-config.json"
         arguments = serve_llm_defaults(settings) if self.defaults else serve_llm_arguments(settings, self.batching_ms)
@@ -173,7 +173,7 @@ class AsyncLlm:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Start nothing, because the load generator starts the engine."""
+        """Starts nothing, because the load generator starts the engine."""
         settings = restore(dict(self.values))
         yield Running(
             AsyncLlmSpec(settings.model_dump(mode="json")),
@@ -193,7 +193,7 @@ class ServeHandle:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Run a separate Ray cluster with its own token. It has two drivers: the deployment and the load generator."""
+        """Runs a separate Ray cluster with its own token. It has two drivers: the deployment and the load generator."""
         settings_file, address_file, log = folder / "settings.json", folder / "gcs-address", folder / "serve-handle.log"
         address_file.unlink(missing_ok=True)
         settings_file.write_text(json.dumps(restore(dict(self.values)).model_dump(mode="json")), encoding="utf-8")
@@ -205,7 +205,7 @@ class ServeHandle:
 
 @contextmanager
 def _ray_token(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the environment variables of the cluster's drivers. Ray requires a token by default, which is deleted at the end of the
+    """Yields the environment variables of the cluster's drivers. Ray requires a token by default, which is deleted at the end of the
     block."""
     token = folder / "ray-token"
     token.touch(mode=0o600)
@@ -217,7 +217,7 @@ def _ray_token(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def cluster_values(values: Values) -> dict[str, Any]:
-    """Return settings with free ports and, unless the values differ, one replica, one gateway and no embedding pool."""
+    """Returns settings with free ports and, unless the values differ, one replica, one gateway and no embedding pool."""
     one = {"min": 1, "initial": 1, "max": 1, "max_requests": 4096}
     return {
         **values,
@@ -231,23 +231,23 @@ def cluster_values(values: Values) -> dict[str, Any]:
 
 
 def default_cluster_values() -> dict[str, Any]:
-    """Return default settings with free ports."""
+    """Returns default settings with free ports."""
     return {"gateway": {"port": free_port()}, "metrics": {"port": free_port()}, "ray": {"dashboard_port": free_port()}}
 
 
 def openai_server_flags(settings: Settings) -> list[str]:
-    """Return flags of vLLM's OpenAI server for the same engine as `build_engine_arguments`, on CPUs, without a request log."""
+    """Returns flags of vLLM's OpenAI server for the same engine as `build_engine_arguments`, on CPUs, without a request log."""
     flags = ["--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"]
     return [*flags, *engine_flags(settings)]
 
 
 def engine_flags(settings: Settings) -> list[str]:
-    """Return the engine flags that all of vLLM's servers share, on CPUs."""
+    """Returns the engine flags that all of vLLM's servers share, on CPUs."""
     return flags_of(engine_values(settings))
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Return arguments in the form of vLLM's command line."""
+    """Returns arguments in the form of vLLM's command line."""
     flags: list[str] = []
     for argument, value in values.items():
         name = argument.replace("_", "-")
@@ -260,7 +260,7 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def engine_values(settings: Settings) -> dict[str, Any]:
-    """Return vLLM's engine arguments on CPUs, without those that the settings leave to vLLM. All systems keep vLLM's metrics."""
+    """Returns vLLM's engine arguments on CPUs, without those that the settings leave to vLLM. All systems keep vLLM's metrics."""
     engine = settings.generation.engine
     values = {
         **_named(settings),
@@ -280,13 +280,13 @@ def engine_values(settings: Settings) -> dict[str, Any]:
 
 
 def _named(settings: Settings) -> dict[str, Any]:
-    """Return the arguments that name the model."""
+    """Returns the arguments that name the model."""
     folder = str(locate(settings.model.source, settings.model.revision))
     return {"model": folder, "tokenizer": folder, "served_model_name": settings.model.name}
 
 
 def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
-    """Return arguments of `ray.serve.llm.LLMConfig` with the model, no GPU, and the size of the KV cache."""
+    """Returns arguments of `ray.serve.llm.LLMConfig` with the model, no GPU, and the size of the KV cache."""
     named = _named(settings)
     return {
         "model_loading_config": {"model_id": named["served_model_name"], "model_source": named["model"]},
@@ -297,7 +297,7 @@ def serve_llm_defaults(settings: Settings) -> dict[str, Any]:
 
 
 def serve_llm_arguments(settings: Settings, batching_ms: float | None) -> dict[str, Any]:
-    """Return arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the mp executor itself."""
+    """Returns arguments of `ray.serve.llm.LLMConfig` for one replica on CPUs. It names the model and chooses the mp executor itself."""
     engine = engine_values(settings)
     named = {"model", "served_model_name", "distributed_executor_backend"}
     environment = _environment(settings)

@@ -61,7 +61,7 @@ class Freed:
 
 
 def run(folder: Path, view: View) -> Freed:
-    """Start a cluster, abandon requests in three ways, and show the times until the engine was free."""
+    """Starts a cluster, abandons requests in three ways, and shows the times until the engine was free."""
     values = {**cluster_values(VALUES), "router": {"load_report_interval_s": 0.01}}
     with view.step("cancellation: starting neox-serve"), running_cluster(folder, values) as cluster:
         freed = asyncio.run(_measure(cluster.address, view))
@@ -103,7 +103,7 @@ class _Gateway:
 
     @asynccontextmanager
     async def background(self) -> AsyncIterator[None]:
-        """Keep other requests running during the block. Raises NotMeasuredError if one of them ends."""
+        """Keeps other requests running during the block. Raises NotMeasuredError if one of them ends."""
         calls = [self._start(self._stream) for _ in range(_BACKGROUND)]
         await asyncio.gather(*(call.read() for call in calls))
         tasks = [asyncio.ensure_future(_read(call)) for call in calls]
@@ -117,7 +117,7 @@ class _Gateway:
         await self._reached(0)
 
     async def cancel(self) -> float:
-        """Cancel a request."""
+        """Cancels a request."""
         call = self._start(self._stream)
         await self._running(call)
         abandoned_s = time.monotonic()
@@ -125,7 +125,7 @@ class _Gateway:
         return await self._freed_after(abandoned_s)
 
     async def let_deadline_pass(self) -> float:
-        """Let the deadline of a request pass."""
+        """Lets the deadline of a request pass."""
         abandoned_s = time.monotonic() + _DEADLINE_S
         call = self._start(self._stream, timeout=_DEADLINE_S)
         await self._running(call)
@@ -134,7 +134,7 @@ class _Gateway:
         return await self._freed_after(abandoned_s)
 
     async def lose_client(self) -> float:
-        """Reset the connection of a client."""
+        """Resets the connection of a client."""
         host, _, port = self._address.rpartition(":")
         async with Forwarder(host, int(port)) as forwarder:
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
@@ -149,7 +149,7 @@ class _Gateway:
         return method(stream_request(next(self._requests).prompt, _LONG_TOKENS).SerializeToString(), timeout=timeout)
 
     async def _running(self, call: Any) -> None:
-        """Wait until the request generates tokens and the engine counts it. Raises NotMeasuredError if it ends first."""
+        """Waits until the request generates tokens and the engine counts it. Raises NotMeasuredError if it ends first."""
         try:
             await call.read()
         except grpc.RpcError as error:
@@ -160,7 +160,7 @@ class _Gateway:
         return max(0.0, await self._reached(_BACKGROUND) - abandoned_s)
 
     async def _reached(self, requests: int) -> float:
-        """Wait until the engine has this many requests and return that time. Raises NotMeasuredError if the timeout expires."""
+        """Waits until the engine has this many requests and returns that time. Raises NotMeasuredError if the timeout expires."""
         deadline_s = time.monotonic() + _MAX_WAIT_S
         while time.monotonic() < deadline_s:
             if await self._in_engine() == requests:

@@ -21,7 +21,7 @@ class Forwarder:
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
-        """Reset every connection on both sides."""
+        """Resets every connection on both sides."""
         for writer in self._writers:
             writer.transport.abort()
 

@@ -48,7 +48,7 @@ class Overloaded:
 
 
 async def measure() -> Overloaded:
-    """Measure all loads in sequence, which takes about a minute."""
+    """Measures all loads in sequence, which takes about a minute."""
     engine = FakeEngine(FakeTiming(ttft_s=_ITL_S, itl_s=_ITL_S))
     goodput: dict[float, float] = {}
     async with LinkCluster() as cluster:
@@ -81,7 +81,7 @@ async def _run(client: AsyncClient, load: float) -> tuple[float, list[float]]:
 
 
 async def _call(client: AsyncClient) -> float | None:
-    """Send a request. Return None if it was answered in time, the seconds to its refusal, or -1 for any other outcome."""
+    """Sends a request. Return None if it was answered in time, the seconds to its refusal, or -1 for any other outcome."""
     clock = asyncio.get_running_loop().time
     began_s = clock()
     try:

@@ -32,7 +32,7 @@ class Rolled:
 
 
 def run(folder: Path, view: View) -> Rolled:
-    """Start a cluster, update it under load, and show the longest gap. Raises NotMeasuredError if a client saw an error."""
+    """Starts a cluster, updates it under load, and shows the longest gap. Raises NotMeasuredError if a client saw an error."""
     replicas = {"min": 2, "initial": 2, "max": 2}
     values = cluster_values({"generation": {**VALUES["generation"], "replicas": replicas}})
     with view.step("rolling: starting neox-serve with two replicas"), running_cluster(folder, values) as cluster:
@@ -61,7 +61,7 @@ async def _measure(cluster: CommandCluster, values: dict[str, Any], view: View) 
 
 
 async def _keep_streaming(client: AsyncClient, number: int, rolled: asyncio.Event) -> list[float]:
-    """Return the longest wait within each stream. Raises NotMeasuredError if a stream failed or lost tokens."""
+    """Returns the longest wait within each stream. Raises NotMeasuredError if a stream failed or lost tokens."""
     waits: list[float] = []
     while not rolled.is_set():
         started_s = time.monotonic()

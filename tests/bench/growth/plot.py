@@ -17,7 +17,7 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def write(result: Path) -> Path:
-    """Write growth.png next to a result.json and return its path.
+    """Writes growth.png next to a result.json and returns its path.
 
     Raises OSError if the file cannot be read, and KeyError if it belongs to another benchmark.
     """
@@ -38,7 +38,7 @@ def write(result: Path) -> Path:
 
 
 def _line(axes: Axes, points: Points, over: Sequence[str], name: str, unit: str, title: str) -> None:
-    """Draw a line for each system, or for each curve if there are several: the median over the rounds with its range."""
+    """Draws a line for each system, or for each curve if there are several: the median over the rounds with its range."""
     lines: dict[str, dict[int, list[float]]] = {}
     for point in points:
         if point["over"] in over:

@@ -96,7 +96,7 @@ class Measured:
     """CPU seconds of the processes by role. The load generator has the role `client`."""
 
     def cpu_us_per_token(self, role: str) -> float:
-        """Return the CPU microseconds per token of a role's processes."""
+        """Returns the CPU microseconds per token of a role's processes."""
         return 1e6 * self.cpu_s.get(role, 0.0) / max(1, self.summary.total_output_tokens)
 
     @property
@@ -111,17 +111,17 @@ class Measured:
 
 
 def by_streams(size: Size, vocabulary_size: int) -> list[Point]:
-    """Return the points over the number of streams, with one gateway and one replica."""
+    """Returns the points over the number of streams, with one gateway and one replica."""
     return [Point(STREAMS, streams, FAKE, _steady(streams, size, vocabulary_size)) for streams in size.streams]
 
 
 def wide(over: str, at: int, size: Size, vocabulary_size: int) -> Point:
-    """Return a point with several gateways or replicas and many streams."""
+    """Returns a point with several gateways or replicas and many streams."""
     return Point(over, at, FAKE, replace(_steady(WIDE_STREAMS, size, vocabulary_size), name=f"{at} {over}"))
 
 
 def by_prompt(system: str, size: Size, vocabulary_size: int) -> list[Point]:
-    """Return the points over the prompt length, with one request at a time."""
+    """Returns the points over the prompt length, with one request at a time."""
     return [
         Point(
             PROMPT, tokens, system, Workload(f"{tokens} prompt tokens", 1, size.lone_requests, tokens, LONE_OUTPUT_TOKENS, vocabulary_size)
@@ -131,7 +131,7 @@ def by_prompt(system: str, size: Size, vocabulary_size: int) -> list[Point]:
 
 
 def in_rounds(points: Sequence[Point], size: Size) -> list[Point]:
-    """Return each point once per round, with different prompts. Every other round is in reverse order."""
+    """Returns each point once per round, with different prompts. Every other round is in reverse order."""
     every: list[Point] = []
     for number in range(size.rounds):
         ordered = points if number % 2 == 0 else reversed(points)

@@ -42,7 +42,7 @@ _CHANNELS = 8
 
 
 def run(size: Size, folder: Path, view: View) -> list[Measured]:
-    """Measure all points, write result.json and growth.png, and show tables. Raises StartError if a system does not start."""
+    """Measures all points, writes result.json and growth.png, and shows tables. Raises StartError if a system does not start."""
     busy = busy_fraction()
     measured = [each for number, part in enumerate(_parts(size)) for each in _measured(*part, size, folder / f"{number:02d}", view)]
     router = [_decisions(replicas, view) for replicas in size.routed_to]
@@ -54,7 +54,7 @@ def run(size: Size, folder: Path, view: View) -> list[Measured]:
 
 
 def _parts(size: Size) -> Iterator[tuple[System, list[Point]]]:
-    """Yield each system with the points that are measured on it."""
+    """Yields each system with the points that are measured on it."""
     vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
     single = [*by_streams(size, vocabulary_size), *by_prompt(FAKE, size, vocabulary_size)]
     single += [wide(over, 1, size, vocabulary_size) for over in (GATEWAYS, REPLICAS)]

@@ -60,7 +60,7 @@ class Bulk:
 
 
 def run(folder: Path, view: View) -> Bulk:
-    """Measure throughput and TTFT. Raises StartError if a cluster does not start, and NotMeasuredError if a row or request failed."""
+    """Measures throughput and TTFT. Raises StartError if a cluster does not start, and NotMeasuredError if a row or request failed."""
     settings = folder / "settings.json"
     settings.write_text(json.dumps(restore(dict(VALUES)).model_dump(mode="json")), encoding="utf-8")
     rows, endless = _rows(folder / "rows.jsonl", _ROWS), _rows(folder / "endless.jsonl", 40 * _ROWS)
@@ -112,7 +112,7 @@ def _rows(path: Path, count: int) -> Path:
 
 
 def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]]:
-    """Return the tokens per second of LLM.generate and of the job in each turn."""
+    """Returns the tokens per second of LLM.generate and of the job in each turn."""
     log, environment = folder / "offline.log", engine_environment(PoolEngineSettings.from_settings(restore(dict(VALUES)), Pool.GENERATION))
     arguments = ["-m", "tests.bench.jobs.offline_host", str(settings), str(rows), str(_TURNS), str(folder)]
     with system_process(arguments, environment, log) as process:
@@ -123,7 +123,7 @@ def _turns(settings: Path, rows: Path, folder: Path) -> list[tuple[float, float]
 
 
 def _ray_data(settings: Path, rows: Path, folder: Path) -> float:
-    """Return the tokens per second of Ray's batch inference."""
+    """Returns the tokens per second of Ray's batch inference."""
     log = folder / "ray-data.log"
     with system_process(["-m", "tests.bench.jobs.ray_data_host", str(settings), str(rows)], {}, log) as process:
         if process.wait(_HOST_TIMEOUT_S) != 0:
@@ -138,7 +138,7 @@ def _warm_up(address: str) -> None:
 
 
 def _job_rate(address: str, rows: Path, folder: Path) -> float:
-    """Return the tokens per second that the job reports."""
+    """Returns the tokens per second that the job reports."""
     with _job(address, rows, folder / "out.jsonl") as process:
         _, output_text = process.communicate(timeout=600)
     if process.returncode != 0 or f"{_ROWS:,} rows in" not in output_text or ", 0 with an error." not in output_text:
@@ -158,7 +158,7 @@ def _job(address: str, rows: Path, output: Path) -> "Iterator[subprocess.Popen[s
 
 
 def _interactive(address: str, rows: Path, folder: Path) -> tuple[float, float]:
-    """Return the p99 TTFT of interactive requests in ms, without a job and with a job that runs all the time."""
+    """Returns the p99 TTFT of interactive requests in ms, without a job and with a job that runs all the time."""
     with load_generator(GatewaySpec(address, 1), folder) as generator:
 
         def p99_ms(number: int) -> float:

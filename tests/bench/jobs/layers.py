@@ -57,7 +57,7 @@ class Layers:
 
 
 def run(folder: Path, view: View) -> Layers:
-    """Measure both. Raises NotMeasuredError if an engine fails."""
+    """Measures both. Raises NotMeasuredError if an engine fails."""
     with view.step("layers: half of the layers, and all"):
         half, full = _measured(HALF, folder), _measured(ALL, folder)
     return Layers(half.seconds / full.seconds, half.parameter_bytes / full.parameter_bytes, _error(half.vector, HALF))
@@ -104,7 +104,7 @@ def _request(number: int, place: int) -> EmbeddingRequest:
 
 
 def _parameter_bytes() -> int:
-    """Return the parameter size of the loaded model. Matrices that oneDNN has packed are no longer parameters and are counted by shape."""
+    """Returns the parameter size of the loaded model. Matrices that oneDNN has packed are no longer parameters and are counted by shape."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.models.transformers.base import Base
 

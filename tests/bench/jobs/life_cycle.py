@@ -48,7 +48,7 @@ class LifeCycle:
 
 
 def run(folder: Path, view: View) -> LifeCycle:
-    """Measure all parts. Raises StartError if the cluster does not start, and NotMeasuredError if a job fails."""
+    """Measures all parts. Raises StartError if the cluster does not start, and NotMeasuredError if a job fails."""
     registry, all_questions = folder / "registry", questions()
     engine = {**VALUES["generation"]["engine"], "dtype": "float32"}  # so that likelihoods can be compared with those of transformers
     values = cluster_values({**VALUES, "generation": {"engine": engine}}) | {"model": {"registry": str(registry)}}
@@ -67,7 +67,7 @@ def run(folder: Path, view: View) -> LifeCycle:
 
 
 def _fine_tuned(client: Client, all_questions: Sequence[Question], folder: Path) -> tuple[float, float]:
-    """Return the accuracy on questions that the adapter was not trained on, without and with the adapter."""
+    """Returns the accuracy on questions that the adapter was not trained on, without and with the adapter."""
     source, tested = folder / "lines.jsonl", all_questions[_TRAINED:]
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in all_questions[:_TRAINED]), encoding="utf-8")
     targets = ["query_key_value", "dense", "dense_h_to_4h"]
@@ -85,7 +85,7 @@ def _fine_tuned(client: Client, all_questions: Sequence[Question], folder: Path)
 
 
 def _evaluated(address: str, folder: Path) -> tuple[float, float]:
-    """Return the maximum difference of a log-likelihood and the number of texts that differ."""
+    """Returns the maximum difference of a log-likelihood and the number of texts that differ."""
     tasks = folder / "tasks"
     tasks.mkdir()
     write_tasks(tasks)
@@ -103,7 +103,7 @@ def _evaluated(address: str, folder: Path) -> tuple[float, float]:
 
 
 def _quantized(scheme: str, folder: Path) -> float:
-    """Return the held-out bits per byte before quantization relative to after."""
+    """Returns the held-out bits per byte before quantization relative to after."""
     library = Path(sysconfig.get_path("stdlib"))
     calibration, held_out, output = folder / "calibration.txt", folder / "held_out.txt", folder / scheme
     calibration.write_text("".join((library / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "tarfile.py")))

@@ -29,7 +29,7 @@ _FIRST = 256
 
 
 def main() -> None:
-    """Run the command."""
+    """Runs the command."""
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
@@ -62,7 +62,7 @@ def _offline(llm: Any, rows: list[dict[str, Any]]) -> float:
 
 
 def _own(llm: Any, settings: Path, rows: Path, output: Path) -> float:
-    """Return the tokens per second that the job reports."""
+    """Returns the tokens per second that the job reports."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
     run = bulk_run("generate", str(rows), str(output), "", output.stem, own_engine=True, config=settings)

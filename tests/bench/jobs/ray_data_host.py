@@ -27,7 +27,7 @@ _BATCH, _BATCHES = 32, 8
 
 
 def main() -> None:
-    """Run the command."""
+    """Runs the command."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = restore(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

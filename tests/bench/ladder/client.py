@@ -54,7 +54,7 @@ class Client:
         self._folder = folder
 
     def run(self, order: LoadOrder, on_progress: Callable[[int], None]) -> Sample:
-        """Run a load. Raises StartError if the load generator ends unexpectedly."""
+        """Runs a load. Raises StartError if the load generator ends unexpectedly."""
         gateway = self._running.target
         assert isinstance(gateway, GatewaySpec)
         spec = StampedSpec(replace(gateway, channels=order.channels), self._folder / "lags", order.ramp_tokens, order.stalled)
@@ -66,7 +66,7 @@ class Client:
 
 
 def role_meters(running: Running) -> dict[str, CpuMeter]:
-    """Return a CPU meter for each role of a system's processes except the client."""
+    """Returns a CPU meter for each role of a system's processes except the client."""
     return {role: _meter(running, role) for role in ROLES if role != CLIENT}
 
 

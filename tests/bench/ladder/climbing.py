@@ -104,11 +104,11 @@ class Loads:
         self._vocabulary_size = read_facts(locate_tokenizer("builtin", None)).vocabulary_size
 
     def lone(self) -> Workload:
-        """Return one request at a time, for the TTFT."""
+        """Returns one request at a time, for the TTFT."""
         return self._load("1 stream", 1, self._size.lone_requests, 1)
 
     def steady(self, streams: int = STEADY_STREAMS) -> Workload:
-        """Return one long response per stream, all at the pace of the engine."""
+        """Returns one long response per stream, all at the pace of the engine."""
         return self._load(f"{streams} steady streams", streams, streams, round(self._size.steady_s / ITL_S))
 
     @property
@@ -117,19 +117,19 @@ class Loads:
         return round(self._size.ramp_s / ITL_S)
 
     def one_token(self) -> Workload:
-        """Return requests with one output token, for the cost of a request."""
+        """Returns requests with one output token, for the cost of a request."""
         return self._load("1-token requests", _CALLERS, self._size.one_token_requests, 1)
 
     def many(self) -> Workload:
-        """Return more streams than a small machine can serve."""
+        """Returns more streams than a small machine can serve."""
         return self._load("256 streams", 256, 256 * self._size.many_requests_per_stream, self._size.many_tokens)
 
     def fan_in(self, streams: int) -> Workload:
-        """Return a very large number of slow streams."""
+        """Returns a very large number of slow streams."""
         return self._load("fan-in", streams, streams, _FAN_IN_TOKENS)
 
     def warm_up(self) -> Workload:
-        """Return one short response per stream."""
+        """Returns one short response per stream."""
         return self._load("warm-up", 256, 256, _WARM_UP_TOKENS)
 
     def _load(self, name: str, streams: int, requests: int, output_tokens: int) -> Workload:
@@ -137,7 +137,7 @@ class Loads:
 
 
 def climb(size: Size, folder: Path, view: View) -> Ladder:
-    """Measure every rung in every round, then the fan-in on the complete rungs. Raises StartError if a rung does not start."""
+    """Measures every rung in every round, then the fan-in on the complete rungs. Raises StartError if a rung does not start."""
     rungs = {rung.name: rung for rung in all_rungs(values()) if rung.name in size.rungs}
     loads, climbs, stalls = Loads(size), list[Climb](), list[Stall]()
     for number, visit in enumerate(alternating(list(rungs), size.rounds)):
@@ -176,7 +176,7 @@ class _Rung:
         self._view = view
 
     def visited(self, visit: Visit, levels: Sequence[int]) -> tuple[list[Climb], list[Stall]]:
-        """Measure all rounds of a visit after a warm-up."""
+        """Measures all rounds of a visit after a warm-up."""
         self.measure(self._loads.warm_up())
         climbs, stalls = [], []
         for number in visit.rounds:
@@ -186,7 +186,7 @@ class _Rung:
         return climbs, stalls
 
     def measure(self, workload: Workload, channels: int = 1) -> Measured:
-        """Measure one load."""
+        """Measures one load."""
         return _measured(workload, self._run(LoadOrder(workload, channels)))
 
     def _steady(self, number: int, streams: int = STEADY_STREAMS) -> Measured:
@@ -206,7 +206,7 @@ class _Rung:
         )
 
     def _stall(self, number: int) -> Stall:
-        """Measure without, with, with and without a stalled client, and the other way round in every second round."""
+        """Measures without, with, with and without a stalled client, and the other way round in every second round."""
         lags: dict[bool, array[float]] = {False: array("d"), True: array("d")}
         workload = self._loads.steady().in_round(number)
         for stalled in (False, True, True, False) if number % 2 == 0 else (True, False, False, True):

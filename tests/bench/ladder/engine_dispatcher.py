@@ -28,7 +28,7 @@ class EngineStream:
         self.predicted_cached_tokens: int | None = None
 
     async def next(self, _direct: DirectSink | None = None, /) -> Sequence[Delta]:
-        """Wait for deltas and return all since the previous call. Raises ServeError if the request failed."""
+        """Waits for deltas and returns all since the previous call. Raises ServeError if the request failed."""
         await self._news.wait()
         self._news.clear()
         deltas, self._deltas = self._deltas, []
@@ -37,13 +37,13 @@ class EngineStream:
         return deltas
 
     def push(self, delta: Delta) -> None:
-        """Add a delta from the engine."""
+        """Adds a delta from the engine."""
         self._ended |= delta.end
         self._deltas.append(delta)
         self._news.set()
 
     def cancel(self) -> None:
-        """Abort the request in the engine unless it has ended."""
+        """Aborts the request in the engine unless it has ended."""
         if not self._ended:
             self._ended = True
             self._on_cancel()
@@ -63,19 +63,19 @@ class EngineDispatcher:
         self._sink = self._take
 
     def ready_replicas(self, pool: Pool) -> int:
-        """Return 1 for the generation pool."""
+        """Returns 1 for the generation pool."""
         return int(pool is Pool.GENERATION)
 
     def may_wake(self, pool: Pool) -> bool:
-        """Return False, because no pool scales to zero."""
+        """Returns False, because no pool scales to zero."""
         return False
 
     async def reserve(self, _tenant: Tenant, _tokens: int) -> OpenReservation:
-        """Return a reservation without a quota."""
+        """Returns a reservation without a quota."""
         return OpenReservation(lambda _used: None)
 
     async def estimate(self, _demand: Demand, timeout_s: float) -> tuple[float | None, QuotaState]:
-        """Return no queue wait and no quota."""
+        """Returns no queue wait and no quota."""
         return 0.0, QuotaState(0, 0, 0, 0, 0)
 
     async def open_generation(self, _model: str, request: GenerationRequest, _terms: Terms) -> EngineStream:
@@ -91,14 +91,14 @@ class EngineDispatcher:
         return stream
 
     async def embed(self, _model: str, request: EmbeddingRequest, _terms: Terms) -> EmbeddingResult:
-        """Return the engine's embedding. Raises ServeError if the request fails."""
+        """Returns the engine's embedding. Raises ServeError if the request fails."""
         return await self._engine.embed(next(self._keys), request)
 
     def drain_replica(self, _replica_id: str) -> None:
         """Do nothing, because there is no other replica."""
 
     async def cluster_view(self, timeout_s: float) -> ClusterView:
-        """Return an empty cluster."""
+        """Returns an empty cluster."""
         return ClusterView((), (), from_router=False)
 
     def _take(self, deltas: Sequence[Delta]) -> None:

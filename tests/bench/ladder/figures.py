@@ -43,11 +43,11 @@ class Measured:
         return not self.summary.failed and self.lag.p99_s <= MAX_LAG_S and self.pace_fraction >= _MIN_PACE_FRACTION
 
     def cpu_us_per_token(self, role: str) -> float:
-        """Return the CPU microseconds per token of a role's processes."""
+        """Returns the CPU microseconds per token of a role's processes."""
         return 1e6 * self.cpu_s[role] / self.summary.total_output_tokens
 
     def cpu_us_per_request(self, role: str) -> float:
-        """Return the CPU microseconds per request of a role's processes."""
+        """Returns the CPU microseconds per request of a role's processes."""
         return 1e6 * self.cpu_s[role] / self.summary.completed
 
     @property
@@ -119,33 +119,33 @@ class Ladder:
         return self.rungs[-1]
 
     def of(self, rung: str, figure: Callable[[Climb], float]) -> Spread:
-        """Return the distribution of a value of a rung over the rounds."""
+        """Returns the distribution of a value of a rung over the rounds."""
         return spread(self._by_round(rung, figure))
 
     def fake_over_bare_grpc(self, rung: str | None = None) -> Spread:
-        """Return the throughput of 256 streams relative to a bare gRPC server within each round. The default rung is the top."""
+        """Returns the throughput of 256 streams relative to a bare gRPC server within each round. The default rung is the top."""
         return ratios(self._by_round(rung or self.top, _many_throughput), self._by_round(BARE, _many_throughput))
 
     def stalled_over_healthy_lag(self, rung: str | None = None) -> Spread:
-        """Return the p99 lag of 64 streams with a stalled client relative to that without it, within each round."""
+        """Returns the p99 lag of 64 streams with a stalled client relative to that without it, within each round."""
         stalls = [stall for stall in self.stalls if stall.rung == (rung or self.top)]
         _require(stalls, rung or self.top)
         return ratios([stall.beside_stalled.p99_s for stall in stalls], [stall.healthy.p99_s for stall in stalls])
 
     def max_carried(self, rung: str | None = None) -> Spread:
-        """Return the throughput of the highest sustained number of streams, or 0 if even the lowest was not sustained."""
+        """Returns the throughput of the highest sustained number of streams, or 0 if even the lowest was not sustained."""
         return self.of(rung or self.top, lambda climb: climb.highest.summary.output_throughput if climb.highest else 0.0)
 
     def added_ttft_ms(self, rung: str | None = None) -> Spread:
-        """Return the TTFT p50 of single requests minus that of the engine, in ms."""
+        """Returns the TTFT p50 of single requests minus that of the engine, in ms."""
         return self.of(rung or self.top, lambda climb: climb.lone.summary.ttft_ms.median - 1e3 * TTFT_S)
 
     def added_p99_ttft_ms(self, rung: str | None = None) -> Spread:
-        """Return the TTFT p99 of single requests minus that of the engine, in ms."""
+        """Returns the TTFT p99 of single requests minus that of the engine, in ms."""
         return self.of(rung or self.top, lambda climb: climb.lone.summary.ttft_ms.p99 - 1e3 * TTFT_S)
 
     def fan_in(self, rung: str | None = None) -> Summary:
-        """Return the summary of the fan-in."""
+        """Returns the summary of the fan-in."""
         fan_ins = [each.measured.summary for each in self.fan_ins if each.rung == (rung or self.top)]
         _require(fan_ins, rung or self.top)
         return fan_ins[0]
@@ -160,7 +160,7 @@ class Ladder:
 
 
 def require_complete(measured: Measured, rung: str) -> None:
-    """Raise NotComparableError if a request failed or an answer has the wrong length."""
+    """Raises NotComparableError if a request failed or an answer has the wrong length."""
     workload, summary = measured.workload, measured.summary
     if summary.failed or summary.total_output_tokens != workload.requests * workload.output_tokens:
         raise NotComparableError(

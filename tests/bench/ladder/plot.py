@@ -15,7 +15,7 @@ _BAR_WIDTH = 0.38
 
 
 def write(folder: Path, ladder: Ladder) -> Path:
-    """Write ladder.png to the folder and return its path."""
+    """Writes ladder.png to the folder and returns its path."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     lag_axes, cpu_axes = figure.subplots(1, 2)

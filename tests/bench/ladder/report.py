@@ -28,7 +28,7 @@ _FIGURES: tuple[tuple[str, Callable[[Climb], float]], ...] = (
 
 
 def rung_figures(ladder: Ladder, rung: str) -> dict[str, Spread]:
-    """Return the values of a rung that tables show."""
+    """Returns the values of a rung that tables show."""
     figures = {name: ladder.of(rung, figure) for name, figure in _FIGURES}
     return {
         "added TTFT p50 ms": ladder.added_ttft_ms(rung),
@@ -39,24 +39,24 @@ def rung_figures(ladder: Ladder, rung: str) -> dict[str, Spread]:
 
 
 def cpu_us_per_token(ladder: Ladder, rung: str) -> dict[str, Spread]:
-    """Return the CPU microseconds per token of steady streams, by role."""
+    """Returns the CPU microseconds per token of steady streams, by role."""
     return _by_role(ladder, rung, lambda role, climb: climb.steady.cpu_us_per_token(role))
 
 
 def cpu_us_per_request(ladder: Ladder, rung: str) -> dict[str, Spread]:
-    """Return the CPU microseconds per request with one output token, by role."""
+    """Returns the CPU microseconds per request with one output token, by role."""
     return _by_role(ladder, rung, lambda role, climb: climb.one_token.cpu_us_per_request(role))
 
 
 def ratios(ladder: Ladder) -> dict[str, Spread]:
-    """Return the ratios that goals refer to, for every rung that has them."""
+    """Returns the ratios that goals refer to, for every rung that has them."""
     found = {f"tok/s of {rung} over {BARE}, 256 streams": ladder.fake_over_bare_grpc(rung) for rung in ladder.rungs if rung != BARE}
     tops = [rung for rung in ladder.rungs if rung in TOPS]
     return found | {f"p99 lag with a stalled client over that without, {rung}": ladder.stalled_over_healthy_lag(rung) for rung in tops}
 
 
 def write(folder: Path, ladder: Ladder, settings: Mapping[str, object], busy_before: float) -> Path:
-    """Write result.json and return its path. `busy_before` is the CPU usage before the start, from 0 to 1."""
+    """Writes result.json and returns its path. `busy_before` is the CPU usage before the start, from 0 to 1."""
     content = {
         "machine": machine_facts(),
         "busy_fraction_before": busy_before,
@@ -78,7 +78,7 @@ def write(folder: Path, ladder: Ladder, settings: Mapping[str, object], busy_bef
 
 
 def show(view: View, ladder: Ladder) -> None:
-    """Show tables of medians over the rounds, and of ratios with their spread."""
+    """Shows tables of medians over the rounds, and of ratios with their spread."""
     rounds = len(ladder.climbs) // len(ladder.rungs)
     figures = {rung: rung_figures(ladder, rung) for rung in ladder.rungs}
     _table(
@@ -95,7 +95,7 @@ def show(view: View, ladder: Ladder) -> None:
 
 
 def show_files(view: View, result: Path, plot: Path, busy_before: float) -> None:
-    """Print where the results are, and a warning if the machine was not idle."""
+    """Prints where the results are, and a warning if the machine was not idle."""
     view.warn_if_busy(busy_before)
     view.say(f"All results: {result}\nPlot: {plot}")
 
@@ -110,7 +110,7 @@ def _show_fan_in(view: View, ladder: Ladder) -> None:
 
 
 def _table(view: View, title: str, figures: Mapping[str, Mapping[str, Spread]]) -> None:
-    """Show a table with a row for each value and a column for each rung."""
+    """Shows a table with a row for each value and a column for each rung."""
     names = next(iter(figures.values()))
     rows = [[name, *(f"{of_rung[name].median:,.1f}" for of_rung in figures.values())] for name in names]
     view.table(title, ["", *figures], rows)

@@ -35,7 +35,7 @@ _START_S = 60.0
 
 
 def values(*, itl_s: float = ITL_S) -> Values:
-    """Return the settings of every rung: the fake engine with timestamps as text."""
+    """Returns the settings of every rung: the fake engine with timestamps as text."""
     fake = {"ttft_s": TTFT_S, "itl_s": itl_s, "itl_per_request_s": 0.0, "timestamp_text": True}
     return {"generation": {"engine": {"kind": "fake", "max_num_seqs": 4096, "fake": fake}}}
 
@@ -55,7 +55,7 @@ class LocalRung:
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Running]:
-        """Start all processes at once. Each waits for the router. Raises StartError if one does not start."""
+        """Starts all processes at once. Each waits for the router. Raises StartError if one does not start."""
         settings = cluster_values(self.values)
         front = self.hosts[-1]
         settings_file, ready = folder / "settings.json", address_file(folder, front)
@@ -70,7 +70,7 @@ class LocalRung:
 
 
 def all_rungs(of: Values) -> tuple[System, ...]:
-    """Return all rungs, from the lowest to the highest."""
+    """Returns all rungs, from the lowest to the highest."""
     cluster = ("router", "replica", "gateway")
     return (
         LocalRung(BARE, ("bare",), of),
@@ -97,7 +97,7 @@ ROLES = (CLIENT, "server", "gateway", "replica", "router", RAY_REST)
 
 
 def role_of(command_line: Sequence[str]) -> str:
-    """Return the role of a process."""
+    """Returns the role of a process."""
     shown = " ".join(command_line)
     return next((role for title, role in _ROLE_OF_TITLE.items() if title in shown), RAY_REST)
 

@@ -11,7 +11,7 @@ from tests.bench.view import View
 
 
 def run(size: Size, folder: Path, view: View) -> Ladder:
-    """Measure the ladder, write result.json and ladder.png, and show tables.
+    """Measures the ladder, writes result.json and ladder.png, and shows tables.
 
     Raises StartError if a rung does not start, and NotComparableError if requests fail.
     """

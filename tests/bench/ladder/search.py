@@ -11,7 +11,7 @@ _ATTEMPTS = 2
 
 
 def highest_carried(loads: Iterable[Load], measure: Callable[[Load], Measured], carried: Callable[[Measured], bool]) -> Measured | None:
-    """Measure loads in ascending order until one is not sustained, and return the result of the last sustained one, or None."""
+    """Measures loads in ascending order until one is not sustained, and returns the result of the last sustained one, or None."""
     highest: Measured | None = None
     for load in loads:
         attempts = (measure(load) for _ in range(_ATTEMPTS))

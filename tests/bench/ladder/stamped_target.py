@@ -37,11 +37,11 @@ class StampedTarget:
         self.lags_s = array("d")
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """Send a request to the wrapped target."""
+        """Sends a request to the wrapped target."""
         await self._target.send(prompt, output_tokens, stamp)
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """Decode a response with the wrapped target and record its lags. Raises ValueError if a token has no timestamp."""
+        """Decodes a response with the wrapped target and records its lags. Raises ValueError if a token has no timestamp."""
         answer, lags_s = self._target.decode(stamped), list[float]()
         for arrival, (_, message) in zip(answer.arrivals, stamped, strict=True):
             lags_s += lags(arrival.at_s, StreamGenerateResponse.FromString(message).chunk.text, len(arrival.token_ids))
@@ -64,7 +64,7 @@ class StampedSpec:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Connect to the gateway. The window of the stalled client is full by then. Raises TargetError if its call is refused."""
+        """Connects to the gateway. The window of the stalled client is full by then. Raises TargetError if its call is refused."""
         async with self.gateway.connect() as target:
             stamped = StampedTarget(target, self.ramp_tokens)
             if self.stalled:
@@ -75,7 +75,7 @@ class StampedSpec:
         self.lags_file.write_bytes(stamped.lags_s.tobytes())
 
     def lags_s(self) -> "array[float]":
-        """Return the lag of every token after the ramp. The load generator must have disconnected."""
+        """Returns the lag of every token after the ramp. The load generator must have disconnected."""
         return array("d", self.lags_file.read_bytes())
 
 
@@ -94,7 +94,7 @@ async def _stalled_client(address: str) -> AsyncIterator[None]:
 
 
 def _large_request() -> bytes:
-    """Return a request whose response is larger than the window of a client that does not read."""
+    """Returns a request whose response is larger than the window of a client that does not read."""
     request = stream_request(next(Synthetic("stalled", 1).requests()).prompt, _STALLED_TOKENS)
     request.parameters.n = _STALLED_SEQUENCES
     request.parameters.logprobs = _STALLED_LOGPROBS

@@ -21,7 +21,7 @@ class Lag:
 
 
 def stamps_of(text: str, tokens: int) -> tuple[float, ...]:
-    """Return the timestamps of a chunk's tokens. Raises ValueError if there is not exactly one for each token."""
+    """Returns the timestamps of a chunk's tokens. Raises ValueError if there is not exactly one for each token."""
     stamps = tuple(map(float, text.split()))
     if len(stamps) != tokens:
         raise ValueError(f"{len(stamps)} timestamps for {tokens} tokens: {text[:80]!r}")
@@ -29,10 +29,10 @@ def stamps_of(text: str, tokens: int) -> tuple[float, ...]:
 
 
 def lags(at_s: float, text: str, tokens: int) -> list[float]:
-    """Return the lag of each token of a chunk that arrived at `at_s`. Raises ValueError as `stamps_of` does."""
+    """Returns the lag of each token of a chunk that arrived at `at_s`. Raises ValueError as `stamps_of` does."""
     return [at_s - stamp_s for stamp_s in stamps_of(text, tokens)]
 
 
 def lag(lags_s: Sequence[float]) -> Lag:
-    """Return the distribution of the lags, with zeros if there are none."""
+    """Returns the distribution of the lags, with zeros if there are none."""
     return Lag(len(lags_s), percentile(lags_s, 0.5), percentile(lags_s, 0.99), max(lags_s, default=0.0))

@@ -9,7 +9,7 @@ _NEWS_BLOCKS = 64
 
 
 def measure(blocks: int = 1_000_000, replicas: int = 1000) -> float:
-    """Return the bytes per block and replica. Blocks are added in small groups, as if prompts were being computed."""
+    """Returns the bytes per block and replica. Blocks are added in small groups, as if prompts were being computed."""
     rng, index = Random(0), BlockIndex()
     tracemalloc.start()
     try:

@@ -30,7 +30,7 @@ class Caches:
         self._numbers: dict[str, count[int]] = {}
 
     def started(self, replica_id: str, *, full: bool) -> BlockNews:
-        """Return the first message of a replica. If `full`, its cache is full of conversations."""
+        """Returns the first message of a replica. If `full`, its cache is full of conversations."""
         self._numbers[replica_id] = count(1)
         mine = self._conversations[replica_id] = []
         stored = list(self._system)
@@ -40,7 +40,7 @@ class Caches:
         return BlockNews(0, stored, restarts=True)
 
     def prompt(self) -> tuple[int, ...]:
-        """Return the blocks of the next request: another turn of a conversation, or a new conversation."""
+        """Returns the blocks of the next request: another turn of a conversation, or a new conversation."""
         before: tuple[int, ...] = ()
         if self._rng.random() > _NEW_FRACTION:
             conversations = self._conversations[self._rng.choice(tuple(self._conversations))]
@@ -48,7 +48,7 @@ class Caches:
         return self._system + self._grown(before if len(before) < _MAX_CONVERSATION_BLOCKS else (), _TURN_BLOCKS)
 
     def served(self, replica_id: str, prompt: Sequence[int]) -> BlockNews:
-        """Return the changes on the replica that has served a prompt."""
+        """Returns the changes on the replica that has served a prompt."""
         conversation, mine = tuple(prompt[_SYSTEM_BLOCKS:]), self._conversations[replica_id]
         before = next((each for each in mine if each == conversation[: len(each)]), ())
         removed: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class Caches:
         return BlockNews(next(self._numbers[replica_id]), conversation[len(before) :], removed)
 
     def gone(self, replica_id: str) -> None:
-        """Forget a replica that has left the cluster."""
+        """Forgets a replica that has left the cluster."""
         self._conversations.pop(replica_id, None)
 
     def _grown(self, conversation: tuple[int, ...], blocks: int) -> tuple[int, ...]:

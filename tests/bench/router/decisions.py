@@ -59,7 +59,7 @@ class Decisions:
 
 
 def measure(replicas: int, decisions: int) -> Decisions:
-    """Fill a cluster with requests, then simulate its timeline for a number of decisions."""
+    """Fills a cluster with requests, then simulate its timeline for a number of decisions."""
     timeline = _Timeline(replicas)
     timeline.fill()
     return timeline.run(decisions)
@@ -85,7 +85,7 @@ class _Timeline:
         self._changes = cycle((self._replica_returns, self._replica_drains, self._replica_vanishes, self._gateway_returns))
 
     def fill(self) -> None:
-        """Connect all gateways and replicas, with the leases of a busy cluster."""
+        """Connects all gateways and replicas, with the leases of a busy cluster."""
         for gateway_id in self._leases:
             self._state.connect_gateway(gateway_id, (), next(self._connections), self._now_s)
         for replica in self._replicas:
@@ -204,7 +204,7 @@ class _Timeline:
         self._timed(lambda: self._state.disconnect_replica(replica.replica_id, connection, self._now_s))
 
     def _replaced(self) -> Replica:
-        """Connect a new replica in place of a random one, and return the replaced one."""
+        """Connects a new replica in place of a random one, and returns the replaced one."""
         number = self._rng.choice([number for number, replica in enumerate(self._replicas) if replica.model != _FULL_MODEL])
         replaced, self._replicas[number] = self._replicas[number], self._new_replica(number)
         self._connect(self._replicas[number], full=False)
@@ -245,7 +245,7 @@ class _Repeated:
     """Time of the next occurrence."""
 
     def catch_up(self, now_s: float) -> None:
-        """Perform the action once for each occurrence that is due."""
+        """Performs the action once for each occurrence that is due."""
         while self.due_s <= now_s:
             self.action()
             self.due_s += self.interval_s

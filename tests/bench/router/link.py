@@ -68,7 +68,7 @@ class LinkAdmissions:
 
 
 def measure(replicas: int, phase_s: float, folder: Path) -> LinkAdmissions:
-    """Start a router, connect a simulated cluster to it, and measure it.
+    """Starts a router, connects a simulated cluster to it, and measures it.
 
     Raises StartError or TimeoutError if the router or the replicas do not start.
     """
@@ -113,7 +113,7 @@ async def _measure(size: int, phase_s: float, process: psutil.Popen, address: st
 
 
 async def _measure_closed_loop(seconds: float, gateways: list["_Gateway"]) -> list[float]:
-    """Return the response times of callers that send the next request as soon as the previous one is answered."""
+    """Returns the response times of callers that send the next request as soon as the previous one is answered."""
     end_s = time.perf_counter() + seconds
 
     async def call(gateway: "_Gateway") -> list[float]:
@@ -127,7 +127,7 @@ async def _measure_closed_loop(seconds: float, gateways: list["_Gateway"]) -> li
 
 
 async def _measure_open_loop(rate: float, seconds: float, gateways: list["_Gateway"]) -> list[float]:
-    """Return the response times of requests that arrive at a fixed rate, independent of earlier responses."""
+    """Returns the response times of requests that arrive at a fixed rate, independent of earlier responses."""
     start_s = time.perf_counter()
     tasks: list[asyncio.Task[float]] = []
     while (elapsed_s := time.perf_counter() - start_s) < seconds:
@@ -153,14 +153,14 @@ class _Gateway:
 
     @asynccontextmanager
     async def connected(self, address: str) -> AsyncIterator[None]:
-        """Connect to the router until the end of the block."""
+        """Connects to the router until the end of the block."""
         async with internal_channel(address) as channel:
             call = RouterLinkServiceStub(channel).ConnectGateway()
             async with _in_background(self._send_queue.write_to(call)), _in_background(self._read_replies(call)):
                 yield
 
     async def knows(self, replicas: int) -> None:
-        """Wait until the router has announced this number of replicas."""
+        """Waits until the router has announced this number of replicas."""
         while self._known < replicas:
             self._replicas_changed.clear()
             await self._replicas_changed.wait()

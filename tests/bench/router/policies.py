@@ -39,7 +39,7 @@ CASES = (
 
 
 def measure(folder: Path, view: View) -> None:
-    """Write result.json and show a table for each case. Raises TraceError if the trace is missing."""
+    """Writes result.json and shows a table for each case. Raises TraceError if the trace is missing."""
     content: dict[str, object] = {}
     for case in CASES:
         with view.step(f"routing: {case.name}"):

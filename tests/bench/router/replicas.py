@@ -24,12 +24,12 @@ _LOAD_INTERVAL_S = 0.25
 
 
 def replica(number: int) -> Replica:
-    """Return the replica with this number."""
+    """Returns the replica with this number."""
     return Replica(f"replica-{number}", Pool.GENERATION, MODEL, f"host:{number}", _MAX_REQUESTS)
 
 
 async def run(address: str, replicas: int) -> None:
-    """Run all replicas. Raises StreamEndedError if a stream to the router ends."""
+    """Runs all replicas. Raises StreamEndedError if a stream to the router ends."""
     await asyncio.gather(*(_live(replica(number), address) for number in range(replicas)))
 
 

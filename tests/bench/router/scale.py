@@ -40,7 +40,7 @@ class RouterScale:
 
 
 def run(folder: Path, view: View, sizes: Sequence[int] = SIZES) -> RouterScale:
-    """Measure each size, write result.json and show tables. Raises StartError or TimeoutError if a process does not start."""
+    """Measures each size, writes result.json and shows tables. Raises StartError or TimeoutError if a process does not start."""
     busy = busy_fraction()
     core: dict[int, Decisions] = {}
     link: dict[int, LinkAdmissions] = {}

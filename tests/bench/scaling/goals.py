@@ -29,7 +29,7 @@ _KNOWN_SEQUENCES = {
 
 
 def max_planning_error() -> float:
-    """Return the largest relative error of the planner's results for GPT-NeoX-20B. Sequences are rounded down."""
+    """Returns the largest relative error of the planner's results for GPT-NeoX-20B. Sequences are rounded down."""
     request = PlanRequest(NEOX_20B, Load(1, 600, 200), {"a100-80": 8, "a10": 8}, 2048)
     errors = [abs(parameters(NEOX_20B) / 20_554_567_680 - 1), abs(weight_bytes(NEOX_20B) / 41.1e9 - 1)]
     for (gpu, quantization), known in _KNOWN_SEQUENCES.items():
@@ -41,13 +41,13 @@ def max_planning_error() -> float:
 
 
 def held_out_error() -> float:
-    """Return the mean relative error of step times on held-out rows of the table, the largest over the tensor-parallel sizes."""
+    """Returns the mean relative error of step times on held-out rows of the table, the largest over the tensor-parallel sizes."""
     table = scaling.SHARED / "calibration" / LATENCIES
     return max(fit(read_latencies(table, size)).held_out_error_fraction for size in TENSOR_PARALLEL_SIZES)
 
 
 def hour_of_1000_replicas_s() -> float:
-    """Return how long one core takes to simulate an hour of 1,000 busy GPT-NeoX-20B replicas, in seconds."""
+    """Returns how long one core takes to simulate an hour of 1,000 busy GPT-NeoX-20B replicas, in seconds."""
     hardware = Hardware()
     spec = hardware.spec(1000, 1000, 60.0, Targets())
     workload = workloads.diurnal(900.0, day_s=3600.0, depth=0.3, bursts=workloads.Bursts(per_day=2))

@@ -21,7 +21,7 @@ _PROCESSES = 2
 
 
 def run(folder: Path, view: View, traffics: Sequence[str] = scaling.TRAFFIC, startups_s: Sequence[float] = scaling.STARTUPS_S) -> None:
-    """Measure the cases one by one, and write each report when it is complete."""
+    """Measures the cases one by one, and writes each report when it is complete."""
     with process_pool(_PROCESSES) as executor:
         for traffic in traffics:
             for startup_s in startups_s:
@@ -45,7 +45,7 @@ def _write(folder: Path, startup_s: float, lines: Sequence[str], found: Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scaling.report", description="Compare scaling policies in the simulator.")
     parser.add_argument("--traffic", choices=scaling.TRAFFIC, action="append", help="only this traffic; may be repeated")
     parser.add_argument("--startup", type=float, action="append", metavar="SECONDS", help="only this start-up time; may be repeated")

@@ -44,7 +44,7 @@ class Traffic:
 
 
 def traffic(name: str) -> Traffic:
-    """Return the traffic `azure`, `servegen` or `diurnal`. The first two require the shared traces."""
+    """Returns the traffic `azure`, `servegen` or `diurnal`. The first two require the shared traces."""
     if name == "azure":
         return Traffic(workloads.azure(SHARED / "traces" / "AzureLLMInferenceTrace_code.csv", scale=4), 8)
     if name == "servegen":
@@ -57,7 +57,7 @@ TRAFFIC = ("azure", "servegen", "diurnal")
 
 
 def simulation_config(startup_s: float, initial_replicas: int, seed: int = 0) -> SimulationConfig:
-    """Return a pool whose replicas run on two A100s each."""
+    """Returns a pool whose replicas run on two A100s each."""
     hardware = Hardware()
     spec = hardware.spec(1, _MAX_REPLICAS, startup_s, Targets())
     return SimulationConfig(spec, hardware.shape(), startup_s, initial_replicas=initial_replicas, warmup_s=_WARMUP_S, seed=seed)
@@ -77,23 +77,23 @@ class Compared:
     """Lower bound of the GPU-hours of any policy."""
 
     def best(self, name: str) -> Point | None:
-        """Return the cheapest sufficient point of a policy, or None."""
+        """Returns the cheapest sufficient point of a policy, or None."""
         return cheapest(self.curves[name].points, self.attainment_fraction)
 
     def best_peer(self) -> Point | None:
-        """Return the cheapest sufficient point of all peers, or None."""
+        """Returns the cheapest sufficient point of all peers, or None."""
         found = [self.best(name) for name in self.curves if name in PEERS]
         return cheapest([point for point in found if point is not None], self.attainment_fraction)
 
     def over(self, other: Point | None) -> float:
-        """Return our GPU-hours relative to another point. It is infinite if we miss the target, and 0 if only the other policy does."""
+        """Returns our GPU-hours relative to another point. It is infinite if we miss the target, and 0 if only the other policy does."""
         ours = self.best(OURS)
         if ours is None:
             return float("inf")
         return ours.gpu_hours / other.gpu_hours if other else 0.0
 
     def over_lower_bound(self) -> float:
-        """Return our GPU-hours relative to the lower bound. It is infinite if we miss the target."""
+        """Returns our GPU-hours relative to the lower bound. It is infinite if we miss the target."""
         ours = self.best(OURS)
         return ours.gpu_hours / self.min_gpu_hours if ours else float("inf")
 
@@ -105,7 +105,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Compared]:
-    """Return one comparison for each seed."""
+    """Returns one comparison for each seed."""
     given, found = traffic(name), list[Compared]()
     policies: Sequence[str] = [one for one in COMPARED_POLICIES if one in {OURS, ORACLE, *PEERS}]
     for seed in seeds:
@@ -126,17 +126,17 @@ def _cheapest_peers(compared: Compared) -> list[str]:
 
 
 def over_best_peer(found: Sequence[Compared]) -> float:
-    """Return our GPU-hours relative to the best peer, as the median over the seeds."""
+    """Returns our GPU-hours relative to the best peer, as the median over the seeds."""
     return median(one.over(one.best_peer()) for one in found)
 
 
 def over_oracle(found: Sequence[Compared]) -> float:
-    """Return our GPU-hours relative to the oracle, as the median over the seeds."""
+    """Returns our GPU-hours relative to the oracle, as the median over the seeds."""
     return median(one.over(one.best(ORACLE)) for one in found)
 
 
 def reversals_per_day(found: Sequence[Compared], startup_s: float) -> float:
-    """Return the reversals of our cheapest point within two start-up times, as the median over the seeds.
+    """Returns the reversals of our cheapest point within two start-up times, as the median over the seeds.
 
     A recording or a shortened day counts as one day.
     """
@@ -145,7 +145,7 @@ def reversals_per_day(found: Sequence[Compared], startup_s: float) -> float:
 
 
 def recovery_startups(startup_s: float, executor: Executor, seeds: Sequence[int] = SEEDS) -> float:
-    """Return the recovery time of our default after a fivefold step as a multiple of the start-up time, as the median over the seeds."""
+    """Returns the recovery time of our default after a fivefold step as a multiple of the start-up time, as the median over the seeds."""
     workload = workloads.step(before_rate=8.0, factor=5.0, step_s=1800.0, duration_s=3000.0)
     config = simulation_config(startup_s, initial_replicas=3)
     points = executor.map(run, [ComparisonTask(OURS, 1.0, workload, replace(config, seed=seed)) for seed in seeds])
@@ -175,7 +175,7 @@ class Row:
 
 
 def rows(compared: Compared, startup_s: float) -> list[Row]:
-    """Return one row for each policy."""
+    """Returns one row for each policy."""
     found = []
     for name, curve in compared.curves.items():
         best = compared.best(name)
@@ -196,7 +196,7 @@ def rows(compared: Compared, startup_s: float) -> list[Row]:
 
 
 def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
-    """Return lines with the ratios over all seeds, the lower bound, and the policies with the first seed."""
+    """Returns lines with the ratios over all seeds, the lower bound, and the policies with the first seed."""
     over_lower_bound = median(one.over_lower_bound() for one in found)
     ratios = f"{over_best_peer(found):.2f} of the best peer's GPU-hours, {over_oracle(found):.2f} of the oracle's"
     lines = [
@@ -215,5 +215,5 @@ def table(name: str, startup_s: float, found: Sequence[Compared]) -> list[str]:
 
 
 def has_shared_data() -> bool:
-    """Return whether the recorded traffic is available."""
+    """Returns whether the recorded traffic is available."""
     return (SHARED / "traces").is_dir()

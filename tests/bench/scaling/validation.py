@@ -69,7 +69,7 @@ class Varied:
     """Seed of the requests."""
 
     def requests(self) -> Iterator[Request]:
-        """Yield requests without end."""
+        """Yields requests without end."""
         rng, ids = Random(self.seed), prompt_ids(4_096)
         while True:
             prompt, output = (
@@ -103,12 +103,12 @@ class Validated:
 
 
 def ttft_error(found: Sequence[Validated]) -> float:
-    """Return the relative error of the median TTFT: the median over the rounds, and the maximum over the loads."""
+    """Returns the relative error of the median TTFT: the median over the rounds, and the maximum over the loads."""
     return _error(found, lambda medians: medians.ttft_s)
 
 
 def tpot_error(found: Sequence[Validated]) -> float:
-    """Return the relative error of the median TPOT: the median over the rounds, and the maximum over the loads."""
+    """Returns the relative error of the median TPOT: the median over the rounds, and the maximum over the loads."""
     return _error(found, lambda medians: medians.tpot_s)
 
 
@@ -117,7 +117,7 @@ def _error(found: Sequence[Validated], of: Callable[[Medians], float]) -> float:
 
 
 def run(folder: Path, view: View) -> list[Validated]:
-    """Start a cluster, and in each round fit the simulator to it and compare both. Raises StartError if the cluster does not start."""
+    """Starts a cluster, and in each round fits the simulator to it and compares both. Raises StartError if the cluster does not start."""
     found: list[Validated] = []
     with (
         view.step("validation of the simulator"),
@@ -141,7 +141,7 @@ def _row(one: Validated) -> list[str]:
 
 
 def calibrate(generator: LoadGenerator, done: int) -> tuple[Fit, float]:
-    """Return step times fitted to batches, and the additional time of a first token in seconds. `done` is the number of completed
+    """Returns step times fitted to batches, and the additional time of a first token in seconds. `done` is the number of completed
     rounds."""
     overhead_s = _overhead_s(generator)
     latencies = []
@@ -168,7 +168,7 @@ def _validate(generator: LoadGenerator, step_time: StepTime, overhead_s: float, 
 
 
 def _replicas_of_one(step_time: StepTime) -> float:
-    """Return the replicas that one request of mean lengths per second keeps busy."""
+    """Returns the replicas that one request of mean lengths per second keeps busy."""
     mean = Varied()
     prompt, output = (length * math.exp(mean.sigma**2 / 2) for length in (mean.prompt_tokens, mean.output_tokens))
     return capacity_of(_shape(step_time), _MAX_SEQUENCES).replicas_of_request(prompt, output, tpot_s=0.1)
@@ -187,7 +187,7 @@ def _simulated(requests: Sequence[Scheduled], step_time: StepTime, overhead_s: f
 
 
 def _ended(generator: LoadGenerator, load: Load) -> list[Record]:
-    """Run a load and return its records. Raises ValueError if a request failed."""
+    """Runs a load and returns its records. Raises ValueError if a request failed."""
     records = generator.run(load).records
     if failed := [one.error for one in records if one.error]:
         raise ValueError(f"{len(failed)} of {len(records)} requests failed: {failed[0]}")

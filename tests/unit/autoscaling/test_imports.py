@@ -12,7 +12,7 @@ MODULES = sorted(path for path in FOLDER.rglob("*.py") if "simulator" not in pat
 
 
 def imported_packages(tree: ast.AST) -> Iterator[str]:
-    """Yield the top-level package of each import in a module."""
+    """Yields the top-level package of each import in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)

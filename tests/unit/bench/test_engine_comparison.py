@@ -20,7 +20,7 @@ SIZE = Size(3, 2, 2, (OPENAI,), (64,), open_rounds=frozenset({2}), open_s=10.0)
 
 
 def run(system: str, duration_s: float, number: int = 0) -> Run:
-    """Return a run of 64 requests with 128 tokens that took this long."""
+    """Returns a run of 64 requests with 128 tokens that took this long."""
     workload = Workload("64 streams", 64, 64, 64, 128, 4096, number)
     records = [Record(64, 0.0, 0.0, 0.1, duration_s, tuple(range(128)), 128, 0.1) for _ in range(64)]
     return Run(system, workload, summarize(records, max_concurrency=64, system_cpu_s=1.0, client_cpu_s=0.1), records, 512.0)
@@ -52,7 +52,7 @@ def test_start_ratio_system_that_was_not_started_is_rejected() -> None:
 
 
 def first_record(intended_s: float, first_token_s: float) -> Record:
-    """Return the record of the first request of a started system."""
+    """Returns the record of the first request of a started system."""
     return Record(64, intended_s, intended_s, first_token_s, first_token_s, (1,), 1, 0.0)
 
 

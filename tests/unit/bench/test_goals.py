@@ -20,7 +20,7 @@ NO_RUNS = cast("Runs", None)
 
 
 def goal(value: float | Exception, op: str = ">=", target: float = 0.8) -> Goal:
-    """Return a goal with a known value, or one whose measurement fails."""
+    """Returns a goal with a known value, or one whose measurement fails."""
 
     def measure(_runs: Runs) -> float:
         if isinstance(value, Exception):

@@ -63,7 +63,7 @@ def test_lag_without_tokens_is_zero() -> None:
 
 
 def chunk(text: str, *token_ids: int) -> bytes:
-    """Return a message of a stream."""
+    """Returns a message of a stream."""
     return pb.StreamGenerateResponse(chunk=pb.StreamChunk(text=text, token_ids=token_ids)).SerializeToString()
 
 
@@ -88,7 +88,7 @@ class Measurer:
 
 
 def highest(measurer: Measurer) -> int | None:
-    """Return the highest of four levels that was sustained."""
+    """Returns the highest of four levels that was sustained."""
     found = highest_carried((16, 32, 64, 96), measurer, lambda measured: measured[1])
     return found and found[0]
 
@@ -116,7 +116,7 @@ def test_highest_carried_first_level_not_sustained_returns_none() -> None:
 
 
 def measured(*, itl_s: float = ITL_S, p99_s: float = 0.005, failed: int = 0, number: int = 0) -> Measured:
-    """Return the result of two requests on an engine with this step interval."""
+    """Returns the result of two requests on an engine with this step interval."""
     times_s = [itl_s * step for step in range(TOKENS)]
     arrivals = [Arrival(at_s, (1,)) for at_s in times_s]
     errors = ["lost" if index < failed else None for index in range(2)]
@@ -152,12 +152,12 @@ def test_measured_cpu_time_is_per_token_and_per_request() -> None:
 
 
 def climb(rung: str, number: int, many: Measured) -> Climb:
-    """Return the results of one rung in one round."""
+    """Returns the results of one rung in one round."""
     return Climb(rung, number, measured(), measured(), measured(), many, None if number else measured())
 
 
 def ladder(many_on_router: Measured | None = None) -> Ladder:
-    """Return a ladder of two rungs and two rounds. 256 streams are half as fast on the higher rung."""
+    """Returns a ladder of two rungs and two rounds. 256 streams are half as fast on the higher rung."""
     slow = many_on_router or measured(itl_s=2 * ITL_S)
     climbs = [climb(rung, number, many) for number in range(2) for rung, many in ((BARE, measured()), (ROUTER, slow))]
     healthy = Lag(100, 0.001, 0.004, 0.01)

@@ -7,7 +7,7 @@ from tests.bench.workloads import Workload
 
 
 def workload(requests: int = 4) -> Workload:
-    """Return a small workload."""
+    """Returns a small workload."""
     return Workload("w", streams=2, requests=requests, prompt_tokens=8, output_tokens=32, vocabulary_size=100)
 
 

@@ -7,7 +7,7 @@ from tests.bench.spreads import differences, identical_fraction, ratios, spread
 
 
 def answered(*token_ids: int) -> Record:
-    """Return the record of a request with these tokens."""
+    """Returns the record of a request with these tokens."""
     return record(4, [Arrival(1.0, token_ids)], intended_s=0.0, sent_s=0.0, end_s=2.0)
 
 

@@ -70,12 +70,12 @@ class CorpusReport:
 
 
 def hash_fraction(path: str) -> float:
-    """Return a number in [0, 1) that depends only on `path`, so that every machine samples the same files."""
+    """Returns a number in [0, 1) that depends only on `path`, so that every machine samples the same files."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
 
 
 def quality_problem(text: str) -> str | None:
-    """Return why a text is unsuitable for training, or None if it is suitable."""
+    """Returns why a text is unsuitable for training, or None if it is suitable."""
     size_bytes = len(text.encode("utf-8", "surrogatepass"))
     if size_bytes < MIN_FILE_BYTES:
         return "too short"
@@ -103,7 +103,7 @@ class CorpusFilter:
         return len(self._heldout_lines & self._seen_lines) / max(len(self._heldout_lines), 1)
 
     def accept(self, document: Document) -> bool:
-        """Return whether to keep `document`. A rejection is counted in `rejected` under its reason."""
+        """Returns whether to keep `document`. A rejection is counted in `rejected` under its reason."""
         problem = self._problem(document)
         if problem is None:
             return True
@@ -128,13 +128,13 @@ class CorpusFilter:
 
 
 def is_test_path(path: str) -> bool:
-    """Return whether a slash-separated path is in a test folder or names a test module."""
+    """Returns whether a slash-separated path is in a test folder or names a test module."""
     parts = path.split("/")
     return not TEST_PARTS.isdisjoint(parts) or parts[-1].startswith("test_") or parts[-1].endswith("_test.py")
 
 
 def decode_source(raw: bytes) -> str | None:
-    """Return UTF-8 text with `\\n` line ends, or None if `raw` is not UTF-8."""
+    """Returns UTF-8 text with `\\n` line ends, or None if `raw` is not UTF-8."""
     try:
         return raw.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -142,7 +142,7 @@ def decode_source(raw: bytes) -> str | None:
 
 
 def stdlib_documents(stdlib: Path) -> Iterator[Document]:
-    """Yield candidates from the running interpreter's standard library. Tests are sampled, and the other modules are repeated."""
+    """Yields candidates from the running interpreter's standard library. Tests are sampled, and the other modules are repeated."""
     for file in sorted(stdlib.rglob("*.py")):
         relative = file.relative_to(stdlib)
         if STDLIB_SKIPPED_PARTS & set(relative.parts):
@@ -157,7 +157,7 @@ def stdlib_documents(stdlib: Path) -> Iterator[Document]:
 
 
 def package_documents(name: str, files: Iterable[tuple[str, bytes]], keep_fraction: float) -> Iterator[Document]:
-    """Yield candidates from one package's (path, content) pairs. Tests are left out, because they would dominate."""
+    """Yields candidates from one package's (path, content) pairs. Tests are left out, because they would dominate."""
     for path, raw in files:
         if is_test_path(path) or hash_fraction(path) >= keep_fraction:
             continue
@@ -167,7 +167,7 @@ def package_documents(name: str, files: Iterable[tuple[str, bytes]], keep_fracti
 
 
 def documentation_documents(folder: Path) -> Iterator[Document]:
-    """Yield candidates from the reST sources of Python's documentation."""
+    """Yields candidates from the reST sources of Python's documentation."""
     for file in sorted(folder.rglob("*.rst.txt")):
         text = decode_source(file.read_bytes())
         if text is not None:
@@ -175,13 +175,13 @@ def documentation_documents(folder: Path) -> Iterator[Document]:
 
 
 def heldout_documents(stdlib: Path) -> list[Document]:
-    """Return the evaluation modules in the order of HELDOUT_MODULES. Raises FileNotFoundError if one is missing."""
+    """Returns the evaluation modules in the order of HELDOUT_MODULES. Raises FileNotFoundError if one is missing."""
     paths = [stdlib / f"{name}.py" for name in HELDOUT_MODULES]
     return [Document(path.name, "heldout", path.read_bytes().decode("utf-8")) for path in paths]
 
 
 def build_corpus(candidates: Iterable[Document], heldout: list[Document], folder: Path) -> CorpusReport:
-    """Filter `candidates`, write both files to `folder`, and return the statistics."""
+    """Filters `candidates`, writes both files to `folder`, and returns the statistics."""
     corpus_filter = CorpusFilter(heldout_line_set(document.text for document in heldout))
     kept = [document for document in candidates if corpus_filter.accept(document)]
     write_documents(kept, folder / "train.jsonl")
@@ -191,7 +191,7 @@ def build_corpus(candidates: Iterable[Document], heldout: list[Document], folder
 
 
 def write_documents(documents: Iterable[Document], path: Path) -> None:
-    """Write one JSON object per line. The file is renamed into place, so that a reader never sees an incomplete file."""
+    """Writes one JSON object per line. The file is renamed into place, so that a reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as stream:
@@ -200,6 +200,6 @@ def write_documents(documents: Iterable[Document], path: Path) -> None:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """Read a file that `write_documents` has written."""
+    """Reads a file that `write_documents` has written."""
     with path.open(encoding="utf-8") as stream:
         return [Document(**json.loads(line)) for line in stream]

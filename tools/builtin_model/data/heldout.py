@@ -42,12 +42,12 @@ _HELDOUT_STEMS = frozenset(HELDOUT_MODULES) | frozenset(f"test_{name}" for name 
 
 
 def distinctive_lines(text: str) -> set[str]:
-    """Return the stripped lines of `text` that are long enough to identify their origin."""
+    """Returns the stripped lines of `text` that are long enough to identify their origin."""
     return {line for raw in text.splitlines() if len(line := raw.strip()) >= MIN_LINE_CHARS}
 
 
 def heldout_line_set(texts: Iterable[str]) -> frozenset[str]:
-    """Return all distinctive lines of the held-out sources."""
+    """Returns all distinctive lines of the held-out sources."""
     lines: set[str] = set()
     for text in texts:
         lines |= distinctive_lines(text)
@@ -55,18 +55,18 @@ def heldout_line_set(texts: Iterable[str]) -> frozenset[str]:
 
 
 def is_heldout_name(path: str) -> bool:
-    """Return whether any part of a slash-separated `path` names a held-out module, its test or its documentation page."""
+    """Returns whether any part of a slash-separated `path` names a held-out module, its test or its documentation page."""
     parts = PurePosixPath(path).parts
     stems = [part.split(".", 1)[0].lstrip("_").lower() for part in parts]
     return any(stem in _HELDOUT_STEMS for stem in stems)
 
 
 def shared_fraction(text: str, heldout_lines: frozenset[str]) -> float:
-    """Return the fraction of the distinctive lines of `text` that also occur in the held-out sources."""
+    """Returns the fraction of the distinctive lines of `text` that also occur in the held-out sources."""
     lines = distinctive_lines(text)
     return len(lines & heldout_lines) / len(lines) if lines else 0.0
 
 
 def leaks_heldout(path: str, text: str, heldout_lines: frozenset[str]) -> bool:
-    """Return whether a candidate must be excluded because of its name or the lines it shares with held-out sources."""
+    """Returns whether a candidate must be excluded because of its name or the lines it shares with held-out sources."""
     return is_heldout_name(path) or shared_fraction(text, heldout_lines) > MAX_SHARED_FRACTION

@@ -50,14 +50,14 @@ class Batch:
 
 
 def pack_stream(documents: Iterable[list[int]], separator_id: int, seed: int) -> Tokens:
-    """Concatenate the documents in a random order, each preceded by `separator_id`."""
+    """Concatenates the documents in a random order, each preceded by `separator_id`."""
     pieces = [np.array([separator_id, *ids], dtype=np.uint16) for ids in documents]
     order = np.random.default_rng(seed).permutation(len(pieces))
     return np.concatenate([pieces[index] for index in order])
 
 
 def block_at(stream: Tokens, ordinal: int, seed: int) -> Tokens:
-    """Return the block that is visited at position `ordinal`, counted across epochs."""
+    """Returns the block that is visited at position `ordinal`, counted across epochs."""
     blocks = len(stream) // BLOCK_TOKENS
     epoch, within = divmod(ordinal, blocks)
     index = int(np.random.default_rng([seed, epoch]).permutation(blocks)[within])
@@ -65,7 +65,7 @@ def block_at(stream: Tokens, ordinal: int, seed: int) -> Tokens:
 
 
 def next_batch(stream: Tokens, position: DataPosition, *, sequence_tokens: int, batch_tokens: int, seed: int) -> Batch:
-    """Return the batch at `position`: `batch_tokens / sequence_tokens` sequences, each from a different block.
+    """Returns the batch at `position`: `batch_tokens / sequence_tokens` sequences, each from a different block.
 
     `sequence_tokens` takes effect when a new group begins. Until then, the length of the current group is used.
     Raises ValueError if `sequence_tokens` does not divide BLOCK_TOKENS and `batch_tokens`.

@@ -82,7 +82,7 @@ PACKAGES: tuple[Package, ...] = (
 
 
 def download_package(package: Package, folder: Path) -> Path:
-    """Download the pinned wheel to `folder` if it is not there, and return its path.
+    """Downloads the pinned wheel to `folder` if it is not there, and returns its path.
 
     Raises RuntimeError if pip cannot download the wheel.
     """
@@ -100,7 +100,7 @@ def download_package(package: Package, folder: Path) -> Path:
 
 
 def _find_wheel(prefix: str, folder: Path) -> Path | None:
-    """Return the wheel in `folder` whose normalized file name starts with `prefix`, or None."""
+    """Returns the wheel in `folder` whose normalized file name starts with `prefix`, or None."""
     for path in sorted(folder.glob("*.whl")):
         if path.name.replace("-", "_").lower().startswith(prefix + "_"):
             return path
@@ -108,7 +108,7 @@ def _find_wheel(prefix: str, folder: Path) -> Path | None:
 
 
 def wheel_sources(wheel: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the path and content of each Python file in a wheel, in path order."""
+    """Yields the path and content of each Python file in a wheel, in path order."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if name.endswith(".py"):
@@ -116,7 +116,7 @@ def wheel_sources(wheel: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def download_documentation(folder: Path) -> Path | None:
-    """Download Debian's Python documentation, unpack it under `folder`, and return the folder with its reST sources.
+    """Downloads Debian's Python documentation, unpacks it under `folder`, and returns the folder with its reST sources.
 
     Returns None if apt-get or dpkg-deb is missing or fails.
     """

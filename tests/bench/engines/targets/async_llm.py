@@ -28,7 +28,7 @@ class AsyncLlmSpec:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Start the engine. Its environment variables must be set already."""
+        """Starts the engine. Its environment variables must be set already."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from neox_serve.engine.vllm.arguments import build_engine_arguments
@@ -51,7 +51,7 @@ class AsyncLlmTarget:
         self._ids = count()
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """Send one request. Raises vLLM's exceptions."""
+        """Sends one request. Raises vLLM's exceptions."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -61,5 +61,5 @@ class AsyncLlmTarget:
             stamp(output.outputs[0].token_ids)
 
     def decode(self, stamped: Sequence[tuple[float, Sequence[int]]]) -> Response:
-        """Return one arrival for each output."""
+        """Returns one arrival for each output."""
         return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

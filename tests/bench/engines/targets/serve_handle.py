@@ -25,7 +25,7 @@ class ServeHandleSpec:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Connect to the cluster as a separate driver."""
+        """Connects to the cluster as a separate driver."""
         import ray
         from ray import serve
 
@@ -43,10 +43,10 @@ class ServeHandleTarget:
         self._handle = handle
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """Make one call. Raises Ray's exceptions."""
+        """Makes one call. Raises Ray's exceptions."""
         async for token_ids in self._handle.stream.remote(prompt, output_tokens):
             stamp(token_ids)
 
     def decode(self, stamped: Sequence[tuple[float, TokenIds]]) -> Response:
-        """Return one arrival for each item."""
+        """Returns one arrival for each item."""
         return Response([Arrival(at_s, tuple(token_ids)) for at_s, token_ids in stamped])

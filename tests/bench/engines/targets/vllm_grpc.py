@@ -24,7 +24,7 @@ class VllmGrpcSpec:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Target]:
-        """Open the connection in advance, so that no request includes its time."""
+        """Opens the connection in advance, so that no request includes its time."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(self.address, options) as channel:
             await channel.channel_ready()
@@ -39,14 +39,14 @@ class VllmGrpcTarget:
         self._ids = count()
 
     async def send(self, prompt: Prompt, output_tokens: int, stamp: Stamp) -> None:
-        """Make one Generate call. Raises AioRpcError if it fails."""
+        """Makes one Generate call. Raises AioRpcError if it fails."""
         assert not isinstance(prompt, str)
         call = self._method(generate_request(f"bench-{next(self._ids)}", prompt, output_tokens).SerializeToString())
         while (message := await call.read()) is not grpc.aio.EOF:
             stamp(message)
 
     def decode(self, stamped: Sequence[tuple[float, bytes]]) -> Response:
-        """Return one arrival for each chunk. The last message, which repeats all tokens, contributes none."""
+        """Returns one arrival for each chunk. The last message, which repeats all tokens, contributes none."""
         from smg_grpc_proto import vllm_engine_pb2
 
         parse = vllm_engine_pb2.GenerateResponse.FromString
@@ -54,7 +54,7 @@ class VllmGrpcTarget:
 
 
 def generate_request(request_id: str, prompt: Sequence[int], output_tokens: int) -> Any:
-    """Return a request for exactly `output_tokens` greedy tokens."""
+    """Returns a request for exactly `output_tokens` greedy tokens."""
     from smg_grpc_proto import vllm_engine_pb2
 
     return vllm_engine_pb2.GenerateRequest(

@@ -43,7 +43,7 @@ class BareServicer:
         self._sink = self._take
 
     async def stream_generate(self, raw: bytes, context: Context) -> None:
-        """Write the chunks as they are generated, then the final event."""
+        """Writes the chunks as they are generated, then the final event."""
         message = StreamGenerateRequest.FromString(raw)
         key, stream = next(self._keys), _Stream()
         self._streams[key] = stream
@@ -68,7 +68,7 @@ class BareServicer:
 
 
 async def _write_chunks(stream: _Stream, context: Context, prompt_tokens: int) -> bytes:
-    """Write the chunks of a stream until its end, and return the final event."""
+    """Writes the chunks of a stream until its end, and returns the final event."""
     chunks, final, ended = ChunkWriter(), StreamFinal(), False
     completion_tokens = 0
     while not ended:
@@ -87,7 +87,7 @@ async def _write_chunks(stream: _Stream, context: Context, prompt_tokens: int) -
 
 @asynccontextmanager
 async def bare(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """Run the engine and the server, and yield the server's address."""
+    """Runs the engine and the server, and yields the server's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = grpc.aio.server(options=_OPTIONS)
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareServicer(engine).stream_generate)

@@ -15,7 +15,7 @@ from tests.bench.ladder.hosts.gateway import gateway_server
 
 @asynccontextmanager
 async def engine_gateway(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """Run the engine and the gateway, and yield the gateway's address."""
+    """Runs the engine and the gateway, and yields the gateway's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = gateway_server(settings, EngineDispatcher(engine))
     await server.start()

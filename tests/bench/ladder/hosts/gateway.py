@@ -19,7 +19,7 @@ _READY_S = 60.0
 
 
 def gateway_server(settings: Settings, dispatcher: protocol.Dispatcher) -> GatewayServer:
-    """Return a gateway server for a dispatcher. The server is not started."""
+    """Returns a gateway server for a dispatcher. The server is not started."""
     folder = locate_tokenizer(settings.model.source, settings.model.revision)
     return GatewayServer(
         settings=GatewayProcessSettings.from_settings(settings),
@@ -32,7 +32,7 @@ def gateway_server(settings: Settings, dispatcher: protocol.Dispatcher) -> Gatew
 
 @asynccontextmanager
 async def gateway(settings: Settings, folder: Path) -> AsyncIterator[str]:
-    """Run the gateway and its dispatcher, and yield the address once the replica is connected."""
+    """Runs the gateway and its dispatcher, and yields the address once the replica is connected."""
 
     def metrics_text() -> str:
         return server.metrics_text()

@@ -23,7 +23,7 @@ Start = Callable[[Settings, Path], AbstractAsyncContextManager[str]]
 
 
 def run(part: str, start: Start) -> None:
-    """Run a part as the main function of its process."""
+    """Runs a part as the main function of its process."""
     settings_file, folder = map(Path, sys.argv[1:3])
     settings = restore(json.loads(settings_file.read_text(encoding="utf-8")))
     logs.configure(settings.log, part)
@@ -31,12 +31,12 @@ def run(part: str, start: Start) -> None:
 
 
 def address_file(folder: Path, part: str) -> Path:
-    """Return the file that contains a part's host:port while it serves."""
+    """Returns the file that contains a part's host:port while it serves."""
     return folder / f"{part}.address"
 
 
 def router_lookup(folder: Path) -> ResolveRouter:
-    """Return a function that returns the router's host:port. It raises FileNotFoundError if there is no router."""
+    """Returns a function that returns the router's host:port. It raises FileNotFoundError if there is no router."""
 
     async def resolve() -> str:
         return address_file(folder, "router").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ async def _serve(part: AbstractAsyncContextManager[str], file: Path) -> None:
 
 @contextmanager
 def _published(address: str, file: Path) -> Iterator[None]:
-    """Write the file atomically, because others may read it at any time."""
+    """Writes the file atomically, because others may read it at any time."""
     partial = file.with_suffix(".new")
     partial.write_text(address, encoding="utf-8")
     partial.replace(file)

@@ -14,7 +14,7 @@ from tests.bench.ladder.hosts import hosting
 
 @asynccontextmanager
 async def replica(settings: Settings, folder: Path) -> AsyncIterator[str]:
-    """Run the engine and its links, and yield the replica's address."""
+    """Runs the engine and its links, and yields the replica's address."""
     engine = await start_engine(PoolEngineSettings.from_settings(settings, Pool.GENERATION))
     server = ReplicaServer(
         engine=engine,

@@ -11,7 +11,7 @@ from tests.bench.ladder.hosts import hosting
 
 @asynccontextmanager
 async def router(settings: Settings, _folder: Path) -> AsyncIterator[str]:
-    """Run the router and its metrics page, and yield the router's address."""
+    """Runs the router and its metrics page, and yields the router's address."""
     server = RouterServer(settings=settings.router, metrics=settings.metrics)
     await server.start()
     try:

@@ -24,7 +24,7 @@ BUDGET = Budget(steps=4)
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Use one thread, so that sums have one order and runs can be compared exactly."""
+    """Uses one thread, so that sums have one order and runs can be compared exactly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -90,7 +90,7 @@ def test_fast_loss_equals_the_reference_in_value_and_gradient() -> None:
 
 
 def perturbed_model() -> GPTNeoXForCausalLM:
-    """Return a model whose norms and biases are not neutral, so that an error in folding them is detected."""
+    """Returns a model whose norms and biases are not neutral, so that an error in folding them is detected."""
     model = new_model(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

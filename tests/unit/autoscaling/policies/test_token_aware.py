@@ -11,7 +11,7 @@ from tests.unit.autoscaling.policies.timelines import REPLICAS_PER_REQUEST_PER_S
 
 
 def rate_for(replicas: float) -> float:
-    """Return the requests per second that keep this many replicas busy."""
+    """Returns the requests per second that keep this many replicas busy."""
     return replicas / REPLICAS_PER_REQUEST_PER_S
 
 

@@ -16,12 +16,12 @@ REPLICAS_PER_REQUEST_PER_S = CAPACITY.replicas_of_request(1000, 200, SPEC.target
 
 
 def demand(rate: float, waiting: float = 0.0) -> ClassDemand:
-    """Return the demand of `rate` requests per second with 1,000 prompt and 200 output tokens each."""
+    """Returns the demand of `rate` requests per second with 1,000 prompt and 200 output tokens each."""
     return ClassDemand(waiting, waiting * 1200, rate, rate * 1000, rate * 200)
 
 
 def signals(rate: float = 0.0, ready: int = 1, running: float = 0.0, waiting: float = 0.0, **others: float) -> PoolSignals:
-    """Return the signals of a pool with one priority class."""
+    """Returns the signals of a pool with one priority class."""
     return PoolSignals(
         ready_replicas=ready,
         by_class={"default": demand(rate, waiting)},
@@ -32,7 +32,7 @@ def signals(rate: float = 0.0, ready: int = 1, running: float = 0.0, waiting: fl
 
 
 def timeline(policy: Policy, signals_at: Callable[[int, int], PoolSignals], seconds: int, spec: PoolSpec = SPEC) -> list[Decision]:
-    """Return one decision per second. `signals_at` maps the second and the previously decided count to the signals."""
+    """Returns one decision per second. `signals_at` maps the second and the previously decided count to the signals."""
     state: State = {}
     found, count = list[Decision](), signals_at(0, 1).replicas
     for second in range(seconds):

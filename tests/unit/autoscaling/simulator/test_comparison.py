@@ -13,7 +13,7 @@ TARGET_FRACTION = 0.99
 
 
 def search(curve: Curve, enough: float, fine: int) -> list[float]:
-    """Return the knobs that are tried if all from `enough` on meet the target, at a cost equal to the knob."""
+    """Returns the knobs that are tried if all from `enough` on meet the target, at a cost equal to the knob."""
     tried: list[float] = []
     while knobs := curve.next_knobs(5, fine, TARGET_FRACTION):
         tried += knobs

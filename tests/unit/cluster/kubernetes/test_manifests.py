@@ -108,13 +108,13 @@ RAY_SERVICE = {
 
 
 def groups(settings: Settings, **target: Any) -> dict[str, Any]:
-    """Return the worker groups by name."""
+    """Returns the worker groups by name."""
     service, *_ = render(settings, Target(**target))
     return {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
 
 
 def gpus(group: dict[str, Any]) -> int:
-    """Return the number of GPUs of one pod."""
+    """Returns the number of GPUs of one pod."""
     return int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
 
 

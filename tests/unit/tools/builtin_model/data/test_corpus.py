@@ -20,12 +20,12 @@ from tools.builtin_model.data.corpus import (
 
 
 def source(name: str, lines: int = 30) -> str:
-    """Return plausible code whose lines are distinctive for `name`."""
+    """Returns plausible code whose lines are distinctive for `name`."""
     return "\n".join(f"result_{name} = compute_{name}(argument, option_{name}={index % 7})  # {name}" for index in range(lines))
 
 
 def words(name: str) -> str:
-    """Return code with distinct lines that no other name shares."""
+    """Returns code with distinct lines that no other name shares."""
     return "\n".join(f"value = {name}_function_{chr(97 + index)}(first, second, third)" for index in range(20))
 
 

@@ -15,7 +15,7 @@ HELDOUT_TEXT = "\n".join(f"    self._dispatch_table[{index}] = handler_{index}" 
 
 
 def independent_text(lines: int) -> str:
-    """Return text that shares no line with HELDOUT_TEXT."""
+    """Returns text that shares no line with HELDOUT_TEXT."""
     return "\n".join(f"connection.execute_statement_{index}(query)" for index in range(lines))
 
 

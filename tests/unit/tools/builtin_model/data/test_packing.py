@@ -7,12 +7,12 @@ from tools.builtin_model.data.packing import BLOCK_TOKENS, Batch, DataPosition, 
 
 
 def numbered_stream(blocks: int) -> Tokens:
-    """Return a stream in which each token is its own index. BLOCK_TOKENS * blocks must fit in 16 bits."""
+    """Returns a stream in which each token is its own index. BLOCK_TOKENS * blocks must fit in 16 bits."""
     return np.arange(blocks * BLOCK_TOKENS, dtype=np.uint16)
 
 
 def batches(stream: Tokens, count: int, sequence_tokens: int, *, position: DataPosition | None = None) -> list[Batch]:
-    """Return `count` consecutive batches of 4096 tokens."""
+    """Returns `count` consecutive batches of 4096 tokens."""
     found: list[Batch] = []
     position = position or DataPosition()
     for _ in range(count):
