@@ -118,6 +118,7 @@ class CommandCluster:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        self._process.wait(STOP_TIMEOUT_S)
 
     def _wait_for(self, condition: Any, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s

@@ -27,7 +27,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_training_with_two_workers_ends_with_the_weights_of_one(cluster: CommandCluster, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{json.dumps(one.example)}\n" for one in questions()[:60]))
-    choices: dict[str, Any] = {"rank": 2, "targets": ["query_key_value"], "epochs": 2, "learning_rate": 5e-3, "batch_tokens": 1024}
+    choices: dict[str, Any] = {"rank": 2, "targets": ("query_key_value",), "epochs": 2, "learning_rate": 5e-3, "batch_tokens": 1024}
     alone = FinetuneRun(FinetuneWork(str(source), "one", **choices), tmp_path / "registry")
     done = subprocess.run(
         [sys.executable, "-m", "deployments.jobs.finetune", *arguments_of(alone)], capture_output=True, text=True, check=False, timeout=300
@@ -41,5 +41,8 @@ def test_training_with_two_workers_ends_with_the_weights_of_one(cluster: Command
         assert last.state is JobState.SUCCEEDED, last
     one, two = weights(alone.output), weights(registry / "two")
     assert one.keys() == two.keys()
-    largest = max(float(tensor.abs().max()) for tensor in one.values())
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * largest
+    # Two workers add up gradients in another order. Adam turns that rounding noise into part of a step where a gradient is nearly zero, so
+    # the weights are compared as a whole; wrong shares of the examples would change them by whole steps.
+    difference = sum(float((one[name] - two[name]).square().sum()) for name in one) ** 0.5
+    norm = sum(float(tensor.square().sum()) for tensor in one.values()) ** 0.5
+    assert difference < 1e-3 * norm
