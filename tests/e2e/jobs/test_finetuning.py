@@ -77,7 +77,7 @@ def test_adapter_with_an_existing_name_is_refused(adapter: Path, client: Client)
 
 
 def test_chat_without_a_template_is_refused(client: Client, asked: list[Question]) -> None:
-    with pytest.raises(ServeError, match="the model has not a chat template"):
+    with pytest.raises(ServeError, match="a chat template; send the prompt as text"):
         client.generate([asked[0].asked])
 
 
