@@ -2,7 +2,7 @@
 
 from neox_serve.engine.hardware import Machine, dtype_for, this_machine
 from neox_serve.engine.pools import executor_backend
-from neox_serve.engine.vllm.plugins import int4
+from neox_serve.engine.vllm.plugins import kernels
 from neox_serve.model import model_files
 from neox_serve.settings.engines import EngineSettings
 from neox_serve.settings.slices import PoolEngineSettings
@@ -55,8 +55,8 @@ def _cpu_environment(engine: EngineSettings, machine: Machine) -> dict[str, str]
         # Without this variable Ray gives a process one thread, and each unbound worker uses one thread per core of the machine.
         "OMP_NUM_THREADS": str(max(1, machine.cores // engine.workers)),
     }
-    if "avx512f" not in machine.cpu_flags or dtype_for(engine.dtype, machine.cpu_flags, on_gpu=False) == "float32":
-        environment["VLLM_DISABLED_KERNELS"] = int4.VLLMS_OWN
+    if disabled := _disabled_kernels(engine, machine):
+        environment["VLLM_DISABLED_KERNELS"] = ",".join(disabled)
     if machine.cores <= _FEW_CORES:
         # Threads that spin while they wait for each other occupy the cores that gateways, router and the other engine need. On 2 busy cores
         # with 32 streams of the built-in model: 210 tok/s with spinning threads, 790 tok/s with sleeping ones.
@@ -65,3 +65,13 @@ def _cpu_environment(engine: EngineSettings, machine: Machine) -> dict[str, str]
         # Otherwise two small functions of the sampler are compiled with g++ on first use, which stops the whole batch for 30 s.
         environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment
+
+
+def _disabled_kernels(engine: EngineSettings, machine: Machine) -> list[str]:
+    """Returns the names of vLLM's kernels that do not work on this CPU, so that vLLM uses ours instead."""
+    disabled = []
+    if "avx512f" not in machine.cpu_flags or dtype_for(engine.dtype, machine.cpu_flags, on_gpu=False) == "float32":
+        disabled.append(kernels.VLLM_INT4_KERNEL)
+    if "amx_tile" in machine.cpu_flags:
+        disabled.append(kernels.VLLM_INT8_KERNEL)
+    return disabled

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from neox_serve.engine.vllm.plugins.int4 import VLLMS_OWN
+from neox_serve.engine.vllm.plugins.kernels import VLLM_INT4_KERNEL
 
 
 def vllm_weight_bytes(*models: tuple[Path, str]) -> list[int]:
@@ -18,7 +18,7 @@ def vllm_weight_bytes(*models: tuple[Path, str]) -> list[int]:
     4-bit ones with our kernel, which works on any CPU.
     """
     told = [str(part) for model in models for part in model]
-    command, environment = [sys.executable, "-m", __name__, *told], {**os.environ, "VLLM_DISABLED_KERNELS": VLLMS_OWN}
+    command, environment = [sys.executable, "-m", __name__, *told], {**os.environ, "VLLM_DISABLED_KERNELS": VLLM_INT4_KERNEL}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return [int(line) for line in done.stdout.splitlines() if line.isdecimal()]

@@ -46,6 +46,12 @@ def test_environment_disables_vllms_4_bit_kernel_on_cpus_that_it_does_not_suppor
     assert "VLLM_DISABLED_KERNELS" not in environment_of(settings_of(dtype="bfloat16"), with_avx512)
 
 
+def test_environment_disables_vllms_8_bit_kernel_on_cpus_with_amx() -> None:
+    with_amx = Machine(AVX2.cpu_flags | {"avx512f", "amx_tile"}, AVX2.cores, AVX2.memory_bytes)
+    disabled = environment_of(settings_of(dtype="float32"), with_amx)["VLLM_DISABLED_KERNELS"]
+    assert disabled == "CPUWNA16LinearKernel,CPUInt8ScaledMMLinearKernel"
+
+
 def test_environment_lets_waiting_threads_sleep_on_machines_with_few_cores() -> None:
     many = Machine(AVX2.cpu_flags, cores=64, memory_bytes=AVX2.memory_bytes)
     assert environment_of(settings_of())["OMP_WAIT_POLICY"] == "PASSIVE"
