@@ -72,10 +72,14 @@ def test_memory_in_vllm_agrees_with_the_plan(made: Made) -> None:
     ]
 
 
-async def test_engine_serves_the_quantized_checkpoint(made: Made) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_engine_serves_the_quantized_checkpoint(made: Made, dtype: str) -> None:
+    """Which kernels serve a checkpoint depends on the type that the engine computes in."""
     tokenizer, reference = Tokenizer(made.folder), Reference.load(model_files.locate("builtin", None))
     ids = tokenizer.encode(made.held_out)[:1_000]
-    engine = await start(Pool.GENERATION, restore({"model": {"source": str(made.folder)}, "generation": {"engine": SMALL}}))
+    engine = await start(
+        Pool.GENERATION, restore({"model": {"source": str(made.folder)}, "generation": {"engine": {**SMALL, "dtype": dtype}}})
+    )
     try:
         request = GenerationRequest("one", ids, Stopping(max_tokens=1, ignore_eos=True), Sampling(temperature=0.0), prompt_logprobs=0)
         answer = await ask(engine, request)
