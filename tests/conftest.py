@@ -1,5 +1,6 @@
 """Fixtures and settings that all tests share."""
 
+import os
 import signal
 
 import pytest
@@ -16,6 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes the tests independent of how they are started.
 
     A shell ignores SIGINT in its background jobs, and the processes that a test starts inherit that: they could not be interrupted.
+    `make test` passes its flags on to every `make` that a test starts, which would then print more and may use other options.
     """
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        os.environ.pop(name, None)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
